@@ -1,0 +1,1 @@
+"""The daemon: one generation core behind two doors, HTTP and MQTT."""

@@ -1,0 +1,1 @@
+"""Fleets: deploy and update devices."""

@@ -1,0 +1,1 @@
+"""Runners: run an artifact. One file per backend, behind the one `Runner` seam."""

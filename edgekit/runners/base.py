@@ -1,0 +1,98 @@
+"""The seam between what generates text and what runs a model.
+
+A runner owns numbered sequence slots, each with its own KV cache. Sampling, grammar, batching policy and
+the prefix cache live above it, once, for all backends. A runner is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Chunk", "Limits", "Runner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a loaded runner can do.
+
+    Attributes:
+        context_length: Tokens one sequence slot holds.
+        sequence_slots: Slots, numbered from 0.
+        max_chunk: Most tokens of one slot in one `run`: the prefill step.
+        vocab_size: Width of a row of logits.
+        kv_bytes_per_token: KV cache bytes of one token in one slot.
+    """
+
+    context_length: int
+    sequence_slots: int
+    max_chunk: int
+    vocab_size: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens to append to one sequence slot.
+
+    Attributes:
+        slot: The sequence slot.
+        tokens: At least one, at most `Limits.max_chunk`.
+        logits: For which of them logits are wanted.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    logits: Literal["none", "last", "all"] = "last"
+
+
+class Runner(Protocol):
+    """A model loaded and ready."""
+
+    @property
+    def limits(self) -> Limits:
+        """What this runner can do."""
+
+    def run(self, chunks: Sequence[Chunk]) -> list[npt.NDArray[np.float32]]:
+        """Append each chunk to its slot in one step.
+
+        Args:
+            chunks: At most one per slot.
+
+        Returns:
+            For each chunk float32 logits `[n, vocab]`, n being 0, 1 or the number of tokens. The arrays
+            may be overwritten by the next `run`: copy what must stay.
+
+        Raises:
+            RunnerError: A slot would exceed the context length (its cache is then unchanged), or the backend failed.
+        """
+
+    def length(self, slot: int) -> int:
+        """Tokens the slot holds."""
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything from position `length` on; `truncate(slot, 0)` frees the slot.
+
+        Raises:
+            RunnerError: The slot holds fewer tokens.
+        """
+
+    def read_kv(self, slot: int, start: int, stop: int) -> bytes:
+        """The KV cache of positions `start:stop`, in a layout of the runner's own.
+
+        Only `write_kv` of the same runner on the same bundle understands it.
+        """
+
+    def write_kv(self, slot: int, start: int, data: bytes) -> int:
+        """Put back what `read_kv` gave, at position `start` (the slot's length), and return the new length.
+
+        Raises:
+            RunnerError: The data does not fit this runner or this position.
+        """
+
+    def close(self) -> None:
+        """Release the model."""

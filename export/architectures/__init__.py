@@ -1,0 +1,45 @@
+"""Architectures, one file per Hugging Face `model_type`.
+
+The folder is listed first and a module imported after: a missing dependency is never reported as an
+unsupported model, and a hostile `model_type` cannot name a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
+
+from edgekit.errors import ExportError, nearest
+from edgekit.export.architectures.decoder import Decoder
+
+__all__ = ["architectures", "describe"]
+
+_NOT_MODELS = {"__init__", "decoder"}
+
+
+def architectures() -> tuple[str, ...]:
+    """The `model_type`s that edgekit exports, sorted."""
+    stems = (entry.name.removesuffix(".py") for entry in files(__name__).iterdir() if entry.name.endswith(".py"))
+    return tuple(sorted(stem for stem in stems if stem not in _NOT_MODELS))
+
+
+def describe(config: Mapping[str, Any]) -> Decoder:
+    """Describe the model that a Hugging Face `config.json` stands for.
+
+    Raises:
+        ExportError: The architecture is unknown, or the configuration asks for mathematics it does not cover.
+    """
+    model_type = config.get("model_type")
+    known = architectures()
+    if model_type not in known:
+        near = nearest(str(model_type), known)
+        raise ExportError(
+            f"unsupported architecture `{model_type}`",
+            hint=(f"did you mean `{near}`? " if near else "") + f"known architectures: {', '.join(known)}",
+            code="unsupported_architecture",
+        )
+    module = import_module(f"{__name__}.{model_type}")
+    decoder: Decoder = module.describe(config)
+    return decoder

@@ -1,0 +1,1 @@
+"""Checkpoint readers, one file per format. They yield tensors lazily and know no target."""

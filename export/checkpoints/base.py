@@ -1,0 +1,99 @@
+"""What every checkpoint reader gives, whatever the format on disk.
+
+Names and shapes are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`, `[out, in]`), and so are the
+configuration keys: a reader of another format translates. Nothing here knows a target or a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.export.quantization.grid import GroupedTensor
+
+__all__ = ["Checkpoint", "SourceFile", "TensorInfo", "TokenizerFiles"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a checkpoint says about one tensor, without reading it.
+
+    Attributes:
+        name: Hugging Face name.
+        shape: As Hugging Face stores it; `[out, in]` for a linear layer.
+        encoding: The format's own word for how it is stored: `BF16`, `Q4_1`, …
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file a checkpoint was read from; it goes into the manifest."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """The text side of a checkpoint, as Hugging Face lays it out.
+
+    Attributes:
+        tokenizer_json: Contents of `tokenizer.json` (the `tokenizers` library's format).
+        chat_template: The Jinja chat template, None if the checkpoint has none.
+        special: `bos_token`, `eos_token`, `pad_token`, `unk_token`: those that exist, as text.
+        eos_token_ids: Every token that ends an answer.
+        extra: Further files to carry into the bundle unchanged (name -> contents).
+    """
+
+    tokenizer_json: bytes
+    chat_template: str | None
+    special: Mapping[str, str]
+    eos_token_ids: tuple[int, ...]
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Checkpoint(Protocol):
+    """A checkpoint opened for reading. Tensors are read one at a time, when asked for."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The keys of Hugging Face's `config.json`."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its Hugging Face name."""
+
+    def read(self, name: str) -> FloatArray | GroupedTensor:
+        """Read one tensor.
+
+        Returns:
+            A `GroupedTensor` where the checkpoint stores 4- or 8-bit codes with one scale and offset per group
+            (GGUF Q4_0, Q4_1, Q8_0, Q4_K; GPTQ; AWQ), else float32. Both are bit-exact to what is stored.
+
+        Raises:
+            ExportError: The tensor is missing or its bytes are.
+        """
+
+    def tokenizer(self) -> TokenizerFiles:
+        """The tokenizer and the chat template.
+
+        Raises:
+            ExportError: The checkpoint carries none that can be used.
+        """
+
+    def source(self) -> tuple[SourceFile, ...]:
+        """The files it was read from, hashed (reads them once more, in chunks)."""
+
+    def close(self) -> None:
+        """Release files and maps."""

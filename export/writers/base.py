@@ -1,0 +1,57 @@
+"""What a writer is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.quantization.grid import GroupedTensor
+
+__all__ = ["Artifact", "Progress", "Weights"]
+
+Progress = Callable[[str], None]
+"""Called with the name of each tensor once it is written."""
+
+
+class Weights(Protocol):
+    """The model's numbers, one tensor at a time: the writer asks, uses and forgets.
+
+    Asking twice reads and quantizes twice; a writer asks once.
+    """
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        """A norm or a bias, float32 `[n]`."""
+
+    def matrix(self, linear: Linear) -> GroupedTensor | npt.NDArray[np.float32]:
+        """The weight of a linear layer or of the embedding, `[out, in]`.
+
+        Returns:
+            On the target's grid; or float32 `[out, in]` where the recipe leaves the tensor (or the whole
+            model, `--recipe none`) in floating point.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a writer made.
+
+    Attributes:
+        files: Paths relative to the bundle's folder, in the order written.
+        config: The `config.json` to put beside them.
+    """
+
+    files: tuple[str, ...]
+    config: dict[str, object]
+
+
+class Writer(Protocol):
+    """Writes an artifact into a folder."""
+
+    def __call__(self, decoder: Decoder, weights: Weights, folder: Path, progress: Progress) -> Artifact:
+        """Write the artifact; on failure the folder may hold a part, which the pipeline discards."""
