@@ -1,0 +1,1 @@
+"""The command line: verbs only; the one place that prints and exits."""
