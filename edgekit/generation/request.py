@@ -12,7 +12,16 @@ from typing import Literal
 from edgekit.errors import EdgekitError, RequestError
 
 __all__ = [
-    "ChatRequest", "Delta", "Event", "Failure", "Finish", "FinishReason", "Message", "Sampling", "Timings", "Usage",
+    "ChatRequest",
+    "Delta",
+    "Event",
+    "Failure",
+    "Finish",
+    "FinishReason",
+    "Message",
+    "Sampling",
+    "Timings",
+    "Usage",
 ]
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -1,0 +1,1 @@
+"""Bundles: manifest, hashes, signature, slots. No network, and no knowledge of models."""

@@ -1,0 +1,149 @@
+"""A bundle on disk: open it, check every byte, write its manifest.
+
+A bundle is a folder: `manifest.json`, the artifact, and the text side under the names Hugging Face uses
+(`config.json`, `tokenizer.json`, `chat_template.jinja`, …). It knows no model and no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from edgekit.errors import BundleError
+
+__all__ = ["Bundle", "Problem", "hash_file", "hash_folder", "open_bundle", "verify_bundle"]
+
+_CHUNK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle; its files are not yet verified."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a bundle.
+
+    Attributes:
+        path: The file, relative to the bundle.
+        what: `missing`, `size`, `hash`, `unlisted` or `not a file`.
+        detail: One line for a person.
+    """
+
+    path: str
+    what: str
+    detail: str
+
+
+def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> tuple[int, str]:
+    """Return a file's size in bytes and its SHA-256, reading it in chunks.
+
+    Args:
+        path: The file.
+        progress: Called with the bytes of each chunk read.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            if progress:
+                progress(len(chunk))
+    return size, digest.hexdigest()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle by its folder.
+
+    Raises:
+        BundleError: It is not a bundle, or its manifest is damaged.
+        IncompatibleBundleError: It was written for a newer edgekit.
+    """
+    manifest = path / MANIFEST_NAME
+    if not path.exists():
+        raise BundleError(
+            f"there is no bundle at {path}", hint=f"make one: edgekit export MODEL --target cpu -o {path}"
+        )
+    try:
+        text = manifest.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST_NAME}",
+            hint="make one with `edgekit export MODEL -o DIR`",
+        ) from None
+    except OSError as error:
+        raise BundleError(f"cannot read {manifest}: {error.strerror}") from error
+    return Bundle(path=path, manifest=Manifest.from_json(text))
+
+
+def list_files(folder: Path) -> list[str]:
+    """Every file below `folder` but the manifest, as sorted relative paths with forward slashes."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in names:
+            relative = (Path(root) / name).relative_to(folder).as_posix()
+            if relative != MANIFEST_NAME:
+                found.append(relative)
+    return sorted(found)
+
+
+def hash_folder(folder: Path, known: Iterable[FileEntry] = ()) -> tuple[FileEntry, ...]:
+    """Hash every file of a bundle being written.
+
+    Args:
+        folder: The bundle's folder.
+        known: Entries already hashed while their file was written.
+    """
+    entries = {entry.path: entry for entry in known}
+    for relative in list_files(folder):
+        if relative not in entries:
+            entries[relative] = FileEntry(relative, *hash_file(folder / relative))
+    return tuple(entries[path] for path in sorted(entries))
+
+
+def verify_bundle(bundle: Bundle, progress: Callable[[int], None] | None = None) -> list[Problem]:
+    """Check every file of a bundle against its manifest.
+
+    Args:
+        bundle: The bundle.
+        progress: Called with the bytes of each chunk hashed.
+
+    Returns:
+        Everything that is wrong, in path order; empty if the bundle is sound.
+    """
+    problems = []
+    listed = {entry.path: entry for entry in bundle.manifest.files}
+    for relative, entry in sorted(listed.items()):
+        path = bundle.path / relative
+        # A link could lead out of the bundle and change under it: only real files count.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            problems.append(Problem(relative, "not a file", f"{relative} is not a regular file"))
+            continue
+        if not path.exists():
+            problems.append(Problem(relative, "missing", f"{relative} is missing"))
+            continue
+        try:
+            size, sha256 = hash_file(path, progress)
+        except OSError as error:
+            problems.append(Problem(relative, "missing", f"{relative} cannot be read: {error.strerror}"))
+            continue
+        if size != entry.size:
+            problems.append(Problem(relative, "size", f"{relative} has {size} bytes instead of {entry.size}"))
+        elif sha256 != entry.sha256:
+            problems.append(Problem(relative, "hash", f"{relative} was changed: its SHA-256 is {sha256[:12]}…"))
+    problems.extend(
+        Problem(relative, "unlisted", f"{relative} is not part of the bundle")
+        for relative in list_files(bundle.path)
+        if relative not in listed
+    )
+    return problems

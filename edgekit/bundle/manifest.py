@@ -1,0 +1,199 @@
+"""`manifest.json`: what a bundle is, where it came from, what it needs and which bytes it is made of.
+
+Fields this version does not know are kept as they are, so that an old device can carry a newer bundle.
+A path in a manifest never leaves the bundle's folder. The file begins with its own digest: the SHA-256 of its
+bytes with the digest's 64 digits replaced by zeros, so that a flipped bit in the manifest itself is found too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from edgekit.errors import BundleError, IncompatibleBundleError
+
+__all__ = ["MANIFEST_NAME", "SCHEMA", "Artifact", "FileEntry", "Manifest", "MemoryTable"]
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEAD = re.compile(rb'\{\n  "digest": "([0-9a-f]{64})",\n')
+_ZEROS = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle.
+
+    Attributes:
+        path: Relative, with forward slashes.
+        size: Bytes.
+        sha256: 64 lower-case hexadecimal digits.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse paths out of the bundle and anything that is no digest."""
+        path = PurePosixPath(self.path)
+        if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path or "\0" in self.path:
+            raise BundleError(f"{MANIFEST_NAME}: `{self.path}` is not a path inside the bundle")
+        if path.as_posix() != self.path or self.path == MANIFEST_NAME:
+            raise BundleError(f"{MANIFEST_NAME}: `{self.path}` is not the plain name of a file beside the manifest")
+        if not _SHA256.fullmatch(self.sha256):
+            raise BundleError(f"{MANIFEST_NAME}: `{self.path}` has no SHA-256 digest")
+        if self.size < 0:
+            raise BundleError(f"{MANIFEST_NAME}: `{self.path}` has a negative size")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What runs.
+
+    Attributes:
+        kind: `onnx` or `mlx`; it chooses the runner.
+        dialect: For ONNX `onnxruntime`, `portable` or `native`; empty for MLX.
+    """
+
+    kind: str
+    dialect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTable:
+    """What the bundle takes in memory, in bytes.
+
+    Attributes:
+        weights: The artifact's weights as the runner holds them.
+        kv_cache_per_token: KV cache of one token in one sequence slot.
+    """
+
+    weights: int
+    kv_cache_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A bundle's manifest.
+
+    Attributes:
+        name: The model's name, as `/v1/models` shows it.
+        created: UTC time of the export, ISO 8601.
+        edgekit: Version of edgekit that wrote it.
+        source: The checkpoint: its `id` and its `files` with size and SHA-256.
+        architecture: Hugging Face `model_type`.
+        parameters: Number of weights.
+        recipe: Method, bits and group size, in the recipe's own words.
+        quality: Measured figures; empty if nothing was measured.
+        context_length: Longest sequence in tokens.
+        eos_token_ids: Tokens that end an answer.
+        licence: SPDX identifier of the weights, or `unknown`.
+        compatible: Strings of the targets that may run it.
+        files: Every other file of the bundle.
+        extra: Fields of a newer schema, kept.
+    """
+
+    name: str
+    created: str
+    edgekit: str
+    source: Mapping[str, Any]
+    architecture: str
+    parameters: int
+    artifact: Artifact
+    recipe: Mapping[str, Any]
+    context_length: int
+    memory: MemoryTable
+    eos_token_ids: tuple[int, ...]
+    licence: str
+    compatible: tuple[str, ...]
+    files: tuple[FileEntry, ...]
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of `manifest.json`, unknown fields included, its digest first."""
+        data = asdict(self)
+        data.update(data.pop("extra"))
+        head = {"digest": _ZEROS, "schema": data.pop("schema")}
+        text = json.dumps({**head, **data}, indent=2, ensure_ascii=False) + "\n"
+        return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            BundleError: Its digest is wrong, it is not JSON, or a field is missing or of the wrong kind.
+            IncompatibleBundleError: Its schema is newer than this version can read.
+        """
+        head = _HEAD.match(text)
+        if not head:
+            raise BundleError(f"{MANIFEST_NAME} does not begin with its digest", hint="copy or export the bundle again")
+        zeroed = text[: head.start(1)] + _ZEROS.encode() + text[head.end(1) :]
+        if hashlib.sha256(zeroed).hexdigest().encode() != head[1]:
+            raise BundleError(
+                f"{MANIFEST_NAME} was changed: its digest does not match",
+                hint="copy or export the bundle again",
+            )
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST_NAME} is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise BundleError(f"{MANIFEST_NAME} is not a JSON object")
+        schema = data.get("schema")
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+            raise BundleError(f"{MANIFEST_NAME} has no schema version")
+        if schema > SCHEMA:
+            raise IncompatibleBundleError(
+                f"the bundle's schema is {schema}; this edgekit reads up to {SCHEMA}", hint="update edgekit"
+            )
+        known = {item.name for item in fields(cls)} - {"extra"} | {"digest"}
+        try:
+            return cls(
+                name=_as(data, "name", str),
+                created=_as(data, "created", str),
+                edgekit=_as(data, "edgekit", str),
+                source=_as(data, "source", dict),
+                architecture=_as(data, "architecture", str),
+                parameters=_as(data, "parameters", int),
+                artifact=Artifact(
+                    kind=_as(_as(data, "artifact", dict), "kind", str),
+                    dialect=str(data["artifact"].get("dialect", "")),
+                ),
+                recipe=_as(data, "recipe", dict),
+                context_length=_as(data, "context_length", int),
+                memory=MemoryTable(
+                    weights=_as(_as(data, "memory", dict), "weights", int),
+                    kv_cache_per_token=_as(data["memory"], "kv_cache_per_token", int),
+                ),
+                eos_token_ids=tuple(int(token) for token in _as(data, "eos_token_ids", list)),
+                licence=_as(data, "licence", str),
+                compatible=tuple(str(item) for item in _as(data, "compatible", list)),
+                files=tuple(
+                    FileEntry(_as(item, "path", str), _as(item, "size", int), _as(item, "sha256", str))
+                    for item in _as(data, "files", list)
+                ),
+                quality=data.get("quality") or {},
+                schema=schema,
+                extra={key: value for key, value in data.items() if key not in known},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST_NAME}: {error}") from error
+
+
+def _as(data: Any, key: str, kind: type) -> Any:
+    if not isinstance(data, dict) or key not in data:
+        raise BundleError(f"{MANIFEST_NAME}: `{key}` is missing")
+    value = data[key]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise BundleError(f"{MANIFEST_NAME}: `{key}` is not a {kind.__name__}")
+    return value
