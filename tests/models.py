@@ -1,0 +1,130 @@
+"""Makes tiny checkpoints with random weights, laid out as Hugging Face lays them out.
+
+The weights have realistic scales (so that logits spread and attention is not flat) and mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from edgekit.export.architectures import describe
+
+__all__ = ["CHATML", "tiny_checkpoint", "tiny_tensors"]
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def tiny_checkpoint(
+    folder: Path,
+    *,
+    model_type: Literal["qwen2", "llama"] = "qwen2",
+    tied: bool = False,
+    layers: int = 3,
+    heads: int = 4,
+    kv_heads: int = 2,
+    hidden: int = 128,
+    intermediate: int = 192,
+    vocab: int = 512,
+    max_position: int = 256,
+    seed: int = 0,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> Path:
+    """Write a checkpoint folder: config, weights, tokenizer, chat template.
+
+    Widths that divide by 64 (the defaults do, `intermediate` by 64 too) fit every group size but 128.
+
+    Args:
+        folder: Created if it is not there.
+        vocab: At least 259: 256 bytes and three special tokens.
+
+    Returns:
+        `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "architectures": [{"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[model_type]],
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": max_position,
+        "rms_norm_eps": 1e-6 if model_type == "qwen2" else 1e-5,
+        # Neither library's default, so that a lost value shows.
+        "rope_theta": 50_000.0,
+        "tie_word_embeddings": tied,
+        "torch_dtype": dtype,
+        "vocab_size": vocab,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: _random(rng, name, shape).astype(_DTYPES[dtype])
+        for name, shape in describe(config).tensor_shapes().items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(folder, vocab)
+    return folder
+
+
+def tiny_tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Every tensor of a tiny checkpoint in float32, by name."""
+    return {name: value.astype(np.float32) for name, value in load_file(folder / "model.safetensors").items()}
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    values = rng.standard_normal(shape, dtype=np.float32)
+    if name.endswith("norm.weight"):
+        return (1 + 0.1 * values).astype(np.float32)
+    if name.endswith(".bias"):
+        return (0.3 * values).astype(np.float32)
+    if "embed_tokens" in name:
+        return (0.2 * values).astype(np.float32)
+    # Keeps the variance of activations from layer to layer.
+    values /= np.float32(np.sqrt(shape[-1]))
+    return values
+
+
+def _write_tokenizer(folder: Path, vocab: int) -> None:
+    """Train a byte-level BPE whose ids fill at most `vocab`; any text survives encode and decode."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = ["the capital of France is Paris", "user assistant system", "what is the sum of even numbers in a list"]
+    tokenizer.train_from_iterator(words, trainer=trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[1],
+        "eos_token": SPECIAL[2],
+        "pad_token": SPECIAL[0],
+        "unk_token": SPECIAL[0],
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+        "chat_template": CHATML,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
