@@ -120,11 +120,14 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of `manifest.json`, unknown fields included, its digest first."""
+        text = json.dumps({"digest": _ZEROS, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n"
+        return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as plain data, unknown fields included."""
         data = asdict(self)
         data.update(data.pop("extra"))
-        head = {"digest": _ZEROS, "schema": data.pop("schema")}
-        text = json.dumps({**head, **data}, indent=2, ensure_ascii=False) + "\n"
-        return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1)
+        return {"schema": data.pop("schema"), **data}
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:

@@ -67,6 +67,18 @@ class Checkpoint(Protocol):
     """A checkpoint opened for reading. Tensors are read one at a time, when asked for."""
 
     @property
+    def name(self) -> str:
+        """A short name for the model, as `/v1/models` will show it: `smollm2-135m-instruct`."""
+
+    @property
+    def id(self) -> str:
+        """Where it came from, in words that find it again: a hub id, a package and version, or a file name."""
+
+    @property
+    def licence(self) -> str:
+        """SPDX identifier of the weights' licence as the checkpoint states it, else `unknown`."""
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The keys of Hugging Face's `config.json`."""
 

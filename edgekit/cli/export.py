@@ -1,0 +1,79 @@
+"""`edgekit export` and `edgekit models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+
+__all__ = ["export", "models"]
+
+
+@click.command(name="export")
+@click.argument("model")
+@click.option("-t", "--target", "target_name", required=True, help="Device to export for; see `edgekit targets`.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle [MODEL-TARGET].")
+@click.option("--recipe", default="auto", show_default=True, help="auto, lsq, rtn or none.")
+@click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128 [the target's].")
+@click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
+@click.option("--name", help="Name the daemon serves the model under [the checkpoint's].")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+def export(
+    model: str,
+    target_name: str,
+    output: Path | None,
+    recipe: str,
+    group_size: int | None,
+    memory_gib: float | None,
+    name: str | None,
+    revision: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn MODEL into a bundle for a target.
+
+    MODEL is a name of `edgekit models`, a GGUF file, a folder with a Hugging Face checkpoint, or a hub id.
+    """
+    from edgekit.export.pipeline import ExportOptions, export_bundle
+    from edgekit.target import load_target
+
+    target = load_target(target_name, memory_gib=memory_gib)
+    if output is None:
+        output = Path(f"{Path(model).name.removesuffix('.gguf').lower()}-{target.name}")
+    options = ExportOptions(recipe=recipe, group_size=group_size, name=name, revision=revision, force=force)
+    with progress_bar() as bar:
+        bundle = export_bundle(model, target, output, options, bar)
+    manifest = bundle.manifest
+    if as_json:
+        print_json({"path": str(output), "manifest": manifest.to_dict()})
+        return
+    total = sum(entry.size for entry in manifest.files)
+    stderr.print(f"{manifest.name}: {manifest.recipe['summary']}")
+    console.print(f"[bold]{output}[/]  {bytes_text(total)}, for {', '.join(manifest.compatible)}")
+    if target.runner in {"onnxruntime", "mlx"}:
+        stderr.print(f"\nnext: edgekit run {output} 'What is the capital of France?'\n      edgekit serve {output}")
+    else:
+        stderr.print(f"\nnext: edgekit verify {output} --build")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
+def models(as_json: bool) -> None:
+    """List the models edgekit knows by name. Any GGUF file, checkpoint folder or hub id works too."""
+    from edgekit.export.catalog import catalog
+
+    entries = catalog()
+    if as_json:
+        print_json([entry.as_dict() for entry in entries])
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("name", "parameters", "architecture", "licence", "from"):
+        table.add_column(column)
+    for entry in entries:
+        table.add_row(entry.name, entry.parameters_text, entry.architecture, entry.licence, entry.source_text)
+    console.print(table)

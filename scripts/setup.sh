@@ -1,0 +1,45 @@
+# Sourced by demo, test and check: a virtual environment with what they need, and Debian's packages where we may
+# install them. Usage: source scripts/setup.sh; setup EXTRA,EXTRA…; need PROGRAM DEBIAN-PACKAGE
+# shellcheck shell=bash
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf '\nhint: %s\n' "$2" >&2; exit 1; }
+
+# need PROGRAM PACKAGE: returns 0 if the program is there or could be installed.
+need() {
+  PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" >/dev/null && return 0
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing $2"
+    # What is installed is only used, never configured: no questions, no service started.
+    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >&2
+  elif command -v brew >/dev/null; then
+    brew install "${3:-$2}" >&2
+  fi
+  PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" >/dev/null
+}
+
+# setup EXTRAS: puts edgekit with these extras into .venv and its programs first on PATH.
+setup() {
+  local python stamp wanted
+  python=${PYTHON:-python3}
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+    die "edgekit needs Python 3.10 or newer" "name one: PYTHON=python3.12 $0"
+  if [ ! -x .venv/bin/python ]; then
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || need python3-venv python3-venv || true
+    "$python" -m venv .venv || die "cannot make a virtual environment" "apt install python3-venv"
+  fi
+  export PATH="$PWD/.venv/bin:$PATH"
+  unset VIRTUAL_ENV PYTHONPATH
+  wanted="$(cksum <pyproject.toml) $1"
+  stamp=.venv/edgekit-extras
+  if ! grep -qxF "$wanted" "$stamp" 2>/dev/null; then
+    say "installing edgekit[$1] into .venv"
+    python -m pip install --quiet --progress-bar off -e ".[$1]" >&2 || die "pip could not install edgekit[$1]"
+    grep -sF "$(cksum <pyproject.toml)" "$stamp" >"$stamp.new" || true
+    echo "$wanted" >>"$stamp.new" && mv "$stamp.new" "$stamp"
+  fi
+}
+
+ALL_EXTRAS=export,onnxruntime,mlx,tensorrt-rtx,daemon,dev
