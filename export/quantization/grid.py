@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GroupedTensor", "Grid", "Offset"]
+__all__ = ["Grid", "GroupedTensor", "Offset"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -22,7 +22,10 @@ class Offset(Enum):
     """What a format allows for the offset of a group."""
 
     SYMMETRIC = "symmetric"
-    """`offset = -2**(bits-1) * scale`: no zero point is stored (TensorRT INT4)."""
+    """`offset = -2**(bits-1) * scale` with `scale > 0`: no zero point is stored (TensorRT INT4).
+
+    onnx-tensorrt refuses a scale that is not positive ("Scale coefficients must all be positive").
+    """
     ZERO_POINT = "zero-point"
     """`offset = -z * scale` with an integer `0 <= z < 2**bits` (onnxruntime MatMulNBits, AWQ, GPTQ)."""
     FLOAT = "float"
@@ -43,12 +46,14 @@ class Grid:
     bits: int
     group_size: int
     offset: Offset
-    scale_dtype: type[np.float16] | type[np.float32] = np.float32
+    scale_dtype: type[np.float16 | np.float32] = np.float32
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedTensor:
-    """A weight matrix `[out, in]` on a grid: `w[o, i] = codes[o, i] * scales[o, g] + offsets[o, g]`, `g = i // group_size`.
+    """A weight matrix `[out, in]` on a grid.
+
+    `w[o, i] = codes[o, i] * scales[o, g] + offsets[o, g]`, with `g = i // group_size`.
 
     Attributes:
         codes: uint8 `[out, in]`, one code per element, `0 <= code < 2**bits`.

@@ -1,0 +1,140 @@
+"""What all recipes share: a matrix cut into blocks of groups, and the last step of putting a block on a grid.
+
+A block is transposed to `[group_size, groups]`: sums over a group then add whole rows, which numpy does at
+memory speed. Blocks fit the second-level cache, are independent, and are spread over threads (numpy releases
+the lock). It knows no method of choosing a scale.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
+
+__all__ = ["Choose", "group_range", "put_on_grid", "store"]
+
+FloatArray = npt.NDArray[np.float32]
+
+Choose = Callable[[FloatArray, Grid], tuple[FloatArray, FloatArray]]
+"""`(block [group_size, groups], grid) -> scales, offsets [groups]`, both as `store` leaves them."""
+
+# Weights in one block: 256 KiB of float32, so that a block and its scratch stay in the cache.
+_BLOCK = 1 << 16
+# Blocks given to a thread at a time: large enough that handing out work costs nothing.
+_RUN = 32
+
+
+def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor:
+    """Quantize a matrix with scales and offsets that `choose` finds for each block.
+
+    Args:
+        weight: Float32 `[out, in]`, all finite.
+        grid: What the target's format can hold.
+        choose: The method.
+
+    Returns:
+        Codes nearest to the weights, given the *stored* (rounded) scales and offsets: `dequantize()` is what
+        the target computes.
+
+    Raises:
+        ExportError: The shape does not divide into groups, a weight is not finite, or the weights are too
+            large for the grid's scale type.
+    """
+    if weight.ndim != 2:
+        raise ExportError(f"only a matrix can be quantized, not an array shaped {weight.shape}")
+    out, width = weight.shape
+    if width % grid.group_size:
+        raise ExportError(
+            f"{width} input features do not divide into groups of {grid.group_size}",
+            hint="choose a smaller group size, or leave this tensor in floating point",
+        )
+    # Without a copy where the matrix is contiguous float32, as readers give it.
+    rows = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, grid.group_size)
+    codes = np.empty(rows.shape, dtype=np.uint8)
+    scales = np.empty(rows.shape[0], dtype=np.float32)
+    offsets = np.empty(rows.shape[0], dtype=np.float32)
+    step = max(1, _BLOCK // grid.group_size)
+
+    def run(first: int) -> None:
+        for start in range(first, min(first + step * _RUN, rows.shape[0]), step):
+            span = slice(start, start + step)
+            block = np.ascontiguousarray(rows[span].T)
+            scales[span], offsets[span] = choose(block, grid)
+            codes[span] = _nearest_codes(block, scales[span], offsets[span], grid.bits).T
+
+    firsts = range(0, rows.shape[0], step * _RUN)
+    if len(firsts) < 2:
+        for first in firsts:
+            run(first)
+    else:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            # Consumed, so that an error in a thread is raised here.
+            for _ in pool.map(run, firsts):
+                pass
+    groups = width // grid.group_size
+    return GroupedTensor(
+        codes=codes.reshape(out, width),
+        scales=scales.reshape(out, groups),
+        offsets=offsets.reshape(out, groups),
+        bits=grid.bits,
+    )
+
+
+def store(scales: FloatArray, offsets: FloatArray, grid: Grid) -> tuple[FloatArray, FloatArray]:
+    """Round scales and offsets to what the format stores.
+
+    Args:
+        scales: Float32 `[groups]`, not negative. Zero, or too small to store, becomes the smallest that can be
+            stored: no kernel then divides by zero, and TensorRT's parser accepts it (it wants all scales > 0).
+        offsets: Float32 `[groups]`. Where the format has a zero point, the nearest one replaces the offset.
+        grid: What the format can hold.
+
+    Raises:
+        ExportError: One is too large for the grid's scale type.
+    """
+    # An infinity made here is refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = scales.astype(grid.scale_dtype)
+        stored = np.maximum(stored, np.finfo(grid.scale_dtype).smallest_subnormal).astype(np.float32)
+        if grid.offset is Offset.FLOAT:
+            kept = offsets.astype(grid.scale_dtype).astype(np.float32)
+        elif grid.offset is Offset.ZERO_POINT:
+            kept = -np.clip(np.rint(-offsets / stored), 0, (1 << grid.bits) - 1) * stored
+        else:
+            kept = np.float32(-(1 << (grid.bits - 1))) * stored
+    if not (np.isfinite(stored).all() and np.isfinite(kept).all()):
+        largest, name = float(np.abs(offsets).max()), np.dtype(grid.scale_dtype).name
+        raise ExportError(
+            f"weights up to {largest:.3g} are too large for {name} scales",
+            hint="is the checkpoint damaged? Weights of a sound model stay far below 1000",
+        )
+    return stored, kept
+
+
+def group_range(block: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Smallest and largest weight of each group, float32 `[groups]`.
+
+    Raises:
+        ExportError: A weight is infinite or not a number.
+    """
+    low, high = block.min(axis=0), block.max(axis=0)
+    # NaN wins in both, and an infinity is one of them.
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        kind = "NaN" if np.isnan(block).any() else "infinite"
+        raise ExportError(f"a weight is {kind}", hint="the checkpoint is damaged: fetch it again")
+    return low, high
+
+
+def _nearest_codes(block: FloatArray, scales: FloatArray, offsets: FloatArray, bits: int) -> npt.NDArray[np.uint8]:
+    steps = block - offsets
+    # Divided, not multiplied by a reciprocal: that of a subnormal is infinite.
+    steps /= scales
+    np.rint(steps, out=steps)
+    np.clip(steps, 0, (1 << bits) - 1, out=steps)
+    return steps.astype(np.uint8)
