@@ -158,7 +158,7 @@ class Failure:
 Event = Delta | Finish | Failure
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
+def _in_range(name: str, value: object, low: float, high: float) -> None:
     # Written so that NaN fails too.
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise RequestError(f"`{name}` must be between {low:g} and {high:g}, not {value!r}", param=name)

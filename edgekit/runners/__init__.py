@@ -1,1 +1,47 @@
 """Runners: run an artifact. One file per backend, behind the one `Runner` seam."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.errors import IncompatibleBundleError, missing_extra
+from edgekit.runners.base import Runner
+
+__all__ = ["open_runner"]
+
+
+def open_runner(folder: Path, kind: str, *, context_length: int, threads: int | None = None) -> Runner:
+    """Load the artifact of a bundle into the runner of its kind.
+
+    Backends are imported here and not before, so that a device needs only its own.
+
+    Args:
+        folder: The bundle's folder.
+        kind: `onnx` or `mlx`: `Artifact.kind` of the manifest.
+        context_length: Tokens one sequence slot must hold.
+        threads: For backends on the CPU; None takes one per physical core.
+
+    Raises:
+        IncompatibleBundleError: No runner knows this kind.
+        EdgekitError: `missing_extra`, if the backend's library is not installed.
+        RunnerError: The artifact could not be loaded.
+    """
+    try:
+        if kind == "onnx":
+            from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+
+            return OnnxRuntimeRunner(folder, context_length=context_length, threads=threads)
+        if kind == "mlx":
+            from edgekit.runners.mlx import MlxRunner
+
+            return MlxRunner(folder, context_length=context_length)
+    except ModuleNotFoundError as error:
+        module, extra = ("onnxruntime", "onnxruntime") if kind == "onnx" else ("mlx", "mlx")
+        # A module of ours that is missing is a fault, not a choice of extras.
+        if error.name is None or error.name.partition(".")[0] == "edgekit":
+            raise
+        raise missing_extra(error.name or module, extra) from error
+    raise IncompatibleBundleError(
+        f"this edgekit cannot run an artifact of kind `{kind}`",
+        hint="known kinds: mlx, onnx; update edgekit, or export again",
+    )

@@ -1,0 +1,83 @@
+"""Text to token ids and back, over the `tokenizers` library.
+
+It knows which ids are special, and can encode text so that special tokens in it stay plain text. It knows no chat.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+
+from edgekit.errors import BundleError
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer:
+    """A bundle's tokenizer; safe to use from several threads.
+
+    Args:
+        backend: The library's tokenizer. Its padding and truncation are switched off.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        # Whether special tokens are obeyed is a switch on the one backend.
+        self._lock = threading.Lock()
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        specials = [token for token in added.values() if token.special]
+        self._special_texts = tuple(token.content for token in specials if token.content)
+        # A normalizer may turn harmless text into such a token; then only encoding tells.
+        self._hidden = backend.normalizer is not None and any(token.normalized for token in specials)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read `tokenizer.json`.
+
+        Raises:
+            BundleError: The file is missing or not a tokenizer.
+        """
+        try:
+            return cls(Backend.from_str(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise BundleError(f"the bundle has no {path.name}", hint="export it again") from None
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"{path.name} is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to this, exclusive; a model's vocabulary may be wider."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, obey_special: bool = True) -> list[int]:
+        """Return token ids; nothing is added at either end.
+
+        Args:
+            text: Any text.
+            obey_special: Turn the text of a special token into that token; otherwise it stays text.
+        """
+        with self._lock:
+            self._backend.encode_special_tokens = not obey_special
+            try:
+                return list(self._backend.encode(text, add_special_tokens=False).ids)
+            finally:
+                self._backend.encode_special_tokens = False
+
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where `encode` would find special tokens: `(start, stop)` in characters, in order."""
+        if not self._hidden and not any(special in text for special in self._special_texts):
+            return []
+        with self._lock:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        return [span for number, span in spans if number in self.special_ids and span[0] < span[1]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; special tokens have none, and a cut character becomes U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
