@@ -6,6 +6,8 @@ The weights have realistic scales (so that logits spread and attention is not fl
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgekit.export.architectures import describe
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.quantization.grid import GroupedTensor
 
-__all__ = ["CHATML", "tiny_checkpoint", "tiny_tensors"]
+__all__ = ["CHATML", "TensorWeights", "tiny_checkpoint", "tiny_decoder", "tiny_tensors"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -87,6 +91,39 @@ def tiny_checkpoint(
 def tiny_tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
     """Every tensor of a tiny checkpoint in float32, by name."""
     return {name: value.astype(np.float32) for name, value in load_file(folder / "model.safetensors").items()}
+
+
+def tiny_decoder(folder: Path) -> Decoder:
+    """The description of a checkpoint folder."""
+    return describe(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class TensorWeights:
+    """Arrays in memory as the `Weights` a writer asks for.
+
+    Attributes:
+        tensors: Every tensor by name.
+        quantize: Gives a matrix's quantized form, or the matrix itself to leave it in floating point.
+    """
+
+    tensors: Mapping[str, npt.NDArray[np.float32]]
+    quantize: Callable[[Linear, npt.NDArray[np.float32]], GroupedTensor | npt.NDArray[np.float32]] | None = None
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        return self.tensors[name]
+
+    def matrix(self, linear: Linear) -> GroupedTensor | npt.NDArray[np.float32]:
+        weight = self.tensors[linear.weight]
+        return weight if self.quantize is None else self.quantize(linear, weight)
+
+    def stored(self, decoder: Decoder) -> dict[str, npt.NDArray[np.float32]]:
+        """Every tensor as the artifact should compute with it: quantized ones dequantized."""
+        values = dict(self.tensors)
+        for linear in (decoder.embedding, *decoder.linears()):
+            matrix = self.matrix(linear)
+            values[linear.weight] = matrix.dequantize() if isinstance(matrix, GroupedTensor) else matrix
+        return values
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

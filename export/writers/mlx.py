@@ -1,0 +1,162 @@
+"""Writes MLX weights: the folder that `mlx_lm.load` opens. It needs numpy only, so any machine can export.
+
+For each quantized matrix `X` the file holds `X.weight`, uint32 `[out, in * bits / 32]` with the first code in the
+lowest bits, and `X.scales` and `X.biases`, `[out, in / group]`: `w = code * scale + bias`. The embedding is stored
+in the same way. Sources: mlx/python/src/ops.cpp (`quantize`), and mlx-lm's utils.py (`save_model`, `load_model`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.writers.base import Artifact, Progress, Weights
+from edgekit.export.writers.safetensors import ShardWriter
+
+__all__ = ["MlxWriter"]
+
+FloatArray = npt.NDArray[np.float32]
+
+# Elements converted at a time: bounds the memory of packing and of conversion to half precision.
+_SPAN = 1 << 22
+_BITS = (4, 8)
+_GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class MlxWriter:
+    """Writes MLX weights into a folder.
+
+    Attributes:
+        dtype: Of scales, norms, biases and unquantized matrices; mlx computes in it. float16 rather than
+            bfloat16: M1 and M2 have no bfloat16 arithmetic.
+        max_shard_bytes: Larger models are cut into shards, at 5 GiB as mlx-lm does.
+    """
+
+    dtype: Literal["float16", "float32"] = "float16"
+    max_shard_bytes: int = 5 << 30
+
+    def __call__(self, decoder: Decoder, weights: Weights, folder: Path, progress: Progress) -> Artifact:
+        """Write the artifact.
+
+        Raises:
+            ExportError: A tensor is on a grid that MLX cannot hold, or too large for the dtype.
+        """
+        shapes = decoder.tensor_shapes()
+        linears = {linear.weight: linear for linear in (decoder.embedding, *decoder.linears())}
+        modules = {name: name.removesuffix(".weight") for name in linears}
+        grids: dict[str, tuple[int, int]] = {}
+        names = [*shapes, *(f"{module}.{part}" for module in modules.values() for part in ("scales", "biases"))]
+        with ShardWriter(folder, names, self.max_shard_bytes) as shards:
+            for name in shapes:
+                if name not in linears:
+                    self._add_floats(shards, name, weights.vector(name))
+                else:
+                    matrix = weights.matrix(linears[name])
+                    if isinstance(matrix, GroupedTensor):
+                        self._add_codes(shards, linears[name], matrix)
+                        grids[modules[name]] = (matrix.bits, matrix.group_size)
+                    else:
+                        self._add_floats(shards, name, matrix)
+                progress(name)
+            parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+            files = shards.finish(parameters)
+        return Artifact(files=files, config=self._config(decoder, grids))
+
+    def _add_floats(self, shards: ShardWriter, name: str, values: FloatArray) -> None:
+        def parts() -> Iterator[npt.NDArray[np.generic]]:
+            rows = max(1, _SPAN // max(1, values[0].size))
+            for start in range(0, len(values), rows):
+                yield self._to_dtype(name, values[start : start + rows])
+
+        shards.add(name, self._code, values.shape, parts())
+
+    def _add_codes(self, shards: ShardWriter, linear: Linear, tensor: GroupedTensor) -> None:
+        if tensor.bits not in _BITS or tensor.group_size not in _GROUP_SIZES:
+            raise ExportError(
+                f"`{linear.name}`: MLX holds no {tensor.bits}-bit codes in groups of {tensor.group_size}",
+                hint=f"bits: {_or(_BITS)}; group sizes: {_or(_GROUP_SIZES)}",
+            )
+        out, width = tensor.shape
+        shards.add(linear.weight, "U32", (out, width * tensor.bits // 32), _packed(tensor))
+        for part, values in (("scales", tensor.scales), ("biases", tensor.offsets)):
+            name = f"{linear.name}.{part}"
+            stored = self._to_dtype(name, values)
+            if not np.array_equal(stored.astype(np.float32), values):
+                raise ExportError(
+                    f"`{name}` would change when stored as {self.dtype}",
+                    hint=f"quantize to a grid whose scales are {self.dtype}",
+                )
+            shards.add(name, self._code, stored.shape, iter((stored,)))
+
+    @property
+    def _code(self) -> str:
+        return {"float16": "F16", "float32": "F32"}[self.dtype]
+
+    def _to_dtype(self, name: str, values: FloatArray) -> npt.NDArray[np.generic]:
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.dtype, copy=False)
+        if not np.isfinite(stored).all():
+            raise ExportError(
+                f"`{name}` has values that {self.dtype} cannot hold",
+                hint="is the checkpoint damaged? Weights of a sound model stay far below 1000",
+            )
+        return stored
+
+    def _config(self, decoder: Decoder, grids: dict[str, tuple[int, int]]) -> dict[str, object]:
+        """The `config.json`; what Hugging Face's own would say, and the quantization."""
+        layer = decoder.layers[0]
+        config: dict[str, object] = {
+            # transformers names a class after the family: `gemma3_text` is Gemma3ForCausalLM.
+            "architectures": [f"{decoder.model_type.split('_')[0].capitalize()}ForCausalLM"],
+            "model_type": decoder.model_type,
+            "hidden_act": "silu",
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": len(decoder.layers),
+            "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+            "vocab_size": decoder.vocab_size,
+            "max_position_embeddings": decoder.max_position,
+            "rms_norm_eps": decoder.rms_norm_eps,
+            # Both places: transformers 5 reads the nested one, mlx-lm's models only the top level.
+            "rope_theta": decoder.rope.theta,
+            "rope_parameters": {"rope_theta": decoder.rope.theta, "rope_type": "default"},
+            "tie_word_embeddings": decoder.tied,
+            "attention_bias": layer.q.bias,
+            "mlp_bias": layer.gate.bias,
+            "torch_dtype": self.dtype,
+        }
+        if grids:
+            (bits, group_size), _ = Counter(grids.values()).most_common(1)[0]
+            quantization: dict[str, object] = {"group_size": group_size, "bits": bits, "mode": "affine"}
+            for module, (own_bits, own_group) in grids.items():
+                if (own_bits, own_group) != (bits, group_size):
+                    quantization[module] = {"group_size": own_group, "bits": own_bits, "mode": "affine"}
+            config["quantization"] = config["quantization_config"] = quantization
+        return config
+
+
+def _packed(tensor: GroupedTensor) -> Iterator[npt.NDArray[np.generic]]:
+    """Codes as uint32 rows, a few rows at a time."""
+    out, width = tensor.shape
+    rows = max(1, _SPAN // width)
+    for start in range(0, out, rows):
+        codes = tensor.codes[start : start + rows]
+        # Little-endian: the lowest bits of a word are its first byte.
+        packed = codes if tensor.bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+        yield np.ascontiguousarray(packed)
+
+
+def _or(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}"

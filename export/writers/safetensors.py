@@ -1,0 +1,153 @@
+"""Writes safetensors shards as a stream: tensors are appended one at a time and never held together.
+
+A safetensors file begins with a header that lists every tensor, known only at the end. The header's size may be
+padded with spaces, so room for the largest possible header is left at the front and filled when the shard
+is closed; nothing is copied. It knows no model.
+
+Source: the format section of huggingface/safetensors' README; the index is transformers' and mlx-lm's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+
+__all__ = ["INDEX", "ShardWriter"]
+
+INDEX = "model.safetensors.index.json"
+_DTYPES = {"U32": 4, "F16": 2, "F32": 4}
+# `"name":{"dtype":"F16","shape":[…],"data_offsets":[…]},` with four 20-digit numbers, without the name.
+_ENTRY = 140
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@final
+class ShardWriter:
+    """Appends tensors to `model.safetensors`, or to numbered shards where one would grow too large.
+
+    Use it as a context manager; leave it without `finish` and the parts written so far are removed.
+
+    Args:
+        folder: Where the shards go.
+        names: Every name that may be written; it bounds the header.
+        max_shard_bytes: A shard takes no further tensor beyond this.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str], max_shard_bytes: int) -> None:
+        self._folder = folder
+        self._room = sum(_name_bytes(name) + _ENTRY for name in names) + 64
+        self._room += -self._room % 8
+        self._max = max_shard_bytes
+        self._shards: list[tuple[Path, dict[str, _Entry]]] = []
+        self._file: BinaryIO | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._written = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for path, _ in self._shards:
+            path.unlink(missing_ok=True)
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], data: Iterator[npt.NDArray[np.generic]]) -> None:
+        """Append one tensor.
+
+        Args:
+            name: One of the names announced, once.
+            dtype: `U32`, `F16` or `F32`.
+            shape: Its shape.
+            data: Its elements in row-major order, in as many contiguous little-endian parts as is convenient.
+        """
+        size = _DTYPES[dtype] * int(np.prod(shape, dtype=np.int64))
+        if self._file is None or (self._entries and self._written + size > self._max):
+            self._open_shard()
+        file = self._file
+        assert file is not None  # noqa: S101  for the type checker
+        start = self._written
+        for part in data:
+            file.write(np.ascontiguousarray(part).data.cast("B"))
+            self._written += part.nbytes
+        if self._written - start != size:
+            raise ExportError(f"`{name}`: {self._written - start} bytes were written where {size} are due")
+        self._entries[name] = _Entry(dtype, shape, start, self._written)
+
+    def finish(self, parameters: int) -> tuple[str, ...]:
+        """Close the last shard, give all their final names and write the index.
+
+        Args:
+            parameters: The model's weights counted before packing, for the index.
+
+        Returns:
+            File names, the shards first and the index last.
+        """
+        self._close_shard()
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
+        files = []
+        total = 0
+        for number, (path, entries) in enumerate(self._shards, start=1):
+            name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            path.rename(self._folder / name)
+            files.append(name)
+            weight_map.update(dict.fromkeys(entries, name))
+            total += sum(entry.stop - entry.start for entry in entries.values())
+        self._shards = []
+        index = {
+            "metadata": {"total_size": total, "total_parameters": parameters},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return (*files, INDEX)
+
+    def _open_shard(self) -> None:
+        self._close_shard()
+        path = self._folder / f".shard-{len(self._shards) + 1:05d}.partial"
+        self._entries = {}
+        self._shards.append((path, self._entries))
+        self._file = path.open("wb")
+        self._file.seek(8 + self._room)
+        self._written = 0
+
+    def _close_shard(self) -> None:
+        if self._file is None:
+            return
+        header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+        for name, entry in self._entries.items():
+            header[name] = {
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "data_offsets": [entry.start, entry.stop],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        if len(text) > self._room:
+            raise ExportError("a safetensors header outgrew its room: a name was written that was not announced")
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
+        self._file.close()
+        self._file = None
+
+
+def _name_bytes(name: str) -> int:
+    return len(json.dumps(name))
