@@ -100,10 +100,9 @@ class Decoder:
     final_norm: str
     head: Linear
 
-    @property
-    def kv_bytes_per_token_fp16(self) -> int:
-        """KV cache bytes one token takes at 2 bytes per element."""
-        return 2 * 2 * len(self.layers) * self.num_kv_heads * self.head_dim
+    def kv_bytes_per_token(self, element_bytes: int) -> int:
+        """KV cache bytes that one token takes: a key and a value per layer and key/value head."""
+        return 2 * element_bytes * len(self.layers) * self.num_kv_heads * self.head_dim
 
     def linears(self) -> Iterator[Linear]:
         """Every weight matrix but the embedding and, where tied, the head, in the order of use."""

@@ -1,0 +1,192 @@
+"""From a checkpoint to a bundle: checkpoint -> tensors -> quantized tensors -> artifact -> bundle.
+
+Tensors stream: one is read, quantized, written and forgotten before the next. The bundle is written beside its
+place and renamed into it, so that a failure or Ctrl-C leaves nothing behind. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edgekit import __version__
+from edgekit.bundle import manifest as schema
+from edgekit.bundle.bundle import Bundle, hash_folder, open_bundle
+from edgekit.errors import ConfigError, ExportError
+from edgekit.export.architectures import describe
+from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.checkpoints import open_checkpoint
+from edgekit.export.checkpoints.base import Checkpoint, SourceFile
+from edgekit.export.recipe import recipe_for
+from edgekit.export.text import write_text_files
+from edgekit.export.weights import CheckpointWeights
+from edgekit.export.writers import writer_for
+from edgekit.target import Target
+
+__all__ = ["ExportOptions", "Report", "export_bundle"]
+
+Report = Callable[[str, int, int | None], None]
+"""Called with a stage, how much of it is done, and how much there is (None if unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the user may choose.
+
+    Attributes:
+        recipe: A name of `edgekit.export.recipe.METHODS`.
+        group_size: None takes the target's.
+        name: The model's name in the manifest; None takes the checkpoint's.
+        revision: Branch, tag or commit of a hub id.
+        force: Replace a bundle that is already there.
+    """
+
+    recipe: str = "auto"
+    group_size: int | None = None
+    name: str | None = None
+    revision: str | None = None
+    force: bool = False
+
+
+def export_bundle(model: str, target: Target, output: Path, options: ExportOptions, report: Report) -> Bundle:
+    """Export a model for a target.
+
+    Args:
+        model: A catalogue name, a GGUF file, a folder with an HF checkpoint, or a hub id.
+        target: The device profile.
+        output: The bundle's folder; must not exist, or be empty, unless `options.force`.
+        options: The user's choices.
+        report: Receives progress.
+
+    Raises:
+        ExportError: The checkpoint or the architecture is not one that edgekit can export, or writing failed.
+        ConfigError: The options do not fit together, or `output` is taken.
+    """
+    recipe = recipe_for(target, options.recipe, options.group_size)
+    _refuse_to_overwrite(output, force=options.force)
+    with closing(open_checkpoint(model, revision=options.revision, report=report)) as checkpoint:
+        decoder = describe(checkpoint.config)
+        _check_tensors(decoder, checkpoint)
+        with _beside(output) as folder:
+            weights = CheckpointWeights(checkpoint, recipe)
+            total = len(decoder.tensor_shapes())
+            done = 0
+
+            def progress(_: str) -> None:
+                nonlocal done
+                done += 1
+                report("quantize and write", min(done, total), total)
+
+            artifact = writer_for(target)(decoder, weights, folder, progress)
+            report("quantize and write", total, total)
+            tokenizer = checkpoint.tokenizer()
+            write_text_files(folder, decoder, artifact.config, tokenizer, licence=checkpoint.licence)
+            source = checkpoint.source()
+            files = hash_folder(folder)
+            manifest = schema.Manifest(
+                name=options.name or checkpoint.name,
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                edgekit=__version__,
+                source={"id": checkpoint.id, "files": [_entry(file) for file in source]},
+                architecture=decoder.model_type,
+                parameters=_parameters(decoder),
+                artifact=schema.Artifact(kind=target.artifact, dialect=target.dialect or ""),
+                recipe=recipe.summary(weights.used),
+                context_length=decoder.max_position,
+                memory=schema.MemoryTable(
+                    weights=sum(file.size for file in files if file.path in artifact.files),
+                    kv_cache_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
+                ),
+                eos_token_ids=tokenizer.eos_token_ids,
+                licence=checkpoint.licence,
+                compatible=(target.compatible,),
+                files=files,
+            )
+            (folder / schema.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return open_bundle(output)
+
+
+def _entry(file: SourceFile) -> dict[str, object]:
+    return {"name": file.name, "size": file.size, "sha256": file.sha256}
+
+
+def _parameters(decoder: Decoder) -> int:
+    count = 0
+    for shape in decoder.tensor_shapes().values():
+        size = 1
+        for length in shape:
+            size *= length
+        count += size
+    return count
+
+
+def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose tensors are not those its configuration describes, before any work is done."""
+    present = checkpoint.tensors
+    expected = decoder.tensor_shapes()
+    for name, shape in expected.items():
+        if name not in present:
+            raise ExportError(f"the checkpoint has no tensor `{name}`", hint="is a shard missing?")
+        if present[name].shape != shape:
+            raise ExportError(f"tensor `{name}` is shaped {present[name].shape}; the configuration says {shape}")
+    # A tensor that nothing reads would change the answer silently: a bias the configuration does not mention, say.
+    ignorable = {decoder.head.weight} if decoder.tied else set()
+    strange = sorted(
+        name for name in present if name not in expected and name not in ignorable and "rotary_emb" not in name
+    )
+    if strange:
+        raise ExportError(
+            f"the checkpoint has tensors this architecture does not use: {', '.join(strange[:3])}"
+            + (f" and {len(strange) - 3} more" if len(strange) > 3 else ""),
+            hint=f"is it really a `{decoder.model_type}` model?",
+        )
+
+
+def _refuse_to_overwrite(output: Path, *, force: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not force:
+        raise ConfigError(f"{output} already exists", hint="choose another -o, or replace it with --force")
+    if not (output / schema.MANIFEST_NAME).exists():
+        raise ConfigError(f"{output} is not a bundle; --force replaces only a bundle")
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output`, renamed to it on success and removed on any failure."""
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write to {output.parent}: {error.strerror}") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        _move_into_place(folder, output)
+    except OSError as error:
+        raise ExportError(
+            f"writing {output} failed: {error.strerror or error}", hint="is there room on the disk?"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(folder: Path, output: Path) -> None:
+    if not output.exists():
+        folder.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+    os.replace(output, old)  # noqa: PTH105  Path.replace refuses nothing here, os.replace says what it does
+    try:
+        folder.rename(output)
+    except OSError:
+        os.replace(old, output)  # noqa: PTH105  as above
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,179 @@
+"""A recipe: which grid each weight matrix is put on, and how.
+
+It says *what* to do with a tensor; the functions of `edgekit.export.quantization` do it. It knows no file format.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ConfigError, ExportError, nearest
+from edgekit.export.architectures.decoder import Linear
+from edgekit.export.quantization.exact import fits
+from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
+from edgekit.export.quantization.lsq import lsq
+from edgekit.export.quantization.repack import repack
+from edgekit.export.quantization.rtn import rtn
+from edgekit.target import Target
+
+__all__ = ["METHODS", "Holds", "Recipe", "recipe_for"]
+
+FloatArray = npt.NDArray[np.float32]
+Fit = Callable[[FloatArray, Grid], GroupedTensor]
+
+METHODS = {
+    "auto": "exact where the target can hold the checkpoint's own grid, 8-bit for other quantized tensors, else lsq",
+    "lsq": "4-bit, least-squares scale and offset with clipping; needs no calibration data",
+    "rtn": "4-bit, round to nearest between the smallest and the largest weight of a group",
+    "none": "floating point, not quantized",
+}
+_FITS: dict[str, Fit] = {"lsq": lsq, "rtn": rtn}
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """What an artifact format can hold.
+
+    Attributes:
+        bits: Bits per code, the default first.
+        groups: Group sizes it accepts.
+        kv_element_bytes: Bytes of one element of its KV cache.
+        wide_groups: Group sizes for 8-bit codes, the preferred one first.
+    """
+
+    offset: Offset
+    scale_dtype: type[np.float16 | np.float32]
+    bits: tuple[int, ...]
+    groups: tuple[int, ...]
+    kv_element_bytes: int
+    wide_groups: tuple[int, ...] = (128, 64, 32)
+
+
+FORMATS = {
+    "mlx": Holds(Offset.FLOAT, np.float16, (4, 8), (32, 64, 128), 2),
+    "onnxruntime": Holds(Offset.ZERO_POINT, np.float32, (4, 8), (32, 64, 128), 4),
+    # TensorRT takes symmetric INT4 in blocks; INT8 weights in blocks it does not.
+    "portable": Holds(Offset.SYMMETRIC, np.float16, (4,), (32, 64, 128), 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the weight matrices of one model are put on one target's grids.
+
+    Attributes:
+        method: A key of `METHODS`.
+        holds: What the artifact format can hold.
+        groups: Group sizes to use, the preferred one first; the first that divides a matrix's inputs is taken.
+    """
+
+    method: str
+    holds: Holds
+    groups: tuple[int, ...]
+
+    def apply(
+        self, linear: Linear, stored: GroupedTensor | FloatArray, encoding: str
+    ) -> tuple[GroupedTensor | FloatArray, str]:
+        """Put one matrix on the target's grid.
+
+        Args:
+            linear: Whose weight it is.
+            stored: As the checkpoint holds it, `[out, in]`.
+            encoding: The checkpoint's word for how it is stored, `F16` or `Q4_K`.
+
+        Returns:
+            The matrix, and what was done to it in a few words for the manifest.
+        """
+        if self.method == "none":
+            return _floats(stored), "floating point"
+        if self.method == "auto":
+            kept = self._keep(stored)
+            if kept is not None:
+                return kept
+            # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
+            # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
+            if encoding.startswith("Q") and 8 in self.holds.bits:
+                return self._fit(linear, stored, bits=8, fit=rtn, name="8-bit")
+        fit = _FITS.get(self.method, lsq)
+        return self._fit(
+            linear, stored, bits=self.holds.bits[0], fit=fit, name=f"{fit.__name__} {self.holds.bits[0]}-bit"
+        )
+
+    def summary(self, used: Counter[str]) -> dict[str, object]:
+        """Return what the manifest says of the recipe.
+
+        Args:
+            used: How many matrices each treatment was applied to.
+        """
+        counts = used.most_common()
+        words = counts[0][0] if len(counts) == 1 else ", ".join(f"{name} ({count})" for name, count in counts)
+        return {"method": self.method, "summary": words, "matrices": dict(counts)}
+
+    def _keep(self, stored: GroupedTensor | FloatArray) -> tuple[GroupedTensor, str] | None:
+        """Carry a quantized tensor over with its codes, if the format can."""
+        if not isinstance(stored, GroupedTensor):
+            return None
+        for grid in self._grids(stored):
+            exact = fits(stored, grid)
+            if exact is not None:
+                return exact, f"exact {grid.bits}-bit, group {grid.group_size}"
+        for grid in self._grids(stored):
+            kept = repack(stored, grid)
+            if kept is not None:
+                return kept, f"{grid.bits}-bit codes kept, group {grid.group_size}"
+        return None
+
+    def _grids(self, stored: GroupedTensor) -> list[Grid]:
+        """The format's grids, nearest to the tensor's own first: same bits before more, same group before smaller."""
+        groups = sorted((g for g in self.holds.groups if stored.group_size % g == 0), reverse=True)
+        bits = sorted(b for b in self.holds.bits if b >= stored.bits)
+        return [Grid(b, g, self.holds.offset, self.holds.scale_dtype) for b in bits for g in groups]
+
+    def _fit(
+        self, linear: Linear, stored: GroupedTensor | FloatArray, *, bits: int, fit: Fit, name: str
+    ) -> tuple[GroupedTensor, str]:
+        groups = self.holds.wide_groups if bits == 8 else self.groups
+        group = next((size for size in groups if linear.in_features % size == 0), None)
+        if group is None:
+            raise ExportError(
+                f"no group size fits `{linear.name}`: none of {', '.join(map(str, groups))} "
+                f"divides its {linear.in_features} inputs",
+                hint="try another --group-size, or --recipe none",
+            )
+        grid = Grid(bits, group, self.holds.offset, self.holds.scale_dtype)
+        return fit(_floats(stored), grid), f"{name}, group {group}"
+
+
+def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:
+    """Return the recipe a user asked for, for a target.
+
+    Args:
+        target: The device profile.
+        method: A key of `METHODS`.
+        group_size: None takes the target's own list.
+
+    Raises:
+        ConfigError: There is no such method, or the target's format does not take the group size.
+    """
+    if method not in METHODS:
+        near = nearest(method, METHODS)
+        raise ConfigError(
+            f"unknown recipe `{method}`",
+            hint=(f"did you mean `{near}`? " if near else "") + f"known recipes: {', '.join(METHODS)}",
+        )
+    holds = FORMATS[target.dialect or target.artifact]
+    if group_size is not None and group_size not in holds.groups:
+        raise ConfigError(
+            f"group size {group_size} is not one that target `{target.name}` takes",
+            hint=f"choose one of {', '.join(map(str, holds.groups))}",
+        )
+    return Recipe(method=method, holds=holds, groups=(group_size,) if group_size else target.group_sizes)
+
+
+def _floats(stored: GroupedTensor | FloatArray) -> FloatArray:
+    return stored.dequantize() if isinstance(stored, GroupedTensor) else stored

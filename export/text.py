@@ -1,0 +1,56 @@
+"""The text side of a bundle, under the file names Hugging Face uses, so that its tools open the folder too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.checkpoints.base import TokenizerFiles
+
+__all__ = ["write_text_files"]
+
+
+def write_text_files(
+    folder: Path, decoder: Decoder, config: Mapping[str, object], tokenizer: TokenizerFiles, *, licence: str
+) -> None:
+    """Write configuration, tokenizer, chat template and licence.
+
+    Args:
+        folder: The bundle's folder.
+        decoder: The model.
+        config: The artifact's `config.json`.
+        tokenizer: The checkpoint's text side.
+        licence: SPDX identifier of the weights, or `unknown`.
+
+    Raises:
+        ExportError: The checkpoint has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ExportError(
+            "the checkpoint has no chat template, so it cannot answer a chat",
+            hint="export the -Instruct variant of the model",
+        )
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": decoder.max_position,
+        **tokenizer.special,
+        "chat_template": tokenizer.chat_template,
+    }
+    generation = {"eos_token_id": list(tokenizer.eos_token_ids)}
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    _write_json(folder / "generation_config.json", generation)
+    (folder / "tokenizer.json").write_bytes(tokenizer.tokenizer_json)
+    (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    for name, contents in tokenizer.extra.items():
+        (folder / Path(name).name).write_bytes(contents)
+    if not (folder / "LICENSE").exists():
+        (folder / "LICENSE").write_text(f"SPDX-License-Identifier: {licence}\n", encoding="utf-8")
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
