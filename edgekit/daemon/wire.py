@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from edgekit.errors import EdgekitError, RequestError, nearest
 from edgekit.generation.request import ChatRequest, Message, Sampling, Timings, Usage
 
-__all__ = ["WireOptions", "error_body", "error_type", "parse_chat", "timings_body", "usage_body"]
+__all__ = ["WireOptions", "error_body", "error_type", "parse_chat", "printable", "timings_body", "usage_body"]
 
 # Parameters of the OpenAI API that do not change the answer's text here.
 _HARMLESS = frozenset(
@@ -146,6 +146,11 @@ def error_body(error: EdgekitError) -> dict[str, Any]:
     return {"error": body}
 
 
+def printable(text: str) -> str:
+    """Return a caller's text as it may stand in a one-line message."""
+    return "".join(char if char.isprintable() else "?" for char in text[:100])
+
+
 def usage_body(usage: Usage) -> dict[str, Any]:
     """Return the `usage` object of the OpenAI API."""
     return {
@@ -248,6 +253,7 @@ def _refuse(problem: ErrorDetails) -> NoReturn:
     path = ""
     for step in problem["loc"]:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+    path = printable(path)
     kind = problem["type"]
     top = [*_Body.model_fields, *_NEUTRAL, *_HARMLESS]
     if kind == "extra_forbidden":

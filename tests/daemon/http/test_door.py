@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from edgekit.config import HttpConfig
+from edgekit.daemon.http.door import HttpDoor
+from edgekit.daemon.metrics import Metrics
+from edgekit.errors import ConfigError
+from tests.daemon.http.conftest import ASK, Serve
+from tests.generation.tiny import echo_model
+
+CHAT = "/v1/chat/completions"
+ANSWER = "Paris is the capital of France."
+
+
+def test_openais_client_gets_an_answer_in_one_piece(serve: Serve) -> None:
+    with serve(echo_model()).openai() as client:
+        reply = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "Hello"}])
+    assert reply.choices[0].message.content == ANSWER
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage is not None
+    # Every byte of the answer is a token of this model, and the end is one more.
+    assert reply.usage.completion_tokens == len(ANSWER) + 1
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert reply.model_extra is not None
+    assert reply.model_extra["timings"]["prefill_s"] > 0
+
+
+def test_openais_client_gets_a_stream_with_usage_at_its_end(serve: Serve) -> None:
+    with serve(echo_model("Grüße aus 東京 👩‍💻")).openai() as client:
+        chunks = list(
+            client.chat.completions.create(
+                model="echo",
+                messages=[{"role": "user", "content": "Hello"}],
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "Grüße aus 東京 👩‍💻"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 0
+
+
+def test_a_stream_ends_with_done_and_carries_timings(serve: Serve) -> None:
+    response = serve(echo_model()).http.post(CHAT, json={**ASK, "stream": True, "max_tokens": 5})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    last = json.loads(lines[-2].removeprefix("data: "))
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert last["timings"]["decode_tokens_per_s"] > 0
+    assert "usage" not in last
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(serve: Serve) -> None:
+    reply = serve(echo_model()).http.post(CHAT, json={**ASK, "stop": " capital"}).json()
+    assert reply["choices"][0]["message"]["content"] == "Paris is the"
+    assert reply["choices"][0]["finish_reason"] == "stop"
+
+
+def test_models_are_listed_and_shown_by_name(serve: Serve) -> None:
+    served = serve(echo_model(context_length=777))
+    with served.openai() as client:
+        assert [model.id for model in client.models.list()] == ["echo"]
+        assert client.models.retrieve("echo").created == 1_700_000_000
+        with pytest.raises(openai.NotFoundError, match="there is no model `other/one` here"):
+            client.models.retrieve("other/one")
+    assert served.http.get("/v1/models").json()["data"][0]["context_length"] == 777
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        (b"{", 400, "invalid_request", None),
+        (b"[]", 400, "invalid_request", None),
+        (b"{}", 400, "invalid_request", "messages"),
+        ({"messages": []}, 400, "invalid_request", "messages"),
+        ({**ASK, "temperature": 9}, 400, "invalid_request", "temperature"),
+        ({**ASK, "n": 2}, 400, "unsupported_parameter", "n"),
+        ({**ASK, "logit_bias": {"1": 5}}, 400, "unsupported_parameter", "logit_bias"),
+        ({**ASK, "model": "gpt-4"}, 404, "model_not_found", "model"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}]}, 400, "context_length_exceeded", "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 70_000}]}, 413, "body_too_large", None),
+    ],
+)
+def test_a_bad_request_gets_a_status_and_a_stable_code(
+    serve: Serve, body: bytes | dict[str, object], status: int, code: str, param: str | None
+) -> None:
+    served = serve(echo_model(), max_body_bytes=65_536)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = served.http.post(CHAT, content=content)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"]
+
+
+def test_a_body_without_a_declared_length_is_cut_off_at_the_limit(serve: Serve) -> None:
+    served = serve(echo_model(), max_body_bytes=1000)
+    response = served.http.post(CHAT, content=iter([b"x" * 600, b"x" * 600]))
+    assert response.status_code == 413
+
+
+def test_unknown_paths_and_methods_get_json_errors(serve: Serve) -> None:
+    http = serve(echo_model()).http
+    assert (http.get("/nothing").status_code, http.get("/nothing").json()["error"]["code"]) == (404, "not_found")
+    assert (http.get(CHAT).status_code, http.get(CHAT).json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_a_full_queue_answers_429_and_when_to_ask_again(serve: Serve) -> None:
+    release = threading.Event()
+    served = serve(echo_model(before_step=lambda _: release.wait(10)), max_queue=0)
+    with served.http.stream("POST", CHAT, json={**ASK, "stream": True}):
+        response = served.http.post(CHAT, json=ASK)
+        release.set()
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "overloaded"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_openais_client_repeats_an_overloaded_request_by_itself(serve: Serve) -> None:
+    release = threading.Event()
+    served = serve(echo_model(before_step=lambda _: release.wait(10)), max_queue=0)
+    with served.openai(max_retries=2) as client, served.http.stream("POST", CHAT, json={**ASK, "stream": True}):
+        timer = threading.Timer(0.3, release.set)
+        timer.start()
+        reply = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "Hello"}])
+        timer.join()
+    assert reply.choices[0].message.content == ANSWER
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_cancels_its_request(serve: Serve, *, stream: bool) -> None:
+    served = serve(echo_model("x" * 900, before_step=lambda _: time.sleep(0.02)))
+    if stream:
+        with served.http.stream("POST", CHAT, json={**ASK, "stream": True}) as response:
+            next(response.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            served.http.post(CHAT, json=ASK, timeout=httpx.Timeout(5, read=0.3))
+    until = time.monotonic() + 3
+    while served.scheduler.queue_length() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert served.scheduler.queue_length() == 0
+    assert 'edgekit_requests_total{door="http",outcome="cancelled"} 1.0' in served.http.get("/metrics").text
+
+
+def test_a_missed_deadline_is_504_and_not_to_be_repeated(serve: Serve) -> None:
+    served = serve(echo_model("x" * 900, before_step=lambda _: time.sleep(0.02)))
+    response = served.http.post(CHAT, json={**ASK, "deadline_s": 0.2})
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert response.headers["x-should-retry"] == "false"
+    streamed = served.http.post(CHAT, json={**ASK, "deadline_s": 0.2, "stream": True})
+    assert '"code":"deadline_exceeded"' in streamed.text
+    assert "[DONE]" not in streamed.text
+
+
+def test_a_fault_in_the_model_is_500_and_the_next_request_is_answered(serve: Serve) -> None:
+    def fail_once(step: int) -> None:
+        if step == 1:
+            raise ZeroDivisionError("broken kernel")
+
+    served = serve(echo_model(before_step=fail_once))
+    response = served.http.post(CHAT, json=ASK)
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+    assert served.http.post(CHAT, json=ASK).json()["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_a_page_whose_name_was_rebound_to_loopback_is_refused(serve: Serve) -> None:
+    http = serve(echo_model()).http
+    for host in ("evil.example", "evil.example:8090", "", "127.0.0.1.evil.example", "[::2]"):
+        response = http.get("/v1/models", headers={"Host": host})
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "host_not_allowed"), host
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8090", "[::1]:8090"):
+        assert http.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+def test_another_sites_page_is_refused_and_its_own_origin_is_not(serve: Serve) -> None:
+    served = serve(echo_model())
+    for origin in ("https://evil.example", "null", "http://localhost:1"):
+        response = served.http.post(CHAT, json=ASK, headers={"Origin": origin})
+        assert response.json()["error"]["code"] == "origin_not_allowed", origin
+        assert "access-control-allow-origin" not in response.headers
+    assert served.http.post(CHAT, json=ASK, headers={"Origin": served.door.url}).status_code == 200
+
+
+def test_every_reply_carries_a_request_id_and_a_callers_own_is_kept(serve: Serve) -> None:
+    http = serve(echo_model()).http
+    response = http.post(CHAT, json=ASK, headers={"X-Request-Id": "job-7"})
+    assert response.headers["x-request-id"] == "job-7"
+    assert response.json()["id"] == "chatcmpl-job-7"
+    assert len(http.get("/nothing", headers={"X-Request-Id": "a b"}).headers["x-request-id"]) == 32
+
+
+def test_metrics_count_requests_and_tokens(serve: Serve) -> None:
+    served = serve(echo_model())
+    served.http.post(CHAT, json=ASK)
+    served.http.post(CHAT, json={**ASK, "n": 3})
+    text = served.http.get("/metrics").text
+    assert 'edgekit_requests_total{door="http",outcome="stop"} 1.0' in text
+    assert 'edgekit_requests_total{door="http",outcome="unsupported_parameter"} 1.0' in text
+    assert f'edgekit_completion_tokens_total{{door="http"}} {len(ANSWER) + 1:.1f}' in text
+    assert 'edgekit_model_info{context_length="1024",name="echo"} 1.0' in text
+    assert "edgekit_queue_length 0.0" in text
+    assert 'edgekit_first_delta_seconds_count{door="http"} 1.0' in text
+
+
+def test_a_door_without_a_model_is_alive_and_not_ready() -> None:
+    door = HttpDoor(HttpConfig(port=0), None, None, Metrics())
+    door.start()
+    try:
+        with httpx.Client(base_url=door.url) as http:
+            assert http.get("/healthz").status_code == 200
+            assert http.get("/readyz").status_code == 503
+            assert http.get("/v1/models").json() == {"object": "list", "data": []}
+            response = http.post(CHAT, json=ASK)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+    finally:
+        door.stop()
+
+
+def test_a_door_is_not_ready_any_more_once_the_daemon_shuts_down(serve: Serve) -> None:
+    served = serve(echo_model())
+    assert served.http.get("/readyz").status_code == 200
+    served.scheduler.stop()
+    assert served.http.get("/readyz").status_code == 503
+    response = served.http.post(CHAT, json=ASK)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def test_a_heart_that_stopped_makes_the_door_unhealthy() -> None:
+    class Stopped:
+        healthy = False
+
+    door = HttpDoor(HttpConfig(port=0), None, None, Metrics(), Stopped())
+    door.start()
+    try:
+        assert httpx.get(f"{door.url}/healthz").status_code == 503
+    finally:
+        door.stop()
+
+
+def test_a_busy_port_is_one_line_and_a_hint() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        door = HttpDoor(HttpConfig(port=port), None, None, Metrics())
+        with pytest.raises(ConfigError, match=f"port {port}") as caught:
+            door.start()
+    assert caught.value.hint is not None
+    assert "--port" in caught.value.hint
+
+
+def test_an_address_that_is_not_ours_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1") as caught:
+        HttpDoor(HttpConfig(host="192.0.2.1", port=0), None, None, Metrics()).start()
+    assert caught.value.hint == "check --host"
+
+
+def test_a_stopped_door_can_be_opened_again_on_the_same_port(serve: Serve) -> None:
+    served = serve(echo_model())
+    served.http.post(CHAT, json=ASK)
+    port = served.door.port
+    served.door.stop()
+    door = HttpDoor(HttpConfig(port=port), served.scheduler, served.scheduler.info, served.metrics)
+    door.start()
+    try:
+        assert httpx.post(f"{door.url}{CHAT}", json=ASK).status_code == 200
+    finally:
+        door.stop()
+
+
+def test_many_clients_at_once_each_get_their_whole_answer(serve: Serve) -> None:
+    served = serve(echo_model(), max_queue=32)
+    replies: list[str] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.door.url, timeout=30) as http:
+            replies.append(http.post(CHAT, json=ASK).json()["choices"][0]["message"]["content"])
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replies == [ANSWER] * 12
