@@ -1,0 +1,20 @@
+"""The daemon as a service: write, enable, remove and inspect a systemd unit or a launchd job.
+
+Knows the service managers and not the daemon: what is started is a command line.
+"""
+
+from __future__ import annotations
+
+from edgekit.service.manage import Installed, ServiceStatus, install, service_file, status, uninstall
+from edgekit.service.spec import ServiceSpec, find_executable
+
+__all__ = [
+    "Installed",
+    "ServiceSpec",
+    "ServiceStatus",
+    "find_executable",
+    "install",
+    "service_file",
+    "status",
+    "uninstall",
+]

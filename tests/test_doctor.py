@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekit import doctor
+from edgekit.config import DaemonConfig, HttpConfig, MqttConfig
+from edgekit.doctor import EXTRAS, Check, Diagnosis, diagnose, l4t_release, tensorrt_version
+from edgekit.machine import Machine
+
+REPOSITORY = Path(__file__).parent.parent
+ORIN = Machine(
+    "Linux",
+    "aarch64",
+    7.44,
+    ("NVIDIA Jetson Orin Nano Developer Kit", "nvidia,p3768-0000+p3767-0005", "nvidia,tegra234"),
+)
+MAC = Machine("Darwin", "arm64", 16.0, cpu_brand="Apple M2")
+PC = Machine("Linux", "x86_64", 15.5, cpu_brand="AMD Ryzen 5")
+R36_4_3 = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
+
+
+def checks(diagnosis: Diagnosis) -> dict[str, Check]:
+    return {check.name: check for check in diagnosis.checks}
+
+
+def jetson(root: Path, release: str, libnvinfer: str | None) -> Path:
+    (root / "etc").mkdir()
+    (root / "etc/nv_tegra_release").write_text(release)
+    libraries = root / "usr/lib/aarch64-linux-gnu"
+    libraries.mkdir(parents=True)
+    if libnvinfer:
+        for name in ("libnvinfer.so.10", f"libnvinfer.so.{libnvinfer}", "libnvinfer_plugin.so.99.9.9"):
+            (libraries / name).touch()
+    return root
+
+
+def test_this_machine_can_run_what_it_is_for() -> None:
+    diagnosis = diagnose()
+    assert diagnosis.ready
+    assert json.loads(json.dumps(diagnosis.to_json()))["target"] == diagnosis.target
+    found = checks(diagnosis)
+    assert found["python"].detail.startswith(".".join(map(str, sys.version_info[:3])))
+    assert found["runner onnxruntime"].detail.startswith("onnxruntime 1.")
+    assert re.search(r"[0-9.]+ GB free for ", found["disk"].detail)
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]")[1].split("\n[project.scripts]")[0]
+    packaged = {
+        extra: set(re.findall(r'"([A-Za-z0-9-]+)[^"]*"', body))
+        for extra, body in re.findall(
+            r"^([a-z-]+) = \[(.*?)\]$", section.replace("[text]", "").replace("[cpu]", ""), re.MULTILINE | re.DOTALL
+        )
+    }
+    assert set(EXTRAS) == set(packaged) - {"dev", "optimum"}
+    for extra, modules in EXTRAS.items():
+        assert set(modules.values()) <= packaged[extra], extra
+
+
+def test_an_extra_that_is_missing_comes_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in {"onnxruntime", "onnx", "paho"} else object())
+    diagnosis = diagnose(machine=PC)
+    found = checks(diagnosis)
+    assert not diagnosis.ready
+    assert found["runner onnxruntime"] == Check(
+        "runner onnxruntime",
+        "missing",
+        "not installed: onnxruntime",
+        f"{sys.executable} -m pip install 'edgekit[onnxruntime]'",
+    )
+    assert (found["daemon"].state, found["daemon"].detail) == ("missing", "not installed: paho-mqtt")
+    assert found["export"].state == "note"
+
+
+def test_a_mac_needs_mlx_and_nothing_of_nvidia() -> None:
+    diagnosis = diagnose(machine=MAC)
+    assert diagnosis.target == "m2"
+    assert "runner mlx" in checks(diagnosis)
+    assert not any("tensorrt" in name or "onnxruntime" in name for name in checks(diagnosis))
+
+
+def test_a_jetson_says_its_jetpack_and_tensorrt_and_warns_of_the_wrong_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda _: "1.23.0")
+    found = checks(diagnose(machine=ORIN, root=jetson(tmp_path, R36_4_3, "10.3.0")))
+    assert found["target"].detail.startswith("orin-nano-8 (")
+    assert (found["jetpack"].state, found["jetpack"].detail) == ("ok", "JetPack 6.2 (L4T 36.4.3)")
+    assert (found["libnvinfer"].state, found["libnvinfer"].detail) == ("ok", "TensorRT 10.3.0")
+    assert found["onnxruntime on the GPU"].state == "warn"
+    assert "SM87" in found["onnxruntime on the GPU"].detail
+
+
+def test_a_jetson_in_a_virtual_environment_is_told_how_to_see_jetpacks_bindings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "tensorrt" else object())
+    monkeypatch.setattr(sys, "prefix", "/opt/edgekit")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    check = checks(diagnose(machine=ORIN, root=jetson(tmp_path, R36_4_3, "10.3.0")))["runner tensorrt"]
+    assert (check.state, check.fix) == ("missing", "/usr/bin/python3 -m venv --system-site-packages /opt/edgekit")
+
+
+@pytest.mark.parametrize(
+    ("release", "libnvinfer", "states"),
+    [
+        ("# R35 (release), REVISION: 4.1, GCID: 1\n", "8.5.2", ("missing", "missing")),
+        ("# R36 (release), REVISION: 3.0, GCID: 1\n", "8.6.2", ("missing", "missing")),
+        ("# R39 (release), REVISION: 2.0, GCID: 45755727\n", "10.16.2", ("ok", "ok")),
+        (R36_4_3, None, ("ok", "missing")),
+        ("garbage", "10.3.0", ("warn", "ok")),
+    ],
+)
+def test_a_jetpack_too_old_for_int4_is_named(
+    tmp_path: Path, release: str, libnvinfer: str | None, states: tuple[str, str]
+) -> None:
+    found = checks(diagnose(machine=ORIN, root=jetson(tmp_path, release, libnvinfer)))
+    assert (found["jetpack"].state, found["libnvinfer"].state) == states
+    for check in (found["jetpack"], found["libnvinfer"]):
+        assert check.state != "missing" or check.fix
+
+
+def test_versions_are_read_off_the_files(tmp_path: Path) -> None:
+    assert l4t_release(tmp_path) is None
+    assert tensorrt_version(tmp_path) is None
+    root = jetson(tmp_path, R36_4_3, "10.3.0")
+    assert l4t_release(root) == (36, 4, 3)
+    (root / "usr/lib/aarch64-linux-gnu/libnvinfer.so.10.16.2").touch()
+    assert tensorrt_version(root) == (10, 16, 2)
+
+
+def test_a_jetson_without_a_profile_is_used_as_a_cpu_and_says_so() -> None:
+    nano4 = Machine("Linux", "aarch64", 3.4, ("NVIDIA Jetson Orin Nano 4GB", "nvidia,p3767-0004", "nvidia,tegra234"))
+    diagnosis = diagnose(machine=nano4)
+    assert diagnosis.target == "cpu"
+    assert checks(diagnosis)["target"].state == "warn"
+
+
+def test_files_that_the_configuration_names_are_looked_for(tmp_path: Path) -> None:
+    config = DaemonConfig(
+        bundle=tmp_path / "gone",
+        http=HttpConfig(host="::"),
+        mqtt=MqttConfig(ca_file=tmp_path),
+    )
+    found = checks(diagnose(config, machine=PC))
+    assert found["bundle"].state == "missing"
+    assert found["http"].state == "warn"
+    assert "mqtt.ca_file" not in found
+
+
+def test_a_cache_that_does_not_exist_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
+    check = checks(diagnose(machine=PC, cache=tmp_path / "a/b"))["disk"]
+    assert str(tmp_path / "a/b") in check.detail
