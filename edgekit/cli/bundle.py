@@ -17,13 +17,14 @@ __all__ = ["info", "verify"]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def info(bundle: Path, as_json: bool) -> None:
+def info(*, bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE is: model, recipe, size, memory, licence, and which devices run it."""
     manifest = open_bundle(bundle).manifest
     if as_json:
         print_json(manifest.to_dict())
         return
     weights, per_token = manifest.memory.weights, manifest.memory.kv_cache_per_token
+    full = per_token * manifest.context_length
     kind = f"{manifest.artifact.kind} {manifest.artifact.dialect}".strip()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
@@ -34,8 +35,10 @@ def info(bundle: Path, as_json: bool) -> None:
         ("artifact", kind),
         ("recipe", str(manifest.recipe.get("summary", ""))),
         ("weights", bytes_text(weights)),
-        ("context", f"{manifest.context_length:,} tokens, {bytes_text(per_token)} of KV cache each, "
-                    f"{bytes_text(per_token * manifest.context_length)} when full"),
+        (
+            "context",
+            f"{manifest.context_length:,} tokens; KV cache {bytes_text(per_token)} each, {bytes_text(full)} when full",
+        ),
         ("licence", manifest.licence),
         ("source", str(manifest.source.get("id", ""))),
         ("made", f"{manifest.created} by edgekit {manifest.edgekit}"),
@@ -49,7 +52,7 @@ def info(bundle: Path, as_json: bool) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--build", is_flag=True, help="Also parse and build the graph with NVIDIA's parser and builder.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
-def verify(bundle: Path, build: bool, as_json: bool) -> None:
+def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
     """Check every byte of BUNDLE against its manifest."""
     opened = open_bundle(bundle)
     total = sum(entry.size for entry in opened.manifest.files)

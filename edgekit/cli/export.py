@@ -24,6 +24,7 @@ __all__ = ["export", "models"]
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def export(
+    *,
     model: str,
     target_name: str,
     output: Path | None,
@@ -55,7 +56,7 @@ def export(
     total = sum(entry.size for entry in manifest.files)
     stderr.print(f"{manifest.name}: {manifest.recipe['summary']}")
     console.print(f"[bold]{output}[/]  {bytes_text(total)}, for {', '.join(manifest.compatible)}")
-    if target.runner in {"onnxruntime", "mlx"}:
+    if target.runners[0] in {"onnxruntime", "mlx"}:
         stderr.print(f"\nnext: edgekit run {output} 'What is the capital of France?'\n      edgekit serve {output}")
     else:
         stderr.print(f"\nnext: edgekit verify {output} --build")
@@ -63,7 +64,7 @@ def export(
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
-def models(as_json: bool) -> None:
+def models(*, as_json: bool) -> None:
     """List the models edgekit knows by name. Any GGUF file, checkpoint folder or hub id works too."""
     from edgekit.export.catalog import catalog
 

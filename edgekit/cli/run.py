@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import click
 
 from edgekit.cli.output import stderr
 from edgekit.errors import EdgekitError
+from edgekit.generation.decode import generate
+from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.request import ChatRequest, Delta, Failure, Finish, Message, Sampling
 
 __all__ = ["run"]
@@ -27,6 +30,7 @@ __all__ = ["run"]
 @click.option("--threads", type=int, help="Threads [one per physical core].")
 @click.option("--stats", is_flag=True, help="Print tokens/s to stderr.")
 def run(
+    *,
     bundle: Path,
     prompt: str | None,
     system: str | None,
@@ -40,8 +44,6 @@ def run(
     stats: bool,
 ) -> None:
     """Answer PROMPT from BUNDLE; without a prompt, chat. A prompt of `-` is read from standard input."""
-    from edgekit.generation.model import load_model
-
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     messages = [Message("system", system)] if system else []
     model = load_model(bundle, context_length=context_length, threads=threads)
@@ -61,7 +63,7 @@ class _Chat:
     """A conversation held in memory; each answer becomes part of it."""
 
     def __init__(
-        self, model: object, messages: list[Message], sampling: Sampling, max_tokens: int | None, *, stats: bool
+        self, model: TextModel, messages: list[Message], sampling: Sampling, max_tokens: int | None, *, stats: bool
     ) -> None:
         self._model = model
         self._system = list(messages)
@@ -76,12 +78,8 @@ class _Chat:
 
     def answer(self, text: str) -> None:
         """Stream the answer to stdout."""
-        from edgekit.generation.decode import generate
-
         asked = [*self._messages, Message("user", text)]
-        request = ChatRequest(
-            id="run", messages=tuple(asked), sampling=self._sampling, max_tokens=self._max_tokens
-        )
+        request = ChatRequest(id="run", messages=tuple(asked), sampling=self._sampling, max_tokens=self._max_tokens)
         pieces = []
         for event in generate(self._model, request):
             if isinstance(event, Delta):
@@ -100,10 +98,8 @@ class _Chat:
 
 def _repl(chat: _Chat) -> None:
     """Chat until end of file; an error or Ctrl-C ends one answer, not the chat."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
-    except ImportError:
-        pass
     stderr.print("Chat; /new starts over, Ctrl-D ends.", style="dim")
     while True:
         try:

@@ -1,1 +1,19 @@
 """Artifact writers, one file per backend. They read a `Decoder` and its weights, and know no checkpoint format."""
+
+from __future__ import annotations
+
+from edgekit.export.writers.base import Writer
+from edgekit.target import Target
+
+__all__ = ["writer_for"]
+
+
+def writer_for(target: Target) -> Writer:
+    """Return the writer of a target's artifact."""
+    if target.artifact == "mlx":
+        from edgekit.export.writers.mlx import MlxWriter
+
+        return MlxWriter()
+    from edgekit.export.writers.onnx import OnnxWriter
+
+    return OnnxWriter(dialect=target.dialect)

@@ -1,0 +1,98 @@
+"""`edgekit service`: the system service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.output import console, print_json, stderr
+
+__all__ = ["service"]
+
+_scope = click.option("--user", "scope", flag_value="user", default="system", help="Your own account's service.")
+_root = click.option("--root", type=click.Path(path_type=Path), help="An image to work on instead of this machine.")
+
+
+@click.group()
+def service() -> None:
+    """Install, remove or inspect the system service (systemd, or launchd on macOS)."""
+
+
+@service.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file the daemon reads.")
+@click.option("--run-as", help="Account to run as [systemd: one made for it].")
+@click.option("--executable", type=click.Path(path_type=Path), help="The edgekit program [this one].")
+@click.option("--no-start", is_flag=True, help="Enable it, but do not start it now.")
+@click.option("--print", "show", is_flag=True, help="Print what would be written, and write nothing.")
+@_scope
+@_root
+def install(
+    *,
+    bundle: Path | None,
+    config: Path | None,
+    run_as: str | None,
+    executable: Path | None,
+    no_start: bool,
+    show: bool,
+    scope: str,
+    root: Path | None,
+) -> None:
+    """Write, enable and start the service that serves BUNDLE."""
+    from edgekit.service.manage import install as install_service
+    from edgekit.service.manage import service_file
+    from edgekit.service.spec import ServiceSpec, find_executable
+
+    spec = ServiceSpec(
+        executable=(executable or find_executable()).absolute(),
+        bundle=bundle.absolute() if bundle else None,
+        config=config.absolute() if config else None,
+        scope="user" if scope == "user" else "system",
+        run_as=run_as,
+    )
+    if show:
+        path, text = service_file(spec, root=root)
+        stderr.print(f"# {path}", style="dim")
+        click.echo(text, nl=False)
+        return
+    done = install_service(spec, root=root, start=not no_start)
+    console.print(f"{done.path} is written and enabled" + (", and the service runs" if done.started else ""))
+    if done.hint:
+        stderr.print(f"\nnext: {done.hint}")
+
+
+@service.command()
+@_scope
+@_root
+def uninstall(*, scope: str, root: Path | None) -> None:
+    """Stop, disable and remove the service; bundles and configuration stay."""
+    from edgekit.service.manage import uninstall as uninstall_service
+
+    removed = uninstall_service("user" if scope == "user" else "system", root=root)
+    console.print(f"{removed} is removed" if removed else "there was no service")
+
+
+@service.command()
+@_scope
+@_root
+@click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
+def status(*, scope: str, root: Path | None, as_json: bool) -> None:
+    """Say how the service is."""
+    from dataclasses import asdict
+
+    from edgekit.service.manage import status as service_status
+
+    found = service_status("user" if scope == "user" else "system", root=root)
+    if as_json:
+        print_json(asdict(found))
+        return
+    words = [found.state, "" if found.enabled is None else "enabled" if found.enabled else "not enabled"]
+    console.print(f"edgekit ({found.manager}, {found.scope}): {', '.join(word for word in words if word)}")
+    for name, value in (("says", found.text), ("pid", found.pid), ("restarts", found.restarts), ("file", found.path)):
+        if value is not None:
+            console.print(f"  {name}: {value}")
+    if found.hint:
+        stderr.print(f"\nhint: {found.hint}")
+    if found.state != "active":
+        raise click.exceptions.Exit(1)
