@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from edgekit.generation.detokenizer import Clusters, Detokenizer
+from edgekit.generation.tokenizer import Tokenizer
+from tests.generation.tiny import byte_tokenizer
+
+UNKNOWN = "<unk>"
+TEXTS = (
+    "The capital of France is Paris.",
+    "法国的首都是巴黎。你好、世界。",
+    "フランスの首都はパリです。がぎぐ",
+    "عاصمة فرنسا هي باريس؛ السَّلَامُ عَلَيْكُمْ",
+    "เมืองหลวงของฝรั่งเศสคือปารีส ที่นี่",
+    "फ़्रांस की राजधानी पेरिस है। क्षत्रिय",
+    "👩‍💻 👨‍👩‍👧‍👦 🇩🇪🇫🇷 👍🏽 ❤️ 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+)
+
+
+def _trained() -> Tokenizer:
+    """A byte-level BPE whose tokens cut characters anywhere."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|im_end|>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer=trainer)
+    return Tokenizer(backend)
+
+
+def _sentencepiece_like() -> Tokenizer:
+    """Spaces as ▁, the first one dropped, unknown characters as bytes: the way of Llama 2."""
+    vocab = {UNKNOWN: 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    for char in "▁abcdefghijklmnopqrstuvwxyz":
+        vocab[char] = len(vocab)
+    backend = Backend(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return Tokenizer(backend)
+
+
+TOKENIZERS = {"bytes": byte_tokenizer(), "trained": _trained(), "sentencepiece": _sentencepiece_like()}
+
+
+def _stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    detokenizer, clusters = Detokenizer(tokenizer), Clusters()
+    pieces = [clusters.push(detokenizer.push(number)) for number in ids]
+    return [*pieces, clusters.push(detokenizer.finish()), clusters.finish()]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_pieces_together_are_the_text_and_none_holds_a_broken_character(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    pieces = _stream(tokenizer, tokenizer.encode(text))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=st.text(max_size=40))
+def test_the_pieces_of_any_text_together_are_its_whole_decoding(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode(text)
+    assert "".join(_stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@given(ids=st.lists(st.integers(0, 399), max_size=50))
+def test_the_pieces_of_any_tokens_together_are_their_whole_decoding(ids: list[int]) -> None:
+    tokenizer = TOKENIZERS["trained"]
+    assert "".join(_stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("cluster", ["👩‍💻", "👨‍👩‍👧‍👦", "🇩🇪", "👍🏽", "❤️", "ที่", "سَّ", "क्ष", "कि", "🏴󠁧󠁢󠁥󠁮󠁧󠁿"])
+def test_what_a_reader_sees_as_one_character_comes_in_one_piece(cluster: str) -> None:
+    tokenizer = byte_tokenizer()
+    pieces = _stream(tokenizer, tokenizer.encode(f"a{cluster}b"))
+    assert pieces[0] == "a"
+    assert sum(cluster in piece for piece in pieces) == 1
+
+
+def test_latin_and_han_text_is_never_kept_waiting() -> None:
+    clusters = Clusters()
+    assert [clusters.push(piece) for piece in ("Paris", "巴", "黎", "é", "1.")] == ["Paris", "巴", "黎", "é", "1."]
+
+
+def test_endless_broken_bytes_do_not_wait_for_ever() -> None:
+    tokenizer = byte_tokenizer()
+    broken = next(number for number in range(256) if tokenizer.decode([number]) == "\ufffd")
+    detokenizer = Detokenizer(tokenizer)
+    assert any(detokenizer.push(broken) for _ in range(100))
+
+
+def test_special_tokens_have_no_text() -> None:
+    tokenizer = byte_tokenizer()
+    ids = [*tokenizer.encode("a"), *tokenizer.encode("<|im_end|>"), *tokenizer.encode("b")]
+    assert "".join(_stream(tokenizer, ids)) == "ab"
