@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekit.errors import EdgekitError
@@ -58,6 +58,10 @@ class ServiceStatus:
     pid: int | None = None
     restarts: int | None = None
     hint: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON-able values."""
+        return {**asdict(self), "path": str(self.path)}
 
 
 def service_file(spec: ServiceSpec, *, root: Path | None = None) -> tuple[Path, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ def test_a_service_is_installed_into_an_image_enabled_and_removed_again(tmp_path
     assert link.is_symlink()
     assert "ExecStart=/opt/edgekit/bin/edgekit serve /opt/bundle\n" in done.path.read_text()
     assert done.path.stat().st_mode & 0o777 == 0o644
-    assert status(root=tmp_path).enabled is True
+    assert json.loads(json.dumps(status(root=tmp_path).to_json()))["enabled"] is True
     assert uninstall(root=tmp_path) == done.path
     assert not link.is_symlink()
     assert not done.path.exists()

@@ -1,0 +1,158 @@
+"""The unit under a real systemd: a container is booted over a throw-away overlay of this machine's root.
+
+Needs root, systemd-nspawn and overlayfs; changes nothing outside the overlay.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgekit.service import ServiceSpec, install
+
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform != "linux" or os.geteuid() != 0 or shutil.which("systemd-nspawn") is None,
+        reason="needs root and systemd-nspawn",
+    ),
+]
+REPOSITORY = Path(__file__).parent.parent.parent
+
+# What the service runs: everything that the daemon does to the system, without a model.
+PROGRAM = """#!/opt/py/bin/{python}
+import ctypes, os, pathlib, socket, sys, time
+import numpy as np, onnx, onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from edgekit.daemon.health import Watchdog
+from edgekit.daemon.notify import Notifier
+
+notifier = Notifier()
+notifier.extend(60, "loading")
+print("argv", sys.argv[1:])
+codes = np.random.randint(0, 255, (256, 8, 16), dtype=np.uint8)
+scales = np.ones((256, 8), np.float32)
+attributes = dict(K=256, N=256, bits=4, block_size=32)
+node = helper.make_node("MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", **attributes)
+info = helper.make_tensor_value_info
+graph = helper.make_graph(
+    [node], "g", [info("x", TensorProto.FLOAT, [None, 256])], [info("y", TensorProto.FLOAT, [None, 256])],
+    [numpy_helper.from_array(codes, "q"), numpy_helper.from_array(scales, "s")])
+opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+print("logits", session.run(None, {{"x": np.ones((3, 256), np.float32)}})[0].shape)
+print("callback", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(lambda n: n + 1)(1))
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print("listens", server.getsockname()[1] > 0)
+print("credential", repr(pathlib.Path(os.environ["CREDENTIALS_DIRECTORY"], "mqtt-password").read_text()))
+for folder in (os.environ["STATE_DIRECTORY"], os.path.join(os.environ["XDG_CACHE_HOME"], "edgekit")):
+    pathlib.Path(folder, "file").write_text("x")
+attempts = {{
+    "/usr/file": lambda p: p.write_text("x"),
+    "/etc/edgekit/file": lambda p: p.write_text("x"),
+    "/etc/shadow": lambda p: p.read_text(),
+    "/root": lambda p: list(p.iterdir()),
+    "/home": lambda p: list(p.iterdir()),
+    "/dev/mem": lambda p: p.open("rb"),
+}}
+for place, attempt in attempts.items():
+    try:
+        attempt(pathlib.Path(place))
+        print("reached", place)
+    except OSError:
+        pass
+status = pathlib.Path("/proc/self/status").read_text().split()
+print("uid", os.getuid() not in (0, 65534), "caps", status[status.index("CapEff:") + 1])
+start = time.monotonic()
+Watchdog(lambda: max(0.0, time.monotonic() - start - 3), notifier).start()  # after 3 s the loop hangs
+notifier.ready("serving")
+time.sleep(600)
+"""
+PROBE = """#!/bin/bash
+exec >/probe/log 2>&1
+systemctl start edgekit.service && echo started
+systemctl show edgekit.service -p ActiveState -p StatusText
+for n in $(seq 40); do
+  sleep 0.5
+  systemctl show edgekit.service -p Result | grep -q watchdog && break
+done
+systemctl show edgekit.service -p Result
+sleep 1.5
+systemctl show edgekit.service -p NRestarts
+journalctl -u edgekit.service -o cat --no-pager
+"""
+PROBE_UNIT = """[Unit]
+After=sysinit.target
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /probe/probe.sh
+ExecStopPost=/bin/systemctl poweroff --force
+"""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Path]:
+    """A writable overlay of /, gone afterwards."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
+    merged = tmp_path / "merged"
+    try:
+        for name in ("upper", "work", "merged"):
+            (tmp_path / name).mkdir()
+        options = f"lowerdir=/,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+        done = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=False)
+        if done.returncode != 0:
+            pytest.skip("no overlayfs here")
+        yield merged
+    finally:
+        subprocess.run(["umount", "-l", "-q", merged], check=False)
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_real_systemd_starts_the_unit_shuts_it_in_and_restarts_it_when_it_hangs(image: Path, tmp_path: Path) -> None:
+    program = image / "opt/boot test/edgekit"
+    program.parent.mkdir(parents=True)
+    program.write_text(PROGRAM.format(python=f"python3.{sys.version_info[1]}"))
+    program.chmod(0o755)
+    package = image / "opt/stub/edgekit"
+    (package / "daemon").mkdir(parents=True)
+    for name in ("__init__.py", "daemon/__init__.py", "daemon/notify.py", "daemon/health.py"):
+        shutil.copy(REPOSITORY / "edgekit" / name, package / name)
+    odd = Path('/opt/a b/$HOME/%h/"q"/back\\slash')
+    unit = install(ServiceSpec(Path("/opt/boot test/edgekit"), bundle=odd), root=image).path
+    # This Python lies where the unit may not look, so it is shown to it; and the watchdog is made impatient.
+    site = sysconfig.get_path("purelib")
+    drop_in = unit.with_name("edgekit.service.d")
+    drop_in.mkdir()
+    (drop_in / "test.conf").write_text(
+        f"[Service]\nWatchdogSec=2\nRestartSec=1\nBindReadOnlyPaths={sys.base_prefix}:/opt/py {site}:/opt/site\n"
+        "Environment=LD_LIBRARY_PATH=/opt/py/lib PYTHONPATH=/opt/stub:/opt/site\n"
+    )
+    (image / "etc/systemd/system/probe.service").write_text(PROBE_UNIT)
+    probe = tmp_path / "probe"
+    probe.mkdir()
+    (probe / "probe.sh").write_text(PROBE)
+    command = ["systemd-nspawn", "--quiet", "--directory", str(image), f"--bind={probe}:/probe", "--register=no"]
+    command += ["--keep-unit", "--link-journal=no", "--console=pipe", "--boot", "--", "systemd.unit=probe.service"]
+    booted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL)
+    log = probe / "log"
+    assert log.exists(), booted.stdout + booted.stderr
+    said = log.read_text()
+    assert {"started", "ActiveState=active", "StatusText=serving"} <= set(said.splitlines()), said
+    assert f"argv {['serve', str(odd)]}" in said
+    assert "logits (3, 256)" in said
+    assert "callback 2" in said
+    assert "listens True" in said
+    assert r"credential '\n'" in said
+    assert "reached" not in said
+    assert "uid True caps 0000000000000000" in said
+    assert "Result=watchdog" in said
+    assert "NRestarts=1" in said
+    # PYTHONFAULTHANDLER: the journal shows where it hung.
+    assert "Fatal Python error: Aborted" in said
