@@ -19,12 +19,13 @@ from typing import Any, Protocol
 import paho.mqtt.client as paho
 
 from edgekit.config import MqttConfig
+from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.jobs import Cancels, Finished, Job, JobKey, Record, Reply
 from edgekit.daemon.mqtt.link import Link, Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, default_device_id
-from edgekit.daemon.wire import parse_chat
+from edgekit.daemon.wire import parse_chat, printable
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure
@@ -78,17 +79,19 @@ class MqttDoor:
         config: `host` must be set.
         scheduler: Where requests go.
         info: What the retained card and `model` fields say.
+        metrics: Where requests are counted; None counts in `counters` alone.
 
     Raises:
         ConfigError: The prefix or the device id cannot stand in a topic.
     """
 
-    def __init__(self, config: MqttConfig, scheduler: Submits, info: ModelInfo) -> None:
+    def __init__(self, config: MqttConfig, scheduler: Submits, info: ModelInfo, metrics: Metrics | None = None) -> None:
         self.topics = Topics(config.prefix, config.device_id or default_device_id())
         self.counters = Counters()
         self._config = config
         self._scheduler = scheduler
         self._info = info
+        self._metrics = metrics
         self._link = Link(
             config,
             client_id=self.topics.client_id,
@@ -229,23 +232,25 @@ class MqttDoor:
             self._refuse(name, exc if problem is None or given is not None else problem)
             return
         reply = Reply(topic, correlation)
+        if problem is None:
+            try:
+                self._accept(messages.read_envelope(body), reply, _expiry_s(message))
+            except EdgekitError as exc:
+                problem = exc
+            except Exception:  # noqa: BLE001 - the caller waits: it gets an answer, whatever broke
+                _log.exception("mqtt: a request failed inside the door")
+                problem = EdgekitError("the request failed inside the daemon", hint="its log says why")
         if problem is not None:
-            self._fail(reply, _correlation_id(correlation), problem)
-            return
-        try:
-            self._accept(messages.read_envelope(body), reply, _expiry_s(message))
-        except EdgekitError as exc:
-            self._fail(reply, name or _correlation_id(correlation), exc)
-        except Exception:  # noqa: BLE001 - the caller waits: it gets an answer, whatever broke
-            _log.exception("mqtt: a request failed inside the door")
-            broken = EdgekitError("the request failed inside the daemon", hint="its log says why")
-            self._fail(reply, name or _correlation_id(correlation), broken)
+            if self._metrics is not None:
+                self._metrics.refused("mqtt", problem)
+            self._fail(reply, name or _correlation_id(correlation), problem)
 
     def _read(self, payload: bytes) -> dict[str, Any]:
         if len(payload) > self._config.max_payload_bytes:
             raise RequestError(
                 f"the payload has {len(payload)} bytes; {self._config.max_payload_bytes} are allowed",
-                code="payload_too_large",
+                hint="shorten the messages",
+                code="body_too_large",
             )
         return messages.read_object(payload)
 
@@ -275,16 +280,19 @@ class MqttDoor:
             raise RequestError("the daemon is stopping", code="shutting_down", retry_after_s=5.0)
         job = Job(key, request_id, chosen is not None, reply, envelope.stream, digest)
         # Events may come before `submit` returns; they wait in the queue until this thread is free.
-        job.ticket = self._scheduler.submit(request, partial(self._hand_over, job))
+        on_event: OnEvent = partial(self._hand_over, job)
+        if self._metrics is not None:
+            on_event = self._metrics.track("mqtt", on_event)
+        job.ticket = self._scheduler.submit(request, on_event)
         self._jobs[key] = job
 
     def _parse(self, envelope: messages.Envelope, request_id: str, client: str, expiry_s: float | None) -> ChatRequest:
         limits = [limit for limit in (envelope.deadline_s, expiry_s) if limit is not None]
         body = {**envelope.body, "deadline_s": min(limits)} if limits else envelope.body
         request, options = parse_chat(body, request_id=request_id, client=client)
-        if options.model not in (None, self._info.name):
+        if options.model is not None and options.model != self._info.name:
             raise RequestError(
-                f"this device does not serve `{options.model}`",
+                f"this device does not serve `{printable(options.model)}`",
                 hint=f"it serves `{self._info.name}`; `model` may be left out",
                 code="model_not_found",
                 param="model",
@@ -382,6 +390,8 @@ class MqttDoor:
     def _refuse(self, request_id: str | None, problem: EdgekitError) -> None:
         """Note a request that cannot be answered, in the log and where its sender may look for it."""
         self.counters.refused += 1
+        if self._metrics is not None:
+            self._metrics.refused("mqtt", problem)
         now = time.monotonic()
         # Anybody who may publish can bring this about: the log is not theirs to fill.
         if now >= self._next_refusal_log:

@@ -233,13 +233,13 @@ def test_a_full_queue_is_answered_with_the_time_after_which_to_ask_again(broker:
         (json.dumps(chat(temperature=9)).encode(), "invalid_request", "temperature"),
         (json.dumps(chat(tools=[{}])).encode(), "unsupported_parameter", "tools"),
         (json.dumps(chat(model="gpt-4o")).encode(), "model_not_found", "model"),
-        (json.dumps(chat(user="x" * 5000)).encode(), "payload_too_large", None),
+        (json.dumps(chat(user="x" * 5000)).encode(), "body_too_large", None),
     ],
 )
 def test_a_bad_payload_is_answered_with_one_error_that_names_it(  # noqa: PLR0917 - fixtures and parameters
     broker: Broker, make_door: MakeDoor, scheduler: ScriptedScheduler, payload: bytes, code: str, param: str | None
 ) -> None:
-    door = make_door(max_payload_bytes=4096 if code == "payload_too_large" else 1_000_000)
+    door = make_door(max_payload_bytes=4096 if code == "body_too_large" else 1_000_000)
     with Caller(broker.port, "caller/bad") as caller:
         caller.publish(REQUEST, payload, ResponseTopic="caller/bad", CorrelationData=b"bad")
         message = caller.message()
