@@ -39,10 +39,15 @@ def jetson(root: Path, release: str, libnvinfer: str | None) -> Path:
     return root
 
 
-def test_this_machine_can_run_what_it_is_for() -> None:
+def test_this_very_machine_is_diagnosed() -> None:
     diagnosis = diagnose()
-    assert diagnosis.ready
-    assert json.loads(json.dumps(diagnosis.to_json()))["target"] == diagnosis.target
+    plain = json.loads(json.dumps(diagnosis.to_json()))
+    assert (plain["target"], plain["ready"]) == (diagnosis.target, diagnosis.ready)
+
+
+def test_a_pc_with_everything_installed_is_ready() -> None:
+    diagnosis = diagnose(machine=PC)
+    assert (diagnosis.target, diagnosis.ready) == ("cpu", True)
     found = checks(diagnosis)
     assert found["python"].detail.startswith(".".join(map(str, sys.version_info[:3])))
     assert found["runner onnxruntime"].detail.startswith("onnxruntime 1.")
