@@ -1,0 +1,162 @@
+"""A small builder of ONNX graphs that streams weights to one external data file.
+
+`model.onnx` holds structure only; `model.onnx.data` is appended to, tensor by tensor, so that the whole model
+is never in memory. It knows no transformer and no quantization.
+
+Source of the file format: onnx/docs/IR.md and onnx/docs/ExternalData.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+__all__ = ["DATA_FILE", "MODEL_FILE", "Dims", "Graph"]
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+Dims = Sequence[int | str]
+Attribute = Any
+
+# Constants below this stay in the model file: shapes, axes, scalars.
+_INLINE_BYTES = 256
+# Large tensors start on a page, so that a runtime can map them; small ones on a cache line.
+_PAGE, _LINE, _LARGE = 4096, 64, 65_536
+
+
+class Graph:
+    """Collects nodes, inputs, outputs and initializers; `save` writes the model file.
+
+    Used as a context manager, so that the data file is closed whatever happens.
+
+    Args:
+        folder: Receives `model.onnx` and `model.onnx.data`.
+        opsets: Operator set version by domain.
+        ir_version: Of the ONNX file format; 10 is the first with INT4 and the last that TensorRT 10.3 knows.
+    """
+
+    def __init__(self, folder: Path, opsets: Mapping[str, int], *, ir_version: int = 10) -> None:
+        self._folder = folder
+        self._opsets = dict(opsets)
+        self._ir_version = ir_version
+        self._proto = onnx.GraphProto(name="decoder")
+        self._places: dict[str, tuple[int, int]] = {}
+        self._values: set[str] = set()
+        self._data: BufferedWriter = (folder / DATA_FILE).open("wb")
+
+    def __enter__(self) -> Graph:  # noqa: PYI034  `Self` needs Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.close()
+
+    def input(self, name: str, dtype: int, dims: Dims) -> str:
+        """Declare a graph input; `dtype` is a `TensorProto.DataType`, a text in `dims` is a symbolic dimension."""
+        self._proto.input.append(helper.make_tensor_value_info(name, dtype, list(dims)))
+        return name
+
+    def output(self, name: str, dtype: int, dims: Dims) -> str:
+        """Declare a graph output; a node must produce a value of this name."""
+        self._proto.output.append(helper.make_tensor_value_info(name, dtype, list(dims)))
+        return name
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        *,
+        output: str | None = None,
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> str:
+        """Add a node with one output and return the output's name (`<name>/output_0` unless given)."""
+        return self.nodes(op, inputs, name, [output or f"{name}/output_0"], domain=domain, **attributes)[0]
+
+    def nodes(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        outputs: Sequence[str],
+        *,
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> tuple[str, ...]:
+        """Add a node with several outputs; an empty name in `inputs` or `outputs` leaves that one out."""
+        self._proto.node.append(
+            helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain or None, **attributes)
+        )
+        return tuple(outputs)
+
+    def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
+        """Add an initializer from an array; asking again for the same name returns the first one."""
+        if name in self._values:
+            return name
+        values = np.asarray(values)
+        dtype = helper.np_dtype_to_tensor_dtype(values.dtype)
+        if values.nbytes <= _INLINE_BYTES:
+            tensor = self._initializer(name, dtype, values.shape)
+            tensor.raw_data = values.tobytes()
+            return name
+        return self.stream(name, dtype, values.shape, (np.ascontiguousarray(values),))
+
+    def stream(self, name: str, dtype: int, shape: Sequence[int], parts: Iterable[npt.NDArray[np.generic]]) -> str:
+        """Add an initializer whose bytes come in contiguous parts, each forgotten once it is in the data file."""
+        start = self._align(dtype, shape)
+        for part in parts:
+            self._data.write(part.reshape(-1).view(np.uint8).data)
+        self._places[name] = (start, self._data.tell() - start)
+        self._external(self._initializer(name, dtype, shape), self._places[name])
+        return name
+
+    def alias(self, name: str, dtype: int, shape: Sequence[int], of: str) -> str:
+        """Add an initializer that reads the bytes of another one under its own shape: one table, stored once."""
+        self._places[name] = self._places[of]
+        self._external(self._initializer(name, dtype, shape), self._places[name])
+        return name
+
+    def save(self, metadata: Mapping[str, str], *, producer_version: str) -> None:
+        """Write `model.onnx`; the bytes depend on nothing but what was added."""
+        self._data.flush()
+        model = helper.make_model(
+            self._proto,
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self._opsets.items()],
+            ir_version=self._ir_version,
+            producer_name="edgekit",
+            producer_version=producer_version,
+        )
+        helper.set_model_props(model, dict(metadata))
+        (self._folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+    def _initializer(self, name: str, dtype: int, shape: Sequence[int]) -> TensorProto:
+        self._values.add(name)
+        tensor: TensorProto = self._proto.initializer.add()
+        tensor.name = name
+        tensor.data_type = dtype
+        tensor.dims.extend(int(size) for size in shape)
+        return tensor
+
+    def _align(self, dtype: int, shape: Sequence[int]) -> int:
+        count = int(np.prod([int(size) for size in shape], dtype=np.int64))
+        size = count if dtype in {TensorProto.INT4, TensorProto.UINT4} else count * 2
+        step = _PAGE if size >= _LARGE else _LINE
+        self._data.write(b"\0" * (-self._data.tell() % step))
+        return self._data.tell()
+
+    @staticmethod
+    def _external(tensor: TensorProto, place: tuple[int, int]) -> None:
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", DATA_FILE), ("offset", str(place[0])), ("length", str(place[1]))):
+            tensor.external_data.add(key=key, value=value)

@@ -1,0 +1,71 @@
+"""Writes a model as ONNX in one of the dialects. It knows files and metadata; a dialect knows operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edgekit import __version__
+from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.writers.base import Artifact, Progress, Weights
+from edgekit.export.writers.onnx import ort, portable
+from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
+
+__all__ = ["OnnxWriter"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxWriter:
+    """A `Writer` of `model.onnx` and `model.onnx.data`.
+
+    Attributes:
+        dialect: `portable` (primitive operators, for TensorRT) or `onnxruntime` (its fused operators, for the CPU).
+        dtype: What `portable` computes in; float32 is for parity tests. `onnxruntime` computes in float32 always.
+        accuracy_level: Of the `onnxruntime` dialect's matrix multiplications: 4 rounds activations to 8 bits per
+            block, 1 computes in float32 and is slow.
+    """
+
+    dialect: Literal["portable", "onnxruntime"]
+    dtype: Literal["float16", "float32"] = "float16"
+    accuracy_level: Literal[1, 4] = 4
+
+    def __call__(self, decoder: Decoder, weights: Weights, folder: Path, progress: Progress) -> Artifact:
+        """Write the artifact into `folder`.
+
+        Raises:
+            ExportError: A tensor is on a grid that the dialect cannot hold.
+        """
+        opsets = portable.OPSETS if self.dialect == "portable" else ort.OPSETS
+        with Graph(folder, opsets) as graph:
+            if self.dialect == "portable":
+                dtype = np.float16 if self.dtype == "float16" else np.float32
+                portable.Portable(graph, decoder, weights, progress, dtype).write()
+            else:
+                ort.OnnxRuntime(graph, decoder, weights, progress, self.accuracy_level).write()
+            graph.save(
+                {"edgekit.dialect": self.dialect, "edgekit.context_length": str(decoder.max_position)},
+                producer_version=__version__,
+            )
+        return Artifact(files=(MODEL_FILE, DATA_FILE), config=_config(decoder))
+
+
+def _config(decoder: Decoder) -> dict[str, object]:
+    """Hugging Face's names for the facts a runner or a reader may want."""
+    return {
+        "model_type": decoder.model_type,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_hidden_layers": len(decoder.layers),
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "vocab_size": decoder.vocab_size,
+        "rms_norm_eps": decoder.rms_norm_eps,
+        "rope_theta": decoder.rope.theta,
+        "max_position_embeddings": decoder.max_position,
+        "tie_word_embeddings": decoder.tied,
+        "hidden_act": "silu",
+    }
