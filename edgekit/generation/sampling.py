@@ -10,11 +10,14 @@ from edgekit.generation.request import Sampling
 
 __all__ = ["Sampler"]
 
-Floats = npt.NDArray[np.float64]
 Logits = npt.NDArray[np.float32]
 
 # First guess at how many tokens hold the probability that top_p asks for; it grows until they do.
 _NUCLEUS = 128
+# The largest of many values are looked for among the largest of blocks of this many.
+_BLOCK = 64
+# Colder than this, float32 cannot tell the second token from none.
+_COLD = 1e-6
 
 
 class Sampler:
@@ -45,15 +48,13 @@ class Sampler:
             raise RunnerError(
                 "the model computed logits that are not numbers", hint="verify the bundle: edgekit verify"
             )
-        if self._sampling.temperature == 0 or self._sampling.top_k == 1:
+        if self._sampling.temperature < _COLD or self._sampling.top_k == 1:
             return best
         ids, weights = self._candidates(logits, float(logits[best]))
-        cumulative = np.cumsum(weights)
-        drawn = self._random.random() * cumulative[-1]
-        index = min(int(np.searchsorted(cumulative, drawn, side="right")), len(cumulative) - 1)
+        index = _draw(weights, self._random.random())
         return index if ids is None else int(ids[index])
 
-    def _candidates(self, logits: Logits, best: float) -> tuple[npt.NDArray[np.intp] | None, Floats]:
+    def _candidates(self, logits: Logits, best: float) -> tuple[npt.NDArray[np.intp] | None, Logits]:
         """The tokens that may be drawn (None: all) and their weights, which need not add up to 1."""
         sampling = self._sampling
         ids: npt.NDArray[np.intp] | None = None
@@ -62,7 +63,7 @@ class Sampler:
             logits = logits[ids]
         # Beside the best token the rest may underflow to 0, which is what a small temperature asks for.
         with np.errstate(under="ignore", over="ignore"):
-            weights = np.exp((logits.astype(np.float64) - best) / sampling.temperature)
+            weights = np.exp((logits - np.float32(best)) / np.float32(sampling.temperature))
         if sampling.top_p < 1:
             kept = _nucleus(weights, sampling.top_p)
             ids = kept if ids is None else ids[kept]
@@ -75,22 +76,49 @@ class Sampler:
         return ids, weights
 
 
-def _largest(values: Logits | Floats, count: int) -> npt.NDArray[np.intp]:
+def _draw(weights: Logits, chance: float) -> int:
+    """Index of the weight that `chance`, in [0, 1), falls on."""
+    # First the block, then the place in it: one pass over a large vocabulary instead of a running sum.
+    starts = np.arange(0, weights.size, _BLOCK)
+    running = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    # Below the end even after rounding, so that a block is found and it is not one of zeros.
+    wanted = min(chance * running[-1], np.nextafter(running[-1], 0.0))
+    block = int(np.searchsorted(running, wanted, side="right"))
+    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
+    before = running[block - 1] if block else 0.0
+    index = int(np.searchsorted(inside, wanted - before, side="right"))
+    # Rounding may point past the block; its last weight that is not 0 is meant.
+    return int(starts[block]) + (index if index < inside.size else int(np.searchsorted(inside, inside[-1])))
+
+
+def _largest(values: Logits, count: int) -> npt.NDArray[np.intp]:
     """Ids of the `count` largest values, ascending; of equal ones at the border the first."""
+    blocks = values.size // _BLOCK
+    if count > blocks:
+        return _largest_of(values, np.arange(values.size), count)
+    # As many blocks as are wanted each have a value at or above this, so that every wanted value is too.
+    maxima = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    bound = np.partition(maxima, blocks - count)[blocks - count]
+    ids = np.flatnonzero(values >= bound)
+    return _largest_of(values[ids], ids, count)
+
+
+def _largest_of(values: Logits, ids: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
     border = np.partition(values, values.size - count)[values.size - count]
     above = np.flatnonzero(values > border)
     equal = np.flatnonzero(values == border)[: count - above.size]
-    return np.sort(np.concatenate([above, equal]))
+    kept: npt.NDArray[np.intp] = ids[np.sort(np.concatenate([above, equal]))]
+    return kept
 
 
-def _nucleus(weights: Floats, top_p: float) -> npt.NDArray[np.intp]:
+def _nucleus(weights: Logits, top_p: float) -> npt.NDArray[np.intp]:
     """Ids of the fewest tokens that together hold `top_p` of the weight, at least one; likeliest first."""
-    wanted = top_p * float(weights.sum())
+    wanted = top_p * float(weights.sum(dtype=np.float64))
     count = min(_NUCLEUS, weights.size)
     while True:
         ids = _largest(weights, count) if count < weights.size else np.arange(weights.size)
         ids = ids[np.argsort(-weights[ids], kind="stable")]
-        cumulative = np.cumsum(weights[ids])
+        cumulative = np.cumsum(weights[ids], dtype=np.float64)
         if cumulative[-1] >= wanted or count == weights.size:
             return ids[: int(np.searchsorted(cumulative, wanted, side="left")) + 1]
         count = min(count * 8, weights.size)

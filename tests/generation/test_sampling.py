@@ -95,9 +95,10 @@ def test_the_same_seed_draws_the_same_tokens_and_another_does_not() -> None:
     assert draw(-5) != draw(6)
 
 
-def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-5])
+def test_a_tiny_temperature_is_greedy_and_does_not_overflow(temperature: float) -> None:
     logits = _logits(1000)
-    assert Sampler(Sampling(temperature=1e-30)).choose(logits) == int(logits.argmax())
+    assert Sampler(Sampling(temperature=temperature)).choose(logits) == int(logits.argmax())
 
 
 def test_masked_tokens_are_never_drawn() -> None:
