@@ -1,0 +1,57 @@
+"""Tiny real bundles: random weights through the real writers, to be loaded by the real runners."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from edgekit.bundle.bundle import hash_folder
+from edgekit.bundle.manifest import MANIFEST_NAME, Artifact, Manifest, MemoryTable
+from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.text import write_text_files
+from edgekit.export.writers.mlx import MlxWriter
+from edgekit.export.writers.onnx import OnnxWriter
+from tests.models import CHATML, TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+
+__all__ = ["tiny_bundle"]
+
+
+def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"]) -> Path:
+    """Write a bundle of an unquantized tiny Qwen2 with a context of 256 tokens.
+
+    Returns:
+        The bundle's folder, inside `folder`.
+    """
+    checkpoint = tiny_checkpoint(folder / "checkpoint")
+    decoder = tiny_decoder(checkpoint)
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    writer = OnnxWriter(dialect="onnxruntime") if kind == "onnx" else MlxWriter(dtype="float32")
+    artifact = writer(decoder, TensorWeights(tiny_tensors(checkpoint)), bundle, lambda _: None)
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer = TokenizerFiles(
+        tokenizer_json=(checkpoint / "tokenizer.json").read_bytes(),
+        chat_template=CHATML,
+        special={name: settings[name] for name in ("bos_token", "eos_token", "pad_token")},
+        eos_token_ids=(2,),
+    )
+    write_text_files(bundle, decoder, artifact.config, tokenizer, licence="Apache-2.0")
+    manifest = Manifest(
+        name="tiny",
+        created="2026-01-02T03:04:05Z",
+        edgekit="0.0.0",
+        source={"id": "tiny", "files": []},
+        architecture="qwen2",
+        parameters=1,
+        artifact=Artifact(kind, "onnxruntime" if kind == "onnx" else ""),
+        recipe={},
+        context_length=decoder.max_position,
+        memory=MemoryTable(weights=1, kv_cache_per_token=1),
+        eos_token_ids=(2,),
+        licence="Apache-2.0",
+        compatible=("cpu",),
+        files=hash_folder(bundle),
+    )
+    (bundle / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return bundle
