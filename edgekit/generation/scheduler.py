@@ -231,7 +231,25 @@ class Scheduler:
             if isinstance(last, Finish) and last.reason != "cancelled":
                 self._usual_s += 0.3 * (time.monotonic() - started - self._usual_s)
             self._changed.notify_all()
+        _log(ticket.request, last)
         _deliver(ticket, last)
+
+
+def _log(request: ChatRequest, last: Event) -> None:
+    # Never what was asked or answered: logs travel further than answers.
+    if isinstance(last, Failure):
+        logger.warning("request %s: %s: %s", request.id, last.error.code, last.error.message)
+    elif isinstance(last, Finish):
+        logger.info(
+            "request %s: %s after %d + %d tokens, %.2f s waiting, %.2f s prefill, %.2f s decode",
+            request.id,
+            last.reason,
+            last.usage.prompt_tokens,
+            last.usage.completion_tokens,
+            last.timings.queue_s,
+            last.timings.prefill_s,
+            last.timings.decode_s,
+        )
 
 
 def _deliver(ticket: Ticket, event: Event) -> None:
