@@ -11,14 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekit.bundle.bundle import Bundle, open_bundle
-from edgekit.errors import BundleError, ConfigError, RequestError
+from edgekit.errors import BundleError, ConfigError, RequestError, RunnerError
 from edgekit.generation.prompt import encode_chat
 from edgekit.generation.request import ChatRequest
 from edgekit.generation.template import ChatTemplate
 from edgekit.generation.tokenizer import Tokenizer
 from edgekit.runners import open_runner
-from edgekit.runners.base import Runner
+from edgekit.runners.base import Chunk, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model"]
 
@@ -87,7 +89,7 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
     Raises:
         BundleError: The bundle is damaged.
         ConfigError: It does not hold so long a context.
-        RunnerError: The artifact could not be loaded.
+        RunnerError: The artifact could not be loaded, or does not compute numbers.
     """
     if isinstance(bundle, Path):
         bundle = open_bundle(bundle)
@@ -103,6 +105,11 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
     settings = _read_json(bundle.path / "tokenizer_config.json")
     template = ChatTemplate(_template_source(bundle.path, settings), _special_texts(settings))
     runner = open_runner(bundle.path, manifest.artifact.kind, context_length=length, threads=threads)
+    try:
+        _warm_up(runner, min(manifest.eos_token_ids, default=0))
+    except BaseException:
+        runner.close()
+        raise
     return TextModel(
         info=ModelInfo(
             name=manifest.name,
@@ -114,6 +121,15 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
         template=template,
         eos_token_ids=frozenset(manifest.eos_token_ids),
     )
+
+
+def _warm_up(runner: Runner, token: int) -> None:
+    """Take one step, which brings weights into memory and shows a broken artifact before anybody asks."""
+    limits = runner.limits
+    logits = runner.run([Chunk(0, [token] * min(32, limits.max_chunk, limits.context_length))])[0]
+    if not np.isfinite(logits).all():
+        raise RunnerError("the model computes logits that are not numbers", hint="check it: edgekit verify DIR")
+    runner.truncate(0, 0)
 
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str:

@@ -45,9 +45,7 @@ class Sampler:
         # argmax finds the first NaN where there is one, so one pass serves the check and the greedy choice.
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
-            raise RunnerError(
-                "the model computed logits that are not numbers", hint="verify the bundle: edgekit verify"
-            )
+            raise RunnerError("the model computed logits that are not numbers", hint="check it: edgekit verify DIR")
         if self._sampling.temperature < _COLD or self._sampling.top_k == 1:
             return best
         ids, weights = self._candidates(logits, float(logits[best]))

@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME, Artifact
-from edgekit.errors import BundleError, ConfigError, IncompatibleBundleError
+from edgekit.errors import BundleError, ConfigError, IncompatibleBundleError, RunnerError
 from edgekit.generation.decode import generate
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.request import ChatRequest, Delta, Event, Finish, Message, Sampling
@@ -139,3 +139,13 @@ def test_an_artifact_of_an_unknown_kind_is_incompatible(bundle: Path, tmp_path: 
     (copy / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     with pytest.raises(IncompatibleBundleError, match="`gguf`"):
         load_model(copy)
+
+
+def test_weights_that_are_not_numbers_show_before_anybody_asks(bundle: Path, tmp_path: Path) -> None:
+    copy = _copy(bundle, tmp_path)
+    weights = max(copy.iterdir(), key=lambda path: path.stat().st_size)
+    data = weights.read_bytes()
+    # All bits set is NaN in every float type.
+    weights.write_bytes(data[: len(data) // 2] + b"\xff" * (len(data) - len(data) // 2))
+    with pytest.raises(RunnerError, match="not numbers"):
+        load_model(copy, threads=1)

@@ -329,6 +329,6 @@ def test_requests_wait_for_their_turn_and_the_wait_is_measured() -> None:
     assert all(isinstance(end, Finish) for end in ends)
     waits = [end.timings.queue_s for end in ends if isinstance(end, Finish)]
     total = [end.timings.prefill_s + end.timings.decode_s for end in ends if isinstance(end, Finish)]
-    assert waits[0] < 0.1
+    assert waits[0] < waits[1]
     assert waits[1] >= total[0] * 0.9
     scheduler.stop()

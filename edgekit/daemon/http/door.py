@@ -100,6 +100,7 @@ class HttpDoor:
                 self._application(),
                 # Logging is the application's; frames, cookies and lifespan are not used.
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 server_header=False,
                 ws="none",
