@@ -53,7 +53,7 @@ class Broker:
         self.port = port or free_port()
         self._program = tool("mosquitto")
         self._folder = folder
-        lines = [f"listener {self.port} 127.0.0.1", "log_dest stderr", *config]
+        lines = [f"listener {self.port} 127.0.0.1", "log_dest stderr", "set_tcp_nodelay true", *config]
         if os.geteuid() == 0:
             # Otherwise it becomes the user `mosquitto`, who may not read the test's folder.
             lines.append("user root")
@@ -97,14 +97,18 @@ class Broker:
 class Caller:
     """An MQTT client of a test: collects what comes on the topics it listens to, in order."""
 
-    def __init__(self, port: int, *listen: str, version: int = 5, qos: int = 1) -> None:
+    def __init__(self, port: int, *listen: str, version: int = 5, qos: int = 1, user: str | None = None) -> None:
         protocol = paho.MQTTv5 if version == 5 else paho.MQTTv311
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
         self._inbox: queue.SimpleQueue[paho.MQTTMessage] = queue.SimpleQueue()
         granted: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._client.on_message = lambda _client, _data, message: self._inbox.put(message)
         self._client.on_subscribe = lambda *_: granted.put(None)
+        if user is not None:
+            self._client.username_pw_set(user, user)
         self._client.connect("127.0.0.1", port)
+        sock: Any = self._client.socket()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client.loop_start()
         for topic in listen:
             self._client.subscribe(topic, qos)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import socket
 import ssl
 import time
 import uuid
@@ -142,6 +143,9 @@ class _Call:
             self._client.tls_set_context(context)
         try:
             self._client.connect(host, port, clean_start=True)
+            # Small packets must not wait for one another.
+            sock: Any = self._client.socket()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, ValueError) as exc:
             raise EdgekitError(
                 f"no broker answers at {where}: {exc}",

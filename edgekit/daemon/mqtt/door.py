@@ -135,7 +135,9 @@ class MqttDoor:
         """Cancel what is under way, send the last messages, say `offline`, disconnect. Harmless when repeated."""
         self._stopping.set()
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is None:
+            self._link.close()
+        else:
             self._link.wake()
             thread.join()
 

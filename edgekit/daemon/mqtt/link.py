@@ -212,6 +212,9 @@ class Link:
                 clean_start=False,
                 properties=self._connect_properties(),
             )
+            # Otherwise a reply waits up to 40 ms for the broker's delayed TCP acknowledgement of our PUBACK.
+            sock: Any = client.socket()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, ValueError) as exc:
             self._lost(f"cannot reach the broker at {self._where()}: {exc}", _hint(exc))
 

@@ -1,0 +1,117 @@
+"""What `docs/mqtt.md` shows is what happens."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.broker import Broker, Caller, tool
+from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeDoor, chat
+from tests.daemon.mqtt.scripted import WORDS, ScriptedScheduler, wait_for_cancel
+
+pytestmark = pytest.mark.broker
+
+PAGE = (Path(__file__).parents[3] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def documented(kind: str) -> dict[str, Any]:
+    (found,) = [message for message in map(json.loads, blocks("json")) if message.get("type") == kind]
+    return dict(found)
+
+
+def shape(value: Any) -> Any:
+    return {name: shape(item) for name, item in value.items()} if isinstance(value, dict) else type(value)
+
+
+@pytest.mark.usefixtures("door")
+def test_every_message_of_the_page_has_the_fields_and_types_of_the_real_one(broker: Broker) -> None:
+    with Caller(broker.port, "edgekit/box/#", "replies/a") as caller:
+        real = [caller.next(), caller.next()]
+        (request,) = [message for message in map(json.loads, blocks("json")) if "deadline_s" in message]
+        caller.publish(REQUEST, {**request, "reply_to": "replies/a"})
+        caller.publish(REQUEST, chat(reply_to="edgekit/box/status", id="7f3c"))
+        caller.publish(REQUEST, chat(temperature=7, reply_to="replies/a", id="hot"))
+        while len({message.get("type") for message in real}) < 7:
+            real.append(caller.next())
+    for message in real:
+        if "type" not in message:
+            continue  # our own requests, which come along on `edgekit/box/#`
+        expected = shape(documented(message["type"]))
+        if message["type"] == "error":
+            # This error names a parameter, and waiting would not help; the page's is the other way about.
+            expected["error"] |= {"param": str, "hint": type(None)}
+            del expected["error"]["retry_after_s"]
+        assert shape(message) == expected
+
+
+def test_the_python_example_prints_the_answer(broker: Broker, make_door: MakeDoor) -> None:
+    make_door(device_id="kitchen")
+    (example,) = blocks("python")
+    assert 'connect("broker.local")' in example
+    example = example.replace('connect("broker.local")', f'connect("127.0.0.1", {broker.port})')
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, timeout=30, check=True)
+    assert done.stdout.decode().startswith("".join(WORDS) + "\n")
+    assert b"'completion_tokens': 8" in done.stdout
+
+
+def test_the_access_list_of_the_page_lets_callers_ask_and_keeps_them_apart(
+    tmp_path: Path, make_door: MakeDoor, scheduler: ScriptedScheduler
+) -> None:
+    folder = tmp_path / "acl"
+    folder.mkdir()
+    (acl,) = re.findall(r"^  ```\n(.*?)^  ```", PAGE, re.MULTILINE | re.DOTALL)
+    (folder / "acl").write_text(re.sub("(?m)^  ", "", acl))
+    for create, user in ((["-c"], "kitchen"), ([], "ann"), ([], "bob")):
+        subprocess.run([tool("mosquitto_passwd"), *create, "-b", folder / "users", user, user], check=True)
+    for name in ("users", "acl"):
+        (folder / name).chmod(0o600)
+    config = ("allow_anonymous false", f"password_file {folder}/users", f"acl_file {folder}/acl")
+    (tmp_path / "password").write_text("kitchen")
+    with Broker(folder, config=config) as broker:
+        door = make_door(
+            port=broker.port,
+            device_id="kitchen",
+            username="kitchen",
+            password_file=tmp_path / "password",
+            reply_prefixes=("replies",),
+        )
+        with (
+            Caller(broker.port, "replies/ann/#", "edgekit/kitchen/status", user="ann") as ann,
+            Caller(broker.port, "#", user="bob") as bob,
+        ):
+            assert ann.next()["state"] == "online"
+            request = "edgekit/kitchen/chat/request"
+            ann.publish(request, chat(id="1"), ResponseTopic="replies/ann/1")
+            assert ann.next()["message"]["content"] == "".join(WORDS)
+            scheduler.script = wait_for_cancel
+            ann.publish(request, chat(id="2"), ResponseTopic="replies/ann/2")
+            ann.publish(request.replace("request", "cancel"), chat(id="2"), ResponseTopic="replies/ann/2")
+            assert ann.next()["finish_reason"] == "cancelled"
+            # Bob sees presence and cards, whatever he subscribes to, and cannot speak for the device.
+            assert {bob.message().topic for _ in range(2)} == {"edgekit/kitchen/status", "edgekit/kitchen/info"}
+            bob.publish("edgekit/kitchen/status", {"state": "offline"}, retain=True)
+            assert bob.silent()
+            assert ann.silent(0.1)
+        door.stop()
+
+
+def test_the_cancellation_of_the_page_cancels_the_request_of_the_page(
+    broker: Broker, make_door: MakeDoor, scheduler: ScriptedScheduler
+) -> None:
+    make_door()
+    scheduler.script = wait_for_cancel
+    (cancel,) = [message for message in map(json.loads, blocks("json")) if set(message) == {"id", "reply_to"}]
+    with Caller(broker.port, cancel["reply_to"]) as caller:
+        caller.publish(REQUEST, chat(**cancel))
+        caller.publish(CANCEL, cancel)
+        assert caller.next()["finish_reason"] == "cancelled"
