@@ -22,7 +22,8 @@ from rich.progress import (
 
 __all__ = ["bytes_text", "console", "print_error", "print_json", "progress_bar", "stderr"]
 
-console = Console(highlight=False, soft_wrap=True)
+# Where nobody looks, a table is not cut to a screen's width.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 DRAIN_S = 20.0
 """How long running answers may take to end when the daemon stops; below the unit's TimeoutStopSec."""
 
+_LOAD_S = 600.0
+"""How long loading may take on a slow disk; beyond that the service manager starts over."""
+
 
 class Daemon:
     """A daemon to be.
@@ -77,7 +80,7 @@ class Daemon:
                 self._http = HttpDoor(config.http, None, None, self._metrics, self._watchdog)
                 self._http.start()
             self._watchdog.start()
-            self._notify.status(f"loading {self._bundle}")
+            self._notify.extend(_LOAD_S, f"loading {self._bundle}")
             generation = config.generation
             model = load_model(self._bundle, context_length=generation.context_length, threads=generation.threads)
             scheduler = Scheduler(model, max_queue=generation.max_queue)
