@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, IncompatibleBundleError
 
 __all__ = ["info", "verify"]
 
@@ -83,4 +84,37 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
-    raise NotImplementedError
+    """Parse and build the graph with NVIDIA's library, and say what came of it."""
+    from edgekit.export.tensorrt_build import build_engine
+    from edgekit.target import load_target, targets
+
+    manifest = bundle.manifest
+    if manifest.artifact.dialect != "portable":
+        kind = f"{manifest.artifact.kind} {manifest.artifact.dialect}".strip()
+        raise IncompatibleBundleError(
+            f"{bundle.path} is not for TensorRT: its artifact is {kind}", hint="export it with --target orin or rtx"
+        )
+    capabilities = {
+        target.compute_capability
+        for target in map(load_target, targets())
+        if target.compatible in manifest.compatible and target.compute_capability
+    }
+    if not capabilities:
+        raise IncompatibleBundleError(f"no known target is called {', '.join(manifest.compatible)}")
+    if not quiet:
+        stderr.print("building with NVIDIA's builder …", style="dim")
+    report = build_engine(bundle.path, compute_capability=min(capabilities))
+    if not report.int4_kept:
+        raise BundleError(
+            f"the builder expanded the INT4 weights: the engine has {bytes_text(report.engine_bytes)}, "
+            f"the graph {bytes_text(report.graph_bytes)}"
+        )
+    if not quiet:
+        console.print(
+            f"{report.library} {report.version} built it for {report.built_for} (the device: compute capability "
+            f"{report.compute_capability}) in {report.seconds:.1f} s with {bytes_text(report.peak_memory_bytes)} "
+            f"of memory\nengine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: INT4 is kept"
+        )
+        for warning in report.warnings:
+            stderr.print(f"  {warning}", style="dim")
+    return asdict(report)

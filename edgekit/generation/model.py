@@ -104,7 +104,8 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
     tokenizer = Tokenizer.load(bundle.path / "tokenizer.json")
     settings = _read_json(bundle.path / "tokenizer_config.json")
     template = ChatTemplate(_template_source(bundle.path, settings), _special_texts(settings))
-    runner = open_runner(bundle.path, manifest.artifact.kind, context_length=length, threads=threads)
+    artifact = manifest.artifact
+    runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=length, threads=threads)
     try:
         _warm_up(runner, min(manifest.eos_token_ids, default=0))
     except BaseException:

@@ -10,7 +10,9 @@ from edgekit.runners.base import Runner
 __all__ = ["open_runner"]
 
 
-def open_runner(folder: Path, kind: str, *, context_length: int, threads: int | None = None) -> Runner:
+def open_runner(
+    folder: Path, kind: str, dialect: str = "", *, context_length: int, threads: int | None = None
+) -> Runner:
     """Load the artifact of a bundle into the runner of its kind.
 
     Backends are imported here and not before, so that a device needs only its own.
@@ -18,6 +20,7 @@ def open_runner(folder: Path, kind: str, *, context_length: int, threads: int | 
     Args:
         folder: The bundle's folder.
         kind: `onnx` or `mlx`: `Artifact.kind` of the manifest.
+        dialect: `Artifact.dialect` of the manifest.
         context_length: Tokens one sequence slot must hold.
         threads: For backends on the CPU; None takes one per physical core.
 
@@ -27,6 +30,10 @@ def open_runner(folder: Path, kind: str, *, context_length: int, threads: int | 
         RunnerError: The artifact could not be loaded.
     """
     try:
+        if kind == "onnx" and dialect == "portable":
+            from edgekit.runners.portable import PortableRunner
+
+            return PortableRunner(folder, context_length=context_length, threads=threads)
         if kind == "onnx":
             from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
