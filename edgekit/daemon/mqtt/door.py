@@ -6,13 +6,11 @@ One thread does everything; the scheduler's thread only hands its events over. T
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,8 +19,11 @@ import paho.mqtt.client as paho
 from edgekit.config import MqttConfig
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt import messages
+from edgekit.daemon.mqtt.counters import Counters
+from edgekit.daemon.mqtt.incoming import Incoming
 from edgekit.daemon.mqtt.jobs import Cancels, Finished, Job, JobKey, Record, Reply
-from edgekit.daemon.mqtt.link import Link, Outgoing
+from edgekit.daemon.mqtt.link import Link
+from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, default_device_id
 from edgekit.daemon.wire import parse_chat, printable
@@ -31,7 +32,7 @@ from edgekit.generation.model import ModelInfo
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure
 from edgekit.generation.scheduler import OnEvent
 
-__all__ = ["Counters", "MqttDoor", "Submits"]
+__all__ = ["MqttDoor", "Submits"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,29 +41,6 @@ STOP_GRACE_S = 3.0
 LAST_WORDS_S = 2.0
 MAX_DELTA_CHARS = 4096
 _REFUSAL_LOG_S = 10.0
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start; written by the door's thread only.
-
-    Attributes:
-        requests: Requests received, of any fate.
-        answered: Final messages, given from the record or anew.
-        errors: Error messages.
-        refused: Requests that could not be answered, for want of a response topic that may be used.
-        repeated: Requests that were under way or answered already.
-        cancelled: Cancellations that met a request under way.
-        unheard: Requests cancelled because nobody was subscribed to their response topic.
-    """
-
-    requests: int = 0
-    answered: int = 0
-    errors: int = 0
-    refused: int = 0
-    repeated: int = 0
-    cancelled: int = 0
-    unheard: int = 0
 
 
 class Submits(Protocol):
@@ -148,6 +126,10 @@ class MqttDoor:
             while not self._stopping.is_set():
                 self._turn(self._next_wait_s())
             self._finish()
+        except Exception:  # noqa: BLE001 - the thread's last line
+            # Nothing is known to end here; if something does, the will says offline and the log says why.
+            _log.exception("mqtt: the door closed after an error")
+            self._link.abandon()
         finally:
             self._link.close()
 
@@ -205,38 +187,36 @@ class MqttDoor:
         elif message.retain:
             _log.debug("mqtt: ignored a retained message on %s", message.topic)
         elif message.topic == self.topics.cancel:
-            self._on_cancel(message)
+            self._on_cancel(Incoming.of(message))
         elif message.topic == self.topics.request:
-            self._on_request(message)
+            self._on_request(Incoming.of(message))
 
     # Requests.
 
-    def _on_request(self, message: paho.MQTTMessage) -> None:
+    def _on_request(self, came: Incoming) -> None:
         self.counters.requests += 1
-        given = getattr(message.properties, "ResponseTopic", None)
-        correlation = getattr(message.properties, "CorrelationData", None)
         name: str | None = None
         problem: EdgekitError | None = None
         body: dict[str, Any] = {}
         try:
-            body = self._read(bytes(message.payload))
+            body = self._read(came.payload)
         except RequestError as exc:
             problem = exc
         if isinstance(body.get("id"), str):
             name = messages.clean_id(body["id"])
         try:
             topic = check_reply_topic(
-                given if given is not None else body.get("reply_to"),
+                body.get("reply_to") if came.response_topic is None else came.response_topic,
                 prefix=self._config.prefix,
                 allowed=self._config.reply_prefixes,
             )
         except RequestError as exc:
-            self._refuse(name, exc if problem is None or given is not None else problem)
+            self._refuse(name, exc if problem is None or came.response_topic is not None else problem)
             return
-        reply = Reply(topic, correlation)
+        reply = Reply(topic, came.correlation)
         if problem is None:
             try:
-                self._accept(messages.read_envelope(body), reply, _expiry_s(message))
+                self._accept(messages.read_envelope(body), reply, came)
             except EdgekitError as exc:
                 problem = exc
             except Exception:  # noqa: BLE001 - the caller waits: it gets an answer, whatever broke
@@ -245,7 +225,7 @@ class MqttDoor:
         if problem is not None:
             if self._metrics is not None:
                 self._metrics.refused("mqtt", problem)
-            self._fail(reply, name or _correlation_id(correlation), problem)
+            self._fail(reply, name or came.implied_id, problem)
 
     def _read(self, payload: bytes) -> dict[str, Any]:
         if len(payload) > self._config.max_payload_bytes:
@@ -256,8 +236,8 @@ class MqttDoor:
             )
         return messages.read_object(payload)
 
-    def _accept(self, envelope: messages.Envelope, reply: Reply, expiry_s: float | None) -> None:
-        chosen = envelope.id or _correlation_id(reply.correlation)
+    def _accept(self, envelope: messages.Envelope, reply: Reply, came: Incoming) -> None:
+        chosen = envelope.id or came.implied_id
         request_id = chosen or f"chat-{uuid.uuid4().hex}"
         key, digest = (reply.topic, request_id), envelope.digest()
         running = self._jobs.get(key)
@@ -277,7 +257,7 @@ class MqttDoor:
             self.counters.repeated += 1
             self._answer(reply, request_id, known.payload)
             return
-        request = self._parse(envelope, request_id, reply.topic, expiry_s)
+        request = self._parse(envelope, request_id, reply.topic, came.expiry_s)
         if self._stopping.is_set():
             raise RequestError("the daemon is stopping", code="shutting_down", retry_after_s=5.0)
         job = Job(key, request_id, chosen is not None, reply, envelope.stream, digest)
@@ -301,15 +281,14 @@ class MqttDoor:
             )
         return request
 
-    def _on_cancel(self, message: paho.MQTTMessage) -> None:
+    def _on_cancel(self, came: Incoming) -> None:
         try:
-            payload = bytes(message.payload)
-            envelope = messages.read_envelope(messages.read_object(payload) if payload.strip() else {})
+            envelope = messages.read_envelope(messages.read_object(came.payload) if came.payload.strip() else {})
         except RequestError as exc:
             _log.info("mqtt: ignored a cancellation: %s", exc)
             return
-        topic = getattr(message.properties, "ResponseTopic", None) or envelope.reply_to
-        name = envelope.id or _correlation_id(getattr(message.properties, "CorrelationData", None))
+        topic = came.response_topic or envelope.reply_to
+        name = envelope.id or came.implied_id
         job = self._jobs.get((topic, name)) if topic is not None and name is not None else None
         if job is None:
             # Most often it crossed with the last message; nothing needs to be said.
@@ -401,20 +380,3 @@ class MqttDoor:
             _log.warning("mqtt: a request cannot be answered: %s (%d so far)", problem, self.counters.refused)
         note = messages.encode(messages.refused(request_id, problem))
         self._link.send(Outgoing(self.topics.refused, note, content_type=messages.CONTENT_TYPE, lasting=False))
-
-
-def _expiry_s(message: paho.MQTTMessage) -> float | None:
-    """What is left of the message's expiry interval, in seconds."""
-    value = getattr(message.properties, "MessageExpiryInterval", None)
-    return None if value is None else float(value)
-
-
-def _correlation_id(correlation: bytes | None) -> str | None:
-    """An id for a request that has none but Correlation Data: its text, or a hash of it."""
-    if not correlation:
-        return None
-    try:
-        text = correlation.decode()
-    except UnicodeDecodeError:
-        text = ""
-    return messages.clean_id(text) or hashlib.sha256(correlation).hexdigest()

@@ -3,7 +3,7 @@
 One thread drives it through `step`, and everything below runs on that thread (paho's own loop thread would die
 of an exception in a callback while `is_connected()` stayed true). Every connection gets a fresh paho client, so
 a packet id of an old connection cannot be acknowledged on a new one. What the broker has not confirmed is kept
-here and sent again after a reconnect.
+here and sent again after a reconnect. The file is long because all three share one state.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import paho.mqtt.client as paho
@@ -29,8 +27,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.config import MqttConfig
+from edgekit.daemon.mqtt.outgoing import Outgoing, new_properties
 
-__all__ = ["Link", "Listener", "Outgoing"]
+__all__ = ["Link", "Listener"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,32 +47,6 @@ _SESSION_TAKEN_OVER = 0x8E
 _UNSPECIFIED = 0x80
 _SUSPICIOUS = 3
 """Short connections in a row after which a rival is suspected: not every broker says that it gave a session away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to publish at QoS 1.
-
-    Attributes:
-        fallback: Sent instead if the broker does not take packets of this size.
-        lasting: Kept and sent again after a reconnect; presence is not, for it belongs to one connection.
-        on_unheard: Called when the broker says that nobody is subscribed to the topic.
-    """
-
-    topic: str
-    payload: bytes
-    correlation: bytes | None = None
-    content_type: str | None = None
-    retain: bool = False
-    lasting: bool = True
-    fallback: Outgoing | None = None
-    on_unheard: Callable[[], None] | None = None
-
-    @property
-    def packet_bytes(self) -> int:
-        """An upper bound of the PUBLISH packet's size: topic, payload, properties, and 32 bytes of headers."""
-        properties = len(self.correlation or b"") + len(self.content_type or "")
-        return len(self.topic.encode()) + len(self.payload) + properties + 32
 
 
 class Listener(Protocol):
@@ -179,6 +152,13 @@ class Link:
             _log.exception("mqtt: an error ended the connection")
             self._lost(f"internal error: {exc}")
 
+    def abandon(self) -> None:
+        """Drop the connection without a word, so that the broker publishes the will."""
+        client, self._client = self._client, None
+        self._ready = False
+        if client is not None:
+            _close(client.socket())
+
     def close(self) -> None:
         """Leave the broker in good order (no will is published) and release the sockets."""
         client, self._client = self._client, None
@@ -238,7 +218,7 @@ class Link:
                 ssl.create_default_context(cafile=str(config.ca_file) if config.ca_file is not None else None)
             )
         will = self._listener.will()
-        client.will_set(will.topic, will.payload, qos=1, retain=will.retain, properties=_properties(will, will=True))
+        client.will_set(will.topic, will.payload, qos=1, retain=will.retain, properties=will.properties(will=True))
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
@@ -247,7 +227,7 @@ class Link:
         return client
 
     def _connect_properties(self) -> Properties:
-        properties = _new_properties(PacketTypes.CONNECT)
+        properties = new_properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = self._config.session_expiry_s
         # A request somewhat too large still gets an error reply; a huge one the broker keeps to itself.
         properties.MaximumPacketSize = 2 * self._config.max_payload_bytes + 65_536
@@ -374,7 +354,7 @@ class Link:
                 message.payload,
                 qos=1,
                 retain=message.retain and self._retain_available,
-                properties=_properties(message),
+                properties=message.properties(),
             )
             # Whatever became of it, it is owed until the broker confirms it; a broken connection shows in `_wait`.
             self._unconfirmed[published.mid] = message
@@ -415,20 +395,6 @@ class Link:
             self._last_log = message
             retrying = "" if level < logging.WARNING else "; retrying"
             _log.log(level, "mqtt: %s%s%s", message, retrying, f" (hint: {hint})" if hint else "")
-
-
-def _new_properties(packet_type: int) -> Properties:
-    return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho left its constructor unannotated
-
-
-def _properties(message: Outgoing, *, will: bool = False) -> Properties:
-    properties = _new_properties(PacketTypes.WILLMESSAGE if will else PacketTypes.PUBLISH)
-    if message.correlation is not None:
-        properties.CorrelationData = message.correlation
-    if message.content_type is not None:
-        properties.ContentType = message.content_type
-        properties.PayloadFormatIndicator = 1
-    return properties
 
 
 def _hint(exc: Exception) -> str | None:

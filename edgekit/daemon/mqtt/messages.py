@@ -105,8 +105,8 @@ def clean_id(text: str) -> str | None:
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """Compact UTF-8 JSON."""
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    """Compact UTF-8 JSON; half a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def delta(request_id: str, seq: int, text: str) -> dict[str, Any]:

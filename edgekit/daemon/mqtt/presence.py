@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 from edgekit import __version__
 from edgekit.daemon.mqtt import messages
-from edgekit.daemon.mqtt.link import Outgoing
+from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.topics import Topics
 from edgekit.generation.model import ModelInfo
 

@@ -280,6 +280,20 @@ def test_an_error_in_a_callback_costs_one_connection_and_not_the_thread(
         assert caller.next()["type"] == "final"
 
 
+def test_a_door_that_breaks_down_for_good_is_said_offline_and_can_still_be_stopped(
+    broker: Broker, door: MqttDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> float:
+        raise ZeroDivisionError
+
+    with Caller(broker.port, STATUS) as caller:
+        assert caller.next()["state"] == "online"
+        monkeypatch.setattr(door, "_next_wait_s", broken)
+        assert caller.next()["state"] == "offline"
+    assert not door.connected
+    door.stop()
+
+
 def test_stopping_cancels_what_runs_and_still_answers_it(
     broker: Broker, make_door: MakeDoor, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
