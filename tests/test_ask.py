@@ -119,7 +119,7 @@ def test_hanging_up_over_http_cancels_the_request(url: str, scheduler: ScriptedS
     scheduler.script = wait_for_cancel
     events = ask_http(url, QUESTION)
     next(events)
-    events.close()  # type: ignore[attr-defined]  # it is a generator
+    events.close()
     assert scheduler.played[0].cancelled.wait(5)
 
 
@@ -128,7 +128,7 @@ def test_hanging_up_over_mqtt_cancels_the_request(broker: Broker, door: MqttDoor
     scheduler.script = wait_for_cancel
     events = ask_mqtt("127.0.0.1", broker.port, "box", QUESTION)
     next(events)
-    events.close()  # type: ignore[attr-defined]  # it is a generator
+    events.close()
     assert scheduler.played[0].cancelled.wait(5)
     assert door.counters.cancelled == 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -19,7 +19,7 @@ _CONNECT_TIMEOUT_S = 5.0
 
 def ask_http(
     url: str, messages: Sequence[Message], *, timeout_s: float = 120.0, **options: Any
-) -> Iterator[Delta | Finish]:
+) -> Generator[Delta | Finish, None, None]:
     """Ask a daemon over HTTP.
 
     Closing the iterator hangs up, and the daemon then stops generating.

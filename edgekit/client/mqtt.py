@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def ask_mqtt(
     ca_file: Path | None = None,
     timeout_s: float = 120.0,
     **options: Any,
-) -> Iterator[Delta | Finish]:
+) -> Generator[Delta | Finish, None, None]:
     """Ask a device over MQTT.
 
     Closing the iterator publishes a cancellation.
