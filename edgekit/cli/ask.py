@@ -75,7 +75,7 @@ def ask(
 
         events = ask_http(url or "http://127.0.0.1:8090", messages, timeout_s=timeout_s, **options)
     # Closing the iterator on Ctrl-C tells the daemon to stop generating.
-    with closing(events):  # type: ignore[type-var]
+    with closing(events):
         for event in events:
             if isinstance(event, Delta):
                 sys.stdout.write(event.text)
