@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +24,10 @@ __all__ = ["ask", "split_address"]
 @click.option("--device", help="Which device to ask over MQTT [this host's name].")
 @click.option("--username", help="At the broker.")
 @click.option("--password-file", type=click.Path(path_type=Path, exists=True), help="File with the password.")
+@click.option("--tls", is_flag=True, help="Speak TLS with the broker.")
+@click.option("--ca-file", type=click.Path(path_type=Path, exists=True), help="Authorities to trust [the system's].")
+@click.option("--prefix", default="edgekit", show_default=True, help="First level of the device's topics.")
+@click.option("--reply-prefix", default="edgekit-replies", show_default=True, help="Where the answer is listened for.")
 @click.option("--system", help="System message.")
 @click.option("--max-tokens", type=int)
 @click.option("--temperature", type=float)
@@ -41,6 +44,10 @@ def ask(
     device: str | None,
     username: str | None,
     password_file: Path | None,
+    tls: bool,
+    ca_file: Path | None,
+    prefix: str,
+    reply_prefix: str,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
@@ -57,16 +64,21 @@ def ask(
     events: Iterator[Delta | Finish]
     if broker:
         from edgekit.client.mqtt import ask_mqtt
+        from edgekit.daemon.mqtt.topics import default_device_id
 
         host, port = split_address(broker, 1883)
-        password = password_file.read_text(encoding="utf-8").strip() if password_file else None
+        password = password_file.read_text(encoding="utf-8").rstrip("\r\n") if password_file else None
         events = ask_mqtt(
             host,
             port or 1883,
-            device or socket.gethostname(),
+            device or default_device_id(),
             messages,
             username=username,
             password=password,
+            tls=tls,
+            ca_file=ca_file,
+            prefix=prefix,
+            reply_prefix=reply_prefix,
             timeout_s=timeout_s,
             **options,
         )
