@@ -8,7 +8,6 @@ exactly as it is, at 16 or 32 bits per group. It knows no dialect.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.export.writers.onnx.graph import Graph
 
@@ -22,14 +21,9 @@ class OffsetTerms:
         self._g = graph
         self._sums: dict[tuple[str, int], str] = {}
 
-    def constant(self, x: str, offsets: npt.NDArray[np.floating], size: int, name: str, path: str) -> str:
-        """Return the term of offsets `[out, groups]`, stored under `name` in their own dtype, which is that of `x`."""
-        stored = self._g.constant(name, np.ascontiguousarray(offsets.T))
-        return self.value(x, stored, offsets.shape[1], size, path)
-
     # x ─ Reshape [.., groups, size] ─ ReduceSum ─ MatMul offsets ─▶
-    def value(self, x: str, offsets: str, groups: int, size: int, path: str) -> str:
-        """Return the term of offsets that are already a value `[groups, out]` of the graph."""
+    def term(self, x: str, offsets: str, groups: int, size: int, path: str) -> str:
+        """Return the second term, of offsets that are a value `[groups, out]` in the dtype of `x`."""
         key = (x, size)
         if key not in self._sums:
             g, place = self._g, f"{x.removesuffix('/output_0')}/sums{size}"

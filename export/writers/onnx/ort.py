@@ -18,6 +18,7 @@ Source of the operators: onnxruntime's docs/ContribOperators.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,27 @@ _F32, _U8, _I32, _I64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT32,
 
 FloatArray = npt.NDArray[np.float32]
 Matrix = GroupedTensor | FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A matrix whose bytes are written already: what of it the graph can name.
+
+    Attributes:
+        weight: A float matrix `[in, out]`; None where it is quantized.
+        packed: Weights, scales and, unless they are the middle, zero points, as `MatMulNBits` takes them.
+        shape: `(out, in)`.
+        bits: Bits per code.
+        size: Inputs in a group.
+        offsets: What the zero points leave of the offsets, `[groups, out]`; None where that is nothing.
+    """
+
+    weight: str | None
+    packed: tuple[str, ...] = ()
+    shape: tuple[int, int] = (0, 0)
+    bits: int = 0
+    size: int = 0
+    offsets: str | None = None
 
 
 class OnnxRuntime:
@@ -80,9 +102,7 @@ class OnnxRuntime:
                 g.output(f"present.{layer.index}.{part}", _F32, cache)
         for name, values in zip(("cos_cache", "sin_cache"), rope_tables(d.rope, d.max_position), strict=True):
             g.constant(name, values)
-        table = self._w.matrix(d.embedding)
-        residual = self._embed(ids, table)
-        self._progress(d.embedding.weight)
+        residual, head = self._embed(ids)
         first = d.layers[0]
         normed = g.node(
             "SimplifiedLayerNormalization",
@@ -96,23 +116,31 @@ class OnnxRuntime:
             last = layer is d.layers[-1]
             following = d.final_norm if last else d.layers[layer.index + 1].input_norm
             normed, residual = self._layer(layer, normed, residual, following, rows if last else None)
-        if d.tied:
-            self._tied_head(normed, table)
-        else:
+        if head is None:
             self._linears(normed, [d.head], "/lm_head", output="logits")
+        else:
+            self._apply(normed, head, "/lm_head", bias=None, output="logits")
 
     # ids ─ GatherBlockQuantized ─▶ residual
-    def _embed(self, ids: str, table: Matrix) -> str:
-        g, name, path = self._g, self._d.embedding.weight, "/model/embed_tokens"
+    #
+    # A tied head reads the embedding's own bytes: they are stored once, and the table, which is the largest tensor,
+    # is forgotten before the layers.
+    def _embed(self, ids: str) -> tuple[str, _Stored | None]:
+        g, d, name, path = self._g, self._d, self._d.embedding.weight, "/model/embed_tokens"
+        table, head = self._w.matrix(d.embedding), None
         if not isinstance(table, GroupedTensor):
-            return g.node("Gather", [g.constant(name, table), ids], f"{path}/Gather", axis=0)
+            rows = g.node("Gather", [g.constant(name, table), ids], f"{path}/Gather", axis=0)
+            if d.tied:
+                head = _Stored(g.node("Transpose", [name], "/lm_head/Transpose", perm=[1, 0]))
+            self._progress(name)
+            return rows, head
         points, rest = self._points(table, name)
         vocab, hidden = table.shape
         packed = g.stream(f"{name}.qweight", _U8, (vocab, hidden * table.bits // 8), pack_rows(table.codes, table.bits))
-        inputs = [packed, ids, g.constant(f"{name}.scales", table.scales), *points]
+        scales = g.constant(f"{name}.scales", table.scales)
         rows = g.node(
             "GatherBlockQuantized",
-            inputs,
+            [packed, ids, scales, *points],
             f"{path}/GatherBlockQuantized",
             domain=_MICROSOFT,
             gather_axis=0,
@@ -120,7 +148,18 @@ class OnnxRuntime:
             block_size=table.group_size,
             bits=table.bits,
         )
-        return rows if rest is None else self._embed_offsets(rows, ids, rest, table.group_size)
+        offsets = None
+        if rest is not None:
+            rows = self._embed_offsets(rows, ids, rest, table.group_size)
+            offsets = f"{name}.offsets"
+        if d.tied:
+            if offsets is not None:
+                offsets = g.node("Transpose", [offsets], "/lm_head/offsets/Transpose", perm=[1, 0])
+            shape = (vocab, table.scales.shape[1], table.group_size * table.bits // 8)
+            again = g.alias(f"{d.head.weight}.qweight", _U8, shape, packed)
+            head = _Stored(None, (again, scales, *points), table.shape, table.bits, table.group_size, offsets)
+        self._progress(name)
+        return rows, head
 
     # What the zero point leaves of an offset is added to the gathered rows:
     #
@@ -240,60 +279,46 @@ class OnnxRuntime:
     def _matmul(
         self, x: str, matrix: Matrix, name: str, path: str, *, bias: FloatArray | None, output: str | None = None
     ) -> str:
-        g, stem = self._g, name.removesuffix(".weight")
-        bias_name = None if bias is None else g.constant(f"{stem}.bias", bias)
-        if not isinstance(matrix, GroupedTensor):
-            weight = g.constant(name, np.ascontiguousarray(matrix.T))
-            product = g.node("MatMul", [x, weight], f"{path}/MatMul", output=None if bias_name else output)
-            return product if bias_name is None else g.node("Add", [product, bias_name], f"{path}/Add", output=output)
-        points, rest = self._points(matrix, name)
-        columns = matrix.shape[0]
-        groups, size = matrix.scales.shape[1], matrix.group_size
-        shape = (columns, groups, size * matrix.bits // 8)
-        packed = g.stream(f"{name}.qweight", _U8, shape, pack_rows(matrix.codes, matrix.bits))
-        inputs = [x, packed, g.constant(f"{name}.scales", matrix.scales), *points]
-        product = self._nbits(inputs, bias_name, matrix, path, output if rest is None else None)
-        if rest is None:
-            return product
-        term = self._offsets.constant(x, rest, size, f"{name}.offsets", path)
-        return g.node("Add", [product, term], f"{path}/offsets/Add", output=output)
+        bias_name = None if bias is None else self._g.constant(f"{name.removesuffix('.weight')}.bias", bias)
+        return self._apply(x, self._store(matrix, name), path, bias=bias_name, output=output)
 
-    def _nbits(self, inputs: list[str], bias: str | None, matrix: GroupedTensor, path: str, output: str | None) -> str:
+    def _store(self, matrix: Matrix, name: str) -> _Stored:
+        g = self._g
+        if not isinstance(matrix, GroupedTensor):
+            return _Stored(g.constant(name, matrix.T))
+        points, rest = self._points(matrix, name)
+        shape = (matrix.shape[0], matrix.scales.shape[1], matrix.group_size * matrix.bits // 8)
+        packed = g.stream(f"{name}.qweight", _U8, shape, pack_rows(matrix.codes, matrix.bits))
+        inputs = (packed, g.constant(f"{name}.scales", matrix.scales), *points)
+        offsets = None if rest is None else g.constant(f"{name}.offsets", rest.T)
+        return _Stored(None, inputs, matrix.shape, matrix.bits, matrix.group_size, offsets)
+
+    def _apply(self, x: str, stored: _Stored, path: str, *, bias: str | None, output: str | None = None) -> str:
+        g = self._g
+        if stored.weight is not None:
+            product = g.node("MatMul", [x, stored.weight], f"{path}/MatMul", output=None if bias else output)
+            return product if bias is None else g.node("Add", [product, bias], f"{path}/Add", output=output)
+        inputs = [x, *stored.packed]
         if bias is not None:
             # Inputs 3 and 4 are the zero points and an index of groups.
-            inputs = [*inputs, *[""] * (5 - len(inputs)), bias]
-        columns, inner = matrix.shape
-        return self._g.node(
+            inputs += [""] * (5 - len(inputs)) + [bias]
+        columns, inner = stored.shape
+        product = g.node(
             "MatMulNBits",
             inputs,
             f"{path}/MatMulNBits",
-            output=output,
+            output=output if stored.offsets is None else None,
             domain=_MICROSOFT,
             K=inner,
             N=columns,
-            bits=matrix.bits,
-            block_size=matrix.group_size,
+            bits=stored.bits,
+            block_size=stored.size,
             accuracy_level=self._accuracy_level,
         )
-
-    # The head of a tied model reads the embedding's own bytes: they are stored once.
-    def _tied_head(self, x: str, table: Matrix) -> None:
-        g, name = self._g, self._d.embedding.weight
-        if not isinstance(table, GroupedTensor):
-            turned = g.node("Transpose", [name], "/lm_head/Transpose", perm=[1, 0])
-            g.node("MatMul", [x, turned], "/lm_head/MatMul", output="logits")
-            return
-        columns = table.shape[0]
-        groups, size = table.scales.shape[1], table.group_size
-        shape = (columns, groups, size * table.bits // 8)
-        head = self._d.head.weight
-        inputs = [x, g.alias(f"{head}.qweight", _U8, shape, f"{name}.qweight"), f"{name}.scales"]
-        points, rest = self._points(table, name)
-        product = self._nbits([*inputs, *points], None, table, "/lm_head", "logits" if rest is None else None)
-        if rest is not None:
-            offsets = g.node("Transpose", [f"{name}.offsets"], "/lm_head/offsets/Transpose", perm=[1, 0])
-            term = self._offsets.value(x, offsets, groups, size, "/lm_head")
-            g.node("Add", [product, term], "/lm_head/offsets/Add", output="logits")
+        if stored.offsets is None:
+            return product
+        term = self._offsets.term(x, stored.offsets, inner // stored.size, stored.size, path)
+        return g.node("Add", [product, term], f"{path}/offsets/Add", output=output)
 
     def _points(self, tensor: GroupedTensor, name: str) -> tuple[list[str], FloatArray | None]:
         """The zero points as an input (absent where they are the middle, which is the default), and what they leave."""

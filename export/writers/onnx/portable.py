@@ -59,6 +59,25 @@ class _Shared:
     flat: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A matrix whose bytes are written already: what of it the graph can name.
+
+    Attributes:
+        weight: A float matrix `[in, out]`; None where it is quantized.
+        planes: Name prefix, INT4 weights and scales of each plane.
+        offsets: What the planes leave of the offsets, `[groups, out]`; None where that is nothing.
+        groups: Groups along the inputs.
+        size: Inputs in a group.
+    """
+
+    weight: str | None
+    planes: tuple[tuple[str, str, str], ...] = ()
+    offsets: str | None = None
+    groups: int = 0
+    size: int = 0
+
+
 class Portable:
     """Writes one model into one graph.
 
@@ -99,26 +118,34 @@ class Portable:
                 tail = (d.num_kv_heads, "past", d.head_dim)
                 g.input(f"past_key_values.{layer.index}.{part}", self._type, ("batch", *tail))
                 g.output(f"present.{layer.index}.{part}", self._type, ("batch", d.num_kv_heads, "sequence", d.head_dim))
-        table = self._w.matrix(d.embedding)
-        residual = self._embed(ids, table)
+        residual, head = self._embed(ids)
         shared = self._shared(positions, mask)
         for layer in d.layers:
             residual = self._layer(layer, residual, shared, rows if layer is d.layers[-1] else None)
         normed = self._norm(residual, d.final_norm, "/model/norm")
-        logits = self._tied_head(normed, table) if d.tied else self._linear(normed, d.head, "/lm_head")
+        logits = self._linear(normed, d.head, "/lm_head") if head is None else self._apply(normed, head, "/lm_head")
         g.node("Cast", [logits], "/lm_head/Cast", output="logits", to=_F32)
 
     # ids ─ Gather ─ Cast ─▶ residual (fp32)
-    def _embed(self, ids: str, table: GroupedTensor | npt.NDArray[np.float32]) -> str:
-        g, name, path = self._g, self._d.embedding.weight, "/model/embed_tokens"
-        if not isinstance(table, GroupedTensor):
+    #
+    # A tied head is stored here too, so that the table, which is the largest tensor, is forgotten before the layers.
+    # A float table serves both ends as it is: TensorRT multiplies by a transposed constant without copying it. A
+    # quantized one is written a second time, because the head wants INT4 [hidden, vocab] and the embedding int32 rows.
+    def _embed(self, ids: str) -> tuple[str, _Stored | None]:
+        g, d, name, path = self._g, self._d, self._d.embedding.weight, "/model/embed_tokens"
+        table, head = self._w.matrix(d.embedding), None
+        if isinstance(table, GroupedTensor):
+            rows = gather_packed(g, ids, table, name=name, path=path, cast=self._cast)
+            if d.tied:
+                head = self._store(table, d.head.weight)
+        else:
             weight = g.constant(name, self._cast(table))
-            self._progress(name)
             rows = g.node("Gather", [weight, ids], f"{path}/Gather", axis=0)
-            return g.node("Cast", [rows], f"{path}/Cast", to=_F32)
-        rows = gather_packed(g, ids, table, name=name, path=path, cast=self._cast)
+            rows = g.node("Cast", [rows], f"{path}/Cast", to=_F32)
+            if d.tied:
+                head = _Stored(g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
         self._progress(name)
-        return rows
+        return rows, head
 
     # position_ids ─ Gather(cos, sin) ─ Unsqueeze ─▶ [batch, 1, sequence, head_dim / 2]
     #
@@ -268,47 +295,47 @@ class Portable:
     # TensorRT's INT4 has no offset: what a grid has of it (GGUF Q4_1, AWQ) is added apart, see OffsetTerms. An 8-bit
     # matrix is two INT4 planes, the high and the low halves of its codes.
     def _linear(self, x: str, linear: Linear, path: str) -> str:
-        matrix = self._w.matrix(linear)
-        out = self._matmul(x, matrix, linear.weight, path)
+        stored = self._store(self._w.matrix(linear), linear.weight)
         self._progress(linear.weight)
+        out = self._apply(x, stored, path)
         if linear.bias:
             bias = self._g.constant(linear.bias_name, self._cast(self._w.vector(linear.bias_name)))
             self._progress(linear.bias_name)
             out = self._g.node("Add", [out, bias], f"{path}/Add")
         return out
 
-    def _matmul(self, x: str, matrix: GroupedTensor | npt.NDArray[np.float32], name: str, path: str) -> str:
+    def _store(self, matrix: GroupedTensor | npt.NDArray[np.float32], name: str) -> _Stored:
         g = self._g
         if not isinstance(matrix, GroupedTensor):
-            weight = g.constant(name, self._cast(matrix).T)
-            return g.node("MatMul", [x, weight], f"{path}/MatMul")
+            return _Stored(g.constant(name, self._cast(matrix).T))
+        stored = []
         planes, centre = int4_planes(matrix)
-        size, (columns, inner) = matrix.group_size, matrix.shape
-        terms = []
+        columns, inner = matrix.shape
         for plane, label in zip(planes, ("", "low_"), strict=False):
             parts = int4_columns(plane.codes)
             weight = g.stream(f"{name}.{label}qweight", TensorProto.INT4, (inner, columns), parts)
             # TensorRT 10.3's parser refuses a scale that is not positive. Zero (often one too small for FP16)
             # becomes the smallest positive number, which moves no weight by more than 5e-7.
             positive = np.maximum(self._cast(plane.scales), self._np(2.0**-24))
-            scales = g.constant(f"{name}.{label}scales", np.ascontiguousarray(positive.T))
+            stored.append((label, weight, g.constant(f"{name}.{label}scales", positive.T)))
+        offsets = None if centre is None else g.constant(f"{name}.offsets", self._cast(centre).T)
+        return _Stored(None, tuple(stored), offsets, matrix.scales.shape[1], matrix.group_size)
+
+    def _apply(self, x: str, stored: _Stored, path: str) -> str:
+        g = self._g
+        if stored.weight is not None:
+            return g.node("MatMul", [x, stored.weight], f"{path}/MatMul")
+        terms = []
+        for label, weight, scales in stored.planes:
             whole = f"{path}/{label}DequantizeLinear"
-            whole = g.node("DequantizeLinear", [weight, scales], whole, axis=0, block_size=size)
+            whole = g.node("DequantizeLinear", [weight, scales], whole, axis=0, block_size=stored.size)
             terms.append(g.node("MatMul", [x, whole], f"{path}/{label}MatMul"))
-        if centre is not None:
-            terms.append(self._offsets.constant(x, self._cast(centre), size, f"{name}.offsets", path))
+        if stored.offsets is not None:
+            terms.append(self._offsets.term(x, stored.offsets, stored.groups, stored.size, path))
         total = terms[0]
         for i, term in enumerate(terms[1:]):
             total = g.node("Add", [total, term], f"{path}/sum{i}/Add")
         return total
-
-    # A float table serves both ends as it is: TensorRT multiplies by a transposed constant without copying it. A
-    # quantized one is written a second time, because the head wants INT4 [hidden, vocab] and the embedding int32 rows.
-    def _tied_head(self, x: str, table: GroupedTensor | npt.NDArray[np.float32]) -> str:
-        if isinstance(table, GroupedTensor):
-            return self._matmul(x, table, self._d.head.weight, "/lm_head")
-        turned = self._g.node("Transpose", [self._d.embedding.weight], "/lm_head/Transpose", perm=[1, 0])
-        return self._g.node("MatMul", [x, turned], "/lm_head/MatMul")
 
     def _cast(self, values: npt.NDArray[np.float32]) -> Half:
         with np.errstate(over="ignore"):
