@@ -23,7 +23,7 @@ from onnx import TensorProto
 from edgekit.errors import ExportError, missing_extra
 from edgekit.export.writers.onnx.graph import MODEL_FILE
 
-__all__ = ["BuildLimits", "BuildReport", "build_engine"]
+__all__ = ["BuildLimits", "BuildReport", "build_engine", "largest_int4_engine"]
 
 LIBRARY = "tensorrt_rtx_bindings"
 _WORKER = "edgekit.export.tensorrt_worker"
@@ -117,7 +117,6 @@ def build_engine(
     }
     answer = _run_worker(request, timeout_s)
     engine_bytes = int(answer["engine_bytes"])
-    room = _ENGINE_BYTES + _ENGINE_BYTES_PER_MATRIX * matrices
     return BuildReport(
         library="tensorrt_rtx",
         version=answer["version"],
@@ -126,12 +125,22 @@ def build_engine(
         graph_bytes=graph_bytes,
         int4_bytes=int4_bytes,
         engine_bytes=engine_bytes,
-        int4_kept=int4_bytes > 0 and engine_bytes <= graph_bytes + room,
+        int4_kept=matrices > 0 and engine_bytes <= largest_int4_engine(graph_bytes, matrices),
         nodes=len(graph.graph.node),
         seconds=float(answer["seconds"]),
         peak_memory_bytes=int(answer["peak_memory_bytes"]),
         warnings=tuple(answer["warnings"]),
     )
+
+
+def largest_int4_engine(graph_bytes: int, matrices: int) -> int:
+    """The most an engine can weigh that holds the graph's INT4 weights as INT4.
+
+    Args:
+        graph_bytes: All initializers of the graph.
+        matrices: INT4 initializers among them.
+    """
+    return graph_bytes + _ENGINE_BYTES + _ENGINE_BYTES_PER_MATRIX * matrices
 
 
 def _load(path: Path) -> onnx.ModelProto:

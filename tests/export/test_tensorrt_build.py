@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from edgekit.errors import ExportError
+from edgekit.export import tensorrt_build
+from edgekit.export.architectures.decoder import Linear
+from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
+from edgekit.export.quantization.rtn import rtn
+from edgekit.export.tensorrt_build import BuildLimits, build_engine, largest_int4_engine
+from edgekit.export.writers.onnx import OnnxWriter
+from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+
+FloatArray = npt.NDArray[np.float32]
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
+
+LIMITS = BuildLimits(chunk=16, context_length=64, typical_past=32)
+
+
+def export(
+    folder: Path,
+    *,
+    model_type: Literal["qwen2", "llama"] = "qwen2",
+    tied: bool = True,
+    hidden: int = 128,
+    embedding_bits: int = 4,
+    offset: Offset | None = Offset.SYMMETRIC,
+    writer: OnnxWriter | None = None,
+) -> Path:
+    source = tiny_checkpoint(
+        folder / "hf", model_type=model_type, tied=tied, layers=2, hidden=hidden, intermediate=2 * hidden, vocab=1024
+    )
+
+    def quantize(linear: Linear, weight: FloatArray) -> GroupedTensor | FloatArray:
+        if offset is None:
+            return weight
+        bits = embedding_bits if linear.name == "model.embed_tokens" else 4
+        return rtn(weight, Grid(bits, 32, offset, np.float16))
+
+    weights = TensorWeights(tiny_tensors(source), quantize)
+    (folder / "onnx").mkdir()
+    (writer or OnnxWriter("portable"))(tiny_decoder(source), weights, folder / "onnx", lambda _: None)
+    return folder / "onnx"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tied", "embedding_bits"), [("qwen2", True, 8), ("qwen2", False, 4), ("llama", True, 4)]
+)
+def test_nvidias_builder_takes_the_graph_and_keeps_int4(
+    tmp_path: Path, model_type: Literal["qwen2", "llama"], tied: bool, embedding_bits: int
+) -> None:
+    folder = export(tmp_path, model_type=model_type, tied=tied, embedding_bits=embedding_bits, hidden=1024)
+    report = build_engine(folder, limits=LIMITS)
+    assert (report.compute_capability, report.built_for) == ("8.7", "SM86")
+    assert report.int4_kept
+    # Expanded to FP16 the INT4 weights alone would be larger than the whole engine.
+    assert report.engine_bytes < 4 * report.int4_bytes
+    assert report.graph_bytes <= (folder / "model.onnx.data").stat().st_size + (folder / "model.onnx").stat().st_size
+    assert report.seconds > 0
+    assert report.peak_memory_bytes > report.engine_bytes
+
+
+def test_a_grid_with_offsets_builds_as_int4_too(tmp_path: Path) -> None:
+    report = build_engine(export(tmp_path, offset=Offset.FLOAT, hidden=1024), limits=LIMITS)
+    assert report.int4_kept
+    assert report.int4_bytes > 0
+
+
+def test_a_float_graph_builds_and_is_not_called_int4(tmp_path: Path) -> None:
+    report = build_engine(export(tmp_path, offset=None), limits=LIMITS)
+    assert (report.int4_bytes, report.int4_kept) == (0, False)
+
+
+def test_the_bound_on_an_int4_engine_lies_between_the_int4_and_the_fp16_engine_of_one_model(tmp_path: Path) -> None:
+    for name in ("int4", "fp16"):
+        (tmp_path / name).mkdir()
+    int4 = build_engine(export(tmp_path / "int4", hidden=1024), limits=LIMITS)
+    fp16 = build_engine(export(tmp_path / "fp16", hidden=1024, offset=None), limits=LIMITS)
+    # Two layers of seven matrices, and the head.
+    assert int4.engine_bytes < largest_int4_engine(int4.graph_bytes, 15) < fp16.engine_bytes / 2
+
+
+def test_the_engine_is_kept_where_the_caller_wants_it(tmp_path: Path) -> None:
+    report = build_engine(export(tmp_path), limits=LIMITS, compute_capability="8.9", engine=tmp_path / "model.engine")
+    assert report.built_for == "SM89"
+    assert (tmp_path / "model.engine").stat().st_size == report.engine_bytes
+
+
+def test_a_device_too_old_for_the_library_is_refused_with_what_it_knows(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"7\.2 is older") as caught:
+        build_engine(export(tmp_path), compute_capability="7.2")
+    assert "8.6" in str(caught.value.hint)
+
+
+def test_an_operator_that_tensorrt_does_not_know_is_named_with_its_node(tmp_path: Path) -> None:
+    folder = export(tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.name == "/model/layers.1/mlp/act/Sigmoid")
+    node.op_type, node.domain = "SiLU", "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"/model/layers\.1/mlp/act/Sigmoid.*SiLU"):
+        build_engine(folder)
+
+
+def test_a_graph_for_another_runtime_is_refused(tmp_path: Path) -> None:
+    folder = export(tmp_path, writer=OnnxWriter("onnxruntime"))
+    with pytest.raises(ExportError, match="does not build the `onnxruntime` dialect"):
+        build_engine(folder)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not exist"):
+        build_engine(tmp_path)
+    folder = export(tmp_path)
+    (folder / "model.onnx.data").unlink()
+    with pytest.raises(ExportError, match=r"model\.onnx\.data does not exist"):
+        build_engine(folder)
+    (folder / "model.onnx").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(ExportError, match="not an ONNX file"):
+        build_engine(folder)
+
+
+def test_a_builder_that_crashes_is_an_error_and_not_the_end_of_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing.py").write_text("import os; os.abort()\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(tensorrt_build, "_WORKER", "crashing")
+    with pytest.raises(ExportError, match=r"crashed \(signal 6\)"):
+        build_engine(export(tmp_path))
+
+
+def test_a_build_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"did not finish within 0\.01 s"):
+        build_engine(export(tmp_path), timeout_s=0.01)
+
+
+def test_a_machine_without_the_library_is_told_which_extra_it_needs() -> None:
+    program = (
+        "import importlib.util as util, pathlib\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name.startswith('tensorrt') else find(name, *rest)\n"
+        "from edgekit.errors import EdgekitError\n"
+        "from edgekit.export.tensorrt_build import build_engine\n"
+        "try: build_engine(pathlib.Path('anything'))\n"
+        "except EdgekitError as error: print(error.code, error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "missing_extra pip install 'edgekit[tensorrt-rtx]'\n"
