@@ -7,10 +7,10 @@ dialect's inputs and outputs (`edgekit.export.writers.onnx.ort` writes them) and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,18 @@ __all__ = ["OnnxRuntimeRunner", "open_session"]
 FloatArray = npt.NDArray[np.float32]
 
 MODEL_FILE = "model.onnx"
-_DIALECT = "onnxruntime"
 
 
-def open_session(folder: Path, dialect: str, *, threads: int | None = None) -> Any:
+def open_session(
+    folder: Path, dialect: str, *, threads: int | None = None, entries: Mapping[str, str] | None = None
+) -> Any:
     """Load a graph into an `onnxruntime.InferenceSession` on the CPU.
 
     Args:
         folder: Holds `model.onnx` and its data file.
         dialect: What the graph must be written in.
         threads: None takes one per physical core.
+        entries: Further session options, by the names onnxruntime gives them.
 
     Raises:
         EdgekitError: `missing_extra`, if onnxruntime is not installed.
@@ -51,6 +53,8 @@ def open_session(folder: Path, dialect: str, *, threads: int | None = None) -> A
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
@@ -67,9 +71,13 @@ def open_session(folder: Path, dialect: str, *, threads: int | None = None) -> A
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The tensors of a step over one token, bound once and refilled for every token."""
+    """The tensors of a step over one token, bound once and refilled for every token.
+
+    A binding holds addresses only: the arrays must live as long as it does.
+    """
 
     tokens: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
     logits: FloatArray
     binding: Any
 
@@ -92,6 +100,9 @@ class OnnxRuntimeRunner:
         RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
     """
 
+    _dialect: ClassVar[str] = "onnxruntime"
+    _entries: ClassVar[Mapping[str, str]] = {}
+
     def __init__(
         self,
         folder: Path,
@@ -101,7 +112,7 @@ class OnnxRuntimeRunner:
         max_chunk: int = 512,
         threads: int | None = None,
     ) -> None:
-        session = open_session(folder, _DIALECT, threads=threads)
+        session = open_session(folder, self._dialect, threads=threads, entries=self._entries)
         import onnxruntime as ort
 
         self._session: Any = session
@@ -116,7 +127,9 @@ class OnnxRuntimeRunner:
         self._names = [i.name.removeprefix("past_") for i in session.get_inputs() if i.name.startswith("past_")]
         shapes = {i.name: i.shape for i in (*session.get_inputs(), *session.get_outputs())}
         _, heads, _, head_dim = shapes[f"past_{self._names[0]}"]
-        self._cache = [np.zeros((sequence_slots, heads, context, head_dim), np.float32) for _ in self._names]
+        half = any("float16" in i.type for i in session.get_inputs())
+        dtype = np.dtype(np.float16 if half else np.float32)
+        self._cache = [np.zeros((sequence_slots, heads, context, head_dim), dtype) for _ in self._names]
         self._bound = [[self._value(cache[slot : slot + 1]) for cache in self._cache] for slot in range(sequence_slots)]
         self._lengths = [0] * sequence_slots
         # Shared by all steps: a runner is used by one thread at a time.
@@ -129,7 +142,7 @@ class OnnxRuntimeRunner:
             sequence_slots=sequence_slots,
             max_chunk=min(max_chunk, context),
             vocab_size=int(shapes["logits"][2]),
-            kv_bytes_per_token=len(self._names) * int(heads) * int(head_dim) * 4,
+            kv_bytes_per_token=len(self._names) * int(heads) * int(head_dim) * dtype.itemsize,
         )
 
     @property
@@ -161,7 +174,7 @@ class OnnxRuntimeRunner:
         self._lengths[slot] = length
 
     def read_kv(self, slot: int, start: int, stop: int) -> bytes:
-        """The KV cache of positions `start:stop`: float32 `[layers * 2, kv_heads, stop - start, head_dim]`."""
+        """The KV cache of positions `start:stop`: `[layers * 2, kv_heads, positions, head_dim]`, as it is stored."""
         if not 0 <= start <= stop <= self._lengths[self._slot(slot)]:
             raise RunnerError(f"slot {slot} holds {self._lengths[slot]} tokens, not positions {start} to {stop}")
         return np.stack([cache[slot, :, start:stop] for cache in self._cache]).tobytes()
@@ -174,7 +187,7 @@ class OnnxRuntimeRunner:
         if rest or start + count > self._limits.context_length:
             raise RunnerError(f"{len(data)} bytes are not KV cache that fits this runner at position {start}")
         heads, head_dim = self._cache[0].shape[1], self._cache[0].shape[3]
-        rows = np.frombuffer(data, np.float32).reshape(len(self._cache), heads, count, head_dim)
+        rows = np.frombuffer(data, self._cache[0].dtype).reshape(len(self._cache), heads, count, head_dim)
         for cache, part in zip(self._cache, rows, strict=True):
             cache[slot, :, start : start + count] = part
         self._lengths[slot] = start + count
@@ -230,10 +243,12 @@ class OnnxRuntimeRunner:
         return rows_wanted
 
     def _one_token(self, slot: int) -> _Step:
-        tokens, logits = np.zeros((1, 1), np.int64), np.empty((1, 1, self._limits.vocab_size), np.float32)
-        return _Step(tokens, logits, self._bind(slot, tokens, np.zeros(1, np.int64), logits))
+        tokens, rows = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
+        logits = np.empty((1, 1, self._limits.vocab_size), np.float32)
+        return _Step(tokens, rows, logits, self._bind(slot, tokens, rows, logits))
 
     def _bind(self, slot: int, tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], logits: FloatArray) -> Any:
+        # The caller keeps the arrays alive while the binding is in use.
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("input_ids", self._value(tokens))
         binding.bind_ortvalue_input("logits_index", self._value(rows))
