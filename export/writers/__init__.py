@@ -16,4 +16,4 @@ def writer_for(target: Target) -> Writer:
         return MlxWriter()
     from edgekit.export.writers.onnx import OnnxWriter
 
-    return OnnxWriter(dialect=target.dialect)
+    return OnnxWriter("onnxruntime" if target.dialect == "onnxruntime" else "portable")
