@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from edgekit.errors import ExportError
@@ -49,7 +50,18 @@ def write_text_files(
     for name, contents in tokenizer.extra.items():
         (folder / Path(name).name).write_bytes(contents)
     if not (folder / "LICENSE").exists():
-        (folder / "LICENSE").write_text(f"SPDX-License-Identifier: {licence}\n", encoding="utf-8")
+        (folder / "LICENSE").write_text(_licence_text(licence), encoding="utf-8")
+
+
+def _licence_text(licence: str) -> str:
+    """The text of the licence where we carry it (Apache-2.0, our own, asks for that), else its identifier."""
+    line = f"SPDX-License-Identifier: {licence}\n"
+    if licence != "Apache-2.0":
+        return line
+    try:
+        return distribution("edgekit").read_text("licenses/LICENSE") or line
+    except PackageNotFoundError:
+        return line
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
