@@ -1,0 +1,147 @@
+"""A file read with every offset and length checked against its size.
+
+Tensors are read with `pread` and not through a map: a file that shrinks or a disk that fails becomes an error and
+not a signal, and no page of a large file stays counted as this process's memory. It knows no format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+from edgekit.export.checkpoints.base import SourceFile
+
+__all__ = ["DOWNLOAD_AGAIN", "BoundedFile", "read_json", "read_small", "sha256_of"]
+
+DOWNLOAD_AGAIN = "the download was cut short or the file was changed: fetch it again"
+_CHUNK = 1 << 22
+
+
+class BoundedFile:
+    """A file open for reading, whose size was taken once.
+
+    Raises:
+        ExportError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise ExportError(f"{path} cannot be opened: {error.strerror}") from error
+        self._open = True
+        self.size = os.fstat(self._descriptor).st_size
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder, as messages show it."""
+        return self.path.name
+
+    def fileno(self) -> int:
+        """The descriptor, for a map."""
+        return self._descriptor
+
+    def read(self, offset: int, length: int, what: str) -> npt.NDArray[np.uint8]:
+        """Read bytes.
+
+        Args:
+            offset: From the start of the file.
+            length: In bytes.
+            what: What is being read, for the message: "tensor `x`".
+
+        Returns:
+            uint8 `[length]`, read-only.
+
+        Raises:
+            ExportError: The file ends before, or the disk fails.
+        """
+        if not 0 <= offset <= offset + length <= self.size:
+            raise self.truncated(what)
+        parts: list[bytes] = []
+        done = 0
+        while done < length or not parts:
+            try:
+                part = os.pread(self._descriptor, min(length - done, _CHUNK), offset + done)
+            except OSError as error:
+                raise ExportError(f"{self.path} cannot be read at {what}: {error.strerror}") from error
+            if not part and length:
+                raise self.truncated(what)
+            parts.append(part)
+            done += len(part)
+        return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype=np.uint8)
+
+    def truncated(self, what: str) -> ExportError:
+        """The error for a file that ends before something it announces."""
+        return ExportError(
+            f"{self.name} is truncated: its {self.size} bytes end before {what} does", hint=DOWNLOAD_AGAIN
+        )
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        if self._open:
+            self._open = False
+            os.close(self._descriptor)
+
+
+def read_small(path: Path, limit: int = 1 << 26) -> bytes:
+    """Read a whole file that must not be larger than `limit` bytes.
+
+    Raises:
+        ExportError: It is larger, or cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise ExportError(f"{path} is larger than the {limit} bytes that such a file may have")
+    return data
+
+
+def read_json(path: Path, limit: int = 1 << 26) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ExportError: It cannot be read, is too large, or is not a JSON object.
+    """
+    try:
+        value = json.loads(read_small(path, limit))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not JSON: {' '.join(str(error).split())[:200]}", hint=DOWNLOAD_AGAIN) from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} is not a JSON object", hint=DOWNLOAD_AGAIN)
+    return value
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> SourceFile:
+    """Hash a file in chunks.
+
+    Args:
+        path: The file.
+        progress: Called with the bytes hashed so far.
+
+    Raises:
+        ExportError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                if progress is not None:
+                    progress(size)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+    return SourceFile(path.name, size, digest.hexdigest())

@@ -1,0 +1,242 @@
+"""A GGUF file as a Hugging Face checkpoint: names, configuration and row order translated, tensors decoded.
+
+Only the architectures llama and qwen2 have a translation; of others the names stay what they are, and
+`edgekit.export.architectures` refuses them by name. The container is `gguf_container`'s affair, the packing
+`gguf_blocks`', the tokenizer `gguf_tokenizer`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles
+from edgekit.export.checkpoints.files import BoundedFile, sha256_of
+from edgekit.export.checkpoints.fixes import TextFixes
+from edgekit.export.checkpoints.gguf_blocks import BLOCKS, Block
+from edgekit.export.checkpoints.gguf_config import hf_config
+from edgekit.export.checkpoints.gguf_container import Container, Placed, read_container
+from edgekit.export.checkpoints.gguf_tokenizer import build_tokenizer
+from edgekit.export.checkpoints.licences import spdx
+from edgekit.export.quantization.grid import GroupedTensor
+
+__all__ = ["GgufCheckpoint"]
+
+_Array = TypeVar("_Array", bound=np.generic)
+_Chunks = Iterator[tuple[int, int, npt.NDArray[np.uint8]]]
+# Bytes decoded at a time: what a decoder needs besides its result stays a few times this.
+_CHUNK = 1 << 22
+_MODULES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d{1,4})\.)?(?P<module>\w+)\.(?P<kind>weight|bias)")
+# Not a weight: what RoPE scaling does to each frequency. `hf_config` turns it into `rope_scaling`.
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+class GgufCheckpoint:
+    """One `.gguf` file, open.
+
+    Args:
+        path: The file.
+        name: The model's name; None derives it from the file's.
+        identity: Where it came from; None is the file's name.
+        licence: None takes what the file states.
+        fixes: Corrections of the text side.
+        sha256: What the file must hash to; None does not check.
+
+    Raises:
+        ExportError: It is not a GGUF file that edgekit reads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        identity: str | None = None,
+        licence: str | None = None,
+        fixes: TextFixes | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        self._file = BoundedFile(path)
+        try:
+            self._container = read_container(self._file)
+            self._placed = _named(self._container, path.name)
+            shapes = {hf_name: placed.shape for hf_name, placed in self._placed.items()}
+            self._config = hf_config(self._container.metadata, shapes, self._rope_factors())
+        except BaseException:
+            self._file.close()
+            raise
+        self._name = name or re.sub(r"[-._](I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.IGNORECASE).lower()
+        self._id = identity or path.name
+        self._licence = licence
+        self._fixes = fixes or TextFixes()
+        self._sha256 = sha256
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._name
+
+    @property
+    def id(self) -> str:
+        """Where it came from."""
+        return self._id
+
+    @property
+    def licence(self) -> str:
+        """SPDX identifier, or `unknown`."""
+        return self._licence or spdx(self._container.metadata.get("general.license"))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration under Hugging Face's keys."""
+        return self._config
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its Hugging Face name."""
+        return {name: TensorInfo(name, placed.shape, placed.encoding) for name, placed in self._placed.items()}
+
+    def read(self, name: str) -> FloatArray | GroupedTensor:
+        """Read one tensor; see `Checkpoint.read`."""
+        placed = self._placed.get(name)
+        if placed is None:
+            raise ExportError(f"{self._file.name} has no tensor `{name}`")
+        block = _block(placed, self._file.name)
+        order = self._row_order(name, placed)
+        if block.grouped is not None and len(placed.shape) == 2:
+            return self._grouped(placed, block, order)
+        return _reordered(self._floats(placed, block), order)
+
+    def tokenizer(self) -> TokenizerFiles:
+        """The tokenizer and the chat template, with the catalogue's corrections."""
+        return build_tokenizer(self._container.metadata, self._file.name, int(self._config["vocab_size"]), self._fixes)
+
+    def source(self) -> tuple[SourceFile, ...]:
+        """The file, hashed."""
+        found = sha256_of(self._file.path)
+        if self._sha256 is not None and found.sha256 != self._sha256:
+            raise ExportError(
+                f"{self._file.path} is not the file that was fetched: its SHA-256 has changed",
+                hint="delete it; it is fetched again when it is needed",
+            )
+        return (found,)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _rope_factors(self) -> FloatArray | None:
+        placed = next((tensor for tensor in self._container.tensors if tensor.name == _ROPE_FACTORS), None)
+        return None if placed is None else self._floats(placed, _block(placed, self._file.name))
+
+    def _row_order(self, name: str, placed: Placed) -> npt.NDArray[np.intp] | None:
+        """Rows of llama's q and k as Hugging Face orders them, or None where they are so already.
+
+        GGUF keeps the two halves of a rotated pair beside each other, (0, 0+d/2, 1, 1+d/2, …) of each head;
+        Hugging Face keeps the halves of a head one after the other.
+        """
+        heads_key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2:][0])
+        if heads_key is None or self._config["model_type"] != "llama":
+            return None
+        heads, rows = int(self._config[heads_key]), placed.shape[0]
+        if rows % (2 * heads):
+            raise ExportError(f"tensor `{name}` has {rows} rows, which {heads} heads cannot share")
+        order: npt.NDArray[np.intp] = np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+        return order
+
+    def _grouped(self, placed: Placed, block: Block, order: npt.NDArray[np.intp] | None) -> GroupedTensor:
+        assert block.grouped is not None  # noqa: S101  the caller chose by it
+        total = prod(placed.shape) // block.length
+        groups = block.length // block.group_size
+        codes = np.empty((total, block.length), dtype=np.uint8)
+        scales = np.empty((total, groups), dtype=np.float32)
+        offsets = np.empty_like(scales)
+        for start, stop, blocks in self._blocks(placed, block, total):
+            part = block.grouped(blocks)
+            codes[start:stop], scales[start:stop], offsets[start:stop] = part.codes, part.scales, part.offsets
+        if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
+            raise ExportError(f"tensor `{placed.name}` has a scale that is no finite number", hint="fetch it again")
+        rows = placed.shape[0]
+        return GroupedTensor(
+            codes=_reordered(codes.reshape(placed.shape), order),
+            scales=_reordered(scales.reshape(rows, -1), order),
+            offsets=_reordered(offsets.reshape(rows, -1), order),
+            bits=block.bits,
+        )
+
+    def _floats(self, placed: Placed, block: Block) -> FloatArray:
+        total = prod(placed.shape) // block.length
+        values = np.empty((total, block.length), dtype=np.float32)
+        # Scales of damaged files may be infinite; that is for whoever reads the values to refuse.
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start, stop, blocks in self._blocks(placed, block, total):
+                values[start:stop] = block.decode(blocks)
+        return values.reshape(placed.shape)
+
+    def _blocks(self, placed: Placed, block: Block, total: int) -> _Chunks:
+        step = max(1, _CHUNK // block.size)
+        for start in range(0, total, step):
+            stop = min(start + step, total)
+            data = self._file.read(
+                placed.offset + start * block.size, (stop - start) * block.size, f"tensor `{placed.name}`"
+            )
+            yield start, stop, data.reshape(-1, block.size)
+
+
+def _block(placed: Placed, file: str) -> Block:
+    if placed.encoding not in BLOCKS:
+        raise ExportError(
+            f"tensor `{placed.name}` of {file} is stored as {placed.encoding}, which edgekit does not read",
+            hint=f"it reads {', '.join(BLOCKS)}: take another quantization of the model",
+            code="unsupported_encoding",
+        )
+    return BLOCKS[placed.encoding]
+
+
+def _reordered(values: npt.NDArray[_Array], order: npt.NDArray[np.intp] | None) -> npt.NDArray[_Array]:
+    return values if order is None else values[order]
+
+
+def _named(container: Container, file: str) -> dict[str, Placed]:
+    """The tensors by Hugging Face name."""
+    named: dict[str, Placed] = {}
+    for placed in container.tensors:
+        if placed.name == _ROPE_FACTORS:
+            continue
+        name = _hf_name(placed.name)
+        if name in named:
+            raise ExportError(f"{file} has two tensors that are `{name}`")
+        named[name] = placed
+    return named
+
+
+def _hf_name(name: str) -> str:
+    match = _NAME.fullmatch(name)
+    if match is None or match["module"] not in _MODULES:
+        return name
+    module = _MODULES[match["module"]]
+    if (match["layer"] is None) == module.startswith(("model.", "lm_head")):
+        prefix = "" if match["layer"] is None else f"model.layers.{int(match['layer'])}."
+        return f"{prefix}{module}.{match['kind']}"
+    return name

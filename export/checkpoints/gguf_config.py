@@ -1,0 +1,168 @@
+"""GGUF metadata as the keys of Hugging Face's `config.json`.
+
+A key that changes the mathematics is translated or refused, never dropped. Source of the keys: ggml's
+`docs/gguf.md` and llama.cpp's `llama-arch.cpp`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+
+__all__ = ["hf_config"]
+
+# Keys (under the architecture's prefix) of mathematics that no description here has. The values that mean nothing
+# stand beside them.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+}
+
+
+def hf_config(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    rope_factors: npt.NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
+    """Translate.
+
+    Args:
+        metadata: The file's key-value pairs.
+        shapes: The tensors' shapes by Hugging Face name.
+        rope_factors: The tensor `rope_freqs.weight`, if there is one.
+
+    Raises:
+        ExportError: A value is missing or of the wrong kind, or asks for mathematics that edgekit does not have.
+    """
+    return _Translation(metadata, shapes).config(rope_factors)
+
+
+class _Translation:
+    def __init__(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._metadata = metadata
+        self._shapes = shapes
+        self._arch = str(metadata.get("general.architecture", ""))
+
+    def config(self, rope_factors: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+        if not re.fullmatch(r"[\w.-]{1,64}", self._arch):
+            raise ExportError("the GGUF file does not say its architecture", hint="is it a model, and not an adapter?")
+        self._refuse()
+        hidden, heads = self._integer("embedding_length"), self._integer("attention.head_count")
+        embedding = self._shapes.get("model.embed_tokens.weight")
+        if embedding is None or len(embedding) != 2:
+            raise ExportError("the GGUF file has no token embedding", hint="is it one part of a split file?")
+        config: dict[str, Any] = {
+            "model_type": self._arch,
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": self._integer("feed_forward_length"),
+            "num_hidden_layers": self._integer("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._integer("attention.head_count_kv", heads),
+            "max_position_embeddings": self._integer("context_length"),
+            "rms_norm_eps": self._decimal("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._decimal("rope.freq_base", 10_000.0),
+            "vocab_size": embedding[0],
+            "tie_word_embeddings": "lm_head.weight" not in self._shapes,
+        }
+        config |= self._head_dim(hidden, heads)
+        config |= self._rope_scaling(rope_factors)
+        config |= self._token_ids()
+        if self._arch == "llama":
+            config["attention_bias"] = any(name.endswith("_proj.bias") and "self_attn" in name for name in self._shapes)
+            config["mlp_bias"] = any(name.endswith("_proj.bias") and ".mlp." in name for name in self._shapes)
+        return config
+
+    def _refuse(self) -> None:
+        if int(self._optional("split.count", int) or 0) > 1:
+            raise ExportError(
+                "this is one part of a split GGUF file", hint="merge the parts with `llama-gguf-split --merge`"
+            )
+        for key, harmless in _REFUSED.items():
+            value = self._metadata.get(f"{self._arch}.{key}")
+            if value is not None and (isinstance(value, np.ndarray) or value not in harmless):
+                raise ExportError(
+                    f"the GGUF file asks for `{key}: {str(value)[:40]}`, which edgekit does not support",
+                    code="unsupported_configuration",
+                )
+
+    def _head_dim(self, hidden: int, heads: int) -> dict[str, int]:
+        given = self._optional(f"{self._arch}.attention.key_length", int)
+        size = hidden // heads if given is None else given
+        for key in ("attention.value_length", "rope.dimension_count"):
+            other = self._optional(f"{self._arch}.{key}", int)
+            if other not in (None, size):
+                raise ExportError(
+                    f"the GGUF file's heads are {size} wide, but its `{key}` is {other}",
+                    hint="heads of two widths, and RoPE over a part of a head, are not supported",
+                    code="unsupported_configuration",
+                )
+        return {} if given is None else {"head_dim": size}
+
+    def _rope_scaling(self, factors: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+        """`rope_scaling` as far as the file tells it: the architecture decides whether it can be had."""
+        kind = self._optional(f"{self._arch}.rope.scaling.type", str) or "none"
+        factor = self._optional(f"{self._arch}.rope.scaling.factor", float)
+        if factor is None:
+            factor = self._optional(f"{self._arch}.rope.scale_linear", float)
+        if factors is not None and not np.all(factors == 1):
+            # Converters write Llama 3's scaling as one factor per frequency and name no type.
+            return {"rope_scaling": {"rope_type": "llama3", "factors": [float(x) for x in factors.ravel()[:1024]]}}
+        if kind == "none" and factor in (None, 0.0, 1.0):
+            return {}
+        scaling: dict[str, Any] = {"rope_type": "linear" if kind == "none" else kind, "factor": factor}
+        original = self._optional(f"{self._arch}.rope.scaling.original_context_length", int)
+        if original is not None:
+            scaling["original_max_position_embeddings"] = original
+        return {"rope_scaling": scaling}
+
+    def _token_ids(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for key, ours in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
+            value = self._optional(f"tokenizer.ggml.{key}_token_id", int)
+            if value is not None:
+                found[ours] = value
+        return found
+
+    def _integer(self, key: str, default: int | None = None) -> int:
+        value = self._optional(f"{self._arch}.{key}", int)
+        value = default if value is None else value
+        if value is None or not 0 < value < 1 << 31:
+            raise ExportError(f"the GGUF file's `{self._arch}.{key}` is {value}, not a positive integer")
+        return value
+
+    def _decimal(self, key: str, default: float | None = None) -> float:
+        """A float32 as the shortest decimal that rounds to it: the number its author wrote (1e-05)."""
+        value = self._optional(f"{self._arch}.{key}", float)
+        value = default if value is None else value
+        if value is None or not 0 < value < 1e30:
+            raise ExportError(f"the GGUF file's `{self._arch}.{key}` is {value}, not a positive number")
+        return float(str(np.float32(value)))
+
+    def _optional(self, key: str, kind: type) -> Any:
+        value = self._metadata.get(key)
+        fits = isinstance(value, (int, float) if kind is float else kind) and not (
+            isinstance(value, bool) and kind is not bool
+        )
+        if value is None or fits:
+            return value
+        raise ExportError(
+            f"the GGUF file's `{key}` is of the wrong kind", hint="values that differ by layer are not supported"
+        )

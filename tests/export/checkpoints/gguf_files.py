@@ -1,0 +1,133 @@
+"""Writes tiny GGUF files with the reference library, from a tiny Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf.quants import quantize
+
+from tests.models import CHATML, tiny_tensors
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    """`model.layers.0.self_attn.q_proj.weight` as GGUF calls it."""
+    module, kind = name.rsplit(".", 1)
+    if module.startswith("model.layers."):
+        _, _, layer, rest = module.split(".", 3)
+        return f"blk.{layer}.{_NAMES[rest]}.{kind}"
+    return f"{_NAMES[module]}.{kind}"
+
+
+def permuted(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """Order the rows of a llama's q or k as GGUF converters do."""
+    halves: npt.NDArray[Any] = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
+    pairs: npt.NDArray[Any] = halves.swapaxes(1, 2).reshape(values.shape)
+    return pairs
+
+
+def write_gguf(
+    folder: Path,
+    path: Path,
+    *,
+    encoding: str = "F32",
+    metadata: dict[str, Any] | None = None,
+    pre: str | None = "gpt-2",
+    extra_tensors: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> Path:
+    """Write a tiny checkpoint folder as one GGUF file.
+
+    Args:
+        folder: Made by `tests.models.tiny_checkpoint`.
+        path: Where to write.
+        encoding: For the matrices; vectors stay F32.
+        metadata: Further keys, or other values for keys; None leaves one out.
+        pre: `tokenizer.ggml.pre`.
+        extra_tensors: By GGUF name.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    arch = config["model_type"]
+    writer = gguf.GGUFWriter(path, arch)
+    pairs: dict[str, Any] = {
+        f"{arch}.block_count": config["num_hidden_layers"],
+        f"{arch}.context_length": config["max_position_embeddings"],
+        f"{arch}.embedding_length": config["hidden_size"],
+        f"{arch}.feed_forward_length": config["intermediate_size"],
+        f"{arch}.attention.head_count": config["num_attention_heads"],
+        f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{arch}.rope.freq_base": config["rope_theta"],
+        "general.license": "apache-2.0",
+        **tokenizer_metadata(folder, pre),
+        **(metadata or {}),
+    }
+    for key, value in pairs.items():
+        _add(writer, key, value)
+    kind = gguf.GGMLQuantizationType[encoding]
+    for name, values in tiny_tensors(folder).items():
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+        if arch == "llama" and heads is not None:
+            values = permuted(values, config[heads])  # noqa: PLW2901  the same tensor in another order
+        if values.ndim == 2 and encoding != "F32":
+            writer.add_tensor(gguf_name(name), quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
+    for name, values in (extra_tensors or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tokenizer_metadata(folder: Path, pre: str | None) -> dict[str, Any]:
+    """What a converter writes of a tiny checkpoint's tokenizer."""
+    document = json.loads((folder / "tokenizer.json").read_text())
+    vocab = document["model"]["vocab"]
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    special = {entry["content"] for entry in document["added_tokens"]}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in document["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": CHATML,
+    }
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize, quantize
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures import describe
+from edgekit.export.checkpoints.base import Checkpoint
+from edgekit.export.checkpoints.gguf import GgufCheckpoint
+from edgekit.export.quantization.grid import GroupedTensor
+from tests.export.checkpoints.gguf_files import permuted, write_gguf
+from tests.models import tiny_checkpoint, tiny_tensors
+
+Kind = Literal["qwen2", "llama"]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint folder; two heads share a key, so that q and k are ordered differently."""
+    return tiny_checkpoint(tmp_path_factory.mktemp(request.param), model_type=request.param)
+
+
+def opened(source: Path, tmp_path: Path, **options: Any) -> GgufCheckpoint:
+    return GgufCheckpoint(write_gguf(source, tmp_path / "tiny.gguf", **options))
+
+
+def test_a_reader_is_a_checkpoint(source: Path, tmp_path: Path) -> None:
+    with closing(opened(source, tmp_path)) as reader:
+        checkpoint: Checkpoint = reader
+        assert (checkpoint.name, checkpoint.id, checkpoint.licence) == ("tiny", "tiny.gguf", "Apache-2.0")
+
+
+def test_floats_come_back_under_their_hugging_face_names_and_in_their_row_order(source: Path, tmp_path: Path) -> None:
+    expected = tiny_tensors(source)
+    with closing(opened(source, tmp_path)) as checkpoint:
+        assert set(checkpoint.tensors) == set(expected)
+        for name, values in expected.items():
+            assert checkpoint.tensors[name].shape == values.shape
+            np.testing.assert_array_equal(checkpoint.read(name), values, err_msg=name)
+
+
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q8_0"])
+def test_codes_with_scales_come_back_in_row_order_without_loss(source: Path, tmp_path: Path, encoding: str) -> None:
+    kind = gguf.GGMLQuantizationType[encoding]
+    with closing(opened(source, tmp_path, encoding=encoding)) as checkpoint:
+        for name, values in tiny_tensors(source).items():
+            found = checkpoint.read(name)
+            if values.ndim == 1:
+                np.testing.assert_array_equal(found, values)
+                continue
+            assert isinstance(found, GroupedTensor)
+            assert (found.bits, found.group_size) == (8 if encoding == "Q8_0" else 4, 32)
+            # Rows are quantized one by one, so their order and the quantization commute.
+            np.testing.assert_array_equal(found.dequantize(), dequantize(quantize(values, kind), kind), err_msg=name)
+
+
+@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q5_0", "Q5_1"])
+def test_other_encodings_come_back_as_float32(source: Path, tmp_path: Path, encoding: str) -> None:
+    kind = gguf.GGMLQuantizationType[encoding]
+    name = "model.layers.1.self_attn.k_proj.weight"
+    values = tiny_tensors(source)[name]
+    with closing(opened(source, tmp_path, encoding=encoding)) as checkpoint:
+        found = checkpoint.read(name)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, dequantize(quantize(values, kind), kind).reshape(values.shape))
+
+
+def test_the_configuration_describes_the_same_model(source: Path, tmp_path: Path) -> None:
+    expected = describe(json.loads((source / "config.json").read_text()))
+    with closing(opened(source, tmp_path)) as checkpoint:
+        assert describe(checkpoint.config) == expected
+        assert checkpoint.config["rms_norm_eps"] in (1e-6, 1e-5)
+        assert checkpoint.config["eos_token_id"] == 2
+
+
+def test_a_file_without_output_weight_is_tied(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "tied", tied=True)
+    with closing(opened(folder, tmp_path)) as checkpoint:
+        assert checkpoint.config["tie_word_embeddings"] is True
+        assert "lm_head.weight" not in checkpoint.tensors
+
+
+def test_a_tensor_larger_than_a_chunk_is_put_together_in_order(tmp_path: Path) -> None:
+    big = np.random.default_rng(0).standard_normal((3000, 512)).astype(np.float32)
+    folder = tiny_checkpoint(tmp_path / "q")
+    with closing(opened(folder, tmp_path, extra_tensors={"big.weight": big})) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read("big.weight"), big)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "RoPE scaling `yarn`"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, "RoPE scaling `linear`"),
+        ({"llama.rope.scale_linear": 2.0}, "RoPE scaling `linear`"),
+        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.attention.sliding_window": 4096}, "sliding_window"),
+        ({"llama.logit_scale": 0.5}, "logit_scale"),
+        ({"llama.rope.dimension_count": 8}, "rope.dimension_count"),
+        ({"llama.attention.head_count_kv": [2, 2, 1]}, "wrong kind"),
+        ({"llama.attention.head_count": None}, "head_count` is None"),
+        ({"split.count": 3}, "split"),
+    ],
+)
+def test_mathematics_that_is_not_covered_is_refused_by_name(tmp_path: Path, metadata: Any, says: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", model_type="llama")
+    with pytest.raises(ExportError, match=says):
+        describe(opened(folder, tmp_path, metadata=metadata).config)
+
+
+def test_rope_factors_count_as_llama_3_scaling_unless_they_are_all_one(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", model_type="llama")
+    ones = {"rope_freqs.weight": np.ones(16, dtype=np.float32)}
+    assert "rope_scaling" not in opened(folder, tmp_path, extra_tensors=ones).config
+    with pytest.raises(ExportError, match="RoPE scaling `llama3`"):
+        describe(opened(folder, tmp_path, extra_tensors={"rope_freqs.weight": 8 * ones["rope_freqs.weight"]}).config)
+
+
+def test_a_head_width_that_is_given_is_kept(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", model_type="llama")
+    metadata = {"llama.attention.key_length": 32, "llama.attention.value_length": 32}
+    assert opened(folder, tmp_path, metadata=metadata).config["head_dim"] == 32
+
+
+def test_an_unknown_architecture_is_refused_by_the_architectures(tmp_path: Path) -> None:
+    path = opened(tiny_checkpoint(tmp_path / "q"), tmp_path)._file.path
+    path.write_bytes(path.read_bytes().replace(b"qwen2", b"qwerk"))
+    with pytest.raises(ExportError, match="unsupported architecture `qwerk`") as caught:
+        describe(GgufCheckpoint(path).config)
+    assert "qwen2" in str(caught.value.hint)
+
+
+def test_an_encoding_that_is_not_read_is_named_with_its_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "iq.gguf"
+    writer = gguf.GGUFWriter(path, "qwen2")
+    for key in ("embedding_length", "attention.head_count", "feed_forward_length", "block_count", "context_length"):
+        writer.add_uint32(f"qwen2.{key}", 32)
+    writer.add_float32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
+    kind = gguf.GGMLQuantizationType.IQ4_NL
+    writer.add_tensor("token_embd.weight", np.zeros((4, 18), dtype=np.uint8), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = GgufCheckpoint(path)
+    with pytest.raises(ExportError, match=r"`token_embd\.weight` of iq\.gguf is stored as IQ4_NL"):
+        checkpoint.read("model.embed_tokens.weight")
+
+
+def test_a_truncated_file_names_itself_and_the_tensor_it_ends_in(source: Path, tmp_path: Path) -> None:
+    path = opened(source, tmp_path)._file.path
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ExportError, match=r"tiny\.gguf is truncated.*tensor `") as caught:
+        GgufCheckpoint(path)
+    assert "fetch it again" in str(caught.value.hint)
+
+
+def test_a_file_cut_short_after_opening_is_an_error_and_no_crash(source: Path, tmp_path: Path) -> None:
+    checkpoint = opened(source, tmp_path)
+    path = checkpoint._file.path
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size // 2)
+    with pytest.raises(ExportError, match="truncated"):
+        [checkpoint.read(name) for name in checkpoint.tensors]
+
+
+def test_a_scale_that_is_not_finite_is_refused(source: Path, tmp_path: Path) -> None:
+    checkpoint = opened(source, tmp_path, encoding="Q4_0")
+    placed = checkpoint._placed["model.layers.0.mlp.up_proj.weight"]
+    with checkpoint._file.path.open("r+b") as stream:
+        stream.seek(placed.offset)
+        stream.write(b"\x00\x7c")
+    with pytest.raises(ExportError, match="no finite number"):
+        checkpoint.read("model.layers.0.mlp.up_proj.weight")
+
+
+def test_the_row_order_is_undone_for_biases_too(tmp_path: Path) -> None:
+    bias = np.arange(128, dtype=np.float32)
+    folder = tiny_checkpoint(tmp_path / "llama", model_type="llama")
+    with closing(opened(folder, tmp_path, extra_tensors={"blk.0.attn_q.bias": permuted(bias, 4)})) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read("model.layers.0.self_attn.q_proj.bias"), bias)
+        assert checkpoint.config["attention_bias"] is True
+
+
+def test_a_file_that_changed_since_it_was_pinned_is_refused(source: Path, tmp_path: Path) -> None:
+    path = opened(source, tmp_path)._file.path
+    with pytest.raises(ExportError, match="SHA-256 has changed"):
+        GgufCheckpoint(path, sha256="0" * 64).source()
+
+
+def test_the_name_leaves_the_quantization_out(source: Path, tmp_path: Path) -> None:
+    for stem in ("My-Model-Q4_K_M", "My-Model.q8_0", "my-model-F16", "My-Model.IQ4_XS"):
+        path = write_gguf(source, tmp_path / f"{stem}.gguf")
+        with closing(GgufCheckpoint(path)) as checkpoint:
+            assert checkpoint.name == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (b"", "truncated"),
+        (b"GGML" + bytes(40), "not a GGUF file"),
+        (b"GGUF" + (1).to_bytes(4, "little") + bytes(40), "version 1"),
+        (b"GGUF" + (3).to_bytes(4, "big") + bytes(40), "big-endian"),
+        (b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16 + bytes(40), "truncated"),
+    ],
+)
+def test_what_is_no_gguf_file_is_told_so(tmp_path: Path, contents: bytes, says: str) -> None:
+    (tmp_path / "x.gguf").write_bytes(contents)
+    with pytest.raises(ExportError, match=says):
+        GgufCheckpoint(tmp_path / "x.gguf")
