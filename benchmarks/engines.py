@@ -9,12 +9,12 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 Timing = dict[str, float]
+CONTEXT = 2048
 Timer = Callable[[list[int], int], Timing]
 
 
@@ -24,7 +24,7 @@ def edgekit(model: Path, threads: int) -> tuple[str, Timer]:
     from edgekit.runners.base import Chunk
     from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
-    runner = OnnxRuntimeRunner(model, context_length=2048, threads=threads)
+    runner = OnnxRuntimeRunner(model, context_length=CONTEXT, threads=threads)
     step = runner.limits.max_chunk
 
     def timer(prompt: list[int], decode: int) -> Timing:
@@ -48,7 +48,7 @@ def llama_cpp(model: Path, threads: int) -> tuple[str, Timer]:
     import numpy as np
 
     llama = package.Llama(
-        str(model), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        str(model), n_ctx=CONTEXT, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
     )
     vocab = llama.n_vocab()
 
@@ -72,19 +72,18 @@ def llama_cpp(model: Path, threads: int) -> tuple[str, Timer]:
 
 
 def genai(model: Path, threads: int) -> tuple[str, Timer]:
-    """onnxruntime-genai on edgekit's graph, through a `genai_config.json` written beside links to the bundle."""
+    """onnxruntime-genai on the model its own builder made (genai_model.py)."""
     import onnxruntime_genai as package
 
-    folder = Path(tempfile.mkdtemp(prefix="genai-"))
-    for file in model.iterdir():
-        (folder / file.name).symlink_to(file.resolve())
-    (folder / "genai_config.json").unlink(missing_ok=True)
-    (folder / "genai_config.json").write_text(json.dumps(genai_config(model, threads)))
-    loaded = package.Model(str(folder))
+    config = package.Config(str(model))
+    # No token may end an answer early: every engine decodes the same number. Threads as for the others.
+    session = {"intra_op_num_threads": threads, "provider_options": []}
+    config.overlay(json.dumps({"model": {"eos_token_id": -1, "decoder": {"session_options": session}}}))
+    loaded = package.Model(config)
 
     def timer(prompt: list[int], decode: int) -> Timing:
         parameters = package.GeneratorParams(loaded)
-        parameters.set_search_options(max_length=2048, do_sample=False, past_present_share_buffer=True)
+        parameters.set_search_options(max_length=CONTEXT, do_sample=False, past_present_share_buffer=True)
         generator = package.Generator(loaded, parameters)
         start = time.perf_counter()
         generator.append_tokens(prompt)
@@ -95,44 +94,6 @@ def genai(model: Path, threads: int) -> tuple[str, Timer]:
         return {"prompt_s": middle - start, "decode_s": time.perf_counter() - middle}
 
     return package.__version__, timer
-
-
-def genai_config(model: Path, threads: int) -> dict[str, object]:
-    """Return what onnxruntime-genai needs to know of a bundle in the `onnxruntime` dialect."""
-    config = json.loads((model / "config.json").read_text())
-    heads = config["num_attention_heads"]
-    return {
-        "model": {
-            "type": "llama",
-            "bos_token_id": 0,
-            # No token ends an answer here: every engine must decode the same number.
-            "eos_token_id": -1,
-            "pad_token_id": 0,
-            "context_length": 2048,
-            "vocab_size": config["vocab_size"],
-            "decoder": {
-                "filename": "model.onnx",
-                "session_options": {"intra_op_num_threads": threads, "provider_options": []},
-                "head_size": config.get("head_dim") or config["hidden_size"] // heads,
-                "hidden_size": config["hidden_size"],
-                "num_attention_heads": heads,
-                "num_hidden_layers": config["num_hidden_layers"],
-                "num_key_value_heads": config["num_key_value_heads"],
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-            },
-        },
-        "search": {"max_length": 2048, "past_present_share_buffer": True},
-    }
 
 
 ENGINES = {"edgekit": edgekit, "llama.cpp": llama_cpp, "onnxruntime-genai": genai}

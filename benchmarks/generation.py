@@ -3,10 +3,11 @@
     python benchmarks/generation.py                                   SmolLM2-135M
     python benchmarks/generation.py qwen2.5-coder-1.5b-instruct       the headline architecture (1.1 GB download)
 
-Peers are optional: `pip install llama-cpp-python onnxruntime-genai`, into this environment or another one
-named by `--peer-python`. Every engine is loaded once in a process of its own; rounds are interleaved, so that a
+Peers are optional: `pip install llama-cpp-python`, and `pip install onnxruntime-genai torch transformers onnx-ir` for
+onnxruntime-genai and its model builder, into this environment or another one named by `--llama-python` and
+`--genai-python`. Every engine is loaded once in a process of its own; rounds are interleaved, so that a
 machine that slows down slows all of them; the table shows medians and their ratio to the better peer.
-llama.cpp runs the GGUF itself, the other two the bundle that edgekit exports from it.
+llama.cpp runs the GGUF itself, edgekit the bundle it exports from it, onnxruntime-genai what its own builder makes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from genai_model import genai_model
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.errors import EdgekitError
@@ -96,7 +98,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--recipe", default="auto")
     parser.add_argument("--work", type=Path, default=Path("work"), help="where the exported bundle is kept")
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers installed")
+    parser.add_argument("--llama-python", default=sys.executable, help="interpreter that has llama-cpp-python")
+    parser.add_argument("--genai-python", default=sys.executable, help="interpreter that has onnxruntime-genai")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
@@ -105,8 +108,10 @@ def main() -> None:
     except EdgekitError as error:
         sys.exit(f"error: {error.message}\n\nhint: {error.hint}")
     tokens = prompt_tokens(bundle, arguments.prompt)
-    plan = {"edgekit": (sys.executable, bundle), "llama.cpp": (arguments.peer_python, gguf)}
-    plan["onnxruntime-genai"] = (arguments.peer_python, bundle)
+    plan = {"edgekit": (sys.executable, bundle), "llama.cpp": (arguments.llama_python, gguf)}
+    built = genai_model(arguments.model, arguments.work, arguments.genai_python)
+    if built is not None:
+        plan["onnxruntime-genai"] = (arguments.genai_python, built)
     engines = []
     for name, (python, model) in plan.items():
         engine = Engine.start(name, python, model, arguments.threads)

@@ -27,7 +27,8 @@ FloatArray = npt.NDArray[np.float32]
 Fit = Callable[[FloatArray, Grid], GroupedTensor]
 
 METHODS = {
-    "auto": "exact where the target can hold the checkpoint's own grid, 8-bit for other quantized tensors, else lsq",
+    "auto": "what serves the target best: a quantized checkpoint's own grid or 8-bit, lsq for floating point",
+    "exact": "a quantized checkpoint's own codes wherever the target can hold them, else lsq",
     "lsq": "4-bit, least-squares scale and offset with clipping; needs no calibration data",
     "rtn": "4-bit, round to nearest between the smallest and the largest weight of a group",
     "none": "floating point, not quantized",
@@ -37,28 +38,38 @@ _FITS: dict[str, Fit] = {"lsq": lsq, "rtn": rtn}
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """What an artifact format can hold.
+    """What an artifact format can hold, and what it is fast with.
 
     Attributes:
-        bits: Bits per code, the default first.
-        groups: Group sizes it accepts.
+        widest: The least restricted offset it can express.
+        carried: The least restricted offset worth carrying over from a quantized checkpoint.
+        fitted: The offset to fit 4-bit codes with.
+        scale_dtype: How it stores scales and offsets.
         kv_element_bytes: Bytes of one element of its KV cache.
+        widened: The offset to fit 8-bit codes with.
+        bits: Bits per code that it takes, the default first.
+        groups: Group sizes that it takes.
         wide_groups: Group sizes for 8-bit codes, the preferred one first.
     """
 
-    offset: Offset
+    widest: Offset
+    carried: Offset
+    fitted: Offset
     scale_dtype: type[np.float16 | np.float32]
-    bits: tuple[int, ...]
-    groups: tuple[int, ...]
     kv_element_bytes: int
+    widened: Offset = Offset.SYMMETRIC
+    bits: tuple[int, ...] = (4, 8)
+    groups: tuple[int, ...] = (32, 64, 128)
     wide_groups: tuple[int, ...] = (128, 64, 32)
 
 
 FORMATS = {
-    "mlx": Holds(Offset.FLOAT, np.float16, (4, 8), (32, 64, 128), 2),
-    "onnxruntime": Holds(Offset.ZERO_POINT, np.float32, (4, 8), (32, 64, 128), 4),
-    # TensorRT takes symmetric INT4 in blocks; INT8 weights in blocks it does not.
-    "portable": Holds(Offset.SYMMETRIC, np.float16, (4,), (32, 64, 128), 2),
+    "mlx": Holds(Offset.FLOAT, Offset.FLOAT, Offset.FLOAT, np.float16, 2, widened=Offset.FLOAT),
+    # A float offset costs a second matrix product over the sums of each group. On the CPU that is slower than
+    # 8-bit codes without one (docs/decisions/0006), and 8-bit codes are faster still without zero points.
+    "onnxruntime": Holds(Offset.FLOAT, Offset.ZERO_POINT, Offset.ZERO_POINT, np.float32, 4),
+    # TensorRT takes symmetric INT4; offsets and 8 bits are built from it, and worth it only to keep what is there.
+    "portable": Holds(Offset.FLOAT, Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
 }
 
 
@@ -91,13 +102,13 @@ class Recipe:
         """
         if self.method == "none":
             return _floats(stored), "floating point"
-        if self.method == "auto":
+        if self.method in {"auto", "exact"}:
             kept = self._keep(stored)
             if kept is not None:
                 return kept
             # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
             # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
-            if encoding.startswith("Q") and 8 in self.holds.bits:
+            if self.method == "auto" and encoding.startswith("Q"):
                 return self._fit(linear, stored, bits=8, fit=rtn, name="8-bit")
         fit = _FITS.get(self.method, lsq)
         return self._fit(
@@ -132,7 +143,8 @@ class Recipe:
         """The format's grids, nearest to the tensor's own first: same bits before more, same group before smaller."""
         groups = sorted((g for g in self.holds.groups if stored.group_size % g == 0), reverse=True)
         bits = sorted(b for b in self.holds.bits if b >= stored.bits)
-        return [Grid(b, g, self.holds.offset, self.holds.scale_dtype) for b in bits for g in groups]
+        offset = self.holds.widest if self.method == "exact" else self.holds.carried
+        return [Grid(b, g, offset, self.holds.scale_dtype) for b in bits for g in groups]
 
     def _fit(
         self, linear: Linear, stored: GroupedTensor | FloatArray, *, bits: int, fit: Fit, name: str
@@ -145,7 +157,8 @@ class Recipe:
                 f"divides its {linear.in_features} inputs",
                 hint="try another --group-size, or --recipe none",
             )
-        grid = Grid(bits, group, self.holds.offset, self.holds.scale_dtype)
+        offset = self.holds.widened if bits == 8 else self.holds.fitted
+        grid = Grid(bits, group, offset, self.holds.scale_dtype)
         return fit(_floats(stored), grid), f"{name}, group {group}"
 
 

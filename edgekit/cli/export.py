@@ -16,7 +16,7 @@ __all__ = ["export", "models"]
 @click.argument("model")
 @click.option("-t", "--target", "target_name", required=True, help="Device to export for; see `edgekit targets`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle [MODEL-TARGET].")
-@click.option("--recipe", default="auto", show_default=True, help="auto, lsq, rtn or none.")
+@click.option("--recipe", default="auto", show_default=True, help="auto, exact, lsq, rtn or none.")
 @click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128 [the target's].")
 @click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
 @click.option("--name", help="Name the daemon serves the model under [the checkpoint's].")

@@ -1,0 +1,70 @@
+"""Makes the model onnxruntime-genai's own users would run: its own builder, INT4, for the CPU.
+
+The builder takes a Hugging Face checkpoint, so the GGUF is written as one first (float16, dequantized). It needs
+torch, transformers and onnx-ir beside onnxruntime-genai.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from edgekit.export.checkpoints import open_checkpoint
+from edgekit.export.quantization.grid import GroupedTensor
+
+__all__ = ["genai_model"]
+
+CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+OPTIONS = ("int4_accuracy_level=4", "int4_block_size=32", "hf_token=false")
+
+
+def genai_model(model: str, work: Path, python: str) -> Path | None:
+    """Return the folder of the built model, made on first use; None if the builder's libraries are not installed.
+
+    Args:
+        model: A catalogue name.
+        work: Where to keep it.
+        python: The interpreter that has onnxruntime-genai and what its builder needs.
+    """
+    folder = work / f"{model}-genai"
+    if (folder / "model.onnx").exists():
+        return folder
+    needs = "import onnxruntime_genai, torch, transformers, onnx_ir"
+    if subprocess.run([python, "-c", needs], capture_output=True, check=False).returncode:
+        return None
+    checkpoint = work / f"{model}-float16"
+    _write_checkpoint(model, checkpoint)
+    print(f"building {model} with onnxruntime-genai's builder …", file=sys.stderr)
+    command = [python, "-m", "onnxruntime_genai.models.builder", "-m", str(checkpoint), "-i", str(checkpoint)]
+    command += ["-o", str(folder), "-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", *OPTIONS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        print(f"onnxruntime-genai's builder failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    return folder
+
+
+def _write_checkpoint(model: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(open_checkpoint(model)) as source:
+        tensors = {}
+        for name in source.tensors:
+            stored = source.read(name)
+            floats = stored.dequantize() if isinstance(stored, GroupedTensor) else stored
+            tensors[name] = np.ascontiguousarray(floats.astype(np.float16))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = {**source.config, "architectures": [CLASSES[source.config["model_type"]]], "torch_dtype": "float16"}
+        text = source.tokenizer()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "tokenizer.json").write_bytes(text.tokenizer_json)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **text.special}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(text.eos_token_ids)}))
