@@ -76,9 +76,10 @@ def genai(model: Path, threads: int) -> tuple[str, Timer]:
     import onnxruntime_genai as package
 
     config = package.Config(str(model))
-    # No token may end an answer early: every engine decodes the same number. Threads as for the others.
+    # No answer may end early, every engine decodes the same number: the end becomes a token that never comes.
+    never = json.loads((model / "genai_config.json").read_text())["model"]["vocab_size"] - 1
     session = {"intra_op_num_threads": threads, "provider_options": []}
-    config.overlay(json.dumps({"model": {"eos_token_id": -1, "decoder": {"session_options": session}}}))
+    config.overlay(json.dumps({"model": {"eos_token_id": never, "decoder": {"session_options": session}}}))
     loaded = package.Model(config)
 
     def timer(prompt: list[int], decode: int) -> Timing:
