@@ -77,7 +77,7 @@ def served(cpu: Path, broker: Broker) -> Iterator[Served]:
 
 
 def test_the_cpu_bundle_answers_paris(cpu: Path) -> None:
-    assert "Paris" in edgekit("run", cpu, QUESTION, "--max-tokens", "32").stdout
+    assert "Paris" in edgekit("run", cpu, QUESTION, "--max-tokens", "32", "--temperature", "0").stdout
 
 
 def test_a_fixed_seed_gives_the_same_answer_twice_and_another_seed_another(cpu: Path) -> None:
@@ -151,11 +151,13 @@ def test_a_broker_away_at_start_leaves_http_serving_and_is_found_when_it_comes(c
     broker = Broker(tmp_path)
     daemon = Served(cpu, "--mqtt", f"127.0.0.1:{broker.port}", "--device", "hall")
     try:
-        assert "Paris" in edgekit("ask", "--http", daemon.url, QUESTION, "--max-tokens", "32").stdout
+        assert (
+            "Paris" in edgekit("ask", "--http", daemon.url, QUESTION, "--max-tokens", "32", "--temperature", "0").stdout
+        )
         broker.start()
         for _ in range(30):
             done = edgekit(
-                "ask", "--mqtt", f"127.0.0.1:{broker.port}", "--device", "hall", QUESTION, "--max-tokens", "32",
+                "ask", "--mqtt", f"127.0.0.1:{broker.port}", "--device", "hall", QUESTION, "--max-tokens", "32", "--temperature", "0",
                 check=False,
             )  # fmt: skip
             if done.returncode == 0:

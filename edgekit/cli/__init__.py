@@ -63,7 +63,7 @@ def _cli() -> None:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong command line or configuration, 130 interrupted."""
     try:
-        _cli.main(standalone_mode=False)
+        _cli.main(prog_name="edgekit", standalone_mode=False)
     except click.exceptions.Abort:
         status = 130
     except KeyboardInterrupt:

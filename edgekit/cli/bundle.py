@@ -58,7 +58,7 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
     opened = open_bundle(bundle)
     total = sum(entry.size for entry in opened.manifest.files)
     done = 0
-    with progress_bar(in_bytes=True) as bar:
+    with progress_bar() as bar:
 
         def advance(count: int) -> None:
             nonlocal done

@@ -9,16 +9,8 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 __all__ = ["bytes_text", "console", "print_error", "print_json", "progress_bar", "stderr"]
 
@@ -49,6 +41,18 @@ def bytes_text(size: float) -> str:
     return f"{size:.2f} GiB"
 
 
+class _Amount(ProgressColumn):
+    """How much of a stage is done: stages with a large total count bytes, the others count things."""
+
+    def render(self, task: Task) -> Text:
+        """Return `12.0 MiB of 93.8 MiB, 9.4 MiB/s` or `17 of 272`."""
+        total = task.total or 0
+        if max(total, task.completed) < 1_000_000:
+            return Text(f"{task.completed:.0f} of {total:.0f}" if total else f"{task.completed:.0f}")
+        words = bytes_text(task.completed) + (f" of {bytes_text(total)}" if total else "")
+        return Text(words + (f", {bytes_text(task.speed)}/s" if task.speed else ""))
+
+
 class Bar:
     """A progress bar fed by `(stage, done, total)`; each stage gets its own line."""
 
@@ -64,9 +68,8 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(*, in_bytes: bool = False) -> Iterator[Bar]:
+def progress_bar() -> Iterator[Bar]:
     """Show a progress bar on stderr; on something that is no terminal it stays silent."""
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
-    columns += [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    with Progress(*columns, TimeElapsedColumn(), console=stderr, disable=not stderr.is_terminal) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
         yield Bar(progress)
