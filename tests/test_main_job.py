@@ -156,10 +156,9 @@ def test_a_broker_away_at_start_leaves_http_serving_and_is_found_when_it_comes(c
         )
         broker.start()
         for _ in range(30):
-            done = edgekit(
-                "ask", "--mqtt", f"127.0.0.1:{broker.port}", "--device", "hall", QUESTION, "--max-tokens", "32", "--temperature", "0",
-                check=False,
-            )  # fmt: skip
+            address = f"127.0.0.1:{broker.port}"
+            question = (QUESTION, "--max-tokens", "32", "--temperature", "0")
+            done = edgekit("ask", "--mqtt", address, "--device", "hall", *question, check=False)
             if done.returncode == 0:
                 break
             time.sleep(1)

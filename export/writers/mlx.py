@@ -20,6 +20,7 @@ from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Artifact, Progress, Weights
+from edgekit.export.writers.hf_config import hf_config
 from edgekit.export.writers.safetensors import ShardWriter
 
 __all__ = ["MlxWriter"]
@@ -113,30 +114,8 @@ class MlxWriter:
         return stored
 
     def _config(self, decoder: Decoder, grids: dict[str, tuple[int, int]]) -> dict[str, object]:
-        """The `config.json`; what Hugging Face's own would say, and the quantization."""
-        layer = decoder.layers[0]
-        config: dict[str, object] = {
-            # transformers names a class after the family: `gemma3_text` is Gemma3ForCausalLM.
-            "architectures": [f"{decoder.model_type.split('_')[0].capitalize()}ForCausalLM"],
-            "model_type": decoder.model_type,
-            "hidden_act": "silu",
-            "hidden_size": decoder.hidden_size,
-            "intermediate_size": decoder.intermediate_size,
-            "num_hidden_layers": len(decoder.layers),
-            "num_attention_heads": decoder.num_heads,
-            "num_key_value_heads": decoder.num_kv_heads,
-            "head_dim": decoder.head_dim,
-            "vocab_size": decoder.vocab_size,
-            "max_position_embeddings": decoder.max_position,
-            "rms_norm_eps": decoder.rms_norm_eps,
-            # Both places: transformers 5 reads the nested one, mlx-lm's models only the top level.
-            "rope_theta": decoder.rope.theta,
-            "rope_parameters": {"rope_theta": decoder.rope.theta, "rope_type": "default"},
-            "tie_word_embeddings": decoder.tied,
-            "attention_bias": layer.q.bias,
-            "mlp_bias": layer.gate.bias,
-            "torch_dtype": self.dtype,
-        }
+        """The `config.json`, with the quantization as mlx-lm reads it."""
+        config = hf_config(decoder, self.dtype)
         if grids:
             (bits, group_size), _ = Counter(grids.values()).most_common(1)[0]
             quantization: dict[str, object] = {"group_size": group_size, "bits": bits, "mode": "affine"}

@@ -11,6 +11,7 @@ import numpy as np
 from edgekit import __version__
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.writers.base import Artifact, Progress, Weights
+from edgekit.export.writers.hf_config import hf_config
 from edgekit.export.writers.onnx import ort, portable
 from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
 
@@ -38,6 +39,7 @@ class OnnxWriter:
         Raises:
             ExportError: A tensor is on a grid that the dialect cannot hold.
         """
+        computes = self.dtype if self.dialect == "portable" else "float32"
         opsets = portable.OPSETS if self.dialect == "portable" else ort.OPSETS
         with Graph(folder, opsets) as graph:
             if self.dialect == "portable":
@@ -49,23 +51,4 @@ class OnnxWriter:
                 {"edgekit.dialect": self.dialect, "edgekit.context_length": str(decoder.max_position)},
                 producer_version=__version__,
             )
-        return Artifact(files=(MODEL_FILE, DATA_FILE), config=_config(decoder))
-
-
-def _config(decoder: Decoder) -> dict[str, object]:
-    """Hugging Face's names for the facts a runner or a reader may want."""
-    return {
-        "model_type": decoder.model_type,
-        "hidden_size": decoder.hidden_size,
-        "intermediate_size": decoder.intermediate_size,
-        "num_hidden_layers": len(decoder.layers),
-        "num_attention_heads": decoder.num_heads,
-        "num_key_value_heads": decoder.num_kv_heads,
-        "head_dim": decoder.head_dim,
-        "vocab_size": decoder.vocab_size,
-        "rms_norm_eps": decoder.rms_norm_eps,
-        "rope_theta": decoder.rope.theta,
-        "max_position_embeddings": decoder.max_position,
-        "tie_word_embeddings": decoder.tied,
-        "hidden_act": "silu",
-    }
+        return Artifact(files=(MODEL_FILE, DATA_FILE), config=hf_config(decoder, computes))

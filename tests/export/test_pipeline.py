@@ -1,0 +1,180 @@
+"""Whole exports of tiny random checkpoints, against the float32 reference and against mlx-lm's own models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
+from edgekit.errors import ConfigError, EdgekitError, ExportError
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.recipe import recipe_for
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk
+from edgekit.target import load_target
+from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+from tests.reference import forward
+
+FloatArray = npt.NDArray[np.float32]
+TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, 400, 40)]
+ModelType = Literal["qwen2", "llama"]
+
+
+def exported(checkpoint: Path, target: str, folder: Path, **options: Any) -> Bundle:
+    return export_bundle(str(checkpoint), load_target(target), folder, ExportOptions(**options), lambda *_: None)
+
+
+def logits(bundle: Bundle) -> FloatArray:
+    artifact = bundle.manifest.artifact
+    runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=64, threads=1)
+    try:
+        return np.array(runner.run([Chunk(0, TOKENS, "all")])[0])
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_the_reference_agrees_with_mlx_lm_on_the_checkpoint_itself(
+    model_type: ModelType, tied: bool, tmp_path: Path
+) -> None:
+    # The reference reads the same description as our writers; mlx-lm reads config.json and wires the model itself.
+    folder = tiny_checkpoint(tmp_path / "model", model_type=model_type, tied=tied)
+    from edgekit.runners.mlx import MlxRunner
+
+    runner = MlxRunner(folder, context_length=64)
+    theirs = runner.run([Chunk(0, TOKENS, "all")])[0]
+    ours = forward(tiny_decoder(folder), tiny_tensors(folder).__getitem__, TOKENS)
+    assert np.abs(theirs - ours).max() < 2e-3
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_before_quantization_every_artifact_computes_the_checkpoints_logits(
+    model_type: ModelType, tied: bool, target: str, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", model_type=model_type, tied=tied)
+    bundle = exported(checkpoint, target, tmp_path / "bundle", recipe="none")
+    expected = forward(tiny_decoder(checkpoint), tiny_tensors(checkpoint).__getitem__, TOKENS)
+    # cpu computes in float32; m2 and orin store and orin also computes in float16.
+    limit = {"cpu": 2e-3, "m2": 2e-2, "orin": 5e-2}[target]
+    assert np.abs(logits(bundle) - expected).max() < limit
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_after_quantization_every_artifact_computes_with_the_recipes_weights(
+    tied: bool, target: str, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", tied=tied)
+    bundle = exported(checkpoint, target, tmp_path / "bundle", recipe="lsq")
+    recipe = recipe_for(load_target(target), "lsq", None)
+    decoder = tiny_decoder(checkpoint)
+    weights = TensorWeights(tiny_tensors(checkpoint), lambda linear, w: recipe.apply(linear, w, "F32")[0])
+    expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
+    unquantized = forward(decoder, tiny_tensors(checkpoint).__getitem__, TOKENS)
+    error = np.abs(logits(bundle) - expected).max()
+    # Far from the unquantized model, so that a pass cannot come from skipped quantization.
+    assert np.abs(unquantized - expected).max() > 0.5
+    # cpu rounds activations to 8 bits per group; m2 and orin keep them in floating point.
+    assert error < {"cpu": 0.3, "m2": 2e-2, "orin": 5e-2}[target]
+
+
+def test_a_bundle_carries_what_its_manifest_says(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "Tiny-Instruct")
+    bundle = exported(checkpoint, "cpu", tmp_path / "bundle")
+    manifest = bundle.manifest
+    assert verify_bundle(bundle) == []
+    assert manifest.name == "tiny-instruct"
+    assert manifest.architecture == "qwen2"
+    assert manifest.parameters == sum(tensor.size for tensor in tiny_tensors(checkpoint).values())
+    assert manifest.context_length == 256
+    assert manifest.memory.kv_cache_per_token == 2 * 3 * 2 * 32 * 4
+    sources = {file["name"]: file["size"] for file in manifest.source["files"]}
+    assert sources["model.safetensors"] == (checkpoint / "model.safetensors").stat().st_size
+    names = {entry.path for entry in manifest.files}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"} <= names
+
+
+def test_every_target_exports_and_only_its_own_kind_of_artifact(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", hidden=128, intermediate=256)
+    for name in ("orin-nano-8", "m1", "rtx"):
+        target = load_target(name)
+        manifest = exported(checkpoint, name, tmp_path / name).manifest
+        assert (manifest.artifact.kind, manifest.artifact.dialect) == (target.artifact, target.dialect or "")
+        assert manifest.compatible == (target.compatible,)
+
+
+def test_force_replaces_a_bundle_and_without_it_the_bundle_stays(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    exported(checkpoint, "cpu", tmp_path / "bundle", name="first")
+    with pytest.raises(ConfigError, match="already exists"):
+        exported(checkpoint, "cpu", tmp_path / "bundle", name="second")
+    assert open_bundle(tmp_path / "bundle").manifest.name == "first"
+    exported(checkpoint, "cpu", tmp_path / "bundle", name="second", force=True)
+    assert open_bundle(tmp_path / "bundle").manifest.name == "second"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle", "model"]
+
+
+def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    exported(checkpoint, "cpu", tmp_path / "bundle", name="first")
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ExportError):
+        exported(checkpoint, "cpu", tmp_path / "bundle", name="second", force=True)
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.manifest.name == "first"
+    assert verify_bundle(bundle) == []
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle", "model"]
+
+
+def edit(checkpoint: Path, **tensors: FloatArray | None) -> None:
+    """Replace tensors of a checkpoint; None takes one away. Dots of names are written as two underscores."""
+    path = checkpoint / "model.safetensors"
+    present: dict[str, Any] = dict(load_file(path))
+    for name, value in tensors.items():
+        if value is None:
+            del present[name.replace("__", ".")]
+        else:
+            present[name.replace("__", ".")] = value
+    save_file(present, path)
+
+
+def test_a_checkpoint_whose_tensors_do_not_fit_its_configuration_is_refused(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    edit(checkpoint, model__norm__weight=None)
+    with pytest.raises(ExportError, match=r"no tensor `model\.norm\.weight`"):
+        exported(checkpoint, "cpu", tmp_path / "bundle")
+    edit(checkpoint, model__norm__weight=np.ones(64, np.float32))
+    with pytest.raises(ExportError, match=r"shaped \(64,\)"):
+        exported(checkpoint, "cpu", tmp_path / "bundle")
+    edit(checkpoint, model__norm__weight=np.ones(128, np.float32), model__layers__0__self_attn__q_norm=np.ones(8, "f4"))
+    with pytest.raises(ExportError, match=r"does not use: .*q_norm"):
+        exported(checkpoint, "cpu", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 5e5}),
+        ("use_sliding_window", True),
+        ("hidden_act", "gelu"),
+        ("num_key_value_heads", 3),
+        ("hidden_size", "128"),
+    ],
+)
+def test_a_configuration_that_asks_for_other_mathematics_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(EdgekitError, match=r"config\.json"):
+        exported(checkpoint, "cpu", tmp_path / "bundle")
