@@ -49,9 +49,10 @@ class EdgekitError(Exception):
     exit_status = 1
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
+        message = _one_line(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint and _one_line(hint)
         if code is not None:
             self.code = code
 
@@ -121,6 +122,11 @@ class ConfigError(EdgekitError):
 
     code = "config_invalid"
     exit_status = 2
+
+
+def _one_line(text: str) -> str:
+    """Escape what would break the line or command the terminal: messages quote names out of strangers' files."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ SMALL = "smollm2-135m-instruct"
 LARGE = "qwen2.5-coder-1.5b-instruct"
 
 Export = Callable[..., Path]
+
+# Where the tests run in the background SIGINT is ignored, and programs started from here would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def edgekit(*arguments: str | Path, timeout_s: float = 280, check: bool = True) -> subprocess.CompletedProcess[str]:

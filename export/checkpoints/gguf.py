@@ -172,9 +172,10 @@ class GgufCheckpoint:
         codes = np.empty((total, block.length), dtype=np.uint8)
         scales = np.empty((total, groups), dtype=np.float32)
         offsets = np.empty_like(scales)
-        for start, stop, blocks in self._blocks(placed, block, total):
-            part = block.grouped(blocks)
-            codes[start:stop], scales[start:stop], offsets[start:stop] = part.codes, part.scales, part.offsets
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start, stop, blocks in self._blocks(placed, block, total):
+                part = block.grouped(blocks)
+                codes[start:stop], scales[start:stop], offsets[start:stop] = part.codes, part.scales, part.offsets
         if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
             raise ExportError(f"tensor `{placed.name}` has a scale that is no finite number", hint="fetch it again")
         rows = placed.shape[0]

@@ -131,7 +131,7 @@ def test_a_real_systemd_starts_the_unit_shuts_it_in_and_restarts_it_when_it_hang
     drop_in = unit.with_name("edgekit.service.d")
     drop_in.mkdir()
     (drop_in / "test.conf").write_text(
-        f"[Service]\nWatchdogSec=2\nRestartSec=1\nBindReadOnlyPaths={sys.base_prefix}:/opt/py {site}:/opt/site\n"
+        "[Service]\nWatchdogSec=2\nRestartSec=1\nBindReadOnlyPaths=/shown/py:/opt/py /shown/site:/opt/site\n"
         "Environment=LD_LIBRARY_PATH=/opt/py/lib PYTHONPATH=/opt/stub:/opt/site\n"
     )
     (image / "etc/systemd/system/probe.service").write_text(PROBE_UNIT)
@@ -139,6 +139,8 @@ def test_a_real_systemd_starts_the_unit_shuts_it_in_and_restarts_it_when_it_hang
     probe.mkdir()
     (probe / "probe.sh").write_text(PROBE)
     command = ["systemd-nspawn", "--quiet", "--directory", str(image), f"--bind={probe}:/probe", "--register=no"]
+    # Handed to the container by name: it hides this machine's /tmp, where they may lie.
+    command += [f"--bind-ro={sys.base_prefix}:/shown/py", f"--bind-ro={site}:/shown/site"]
     command += ["--keep-unit", "--link-journal=no", "--console=pipe", "--boot", "--", "systemd.unit=probe.service"]
     booted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL)
     log = probe / "log"

@@ -18,6 +18,16 @@ from edgekit.export.checkpoints.hf_folder import FolderCheckpoint
 from tests.export.checkpoints.gguf_files import write_gguf
 from tests.models import tiny_checkpoint
 
+
+class Blob(bytes):
+    """Bytes that do not fill the screen when an example is shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+
 FEW_HUNDRED = settings(
     max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -57,7 +67,7 @@ def read_all(open_it: Callable[[], GgufCheckpoint | FolderCheckpoint]) -> bool:
 def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("source")
     tiny_checkpoint(folder, model_type="llama", layers=1, hidden=32, intermediate=32, vocab=300)
-    return write_gguf(folder, folder / "x.gguf", encoding="Q4_0", pre="smollm").read_bytes()
+    return Blob(write_gguf(folder, folder / "x.gguf", encoding="Q4_0", pre="smollm").read_bytes())
 
 
 @pytest.fixture(scope="module")
