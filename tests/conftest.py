@@ -9,12 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 SMALL = "smollm2-135m-instruct"
 LARGE = "qwen2.5-coder-1.5b-instruct"
 
 Export = Callable[..., Path]
+
+# The same examples every time, so that a failure is the change's; `--hypothesis-profile=random` looks for new ones.
+hypothesis.settings.register_profile("steady", derandomize=True)
+hypothesis.settings.register_profile("random", derandomize=False)
+hypothesis.settings.load_profile("steady")
 
 # Where the tests run in the background SIGINT is ignored, and programs started from here would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
