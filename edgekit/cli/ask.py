@@ -94,6 +94,7 @@ def ask(
                 sys.stdout.flush()
             else:
                 sys.stdout.write("\n")
+                sys.stdout.flush()  # before what follows on stderr
                 if stats:
                     stderr.print(_stats(event), style="dim")
 

@@ -90,6 +90,7 @@ class _Chat:
                 raise event.error
             elif isinstance(event, Finish):
                 sys.stdout.write("\n")
+                sys.stdout.flush()  # before what follows on stderr
                 if self._stats:
                     rates = event.timings.as_rates(event.usage)
                     stderr.print("  ".join(f"{name} {value:.1f}" for name, value in rates.items()), style="dim")
