@@ -28,7 +28,7 @@ Fit = Callable[[FloatArray, Grid], GroupedTensor]
 
 METHODS = {
     "auto": "what serves the target best: a quantized checkpoint's own grid or 8-bit, lsq for floating point",
-    "exact": "a quantized checkpoint's own codes wherever the target can hold them, else lsq",
+    "exact": "a quantized checkpoint's own codes wherever the target can hold them, else as auto",
     "lsq": "4-bit, least-squares scale and offset with clipping; needs no calibration data",
     "rtn": "4-bit, round to nearest between the smallest and the largest weight of a group",
     "none": "floating point, not quantized",
@@ -108,7 +108,7 @@ class Recipe:
                 return kept
             # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
             # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
-            if self.method == "auto" and encoding.startswith("Q"):
+            if encoding.startswith("Q"):
                 return self._fit(linear, stored, bits=8, fit=rtn, name="8-bit")
         fit = _FITS.get(self.method, lsq)
         return self._fit(
