@@ -63,7 +63,8 @@ def _cli() -> None:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong command line or configuration, 130 interrupted."""
     try:
-        _cli.main(prog_name="edgekit", standalone_mode=False)
+        # A verb that asks for an exit status of its own gets it returned.
+        status = _cli.main(prog_name="edgekit", standalone_mode=False) or 0
     except click.exceptions.Abort:
         status = 130
     except KeyboardInterrupt:
@@ -88,8 +89,4 @@ def main() -> None:
         # The reader of our output went away (`edgekit models | head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except click.exceptions.Exit as error:
-        status = error.exit_code
-    else:
-        status = 0
     sys.exit(status)

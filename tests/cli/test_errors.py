@@ -143,3 +143,16 @@ def test_a_wrong_option_is_answered_with_where_to_look() -> None:
 
 def test_ask_says_when_no_daemon_listens() -> None:
     assert "127.0.0.1:9" in refused("ask", "--http", "http://127.0.0.1:9", "hi", status=1)
+
+
+def test_the_status_of_a_service_that_is_not_there_is_shown_and_fails(tmp_path: Path) -> None:
+    done = edgekit("service", "status", "--root", tmp_path, check=False)
+    assert "not installed" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("targets", "orin"), ("models", "--json")])
+def test_what_only_shows_something_succeeds(arguments: tuple[str, ...]) -> None:
+    done = edgekit(*arguments)
+    assert done.stdout
+    assert done.stderr == ""
