@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ import pytest
 
 from tests.broker import Broker, free_port, tool
 from tests.conftest import LARGE, Export, edgekit
+from tests.daemon.manager import Manager
 
 QUESTION = "What is the capital of France?"
 # Without it this small model's first word is a near tie (0.08 in logits, in float32), which rounding can tip.
@@ -30,12 +31,12 @@ MESSAGES = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": Q
 class Served:
     """A daemon in a process of its own."""
 
-    def __init__(self, bundle: Path, *options: str) -> None:
+    def __init__(self, bundle: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         command = [sys.executable, "-c", "from edgekit.cli import main; main()", "serve", str(bundle)]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *options], stderr=subprocess.PIPE, text=True
-        )
+        command += ["--port", str(self.port), *options]
+        environment = {**os.environ, **(env or {})}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.url = f"http://127.0.0.1:{self.port}"
         self._wait()
 
@@ -171,6 +172,26 @@ def test_a_broker_away_at_start_leaves_http_serving_and_is_found_when_it_comes(c
         log = daemon.stop()
         broker.stop()
     assert "Traceback" not in log
+
+
+def test_the_service_manager_hears_that_the_daemon_is_ready_alive_and_stopping(cpu: Path, tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    try:
+        daemon = Served(cpu, env={"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "2000000"})
+        said: list[str] = []
+        while "READY=1" not in said:
+            said += manager.receive().splitlines()
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in said)
+        # While it answers: the beat comes from the loop that decodes.
+        asked = threading.Thread(target=edgekit, args=("ask", "--http", daemon.url, *ASK))
+        asked.start()
+        assert manager.count("WATCHDOG=1", 3.5) in {3, 4}
+        asked.join()
+        daemon.stop()
+        assert daemon.process.returncode == 0
+        assert manager.count("STOPPING=1", 1) == 1
+    finally:
+        manager.close()
 
 
 def test_the_m2_bundle_opens_unmodified_in_mlx_lm_and_answers_paris(export: Export) -> None:
