@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from edgekit.export.checkpoints import open_checkpoint
-from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.quantization.grid import as_floats
 
 __all__ = ["genai_model"]
 
@@ -57,9 +57,7 @@ def _write_checkpoint(model: str, folder: Path) -> None:
     with closing(open_checkpoint(model)) as source:
         tensors = {}
         for name in source.tensors:
-            stored = source.read(name)
-            floats = stored.dequantize() if isinstance(stored, GroupedTensor) else stored
-            tensors[name] = np.ascontiguousarray(floats.astype(np.float16))
+            tensors[name] = np.ascontiguousarray(as_floats(source.read(name)).astype(np.float16))
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config = {**source.config, "architectures": [CLASSES[source.config["model_type"]]], "torch_dtype": "float16"}
         text = source.tokenizer()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit.config import DaemonConfig
-from edgekit.machine import Machine, available_gib, probe
+from edgekit.machine import Machine, available_gib, cache_folder, probe
 from edgekit.target import Target, recognise
 
 __all__ = ["EXTRAS", "Check", "Diagnosis", "diagnose"]
@@ -117,7 +117,13 @@ def diagnose(
     machine = machine if machine is not None else probe(root)
     target = recognise(machine)
     jetson = any("tegra" in item for item in machine.device_tree)
-    checks = [_target(target, machine), _python(), _cores(), _memory(target, machine, root), _disk(cache or _cache())]
+    checks = [
+        _target(target, machine),
+        _python(),
+        _cores(),
+        _memory(target, machine, root),
+        _disk(cache or cache_folder()),
+    ]
     if jetson:
         checks += _jetson(root)
     checks += _runners(target, jetson=jetson)
@@ -306,12 +312,6 @@ def _configured(config: DaemonConfig) -> list[Check]:
     if config.http.enabled and config.http.host not in {"127.0.0.1", "::1", "localhost"}:
         checks.append(Check("http", "warn", f"listens on {config.http.host}, beyond this machine"))
     return checks
-
-
-def _cache() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/edgekit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit"
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

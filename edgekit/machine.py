@@ -9,10 +9,11 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Gpu", "Machine", "available_gib", "parse_nvidia_smi", "probe"]
+__all__ = ["Gpu", "Machine", "available_gib", "cache_folder", "parse_nvidia_smi", "probe"]
 
 GIB = 1024**3
 
@@ -148,3 +149,14 @@ def _run(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def cache_folder() -> Path:
+    """`$EDGEKIT_CACHE`, else `edgekit` in the place that the system has for caches."""
+    if os.environ.get("EDGEKIT_CACHE"):
+        return Path(os.environ["EDGEKIT_CACHE"]).expanduser()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "edgekit"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgekit"
+    return Path.home() / ".cache" / "edgekit"

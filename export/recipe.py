@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgekit.errors import ConfigError, ExportError, nearest
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.quantization.exact import fits
-from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
+from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset, as_floats
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.quantization.repack import repack
 from edgekit.export.quantization.rtn import rtn
@@ -101,7 +101,7 @@ class Recipe:
             The matrix, and what was done to it in a few words for the manifest.
         """
         if self.method == "none":
-            return _floats(stored), "floating point"
+            return as_floats(stored), "floating point"
         if self.method in {"auto", "exact"}:
             kept = self._keep(stored)
             if kept is not None:
@@ -159,7 +159,7 @@ class Recipe:
             )
         offset = self.holds.widened if bits == 8 else self.holds.fitted
         grid = Grid(bits, group, offset, self.holds.scale_dtype)
-        return fit(_floats(stored), grid), f"{name}, group {group}"
+        return fit(as_floats(stored), grid), f"{name}, group {group}"
 
 
 def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:
@@ -186,7 +186,3 @@ def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:
             hint=f"choose one of {', '.join(map(str, holds.groups))}",
         )
     return Recipe(method=method, holds=holds, groups=(group_size,) if group_size else target.group_sizes)
-
-
-def _floats(stored: GroupedTensor | FloatArray) -> FloatArray:
-    return stored.dequantize() if isinstance(stored, GroupedTensor) else stored

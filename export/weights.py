@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.checkpoints.base import Checkpoint
-from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.quantization.grid import GroupedTensor, as_floats
 from edgekit.export.recipe import Recipe
 
 __all__ = ["CheckpointWeights"]
@@ -27,19 +27,16 @@ class CheckpointWeights:
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
+        self._tensors = checkpoint.tensors
         self.used: Counter[str] = Counter()
 
     def vector(self, name: str) -> FloatArray:
         """A norm or a bias, float32 `[n]`."""
-        return self._floats(name)
+        return as_floats(self._checkpoint.read(name))
 
     def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
         """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it."""
         stored = self._checkpoint.read(linear.weight)
-        tensor, treatment = self._recipe.apply(linear, stored, self._checkpoint.tensors[linear.weight].encoding)
+        tensor, treatment = self._recipe.apply(linear, stored, self._tensors[linear.weight].encoding)
         self.used[treatment] += 1
         return tensor
-
-    def _floats(self, name: str) -> FloatArray:
-        stored = self._checkpoint.read(name)
-        return stored.dequantize() if isinstance(stored, GroupedTensor) else stored

@@ -159,6 +159,11 @@ def test_files_that_the_configuration_names_are_looked_for(tmp_path: Path) -> No
     assert "mqtt.ca_file" not in found
 
 
+def test_the_disk_looked_at_is_the_one_models_are_kept_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "models"))
+    assert str(tmp_path / "models") in checks(diagnose(machine=PC))["disk"].detail
+
+
 def test_a_cache_that_does_not_exist_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
     check = checks(diagnose(machine=PC, cache=tmp_path / "a/b"))["disk"]
     assert str(tmp_path / "a/b") in check.detail

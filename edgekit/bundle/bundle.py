@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,18 +97,9 @@ def list_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def hash_folder(folder: Path, known: Iterable[FileEntry] = ()) -> tuple[FileEntry, ...]:
-    """Hash every file of a bundle being written.
-
-    Args:
-        folder: The bundle's folder.
-        known: Entries already hashed while their file was written.
-    """
-    entries = {entry.path: entry for entry in known}
-    for relative in list_files(folder):
-        if relative not in entries:
-            entries[relative] = FileEntry(relative, *hash_file(folder / relative))
-    return tuple(entries[path] for path in sorted(entries))
+def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
+    """Hash every file of a bundle being written, in path order."""
+    return tuple(FileEntry(relative, *hash_file(folder / relative)) for relative in list_files(folder))
 
 
 def verify_bundle(bundle: Bundle, progress: Callable[[int], None] | None = None) -> list[Problem]:

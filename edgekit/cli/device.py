@@ -7,6 +7,7 @@ import os
 import click
 from rich.table import Table
 
+from edgekit import target as profiles
 from edgekit.cli.output import console, print_json
 
 __all__ = ["doctor", "targets"]
@@ -20,8 +21,6 @@ _MARKS = {"ok": "[green]ok[/]", "note": "[dim]-[/]", "warn": "[yellow]warn[/]", 
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def targets(*, name: str | None, memory_gib: float | None, as_json: bool) -> None:
     """List the devices edgekit exports for, or show the facts of the one called NAME."""
-    from edgekit import target as profiles
-
     if name is not None:
         _show(profiles.load_target(name, memory_gib=memory_gib), as_json=as_json)
         return
@@ -40,10 +39,7 @@ def targets(*, name: str | None, memory_gib: float | None, as_json: bool) -> Non
     console.print(table)
 
 
-def _show(target: object, *, as_json: bool) -> None:
-    from edgekit.target import Target
-
-    assert isinstance(target, Target)  # noqa: S101  the import is lazy, so the annotation cannot say it
+def _show(target: profiles.Target, *, as_json: bool) -> None:
     facts = target.describe()
     if as_json:
         print_json(facts)

@@ -79,13 +79,11 @@ def uninstall(*, scope: str, root: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def status(*, scope: str, root: Path | None, as_json: bool) -> None:
     """Say how the service is."""
-    from dataclasses import asdict
-
     from edgekit.service.manage import status as service_status
 
     found = service_status("user" if scope == "user" else "system", root=root)
     if as_json:
-        print_json(asdict(found))
+        print_json(found.to_json())
         return
     words = [found.state, "" if found.enabled is None else "enabled" if found.enabled else "not enabled"]
     console.print(f"edgekit ({found.manager}, {found.scope}): {', '.join(word for word in words if word)}")

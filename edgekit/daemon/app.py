@@ -25,11 +25,11 @@ from edgekit.errors import ConfigError
 from edgekit.generation.model import load_model
 from edgekit.generation.scheduler import Scheduler
 
-__all__ = ["DRAIN_S", "Daemon"]
+__all__ = ["Daemon"]
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 20.0
+_DRAIN_S = 20.0
 """How long running answers may take to end when the daemon stops; below the unit's TimeoutStopSec."""
 
 _LOAD_S = 600.0
@@ -63,11 +63,6 @@ class Daemon:
         self._watchdog = Watchdog(self._heartbeat_age, self._notify)
         self._stopping = threading.Event()
 
-    @property
-    def url(self) -> str | None:
-        """Where the HTTP door is, if it is open."""
-        return self._http.url if self._http else None
-
     def start(self) -> None:
         """Open the doors and load the model; returns once requests are answered.
 
@@ -99,7 +94,7 @@ class Daemon:
         logger.info("%s answers", model.info.name)
         self._notify.ready(f"{model.info.name} answers")
 
-    def stop(self, drain_s: float = DRAIN_S) -> None:
+    def stop(self, drain_s: float = _DRAIN_S) -> None:
         """Let running answers end, then close everything; harmless if nothing was started."""
         self._notify.stopping("letting running answers end")
         if self._scheduler is not None:
@@ -127,7 +122,7 @@ class Daemon:
             # A wait without a limit would hold back signals on some systems.
             while not self._stopping.wait(1.0):
                 pass
-            logger.info("stopping: running answers have %.0f s to end", DRAIN_S)
+            logger.info("stopping: running answers have %.0f s to end", _DRAIN_S)
         finally:
             # A second signal ends the wait for running answers.
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Chunk", "Limits", "Runner"]
+__all__ = ["Chunk", "Limits", "Runner", "first_line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +96,8 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Release the model."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a backend's exception says, cut to a line: they print whole stacks."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

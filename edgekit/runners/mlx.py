@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError, missing_extra
-from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.base import Chunk, Limits, first_line
 
 __all__ = ["MlxRunner"]
 
@@ -54,7 +54,7 @@ class MlxRunner:
             logits = self._logits(self._hidden([0], probe))
             mx.eval(logits, *_arrays(probe))
         except Exception as error:
-            raise RunnerError(f"cannot load the MLX weights in {folder}: {_first_line(error)}") from error
+            raise RunnerError(f"cannot load the MLX weights in {folder}: {first_line(error)}") from error
         # One token's keys or values of one layer, `[heads, head_dim]`: MLA and the like differ between the two.
         self._rows = [(array.shape[1], array.shape[3]) for cache in probe for array in (cache.keys, cache.values)]
         self._kv_dtype = probe[0].keys.dtype
@@ -91,7 +91,7 @@ class MlxRunner:
             # Their arrays may wait for a computation that failed.
             for chunk in chunks:
                 self.truncate(chunk.slot, 0)
-            raise RunnerError(f"MLX failed: {_first_line(error)}") from error
+            raise RunnerError(f"MLX failed: {first_line(error)}") from error
 
     def length(self, slot: int) -> int:
         """Tokens the slot holds."""
@@ -217,10 +217,6 @@ class MlxRunner:
 def _arrays(caches: Any) -> list[Any]:
     """Keys and values of every layer, as they lie in memory."""
     return [array for cache in caches for array in (cache.keys, cache.values)]
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _import_mlx() -> tuple[Any, Any, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BundleError, RunnerError, missing_extra
-from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.base import Chunk, Limits, first_line
 from edgekit.runners.cores import usable_cores
 
 __all__ = ["OnnxRuntimeRunner", "open_session"]
@@ -58,7 +58,7 @@ def open_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise RunnerError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+        raise RunnerError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
     written = session.get_modelmeta().custom_metadata_map.get("edgekit.dialect", "unknown")
     if written != dialect:
         raise BundleError(
@@ -161,7 +161,7 @@ class OnnxRuntimeRunner:
             return [self._run(chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)]
         except Exception as error:  # as in open_session
             self._lengths = before
-            raise RunnerError(f"onnxruntime failed: {_first_line(error)}") from error
+            raise RunnerError(f"onnxruntime failed: {first_line(error)}") from error
 
     def length(self, slot: int) -> int:
         """Tokens the slot holds."""
@@ -259,7 +259,3 @@ class OnnxRuntimeRunner:
             binding.bind_ortvalue_output(name.replace("key_values", "present"), value)
         binding.bind_ortvalue_output("logits", self._value(logits))
         return binding
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

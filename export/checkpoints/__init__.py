@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import ConfigError, ExportError, nearest
+from edgekit.export.progress import Report, silent
 
 if TYPE_CHECKING:  # readers are imported when one is opened: listing the catalogue needs none of their libraries
     from edgekit.export.checkpoints.base import Checkpoint
 
 __all__ = ["open_checkpoint"]
 
-Report = Callable[[str, int, int | None], None]
 
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """Report nothing."""
-
-
-def open_checkpoint(
-    ref: str | os.PathLike[str], *, revision: str | None = None, report: Report = _silent
-) -> Checkpoint:
+def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None, report: Report = silent) -> Checkpoint:
     """Open a checkpoint, whatever it is; close it when done.
 
     Args:

@@ -6,16 +6,15 @@ not a signal, and no page of a large file stays counted as this process's memory
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import SourceFile
 
@@ -123,25 +122,13 @@ def read_json(path: Path, limit: int = 1 << 26) -> dict[str, Any]:
     return value
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> SourceFile:
+def sha256_of(path: Path) -> SourceFile:
     """Hash a file in chunks.
-
-    Args:
-        path: The file.
-        progress: Called with the bytes hashed so far.
 
     Raises:
         ExportError: It cannot be read.
     """
-    digest = hashlib.sha256()
-    size = 0
     try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                if progress is not None:
-                    progress(size)
+        return SourceFile(path.name, *hash_file(path))
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}") from error
-    return SourceFile(path.name, size, digest.hexdigest())

@@ -6,12 +6,12 @@ Token, cache folder, mirror and offline mode are the library's, from its environ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.hf_folder import WANTED
+from edgekit.export.progress import Report
 
 __all__ = ["HUB_ID", "download"]
 
@@ -19,7 +19,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 """What a hub id looks like: `org/name`."""
 
 
-def download(hub_id: str, revision: str | None, report: Callable[[str, int, int | None], None]) -> tuple[Path, str]:
+def download(hub_id: str, revision: str | None, report: Report) -> tuple[Path, str]:
     """Download a checkpoint, or find it in the library's cache.
 
     Args:
@@ -48,7 +48,7 @@ def download(hub_id: str, revision: str | None, report: Callable[[str, int, int 
     return folder, folder.name
 
 
-def _reporting(hub_id: str, report: Callable[[str, int, int | None], None]) -> Any:
+def _reporting(hub_id: str, report: Report) -> Any:
     """The library's progress bar, made to report instead of draw."""
     from huggingface_hub.utils.tqdm import tqdm
 

@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Grid", "GroupedTensor", "Offset"]
+__all__ = ["Grid", "GroupedTensor", "Offset", "as_floats"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -84,3 +84,8 @@ class GroupedTensor:
         grouped *= self.scales[:, :, None]
         grouped += self.offsets[:, :, None]
         return grouped.reshape(self.codes.shape)
+
+
+def as_floats(tensor: GroupedTensor | FloatArray) -> FloatArray:
+    """Return a tensor in float32, dequantized if it is on a grid."""
+    return tensor.dequantize() if isinstance(tensor, GroupedTensor) else tensor

@@ -19,8 +19,9 @@ from edgekit.errors import EdgekitError, ExportError
 from edgekit.export import download as download_module
 from edgekit.export import fetch as fetch_module
 from edgekit.export.download import RefusedError, download
-from edgekit.export.fetch import PinnedFile, WheelPart, cache_folder, fetch
+from edgekit.export.fetch import PinnedFile, WheelPart, fetch
 from edgekit.export.wheel_index import download_wheel, wheel_urls
+from edgekit.machine import cache_folder
 
 
 class Index(ThreadingHTTPServer):
