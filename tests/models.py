@@ -34,7 +34,7 @@ _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.b
 def tiny_checkpoint(
     folder: Path,
     *,
-    model_type: Literal["qwen2", "llama"] = "qwen2",
+    model_type: str = "qwen2",
     tied: bool = False,
     layers: int = 3,
     heads: int = 4,
@@ -45,6 +45,7 @@ def tiny_checkpoint(
     max_position: int = 256,
     seed: int = 0,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    **keys: Any,
 ) -> Path:
     """Write a checkpoint folder: config, weights, tokenizer, chat template.
 
@@ -53,13 +54,14 @@ def tiny_checkpoint(
     Args:
         folder: Created if it is not there.
         vocab: At least 259: 256 bytes and three special tokens.
+        keys: Further keys of config.json, or other values; None removes one.
 
     Returns:
         `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
-        "architectures": [{"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[model_type]],
+        "architectures": [f"{model_type.split('_', maxsplit=1)[0].capitalize()}ForCausalLM"],
         "model_type": model_type,
         "hidden_act": "silu",
         "hidden_size": hidden,
@@ -76,13 +78,16 @@ def tiny_checkpoint(
         "vocab_size": vocab,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        # Phi-3's own is outside a small vocabulary.
+        "pad_token_id": 0,
     }
+    config = {key: value for key, value in (config | keys).items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    rng = np.random.default_rng(seed)
-    tensors = {
-        name: _random(rng, name, shape).astype(_DTYPES[dtype])
-        for name, shape in describe(config).tensor_shapes().items()
-    }
+    rng, decoder = np.random.default_rng(seed), describe(config)
+    tensors = {name: _random(rng, name, shape) for name, shape in decoder.tensor_shapes().items()}
+    for name in decoder.norms():
+        tensors[name] -= np.float32(decoder.norm_offset)
+    tensors = {name: values.astype(_DTYPES[dtype]) for name, values in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _write_tokenizer(folder, vocab)
     return folder

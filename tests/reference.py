@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.export.architectures.decoder import Decoder, Layer, Linear
+from edgekit.export.architectures.decoder import Decoder, Layer, Linear, Rope
 
 __all__ = ["forward"]
 
@@ -18,59 +18,80 @@ FloatArray = npt.NDArray[np.float32]
 Tensor = Callable[[str], FloatArray]
 
 
-def forward(decoder: Decoder, tensor: Tensor, tokens: Sequence[int]) -> FloatArray:
-    """Run `tokens` through the model with full causal attention.
+def forward(decoder: Decoder, tensor: Tensor, tokens: Sequence[int], first: int = 0) -> FloatArray:
+    """Run `tokens` through the model with causal attention.
 
     Args:
         decoder: What the model looks like.
         tensor: Returns a float32 tensor by its Hugging Face name; asked once per use.
-        tokens: Token ids, positions from 0.
+        tokens: Token ids.
+        first: Position of the first token.
 
     Returns:
         Logits, float32 `[len(tokens), vocab]`.
     """
     x = tensor(decoder.embedding.weight)[np.asarray(tokens)].astype(np.float32)
+    x = x * np.float32(decoder.embedding_scale or 1)
     for layer in decoder.layers:
-        h = _rms_norm(x, tensor(layer.input_norm), decoder.rms_norm_eps)
-        x = x + _attention(decoder, layer, tensor, h)
-        h = _rms_norm(x, tensor(layer.post_norm), decoder.rms_norm_eps)
-        gate = _linear(layer.gate, tensor, h)
-        x = x + _linear(layer.down, tensor, gate / (1 + np.exp(-gate)) * _linear(layer.up, tensor, h))
-    x = _rms_norm(x, tensor(decoder.final_norm), decoder.rms_norm_eps)
+        h = _attention(decoder, layer, tensor, _rms_norm(decoder, tensor, x, layer.input_norm), first)
+        x = x + _rms_norm(decoder, tensor, h, layer.attention_out_norm)
+        h = _mlp(decoder, layer, tensor, _rms_norm(decoder, tensor, x, layer.mlp_norm))
+        x = x + _rms_norm(decoder, tensor, h, layer.mlp_out_norm)
+    x = _rms_norm(decoder, tensor, x, decoder.final_norm)
     head = decoder.embedding if decoder.tied else decoder.head
     return _linear(head, tensor, x)
 
 
 def _linear(linear: Linear, tensor: Tensor, x: FloatArray) -> FloatArray:
-    y: FloatArray = x @ tensor(linear.weight).T
-    return y + tensor(linear.bias_name) if linear.bias else y
+    """A part of a joined matrix is cut out of it."""
+    y: FloatArray = x @ tensor(linear.stored.weight)[linear.rows].T
+    return y + tensor(linear.stored.bias_name)[linear.rows] if linear.bias else y
 
 
-def _rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
+def _rms_norm(decoder: Decoder, tensor: Tensor, x: FloatArray, name: str | None) -> FloatArray:
+    """A norm over the last axis; none where there is no name."""
+    if name is None:
+        return x
     mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    normed: FloatArray = x / np.sqrt(mean_square + np.float32(eps)) * weight
+    weight = tensor(name) + np.float32(decoder.norm_offset)
+    normed: FloatArray = x / np.sqrt(mean_square + np.float32(decoder.rms_norm_eps)) * weight
     return normed
 
 
-def _rope(decoder: Decoder, x: FloatArray) -> FloatArray:
-    """Rotate `[n, heads, dim]` by its position: element i pairs with element i + dim/2."""
-    half = decoder.rope.dim // 2
-    frequencies = decoder.rope.theta ** (-np.arange(half, dtype=np.float64) / half)
-    angles = np.arange(x.shape[0], dtype=np.float64)[:, None, None] * frequencies
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    low, high = x[..., :half], x[..., half:]
-    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+def _mlp(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray) -> FloatArray:
+    gate = _linear(layer.gate, tensor, x)
+    if decoder.activation == "silu":
+        gate = gate / (1 + np.exp(-gate))
+    else:
+        inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+        gate = np.float32(0.5) * gate * (1 + np.tanh(inner))
+    return _linear(layer.down, tensor, gate * _linear(layer.up, tensor, x))
 
 
-def _attention(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray) -> FloatArray:
+def _rope(rope: Rope, x: FloatArray, first: int) -> FloatArray:
+    """Rotate `[n, heads, dim]` by its position: element i pairs with element i + rope.dim/2; the rest stays."""
+    half = rope.dim // 2
+    angles = np.arange(first, first + x.shape[0], dtype=np.float64)[:, None, None] * np.array(rope.frequencies)
+    cos = (np.cos(angles) * rope.attention_factor).astype(np.float32)
+    sin = (np.sin(angles) * rope.attention_factor).astype(np.float32)
+    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
+
+
+def _attention(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray, first: int) -> FloatArray:
     n, dim = x.shape[0], decoder.head_dim
-    q = _rope(decoder, _linear(layer.q, tensor, x).reshape(n, decoder.num_heads, dim))
-    k = _rope(decoder, _linear(layer.k, tensor, x).reshape(n, decoder.num_kv_heads, dim))
+    q = _linear(layer.q, tensor, x).reshape(n, decoder.num_heads, dim)
+    k = _linear(layer.k, tensor, x).reshape(n, decoder.num_kv_heads, dim)
     v = _linear(layer.v, tensor, x).reshape(n, decoder.num_kv_heads, dim)
+    q = _rope(layer.rope, _rms_norm(decoder, tensor, q, layer.q_norm), first)
+    k = _rope(layer.rope, _rms_norm(decoder, tensor, k, layer.k_norm), first)
     share = decoder.num_heads // decoder.num_kv_heads
     k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(np.float32(dim))
-    scores = np.where(np.tri(n, dtype=bool), scores, np.float32(-np.inf))
+    scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(decoder.attention_scale)
+    seen = np.tri(n, dtype=bool)
+    if layer.window is not None:
+        seen &= ~np.tri(n, k=-layer.window, dtype=bool)
+    scores = np.where(seen, scores, np.float32(-np.inf))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     mixed = np.einsum("hqk,khd->qhd", scores, v).reshape(n, -1).astype(np.float32)

@@ -1,26 +1,29 @@
-"""Llama and its shape-alikes SmolLM2 and TinyLlama (model_type `llama`): no bias unless the configuration says so.
+"""Llama 2 and 3, and their shape-alikes SmolLM2 and TinyLlama (model_type `llama`).
 
-Source: Touvron et al. 2023, arXiv:2307.09288, and `transformers/models/llama/configuration_llama.py` for defaults.
+No bias unless the configuration says so. Source: Touvron et al. 2023, arXiv:2307.09288, and
+`transformers/models/llama/configuration_llama.py` for defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from edgekit.export.architectures.decoder import Decoder, build_decoder
+from edgekit.export.architectures.config import Config
+from edgekit.export.architectures.decoder import Decoder, Shape, build_decoder, plain_rope
 
 __all__ = ["describe"]
 
 
-def describe(config: Mapping[str, Any]) -> Decoder:
+def describe(config: Config, context_length: int | None) -> Decoder:
     """Describe a Llama model from its `config.json`."""
-    attention_bias = bool(config.get("attention_bias", False))
+    shape = Shape.read(config, context_length)
+    config.require("pretraining_tp", 1)
+    config.require("rope_interleaved", False)  # noqa: FBT003  the value of a key
+    bias = config.flag("attention_bias", default=False)
     return build_decoder(
         config,
-        qkv_bias=attention_bias,
-        o_bias=attention_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        default_theta=10_000.0,
-        default_tied=False,
+        shape,
+        rope=plain_rope(config, shape, 10_000.0),
+        tied=config.flag("tie_word_embeddings", default=False),
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=config.flag("mlp_bias", default=False),
     )

@@ -5,17 +5,35 @@ Source: Yang et al. 2024, arXiv:2407.10671, and `transformers/models/qwen2/confi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from edgekit.export.architectures.config import Config
+from edgekit.export.architectures.decoder import Decoder, Shape, build_decoder, plain_rope, sliding_layers
 
-from edgekit.export.architectures.decoder import Decoder, build_decoder, require
-
-__all__ = ["describe"]
+__all__ = ["describe", "windows"]
 
 
-def describe(config: Mapping[str, Any]) -> Decoder:
+def describe(config: Config, context_length: int | None) -> Decoder:
     """Describe a Qwen2 model from its `config.json`."""
-    require(config, "use_sliding_window", (False, None))
+    shape = Shape.read(config, context_length)
+    config.require("use_mrope", False)  # noqa: FBT003  the value of a key
     return build_decoder(
-        config, qkv_bias=True, o_bias=False, mlp_bias=False, default_theta=10_000.0, default_tied=False
+        config,
+        shape,
+        rope=plain_rope(config, shape, 10_000.0),
+        tied=config.flag("tie_word_embeddings", default=False),
+        qkv_bias=True,
+        windows=windows(config, shape),
     )
+
+
+def windows(config: Config, shape: Shape) -> list[int | None] | None:
+    """The window of each layer: from `max_window_layers` on, where `use_sliding_window` says so; so with Qwen3."""
+    first, size = config.get("max_window_layers"), config.get("sliding_window")
+    if not config.flag("use_sliding_window", default=False):
+        config.get("layer_types")
+        return None
+    first = 28 if first is None else first
+    if type(first) is int:
+        config.kept["max_window_layers"] = first
+    window = config.integer("sliding_window", 4096 if size is None else size)
+    sliding = sliding_layers(config, shape.layers, [type(first) is int and i >= first for i in range(shape.layers)])
+    return [window if one else None for one in sliding]

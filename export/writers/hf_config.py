@@ -14,26 +14,26 @@ def hf_config(decoder: Decoder, dtype: str) -> dict[str, object]:
         decoder: The model.
         dtype: What the artifact computes in, `float16` or `float32`.
     """
-    layer = decoder.layers[0]
+    rope, layer = decoder.rope, decoder.layers[0]
+    scaling = {"rope_type": rope.kind, "type": rope.kind, **rope.scaling} if rope.kind != "default" else None
+    nested: dict[str, object] = {"rope_theta": rope.theta, **(scaling or {"rope_type": "default"})}
+    if decoder.model_type == "gemma3_text":
+        local = next((one.rope for one in decoder.layers if one.window is not None), rope)
+        nested = {
+            "full_attention": nested,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local.theta},
+        }
     return {
         # transformers names a class after the family: `gemma3_text` is Gemma3ForCausalLM.
         "architectures": [f"{decoder.model_type.split('_')[0].capitalize()}ForCausalLM"],
         "model_type": decoder.model_type,
-        "hidden_act": "silu",
-        "hidden_size": decoder.hidden_size,
-        "intermediate_size": decoder.intermediate_size,
-        "num_hidden_layers": len(decoder.layers),
-        "num_attention_heads": decoder.num_heads,
-        "num_key_value_heads": decoder.num_kv_heads,
-        "head_dim": decoder.head_dim,
-        "vocab_size": decoder.vocab_size,
-        "max_position_embeddings": decoder.max_position,
-        "rms_norm_eps": decoder.rms_norm_eps,
-        # Both places: transformers 5 reads the nested one, mlx-lm's models only the top level.
-        "rope_theta": decoder.rope.theta,
-        "rope_parameters": {"rope_theta": decoder.rope.theta, "rope_type": "default"},
-        "tie_word_embeddings": decoder.tied,
+        **decoder.config,
         "attention_bias": layer.q.bias,
         "mlp_bias": layer.gate.bias,
+        # Both places: transformers 5 reads the nested one, most of mlx-lm's models only the top level.
+        "rope_theta": rope.theta,
+        "rope_scaling": scaling,
+        "rope_parameters": nested,
+        "tie_word_embeddings": decoder.tied,
         "torch_dtype": dtype,
     }

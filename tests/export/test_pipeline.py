@@ -164,9 +164,13 @@ def test_a_checkpoint_whose_tensors_do_not_fit_its_configuration_is_refused(tmp_
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
-        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 5e5}),
-        ("use_sliding_window", True),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "yarn"}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "alpha": 2.0}),
+        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 5e4}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 5e5}),
+        ("use_sliding_window", "yes"),
+        ("logit_scale", 2.0),
         ("hidden_act", "gelu"),
         ("num_key_value_heads", 3),
         ("hidden_size", "128"),

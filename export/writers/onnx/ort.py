@@ -187,7 +187,7 @@ class OnnxRuntime:
             attended = g.node("Gather", [attended, rows], f"{path}/attn/rows/Gather", axis=1)
             residual = g.node("Gather", [residual, rows], f"{path}/rows/Gather", axis=1)
         branch = self._linears(attended, [layer.o], f"{path}/attn/o_proj")[0]
-        normed, residual = self._skip_norm(branch, residual, layer.post_norm, f"{path}/post_attention_layernorm")
+        normed, residual = self._skip_norm(branch, residual, layer.mlp_norm, f"{path}/post_attention_layernorm")
         branch = self._mlp(layer, normed, f"{path}/mlp")
         place = "/model/norm" if rows is not None else f"/model/layers.{layer.index + 1}/input_layernorm"
         return self._skip_norm(branch, residual, following, place)

@@ -190,7 +190,7 @@ class Portable:
             attended = g.node("Gather", [attended, rows], f"{path}/attn/rows/Gather", axis=1)
             residual = g.node("Gather", [residual, rows], f"{path}/rows/Gather", axis=1)
         residual = self._add(residual, self._linear(attended, layer.o, f"{path}/attn/o_proj"), f"{path}/attn/residual")
-        normed = self._norm(residual, layer.post_norm, f"{path}/post_attention_layernorm")
+        normed = self._norm(residual, layer.mlp_norm, f"{path}/post_attention_layernorm")
         return self._add(residual, self._mlp(layer, normed, f"{path}/mlp"), f"{path}/mlp/residual")
 
     def _add(self, residual: str, branch: str, path: str) -> str:

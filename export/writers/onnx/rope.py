@@ -11,10 +11,10 @@ __all__ = ["rope_tables"]
 
 
 def rope_tables(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return cosine and sine, float32 `[positions, dim / 2]`, of the angles `p * theta**(-2i/dim)`.
+    """Return cosine and sine, float32 `[positions, dim / 2]`, of the angles `position * frequency`.
 
-    Source: Su et al. 2021, arXiv:2104.09864.
+    Both are multiplied by the embedding's attention factor: queries and keys are then scaled as they are turned.
     """
-    frequencies = rope.theta ** (-np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
-    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * np.array(rope.frequencies)
+    factor = rope.attention_factor
+    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)

@@ -16,7 +16,7 @@ from edgekit.export.checkpoints.base import Checkpoint
 from edgekit.export.checkpoints.gguf import GgufCheckpoint
 from edgekit.export.quantization.grid import GroupedTensor
 from tests.export.checkpoints.gguf_files import permuted, write_gguf
-from tests.models import tiny_checkpoint, tiny_tensors
+from tests.models import tiny_checkpoint, tiny_decoder, tiny_tensors
 
 Kind = Literal["qwen2", "llama"]
 
@@ -97,9 +97,8 @@ def test_a_tensor_larger_than_a_chunk_is_put_together_in_order(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "RoPE scaling `yarn`"),
-        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, "RoPE scaling `linear`"),
-        ({"llama.rope.scale_linear": 2.0}, "RoPE scaling `linear`"),
+        ({"llama.rope.scaling.type": "dynamic", "llama.rope.scaling.factor": 4.0}, "RoPE scaling `dynamic`"),
+        ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling needs a positive number as `factor`"),
         ({"llama.expert_count": 8}, "expert_count"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window"),
         ({"llama.logit_scale": 0.5}, "logit_scale"),
@@ -115,12 +114,38 @@ def test_mathematics_that_is_not_covered_is_refused_by_name(tmp_path: Path, meta
         describe(opened(folder, tmp_path, metadata=metadata).config)
 
 
-def test_rope_factors_count_as_llama_3_scaling_unless_they_are_all_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("metadata", "kind", "factor"),
+    [
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "yarn", 4.0),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, "linear", 2.0),
+        ({"llama.rope.scale_linear": 2.0}, "linear", 2.0),
+    ],
+)
+def test_rope_scaling_is_carried_over(tmp_path: Path, metadata: Any, kind: str, factor: float) -> None:
     folder = tiny_checkpoint(tmp_path / "llama", model_type="llama")
-    ones = {"rope_freqs.weight": np.ones(16, dtype=np.float32)}
-    assert "rope_scaling" not in opened(folder, tmp_path, extra_tensors=ones).config
-    with pytest.raises(ExportError, match="RoPE scaling `llama3`"):
-        describe(opened(folder, tmp_path, extra_tensors={"rope_freqs.weight": 8 * ones["rope_freqs.weight"]}).config)
+    rope = describe(opened(folder, tmp_path, metadata=metadata).config).rope
+    assert (rope.kind, rope.scaling["factor"]) == (kind, factor)
+
+
+def test_rope_factors_are_recognised_as_llama_3_scaling_unless_they_are_all_one(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", model_type="llama", rope_theta=500_000.0)
+    ones = np.ones(16, dtype=np.float32)
+    assert "rope_scaling" not in opened(folder, tmp_path, extra_tensors={"rope_freqs.weight": ones}).config
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    original = tiny_checkpoint(tmp_path / "hf", model_type="llama", rope_theta=500_000.0, rope_scaling=scaling)
+    rope, plain = tiny_decoder(original).rope, tiny_decoder(folder).rope
+    factors = (np.array(plain.frequencies) / np.array(rope.frequencies)).astype(np.float32)
+    read = describe(opened(folder, tmp_path, extra_tensors={"rope_freqs.weight": factors}).config).rope
+    assert read == rope
+    with pytest.raises(ExportError, match=r"not those of Llama 3\.1 or 3\.2"):
+        describe(opened(folder, tmp_path, extra_tensors={"rope_freqs.weight": 8 * ones}).config)
 
 
 def test_a_head_width_that_is_given_is_kept(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_configuration_says_what_mlx_lm_and_transformers_read(tmp_path: Path
     source = tiny_checkpoint(tmp_path / "hf", model_type="llama", tied=True)
     config = write(source, tmp_path / "mlx", TensorWeights(tiny_tensors(source), four_bits)).config
     original = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    for key in original.keys() - {"bos_token_id", "eos_token_id", "torch_dtype"}:
+    for key in original.keys() - {"bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype"}:
         assert config[key] == original[key], key
     assert config["rope_parameters"] == {"rope_theta": 50_000.0, "rope_type": "default"}
     assert config["torch_dtype"] == "float16"

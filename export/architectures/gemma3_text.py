@@ -1,0 +1,111 @@
+"""Gemma 3's text models (model_type `gemma3_text`): four norms a layer, most layers see a sliding window.
+
+Norms store `weight - 1`; the embedding is multiplied by the square root of its width; the gate is a GELU. Layers that
+see a window have a RoPE of their own. Source: Gemma Team 2025, arXiv:2503.19786, and
+`transformers/models/gemma3/configuration_gemma3.py` for defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures.config import Config
+from edgekit.export.architectures.decoder import Decoder, Layer, Shape, build_decoder, plain_rope, sliding_layers
+from edgekit.export.architectures.rope import Rope, read_rope
+
+__all__ = ["describe"]
+
+
+def describe(config: Config, context_length: int | None) -> Decoder:
+    """Describe a Gemma 3 text model from its `config.json`."""
+    shape = Shape.read(config, context_length, head_dim=256)
+    config.require("hidden_activation", "gelu_pytorch_tanh")
+    config.require("use_bidirectional_attention", False)  # noqa: FBT003  the value of a key
+    config.require("attention_bias", False)  # noqa: FBT003  the value of a key
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(key) is not None:
+            config.require(key, None)
+    window = config.integer("sliding_window", 4096)
+    old, new = config.get("sliding_window_pattern"), config.get("_sliding_window_pattern")
+    pattern: Any = next((value for value in (old, new) if value is not None), 6)
+    if type(pattern) is not int or pattern < 1:
+        raise ExportError(f"config.json: `sliding_window_pattern` must be a positive integer, not {pattern!r}")
+    sliding = sliding_layers(config, shape.layers, [(index + 1) % pattern != 0 for index in range(shape.layers)])
+    scalar = config.number("query_pre_attn_scalar", 256.0)
+    everywhere, local = _ropes(config, shape)
+    config.kept["sliding_window_pattern"] = _pattern(sliding, pattern)
+    decoder = build_decoder(
+        config,
+        shape,
+        rope=everywhere,
+        tied=config.flag("tie_word_embeddings", default=True),
+        qk_norm=True,
+        windows=[window if one else None for one in sliding],
+    )
+    del config.kept["hidden_act"]
+    return replace(
+        decoder,
+        layers=tuple(_four_norms(layer, local) for layer in decoder.layers),
+        attention_scale=scalar**-0.5,
+        activation="gelu_tanh",
+        norm_offset=1.0,
+        embedding_scale=shape.hidden**0.5,
+    )
+
+
+def _ropes(config: Config, shape: Shape) -> tuple[Rope, Rope]:
+    """The RoPE of layers that see all tokens, and of those that see a window."""
+    nested: Any = config.get("rope_parameters")
+    if isinstance(nested, Mapping) and "full_attention" in nested:  # transformers 5 has one for each kind of layer
+        found = []
+        for kind, default in (("full_attention", 1_000_000.0), ("sliding_attention", 10_000.0)):
+            own = nested.get(kind) or {}
+            theta = Config({**own, "model_type": config.model_type}).number("rope_theta", default)
+            found.append(
+                read_rope(
+                    theta,
+                    shape.head_dim,
+                    own,
+                    max_position=shape.max_position,
+                    context_length=shape.context_length,
+                )
+            )
+        everywhere, local = found
+        config.get("rope_theta")
+        config.get("rope_local_base_freq")
+    else:
+        everywhere = plain_rope(config, shape, 1_000_000.0)
+        theta = config.number("rope_local_base_freq", 10_000.0)
+        local = read_rope(
+            theta, shape.head_dim, None, max_position=shape.max_position, context_length=shape.context_length
+        )
+    if local.kind != "default":
+        raise ExportError(
+            f"config.json: RoPE scaling `{local.kind}` of the sliding layers is not supported",
+            code="unsupported_configuration",
+        )
+    config.kept["rope_local_base_freq"] = local.theta
+    return everywhere, local
+
+
+def _pattern(sliding: list[bool], stated: int) -> int:
+    """Every how many layers one sees all tokens; mlx-lm reads this and no list. 0 where there is no such number."""
+    candidates: list[int] = [stated, *range(1, len(sliding) + 1)]
+    for pattern in candidates:
+        if sliding == [(index + 1) % pattern != 0 for index in range(len(sliding))]:
+            return pattern
+    return 0
+
+
+def _four_norms(layer: Layer, local: Rope) -> Layer:
+    prefix = f"model.layers.{layer.index}"
+    return replace(
+        layer,
+        attention_out_norm=f"{prefix}.post_attention_layernorm.weight",
+        mlp_norm=f"{prefix}.pre_feedforward_layernorm.weight",
+        mlp_out_norm=f"{prefix}.post_feedforward_layernorm.weight",
+        rope=layer.rope if layer.window is None else local,
+    )
