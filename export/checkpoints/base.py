@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import ExportError
 from edgekit.export.quantization.grid import GroupedTensor
 
-__all__ = ["Checkpoint", "SourceFile", "TensorInfo", "TokenizerFiles"]
+__all__ = ["Checkpoint", "SourceFile", "TensorInfo", "TokenizerFiles", "row_range"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -86,15 +87,20 @@ class Checkpoint(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its Hugging Face name."""
 
-    def read(self, name: str) -> FloatArray | GroupedTensor:
-        """Read one tensor.
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray | GroupedTensor:
+        """Read one tensor, or some of its rows; only their bytes are read.
+
+        Args:
+            name: Hugging Face name.
+            start: The first row, along the first axis.
+            stop: The row after the last; None is the end.
 
         Returns:
             A `GroupedTensor` where the checkpoint stores 4- or 8-bit codes with one scale and offset per group
             (GGUF Q4_0, Q4_1, Q8_0, Q4_K; GPTQ; AWQ), else float32. Both are bit-exact to what is stored.
 
         Raises:
-            ExportError: The tensor is missing or its bytes are.
+            ExportError: The tensor is missing or its bytes are, or it has not so many rows.
         """
 
     def tokenizer(self) -> TokenizerFiles:
@@ -109,3 +115,16 @@ class Checkpoint(Protocol):
 
     def close(self) -> None:
         """Release files and maps."""
+
+
+def row_range(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int]:
+    """Check a range of rows of a tensor, and return it with its end filled in. A scalar has one row.
+
+    Raises:
+        ExportError: The tensor has not so many rows.
+    """
+    rows = info.shape[0] if info.shape else 1
+    end = rows if stop is None else stop
+    if not 0 <= start <= end <= rows:
+        raise ExportError(f"tensor `{info.name}` has {rows} rows, and not those from {start} to {end}")
+    return start, end

@@ -21,7 +21,8 @@ from edgekit.export.checkpoints.base import SourceFile
 __all__ = ["DOWNLOAD_AGAIN", "BoundedFile", "read_json", "read_small", "sha256_of"]
 
 DOWNLOAD_AGAIN = "the download was cut short or the file was changed: fetch it again"
-_CHUNK = 1 << 22
+# Bytes asked of the system at once: macOS refuses 2 GiB and more.
+_MOST = 1 << 30
 
 
 class BoundedFile:
@@ -58,25 +59,42 @@ class BoundedFile:
             what: What is being read, for the message: "tensor `x`".
 
         Returns:
-            uint8 `[length]`, read-only.
+            uint8 `[length]`.
 
         Raises:
             ExportError: The file ends before, or the disk fails.
         """
-        if not 0 <= offset <= offset + length <= self.size:
-            raise self.truncated(what)
-        parts: list[bytes] = []
+        self._check(offset, length, what)  # before memory is taken for it
+        data = np.empty(length, dtype=np.uint8)
+        self.read_into(data, offset, what)
+        return data
+
+    def read_into(self, target: npt.NDArray[Any], offset: int, what: str) -> None:
+        """Fill an array with bytes, without a copy between.
+
+        Args:
+            target: Contiguous; all of its bytes are replaced.
+            offset: From the start of the file.
+            what: What is being read, for the message.
+
+        Raises:
+            ExportError: The file ends before, or the disk fails.
+        """
+        self._check(offset, target.nbytes, what)
+        view = target.reshape(-1).view(np.uint8).data
         done = 0
-        while done < length or not parts:
+        while done < len(view):
             try:
-                part = os.pread(self._descriptor, min(length - done, _CHUNK), offset + done)
+                count = os.preadv(self._descriptor, [view[done : done + _MOST]], offset + done)
             except OSError as error:
                 raise ExportError(f"{self.path} cannot be read at {what}: {error.strerror}") from error
-            if not part and length:
+            if not count:
                 raise self.truncated(what)
-            parts.append(part)
-            done += len(part)
-        return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype=np.uint8)
+            done += count
+
+    def _check(self, offset: int, length: int, what: str) -> None:
+        if not 0 <= offset <= offset + length <= self.size:
+            raise self.truncated(what)
 
     def truncated(self, what: str) -> ExportError:
         """The error for a file that ends before something it announces."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ExportError
-from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles
+from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles, row_range
 from edgekit.export.checkpoints.files import BoundedFile, sha256_of
 from edgekit.export.checkpoints.fixes import TextFixes
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS, Block
@@ -30,9 +30,9 @@ from edgekit.export.quantization.grid import GroupedTensor
 __all__ = ["GgufCheckpoint"]
 
 _Array = TypeVar("_Array", bound=np.generic)
-_Chunks = Iterator[tuple[int, int, npt.NDArray[np.uint8]]]
+_Chunks = Iterator[tuple[slice, npt.NDArray[np.uint8]]]
 # Bytes decoded at a time: what a decoder needs besides its result stays a few times this.
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _MODULES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -117,16 +117,20 @@ class GgufCheckpoint:
         """Every tensor by its Hugging Face name."""
         return {name: TensorInfo(name, placed.shape, placed.encoding) for name, placed in self._placed.items()}
 
-    def read(self, name: str) -> FloatArray | GroupedTensor:
-        """Read one tensor; see `Checkpoint.read`."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray | GroupedTensor:
+        """Read one tensor, or some of its rows; see `Checkpoint.read`."""
         placed = self._placed.get(name)
         if placed is None:
             raise ExportError(f"{self._file.name} has no tensor `{name}`")
         block = _block(placed, self._file.name)
-        order = self._row_order(name, placed)
+        start, stop = row_range(TensorInfo(name, placed.shape, placed.encoding), start, stop)
+        heads = self._interleaved_heads(name, placed)
+        # Reordering moves rows within a head only: those of whole heads are read, and the rest is dropped.
+        first, last = (start, stop) if heads is None else _whole_heads(start, stop, placed.shape[0] // heads)
+        order = None if heads is None else _row_order(placed.shape[0] // heads, first, start, stop)
         if block.grouped is not None and len(placed.shape) == 2:
-            return self._grouped(placed, block, order)
-        return _reordered(self._floats(placed, block), order)
+            return self._grouped(placed, block, first, last, order)
+        return _reordered(self._floats(placed, block, first, last), order)
 
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer and the chat template, with the catalogue's corrections."""
@@ -148,61 +152,67 @@ class GgufCheckpoint:
 
     def _rope_factors(self) -> FloatArray | None:
         placed = next((tensor for tensor in self._container.tensors if tensor.name == _ROPE_FACTORS), None)
-        return None if placed is None else self._floats(placed, _block(placed, self._file.name))
+        if placed is None:
+            return None
+        return self._floats(placed, _block(placed, self._file.name), 0, placed.shape[0])
 
-    def _row_order(self, name: str, placed: Placed) -> npt.NDArray[np.intp] | None:
-        """Rows of llama's q and k as Hugging Face orders them, or None where they are so already.
-
-        GGUF keeps the two halves of a rotated pair beside each other, (0, 0+d/2, 1, 1+d/2, …) of each head;
-        Hugging Face keeps the halves of a head one after the other.
-        """
+    def _interleaved_heads(self, name: str, placed: Placed) -> int | None:
+        """How many heads share the rows of llama's q or k, which are in another order; None for other tensors."""
         heads_key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2:][0])
         if heads_key is None or self._config["model_type"] != "llama":
             return None
         heads, rows = int(self._config[heads_key]), placed.shape[0]
         if rows % (2 * heads):
             raise ExportError(f"tensor `{name}` has {rows} rows, which {heads} heads cannot share")
-        order: npt.NDArray[np.intp] = np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
-        return order
+        return heads
 
-    def _grouped(self, placed: Placed, block: Block, order: npt.NDArray[np.intp] | None) -> GroupedTensor:
+    def _grouped(
+        self, placed: Placed, block: Block, first: int, last: int, order: npt.NDArray[np.intp] | None
+    ) -> GroupedTensor:
+        """The rows `first:last` of a matrix, then in `order`."""
         assert block.grouped is not None  # noqa: S101  the caller chose by it
-        total = prod(placed.shape) // block.length
+        rows, columns = last - first, placed.shape[1]
+        begin, total = first * columns // block.length, rows * columns // block.length
         groups = block.length // block.group_size
         codes = np.empty((total, block.length), dtype=np.uint8)
         scales = np.empty((total, groups), dtype=np.float32)
         offsets = np.empty_like(scales)
         with np.errstate(invalid="ignore", over="ignore"):
-            for start, stop, blocks in self._blocks(placed, block, total):
+            for span, blocks in self._blocks(placed, block, begin, total):
                 part = block.grouped(blocks)
-                codes[start:stop], scales[start:stop], offsets[start:stop] = part.codes, part.scales, part.offsets
+                codes[span], scales[span], offsets[span] = part.codes, part.scales, part.offsets
         if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
             raise ExportError(f"tensor `{placed.name}` has a scale that is no finite number", hint="fetch it again")
-        rows = placed.shape[0]
+        per_row = columns // block.group_size
         return GroupedTensor(
-            codes=_reordered(codes.reshape(placed.shape), order),
-            scales=_reordered(scales.reshape(rows, -1), order),
-            offsets=_reordered(offsets.reshape(rows, -1), order),
+            codes=_reordered(codes.reshape(rows, columns), order),
+            scales=_reordered(scales.reshape(rows, per_row), order),
+            offsets=_reordered(offsets.reshape(rows, per_row), order),
             bits=block.bits,
         )
 
-    def _floats(self, placed: Placed, block: Block) -> FloatArray:
-        total = prod(placed.shape) // block.length
-        values = np.empty((total, block.length), dtype=np.float32)
+    def _floats(self, placed: Placed, block: Block, first: int, last: int) -> FloatArray:
+        """The rows `first:last`."""
+        width = prod(placed.shape[1:])
+        # A row of a matrix is a whole number of blocks; a vector's rows are elements, and may begin within one.
+        begin, end = first * width // block.length, -(-last * width // block.length)
+        values = np.empty((end - begin, block.length), dtype=np.float32)
         # Scales of damaged files may be infinite; that is for whoever reads the values to refuse.
         with np.errstate(invalid="ignore", over="ignore"):
-            for start, stop, blocks in self._blocks(placed, block, total):
-                values[start:stop] = block.decode(blocks)
-        return values.reshape(placed.shape)
+            for span, blocks in self._blocks(placed, block, begin, end - begin):
+                values[span] = block.decode(blocks)
+        skipped = first * width - begin * block.length
+        wanted = values.reshape(-1)[skipped : skipped + (last - first) * width]
+        return wanted.reshape(last - first, *placed.shape[1:])
 
-    def _blocks(self, placed: Placed, block: Block, total: int) -> _Chunks:
+    def _blocks(self, placed: Placed, block: Block, begin: int, total: int) -> _Chunks:
+        """Read `total` blocks from the one numbered `begin`: places among those read, and their bytes."""
         step = max(1, _CHUNK // block.size)
+        buffer = np.empty((min(step, total), block.size), dtype=np.uint8)
         for start in range(0, total, step):
-            stop = min(start + step, total)
-            data = self._file.read(
-                placed.offset + start * block.size, (stop - start) * block.size, f"tensor `{placed.name}`"
-            )
-            yield start, stop, data.reshape(-1, block.size)
+            blocks = buffer[: total - start]
+            self._file.read_into(blocks, placed.offset + (begin + start) * block.size, f"tensor `{placed.name}`")
+            yield slice(start, start + len(blocks)), blocks
 
 
 def _block(placed: Placed, file: str) -> Block:
@@ -213,6 +223,23 @@ def _block(placed: Placed, file: str) -> Block:
             code="unsupported_encoding",
         )
     return BLOCKS[placed.encoding]
+
+
+def _whole_heads(start: int, stop: int, width: int) -> tuple[int, int]:
+    """The rows of all heads of `width` rows that share one with `start:stop`."""
+    return start // width * width, -(-stop // width) * width
+
+
+def _row_order(width: int, first: int, start: int, stop: int) -> npt.NDArray[np.intp]:
+    """Where GGUF keeps the rows `start:stop` of Hugging Face's order, counted from the row `first`.
+
+    GGUF keeps the two halves of a rotated pair beside each other, (0, 0+d/2, 1, 1+d/2, …) of each head;
+    Hugging Face keeps the halves of a head one after the other.
+    """
+    head, row = np.divmod(np.arange(start, stop), width)
+    half, pair = np.divmod(row, width // 2)
+    order: npt.NDArray[np.intp] = head * width + 2 * pair + half - first
+    return order
 
 
 def _reordered(values: npt.NDArray[_Array], order: npt.NDArray[np.intp] | None) -> npt.NDArray[_Array]:

@@ -91,9 +91,9 @@ class FolderCheckpoint:
         """Every tensor by name."""
         return self._shards.infos
 
-    def read(self, name: str) -> FloatArray:
-        """Read one tensor as float32; see `Checkpoint.read`."""
-        return self._shards.read(name)
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        """Read one tensor, or some of its rows, as float32; see `Checkpoint.read`."""
+        return self._shards.read(name, start, stop)
 
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer and the chat template."""

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import ExportError
-from edgekit.export.checkpoints.base import FloatArray, TensorInfo
+from edgekit.export.checkpoints.base import FloatArray, TensorInfo, row_range
 from edgekit.export.checkpoints.files import DOWNLOAD_AGAIN, BoundedFile, read_json
+from edgekit.export.checkpoints.floats import FLOATS, widen
 
 __all__ = ["INDEX", "Shards", "shard_names"]
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 1 << 25
-_CHUNK = 1 << 22
+# Bytes widened at a time: they stay in the cache between being read and being widened.
+_CHUNK = 1 << 20
 _SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-_FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
@@ -67,30 +67,28 @@ class Shards:
         """The files, sorted by name."""
         return tuple(file.path for file in self._files)
 
-    def read(self, name: str) -> FloatArray:
-        """Read one tensor as float32, whatever its float type.
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        """Read one tensor, or some of its rows, as float32, whatever its float type.
 
         Raises:
-            ExportError: There is none of that name, it is no float, or its bytes cannot be read.
+            ExportError: There is none of that name, it has not so many rows, it is no float, or its bytes cannot
+                be read.
         """
         placed = self._placed.get(name)
         if placed is None:
             raise ExportError(f"the checkpoint has no tensor `{name}`")
-        encoding = placed.info.encoding
-        if encoding not in _FLOATS:
+        encoding, shape = placed.info.encoding, placed.info.shape
+        if encoding not in FLOATS:
             raise ExportError(
                 f"tensor `{name}` of {placed.file.name} is stored as {encoding}, which edgekit does not read",
-                hint=f"it reads {', '.join(sorted(_FLOATS))}",
+                hint=f"it reads {', '.join(sorted(FLOATS))}",
                 code="unsupported_encoding",
             )
-        values = np.empty(prod(placed.info.shape), dtype=np.float32)
-        width = _SIZES[encoding]
-        for start in range(0, placed.size, _CHUNK):
-            length = min(_CHUNK, placed.size - start)
-            part = placed.file.read(placed.offset + start, length, f"tensor `{name}`").view(_FLOATS[encoding])
-            with np.errstate(over="ignore"):  # a double beyond float32 becomes an infinity, which recipes refuse
-                values[start // width : (start + length) // width] = _widened(part, encoding)
-        return values.reshape(placed.info.shape)
+        start, stop = row_range(placed.info, start, stop)
+        values = np.empty((stop - start, *shape[1:]) if shape else (), dtype=np.float32)
+        at = placed.offset + start * prod(shape[1:]) * _SIZES[encoding]
+        _read_floats(placed.file, at, encoding, values.reshape(-1), f"tensor `{name}`")
+        return values
 
     def close(self) -> None:
         """Close the files."""
@@ -114,6 +112,21 @@ class Shards:
         missing = next((name for name in index if name not in self._placed), None)
         if missing is not None:
             raise ExportError(f"tensor `{missing}` is not in {index[missing]}, where {INDEX} says it is")
+
+
+def _read_floats(file: BoundedFile, offset: int, encoding: str, values: FloatArray, what: str) -> None:
+    """Fill `values` from a file; what is float32 already goes where it belongs at once."""
+    if encoding == "F32":
+        file.read_into(values, offset, what)
+        return
+    width = _SIZES[encoding]
+    step = _CHUNK // width
+    buffer = np.empty(min(step, values.size) * width, dtype=np.uint8)
+    for first in range(0, values.size, step):
+        out = values[first : first + step]
+        part = buffer[: out.size * width]
+        file.read_into(part, offset + first * width, what)
+        widen(part, encoding, out)
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -206,15 +219,6 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         raise ValueError("a key stands in it twice")
     return table
-
-
-def _widened(values: npt.NDArray[Any], encoding: str) -> npt.NDArray[Any]:
-    if encoding != "BF16":
-        return values
-    # bfloat16 is the upper half of a float32.
-    wide = values.astype(np.uint32)
-    wide <<= np.uint32(16)
-    return wide.view(np.float32)
 
 
 def _damaged(file: BoundedFile, why: str) -> ExportError:

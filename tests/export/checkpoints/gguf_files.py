@@ -53,6 +53,7 @@ def write_gguf(
     metadata: dict[str, Any] | None = None,
     pre: str | None = "gpt-2",
     extra_tensors: dict[str, npt.NDArray[np.float32]] | None = None,
+    quantized_vectors: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> Path:
     """Write a tiny checkpoint folder as one GGUF file.
 
@@ -63,6 +64,7 @@ def write_gguf(
         metadata: Further keys, or other values for keys; None leaves one out.
         pre: `tokenizer.ggml.pre`.
         extra_tensors: By GGUF name.
+        quantized_vectors: By GGUF name, written in `encoding`.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = config["model_type"]
@@ -93,6 +95,8 @@ def write_gguf(
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
+    for name, values in (quantized_vectors or {}).items():
+        writer.add_tensor(name, quantize(values[None], kind)[0], raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +71,55 @@ def test_other_encodings_come_back_as_float32(source: Path, tmp_path: Path, enco
         found = checkpoint.read(name)
     assert isinstance(found, np.ndarray)
     np.testing.assert_array_equal(found, dequantize(quantize(values, kind), kind).reshape(values.shape))
+
+
+@pytest.mark.parametrize("encoding", ["F32", "BF16", "Q4_0", "Q5_1", "Q8_0"])
+def test_ranges_of_rows_make_up_the_whole(source: Path, tmp_path: Path, encoding: str) -> None:
+    with closing(opened(source, tmp_path, encoding=encoding)) as checkpoint:
+        for name, info in checkpoint.tensors.items():
+            whole, rows = checkpoint.read(name), info.shape[0]
+            cuts = [0, 0, 1, rows // 3, rows // 3 + 2, rows - 1, rows]  # within heads, and across them
+            parts = [checkpoint.read(name, start, stop) for start, stop in pairwise(cuts)]
+            assert same(joined(parts), whole), name
+
+
+def joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    arrays = {key: np.concatenate([getattr(part, key) for part in parts]) for key in ("codes", "scales", "offsets")}
+    return GroupedTensor(**arrays, bits=parts[0].bits)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one.view(np.uint32), other.view(np.uint32))
+    fields = ("codes", "scales", "offsets")
+    return all(np.array_equal(getattr(one, key), getattr(other, key)) for key in fields) and one.bits == other.bits
+
+
+def test_a_vector_in_blocks_is_cut_anywhere(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "q")
+    values = np.random.default_rng(2).standard_normal(96).astype(np.float32)
+    with closing(opened(folder, tmp_path, encoding="Q8_0", quantized_vectors={"v.weight": values})) as checkpoint:
+        whole = checkpoint.read("v.weight")
+        assert isinstance(whole, np.ndarray)
+        parts = [checkpoint.read("v.weight", start, stop) for start, stop in pairwise([0, 1, 31, 40, 96])]
+        assert same(joined(parts), whole)
+
+
+def test_a_range_reads_no_more_than_its_heads(source: Path, tmp_path: Path) -> None:
+    checkpoint = opened(source, tmp_path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = tiny_tensors(source)[name]
+    placed = checkpoint._placed[name]
+    with checkpoint._file.path.open("r+b") as stream:
+        stream.truncate(placed.offset + expected.nbytes // 2)
+    half = len(expected) // 2
+    np.testing.assert_array_equal(checkpoint.read(name, 3, half), expected[3:half])
+    with pytest.raises(ExportError, match="truncated"):
+        checkpoint.read(name, half, half + 1)
+    with pytest.raises(ExportError, match="rows"):
+        checkpoint.read(name, 0, len(expected) + 1)
 
 
 def test_the_configuration_describes_the_same_model(source: Path, tmp_path: Path) -> None:

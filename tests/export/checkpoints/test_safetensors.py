@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,36 @@ def header_file(path: Path, header: Any, data: bytes = b"") -> Path:
     return path
 
 
+def save(tensors: dict[str, Any], path: Path) -> None:
+    """Write a file of any type that `ml_dtypes` has; the reference library's numpy side knows no float8."""
+    names = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+    names |= {"float16": "F16", "float32": "F32", "float64": "F64"}
+    header, data = {}, b""
+    for name, values in tensors.items():
+        more = values.tobytes()
+        header[name] = entry(names[values.dtype.name], list(values.shape), [len(data), len(data) + len(more)])
+        data += more
+    header_file(path, header, data)
+
+
 def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+FLOATS = [
+    np.float32,
+    np.float16,
+    ml_dtypes.bfloat16,
+    np.float64,
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e5m2,
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_every_float_type_is_read_as_float32(tmp_path: Path, dtype: Any) -> None:
     values = np.random.default_rng(0).standard_normal((1200, 1000)).astype(dtype)
-    save_file({"w": values, "n": values[0]}, tmp_path / "model.safetensors")
+    save({"w": values, "n": values[0]}, tmp_path / "model.safetensors")
     shards = Shards(tmp_path)
     found = shards.read("w")
     assert found.dtype == np.float32
@@ -35,6 +58,48 @@ def test_every_float_type_is_read_as_float32(tmp_path: Path, dtype: Any) -> None
     np.testing.assert_array_equal(shards.read("n"), values[0].astype(np.float32))
     assert shards.infos["w"].shape == (1200, 1000)
     shards.close()
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16, np.float16])
+def test_every_code_of_a_narrow_type_is_widened_as_the_reference_does(tmp_path: Path, dtype: Any) -> None:
+    width = np.dtype(dtype).itemsize
+    values = np.arange(1 << 8 * width, dtype=f"<u{width}").view(dtype)
+    save({"w": values}, tmp_path / "model.safetensors")
+    found = Shards(tmp_path).read("w")
+    with np.errstate(invalid="ignore"):
+        expected = values.astype(np.float32)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found[found == 0]), np.signbit(expected[expected == 0]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_ranges_of_rows_make_up_the_whole(tmp_path: Path, dtype: Any) -> None:
+    values = np.random.default_rng(1).standard_normal((700, 3, 500)).astype(dtype)
+    save({"w": values, "after": values[:2]}, tmp_path / "model.safetensors")
+    shards = Shards(tmp_path)
+    cuts = [0, 0, 1, 257, 699, 700]
+    parts = [shards.read("w", start, stop) for start, stop in pairwise(cuts)]
+    assert [len(part) for part in parts] == [0, 1, 256, 442, 1]
+    np.testing.assert_array_equal(np.concatenate(parts), shards.read("w"))
+    np.testing.assert_array_equal(shards.read("w", 690), values[690:].astype(np.float32))
+
+
+def test_only_the_bytes_of_a_range_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": np.ones((100, 100), np.float32)}, path)
+    shards = Shards(tmp_path)
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size - 40 * 400)
+    assert shards.read("w", 0, 60).sum() == 6000
+    with pytest.raises(ExportError, match="truncated"):
+        shards.read("w", 60, 61)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 5), (5, None)])
+def test_rows_that_a_tensor_does_not_have_are_refused(tmp_path: Path, start: int, stop: int | None) -> None:
+    save_file({"w": np.ones((4, 2), np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ExportError, match="tensor `w` has 4 rows"):
+        Shards(tmp_path).read("w", start, stop)
 
 
 def shard(folder: Path, index: bool) -> dict[str, np.ndarray[Any, Any]]:

@@ -1,0 +1,49 @@
+"""Float types narrower or wider than float32, as float32. It knows no file."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.export.checkpoints.base import FloatArray
+
+__all__ = ["FLOATS", "widen"]
+
+FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+"""The types that are read, by safetensors' names."""
+
+
+def _e4m3() -> FloatArray:
+    """What each byte stands for in E4M3: a sign, 4 bits of exponent (bias 7), 3 of fraction; no infinity.
+
+    Source: Micikevicius et al., "FP8 Formats for Deep Learning", 2022, table 1: all ones after the sign is NaN.
+    """
+    code = np.arange(256)
+    exponent, fraction = (code >> 3) & 15, code & 7
+    size = np.where(exponent == 0, fraction / 8 * 2.0**-6, (1 + fraction / 8) * 2.0 ** (exponent - 7.0))
+    size = np.where(code & 127 == 127, np.nan, size)
+    return np.copysign(size, np.where(code & 128, -1.0, 1.0)).astype(np.float32)
+
+
+_E4M3 = _e4m3()
+
+
+def widen(data: npt.NDArray[np.uint8], encoding: str, out: FloatArray) -> None:
+    """Convert little-endian floats to float32, exactly but for F64, which is rounded.
+
+    Args:
+        data: The bytes, contiguous.
+        encoding: One of `FLOATS`.
+        out: Float32 `[n]`, overwritten. A double beyond its range becomes an infinity.
+    """
+    if encoding == "BF16":
+        # bfloat16 is the upper half of a float32.
+        np.left_shift(data.view("<u2"), np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+    elif encoding == "F8_E4M3":
+        np.take(_E4M3, data, out=out)
+    elif encoding == "F8_E5M2":
+        # the upper half of a float16
+        out[:] = (data.astype(np.uint16) << np.uint16(8)).view(np.float16)
+    else:
+        with np.errstate(over="ignore"):
+            out[:] = data.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[encoding])
