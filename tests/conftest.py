@@ -55,7 +55,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see no EDGEKIT_ variable of the machine they run on, but for the cache that holds the model."""
+    """Tests see no EDGEKIT_ variable of this machine, but for the cache that holds the model and Optimum's place."""
     for name in list(os.environ):
-        if name.startswith("EDGEKIT_") and name != "EDGEKIT_CACHE":
+        if name.startswith("EDGEKIT_") and name not in {"EDGEKIT_CACHE", "EDGEKIT_OPTIMUM_PYTHON"}:
             monkeypatch.delenv(name)
