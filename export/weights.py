@@ -36,7 +36,8 @@ class CheckpointWeights:
 
     def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
         """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it."""
-        stored = self._checkpoint.read(linear.weight)
-        tensor, treatment = self._recipe.apply(linear, stored, self._tensors[linear.weight].encoding)
+        name = linear.stored.weight
+        stored = self._checkpoint.read(name, linear.rows.start, linear.rows.stop)
+        tensor, treatment = self._recipe.apply(linear, stored, self._tensors[name].encoding)
         self.used[treatment] += 1
         return tensor

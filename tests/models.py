@@ -119,7 +119,7 @@ class TensorWeights:
         return self.tensors[name]
 
     def matrix(self, linear: Linear) -> GroupedTensor | npt.NDArray[np.float32]:
-        weight = self.tensors[linear.weight]
+        weight = self.tensors[linear.stored.weight][linear.rows]
         return weight if self.quantize is None else self.quantize(linear, weight)
 
     def stored(self, decoder: Decoder) -> dict[str, npt.NDArray[np.float32]]:
@@ -127,7 +127,9 @@ class TensorWeights:
         values = dict(self.tensors)
         for linear in (decoder.embedding, *decoder.linears()):
             matrix = self.matrix(linear)
-            values[linear.weight] = matrix.dequantize() if isinstance(matrix, GroupedTensor) else matrix
+            whole = values[linear.stored.weight].copy()
+            whole[linear.rows] = matrix.dequantize() if isinstance(matrix, GroupedTensor) else matrix
+            values[linear.stored.weight] = whole
         return values
 
 

@@ -234,7 +234,7 @@ class Shape:
         )
 
 
-def plain_rope(config: Config, shape: Shape, default_theta: float, partial: float = 1.0) -> Rope:
+def plain_rope(config: Config, shape: Shape, default_theta: float) -> Rope:
     """Read the one rotary embedding that all layers share.
 
     transformers 5 nests everything in `rope_parameters`; earlier versions keep `rope_theta` and `rope_scaling` at the
@@ -244,7 +244,6 @@ def plain_rope(config: Config, shape: Shape, default_theta: float, partial: floa
         config: The configuration.
         shape: Its sizes.
         default_theta: The architecture's base.
-        partial: The part of a head that is turned, where `partial_rotary_factor` does not say.
 
     Raises:
         ExportError: The two places disagree, or a scaling is asked for that is not handled.
@@ -260,8 +259,12 @@ def plain_rope(config: Config, shape: Shape, default_theta: float, partial: floa
     inner = Config({**nested, "model_type": config.model_type})
     theta = inner.number("rope_theta") if "rope_theta" in nested else config.number("rope_theta", default_theta)
     part = inner if "partial_rotary_factor" in nested else config
-    dim = int(shape.head_dim * part.number("partial_rotary_factor", partial))
-    config.kept.pop("rope_theta", None)
+    portion = part.number("partial_rotary_factor", 1.0)
+    dim = int(shape.head_dim * portion)
+    for key in ("rope_theta", "partial_rotary_factor"):
+        config.kept.pop(key, None)
+    if portion != 1:
+        config.kept["partial_rotary_factor"] = portion
     if dim % 2 or dim < 2:
         raise ExportError(f"config.json: {dim} of {shape.head_dim} elements of a head are turned; RoPE needs pairs")
     return read_rope(

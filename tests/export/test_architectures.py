@@ -1,0 +1,103 @@
+"""Every architecture against transformers, and configurations read strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures import architectures, describe
+from edgekit.export.architectures.rope import with_yarn
+from tests.models import tiny_checkpoint, tiny_tensors
+from tests.oracle import transformers_logits
+from tests.reference import forward
+from tests.variants import VARIANTS, variant
+
+TOKENS = [int(token) for token in np.random.default_rng(11).integers(0, 500, 150)]
+# transformers 4.57 reads RoPE from the top level of config.json only.
+NESTED = {"llama-nested-rope"}
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def test_the_variants_cover_every_architecture() -> None:
+    assert {str(options["model_type"]) for options in VARIANTS.values()} == set(architectures())
+
+
+@pytest.mark.optimum
+@pytest.mark.parametrize("count", [40, 150])
+@pytest.mark.parametrize("name", sorted(VARIANTS.keys() - NESTED))
+def test_the_reference_computes_what_transformers_computes(name: str, count: int, tmp_path: Path) -> None:
+    folder = variant(name, tmp_path)
+    # LongRoPE has one set of factors for sequences within the trained 64 tokens and one for longer ones.
+    decoder = describe(configuration(folder), context_length=count)
+    ours = forward(decoder, tiny_tensors(folder).__getitem__, TOKENS[:count])
+    theirs = transformers_logits(folder, TOKENS[:count])
+    assert np.abs(ours - theirs).max() < 1e-4
+    assert np.abs(theirs).max() > 2
+
+
+def test_rope_nested_as_transformers_5_writes_it_is_the_same_as_at_the_top(tmp_path: Path) -> None:
+    nested = configuration(variant("llama-nested-rope", tmp_path / "nested"))
+    top = configuration(variant("llama3", tmp_path / "top", rope_theta=70_000.0))
+    assert describe(nested) == describe(top)
+
+
+def test_gemma_as_transformers_5_writes_it_is_the_same_as_before(tmp_path: Path) -> None:
+    old = configuration(variant("gemma3_text", tmp_path))
+    new = {key: value for key, value in old.items() if not key.startswith("rope_")}
+    new["rope_parameters"] = {
+        "full_attention": {"rope_theta": old["rope_theta"], **old["rope_scaling"]},
+        "sliding_attention": {"rope_theta": old["rope_local_base_freq"], "rope_type": "default"},
+    }
+    assert describe(new) == describe(old)
+
+
+def test_every_key_is_used_or_harmless_or_refused(tmp_path: Path) -> None:
+    for name in VARIANTS:
+        config = configuration(variant(name, tmp_path / name))
+        describe(config | {"transformers_version": "5.0", "use_cache": True, "unknown_but_off": False})
+        with pytest.raises(ExportError, match=r"`residual_multiplier: 0\.22` is not a key") as caught:
+            describe(config | {"residual_multiplier": 0.22})
+        assert caught.value.hint is not None
+        assert "--ignore-key residual_multiplier" in caught.value.hint
+        describe(config | {"residual_multiplier": 0.22}, ignore=["residual_multiplier"])
+
+
+def test_a_context_beyond_the_models_is_refused_and_yarn_makes_room(tmp_path: Path) -> None:
+    config = configuration(tiny_checkpoint(tmp_path))
+    with pytest.raises(ExportError, match="context is 256 tokens") as caught:
+        describe(config, context_length=1024)
+    assert "--yarn" in str(caught.value.hint)
+    decoder = describe(with_yarn(config, 4.0), context_length=1024)
+    assert (decoder.max_position, decoder.rope.kind) == (1024, "yarn")
+    assert describe(with_yarn(config, 4.0)).max_position == 1024
+    with pytest.raises(ExportError, match="already"):
+        with_yarn(with_yarn(config, 4.0), 2.0)
+    with pytest.raises(ExportError, match="more than 1"):
+        with_yarn(config, 1.0)
+
+
+def test_yarn_of_qwen_2_5_has_the_published_numbers() -> None:
+    # Frequencies below pair 0 turn as trained, those of the slowest pairs a quarter as fast; arXiv:2309.00071, eq. 22.
+    config = {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "hidden_act": "silu",
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "use_sliding_window": False,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    }  # fmt: skip
+    decoder = describe(config)
+    assert decoder.max_position == 131_072
+    assert decoder.rope.attention_factor == pytest.approx(0.1 * np.log(4.0) + 1)
+    plain = 1e6 ** (-np.arange(0, 128, 2) / 128)
+    ratio = np.array(decoder.rope.frequencies) / plain
+    assert ratio[0] == 1
+    assert ratio[-1] == pytest.approx(0.25)
+    assert (np.diff(ratio) <= 0).all()
