@@ -60,6 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         "model_type": "gemma3_text",
         "layers": 4,
+        # A square: mlx-lm rounds its root, which scales the embedding, to bfloat16.
+        "hidden": 256,
         "tied": True,
         "head_dim": 64,
         "kv_heads": 1,

@@ -42,7 +42,7 @@ class MlxRunner:
     def __init__(self, folder: Path, *, context_length: int, sequence_slots: int = 1, max_chunk: int = 512) -> None:
         if min(context_length, sequence_slots, max_chunk) < 1:
             raise RunnerError("context length, sequence slots and chunk must be at least 1")
-        self._mx, load_model, self._new_cache = _import_mlx()
+        self._mx, load_model, self._layer_cache = _import_mlx()
         mx = self._mx
         try:
             self._model: Any = load_model(folder)[0]
@@ -50,7 +50,7 @@ class MlxRunner:
                 # MLX's CPU kernels for half precision are scalar and accumulate in half: slow and inaccurate.
                 self._model.set_dtype(mx.float32)
                 mx.eval(self._model.parameters())
-            probe = self._new_cache(self._model)
+            probe = self._new_cache()
             logits = self._logits(self._hidden([0], probe))
             mx.eval(logits, *_arrays(probe))
         except Exception as error:
@@ -66,7 +66,7 @@ class MlxRunner:
             vocab_size=logits.shape[-1],
             kv_bytes_per_token=elements * self._kv_dtype.size,
         )
-        self._slots: list[Any] = [self._new_cache(self._model) for _ in range(sequence_slots)]
+        self._slots: list[Any] = [self._new_cache() for _ in range(sequence_slots)]
         _LOG.info("loaded %s on %s in %s", folder, mx.default_device(), self._kv_dtype)
 
     @property
@@ -107,7 +107,7 @@ class MlxRunner:
         if not 0 <= length <= held:
             raise RunnerError(f"sequence slot {slot} holds {held} tokens and cannot be truncated to {length}")
         if length == 0:
-            self._slots[slot] = self._new_cache(self._model)
+            self._slots[slot] = self._new_cache()
             return
         for cache in self._slots[slot]:
             cache.trim(held - length)
@@ -187,6 +187,13 @@ class MlxRunner:
                 code="context_length_exceeded",
             )
 
+    def _new_cache(self) -> Any:
+        """An empty cache that keeps every position.
+
+        The model's own would forget what has left a sliding window, and could then not be truncated.
+        """
+        return [self._layer_cache() for _ in self._model.layers]
+
     def _slot(self, slot: int) -> Any:
         if not 0 <= slot < len(self._slots):
             raise RunnerError(f"there is no sequence slot {slot}" if self._slots else "the runner is closed")
@@ -220,15 +227,15 @@ def _arrays(caches: Any) -> list[Any]:
 
 
 def _import_mlx() -> tuple[Any, Any, Any]:
-    """Import MLX: its core, mlx-lm's `load_model` and `make_prompt_cache`."""
+    """Import MLX: its core, mlx-lm's `load_model` and the cache of one layer."""
     try:
         with _open_file_limit_kept():
             import mlx.core as mx
-            from mlx_lm.models.cache import make_prompt_cache
+            from mlx_lm.models.cache import KVCache
             from mlx_lm.utils import load_model
     except ImportError as error:
         raise missing_extra("mlx_lm", "mlx") from error
-    return mx, load_model, make_prompt_cache
+    return mx, load_model, KVCache
 
 
 @contextmanager

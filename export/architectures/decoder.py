@@ -139,6 +139,11 @@ class Decoder:
         """The rotary embedding of the layers that see all tokens; of the first layer if none does."""
         return next((layer.rope for layer in self.layers if layer.window is None), self.layers[0].rope)
 
+    @property
+    def windowed(self) -> bool:
+        """Whether a layer sees less than the longest sequence."""
+        return any(layer.window is not None and layer.window < self.max_position for layer in self.layers)
+
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """KV cache bytes that one token takes: a key and a value per layer and key/value head."""
         return 2 * element_bytes * len(self.layers) * self.num_kv_heads * self.head_dim

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ExportError
-from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.architectures.decoder import Decoder, Linear, Rope
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
+from edgekit.export.writers.mlx_limits import refuse_what_mlx_lacks
 from edgekit.export.writers.safetensors import ShardWriter
 
 __all__ = ["MlxWriter"]
@@ -50,10 +51,12 @@ class MlxWriter:
         """Write the artifact.
 
         Raises:
-            ExportError: A tensor is on a grid that MLX cannot hold, or too large for the dtype.
+            ExportError: A tensor is on a grid that MLX cannot hold, or too large for the dtype; or mlx-lm's model
+                lacks something of this one.
         """
+        refuse_what_mlx_lacks(decoder)
         shapes = decoder.tensor_shapes()
-        linears = {linear.weight: linear for linear in (decoder.embedding, *decoder.linears())}
+        linears = {linear.weight: linear for linear in (decoder.embedding, *decoder.stored_linears())}
         modules = {name: name.removesuffix(".weight") for name in linears}
         grids: dict[str, tuple[int, int]] = {}
         names = [*shapes, *(f"{module}.{part}" for module in modules.values() for part in ("scales", "biases"))]
@@ -116,6 +119,11 @@ class MlxWriter:
     def _config(self, decoder: Decoder, grids: dict[str, tuple[int, int]]) -> dict[str, object]:
         """The `config.json`, with the quantization as mlx-lm reads it."""
         config = hf_config(decoder, self.dtype)
+        if decoder.model_type != "gemma3_text" and not decoder.windowed:
+            # mlx-lm asks a list of layers for one that sees all tokens, and finds none.
+            config = {key: value for key, value in config.items() if key not in {"layer_types", "sliding_window"}}
+        if decoder.rope.kind == "longrope":
+            config["rope_scaling"] = {**decoder.rope.scaling, "type": "longrope", "long_factor": _factors(decoder.rope)}
         if grids:
             (bits, group_size), _ = Counter(grids.values()).most_common(1)[0]
             quantization: dict[str, object] = {"group_size": group_size, "bits": bits, "mode": "affine"}
@@ -124,6 +132,12 @@ class MlxWriter:
                     quantization[module] = {"group_size": own_group, "bits": own_bits, "mode": "affine"}
             config["quantization"] = config["quantization_config"] = quantization
         return config
+
+
+def _factors(rope: Rope) -> list[float]:
+    """LongRoPE's factors as they are: mlx-lm takes the long ones whatever the length."""
+    plain = rope.theta ** (-np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
+    return [float(factor) for factor in plain / np.array(rope.frequencies)]
 
 
 def _packed(tensor: GroupedTensor) -> Iterator[npt.NDArray[np.generic]]:
