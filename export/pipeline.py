@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from edgekit import __version__
 from edgekit.bundle import manifest as schema
@@ -21,6 +22,7 @@ from edgekit.bundle.bundle import Bundle, hash_folder, open_bundle
 from edgekit.errors import ConfigError, ExportError
 from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.architectures.rope import with_yarn
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, SourceFile
 from edgekit.export.progress import Report
@@ -43,6 +45,9 @@ class ExportOptions:
         name: The model's name in the manifest; None takes the checkpoint's.
         revision: Branch, tag or commit of a hub id.
         force: Replace a bundle that is already there.
+        context_length: Longest sequence in tokens; None takes the longest that the model allows.
+        yarn: Stretch the context by this factor, as Qwen2.5's model card describes; None leaves it.
+        ignore_keys: Keys of config.json that edgekit does not know and the user declares harmless.
     """
 
     recipe: str = "auto"
@@ -50,6 +55,18 @@ class ExportOptions:
     name: str | None = None
     revision: str | None = None
     force: bool = False
+    context_length: int | None = None
+    yarn: float | None = None
+    ignore_keys: tuple[str, ...] = ()
+
+    def describe(self, config: Mapping[str, Any]) -> Decoder:
+        """Describe the model of a configuration as these options want it.
+
+        Raises:
+            ExportError: The architecture is unknown, or its mathematics or this context are not covered.
+        """
+        config = config if self.yarn is None else with_yarn(config, self.yarn)
+        return describe(config, context_length=self.context_length, ignore=self.ignore_keys)
 
 
 def export_bundle(model: str, target: Target, output: Path, options: ExportOptions, report: Report) -> Bundle:
@@ -69,7 +86,7 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
     recipe = recipe_for(target, options.recipe, options.group_size)
     _refuse_to_overwrite(output, force=options.force)
     with closing(open_checkpoint(model, revision=options.revision, report=report)) as checkpoint:
-        decoder = describe(checkpoint.config)
+        decoder = options.describe(checkpoint.config)
         _check_tensors(decoder, checkpoint)
         with _beside(output) as folder:
             weights = CheckpointWeights(checkpoint, recipe)

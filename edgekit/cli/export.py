@@ -18,6 +18,11 @@ __all__ = ["export", "models"]
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle [MODEL-TARGET].")
 @click.option("--recipe", default="auto", show_default=True, help="auto, exact, lsq, rtn or none.")
 @click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128 [the target's].")
+@click.option("--context", "context_length", type=int, help="Longest sequence in tokens [the model's].")
+@click.option("--yarn", type=float, metavar="FACTOR", help="Stretch the context with YaRN: 4 makes 128K of 32K.")
+@click.option(
+    "--ignore-key", "ignore_keys", multiple=True, metavar="KEY", help="A key of config.json that is harmless."
+)
 @click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
 @click.option("--name", help="Name the daemon serves the model under [the checkpoint's].")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
@@ -30,6 +35,9 @@ def export(
     output: Path | None,
     recipe: str,
     group_size: int | None,
+    context_length: int | None,
+    yarn: float | None,
+    ignore_keys: tuple[str, ...],
     memory_gib: float | None,
     name: str | None,
     revision: str | None,
@@ -46,7 +54,16 @@ def export(
     target = load_target(target_name, memory_gib=memory_gib)
     if output is None:
         output = Path(f"{Path(model).name.removesuffix('.gguf').lower()}-{target.name}")
-    options = ExportOptions(recipe=recipe, group_size=group_size, name=name, revision=revision, force=force)
+    options = ExportOptions(
+        recipe=recipe,
+        group_size=group_size,
+        name=name,
+        revision=revision,
+        force=force,
+        context_length=context_length,
+        yarn=yarn,
+        ignore_keys=ignore_keys,
+    )
     with progress_bar() as bar:
         bundle = export_bundle(model, target, output, options, bar)
     manifest = bundle.manifest

@@ -182,3 +182,19 @@ def test_a_configuration_that_asks_for_other_mathematics_is_refused(key: str, va
     (checkpoint / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(EdgekitError, match=r"config\.json"):
         exported(checkpoint, "cpu", tmp_path / "bundle")
+
+
+def test_the_context_is_what_the_options_say_and_yarn_stretches_it(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    for options, length, kind in (
+        ({}, 256, "default"),
+        ({"context_length": 100}, 100, "default"),
+        ({"yarn": 4.0}, 1024, "yarn"),
+        ({"yarn": 4.0, "context_length": 600}, 600, "yarn"),
+    ):
+        bundle = exported(checkpoint, "m2", tmp_path / f"{kind}-{length}", **options)
+        config = json.loads((bundle.path / "config.json").read_text())
+        assert bundle.manifest.context_length == length
+        assert config["rope_parameters"]["rope_type"] == kind
+    with pytest.raises(ExportError, match="context is 256 tokens"):
+        exported(checkpoint, "m2", tmp_path / "long", context_length=257)
