@@ -114,7 +114,7 @@ def test_a_beginning_token_is_added_only_where_the_file_says_so(folder: Path) ->
     ("changes", "says"),
     [
         ({"ggml__model": None}, "carries no tokenizer"),
-        ({"ggml__model": "llama"}, "SentencePiece tokenizer"),
+        ({"ggml__model": "llama"}, "scores are not equally many"),
         ({"ggml__model": "bert"}, "`bert` tokenizer"),
         ({"ggml__pre": "tekken"}, "splits text as `tekken` does"),
         ({"ggml__tokens": None}, "has no tokens"),
