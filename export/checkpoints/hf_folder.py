@@ -16,7 +16,9 @@ from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles
 from edgekit.export.checkpoints.files import read_json, read_small, sha256_of
 from edgekit.export.checkpoints.licences import spdx
+from edgekit.export.checkpoints.quantized import SETTINGS, layout_of, unpacked
 from edgekit.export.checkpoints.safetensors import INDEX, Shards
+from edgekit.export.quantization.grid import GroupedTensor
 
 __all__ = ["WANTED", "FolderCheckpoint"]
 
@@ -29,6 +31,7 @@ WANTED = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "README.md",
+    *SETTINGS,
     *_LICENCES,
     INDEX,
     "*.safetensors",
@@ -60,8 +63,13 @@ class FolderCheckpoint:
                 f"{folder} has no config.json", hint="a checkpoint folder holds config.json and *.safetensors"
             )
         self._config = read_json(folder / "config.json")
-        _refuse_quantized(self._config)
-        self._shards = Shards(folder)
+        layout = layout_of(folder, self._config)
+        shards = Shards(folder)
+        try:
+            self._shards = unpacked(shards, layout)
+        except BaseException:
+            shards.close()
+            raise
         self._name = name or folder.absolute().name.lower()
         self._id = identity or folder.absolute().name
         self._licence = licence
@@ -91,8 +99,8 @@ class FolderCheckpoint:
         """Every tensor by name."""
         return self._shards.infos
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
-        """Read one tensor, or some of its rows, as float32; see `Checkpoint.read`."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray | GroupedTensor:
+        """Read one tensor, or some of its rows; see `Checkpoint.read`."""
         return self._shards.read(name, start, stop)
 
     def tokenizer(self) -> TokenizerFiles:
@@ -116,7 +124,7 @@ class FolderCheckpoint:
 
     def source(self) -> tuple[SourceFile, ...]:
         """Configuration, tokenizer and weights, hashed."""
-        names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
+        names = ("config.json", *SETTINGS, "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
         small = [self._folder / name for name in names if (self._folder / name).is_file()]
         return tuple(sha256_of(path) for path in (*small, *self._shards.paths))
 
@@ -174,17 +182,6 @@ def _special(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(text, str):
             found[key] = text
     return found
-
-
-def _refuse_quantized(config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config") or config.get("quantization")
-    if quantization:
-        method = quantization.get("quant_method", "mlx") if isinstance(quantization, dict) else "unknown"
-        raise ExportError(
-            f"the checkpoint is quantized already ({str(method)[:40]}), which edgekit does not read from safetensors",
-            hint="export the original in float16 or bfloat16, or a GGUF file",
-            code="unsupported_encoding",
-        )
 
 
 def _licence_of(readme: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import FloatArray, TensorInfo, row_range
@@ -74,26 +75,64 @@ class Shards:
             ExportError: There is none of that name, it has not so many rows, it is no float, or its bytes cannot
                 be read.
         """
-        placed = self._placed.get(name)
-        if placed is None:
-            raise ExportError(f"the checkpoint has no tensor `{name}`")
+        placed = self._find(name, FLOATS)
         encoding, shape = placed.info.encoding, placed.info.shape
-        if encoding not in FLOATS:
-            raise ExportError(
-                f"tensor `{name}` of {placed.file.name} is stored as {encoding}, which edgekit does not read",
-                hint=f"it reads {', '.join(sorted(FLOATS))}",
-                code="unsupported_encoding",
-            )
         start, stop = row_range(placed.info, start, stop)
         values = np.empty((stop - start, *shape[1:]) if shape else (), dtype=np.float32)
         at = placed.offset + start * prod(shape[1:]) * _SIZES[encoding]
-        _read_floats(placed.file, at, encoding, values.reshape(-1), f"tensor `{name}`")
+        _read_values(placed.file, at, encoding, values.reshape(-1), f"tensor `{name}`")
+        return values
+
+    def read_columns(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Read the columns `start:stop` of a matrix: floats as float32, I32 as int32.
+
+        Returns:
+            `[rows, stop - start]`, contiguous.
+
+        Raises:
+            ExportError: There is no such matrix, or its bytes cannot be read.
+        """
+        placed = self._find(name, (*FLOATS, "I32"))
+        rows, columns = placed.info.shape
+        encoding, width = placed.info.encoding, _SIZES[placed.info.encoding]
+        values = np.empty((rows, stop - start), dtype=np.int32 if encoding == "I32" else np.float32)
+        at, what = placed.offset + start * width, f"tensor `{name}`"
+        if (start, stop) == (0, columns):
+            _read_values(placed.file, at, encoding, values.reshape(-1), what)
+            return values
+        for row in values:
+            _read_values(placed.file, at, encoding, row, what)
+            at += columns * width
+        return values
+
+    def read_integers(self, name: str) -> npt.NDArray[np.int32]:
+        """Read a tensor of type I32.
+
+        Raises:
+            ExportError: There is no such tensor, or its bytes cannot be read.
+        """
+        placed = self._find(name, ("I32",))
+        values = np.empty(placed.info.shape, dtype=np.int32)
+        placed.file.read_into(values, placed.offset, f"tensor `{name}`")
         return values
 
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
             file.close()
+
+    def _find(self, name: str, encodings: tuple[str, ...]) -> _Placed:
+        placed = self._placed.get(name)
+        if placed is None:
+            raise ExportError(f"the checkpoint has no tensor `{name}`")
+        if placed.info.encoding not in encodings:
+            raise ExportError(
+                f"tensor `{name}` of {placed.file.name} is stored as {placed.info.encoding}, "
+                "which edgekit does not read",
+                hint=f"it reads {', '.join(sorted(encodings))}",
+                code="unsupported_encoding",
+            )
+        return placed
 
     def _open(self, folder: Path) -> None:
         index = _read_index(folder)
@@ -114,9 +153,9 @@ class Shards:
             raise ExportError(f"tensor `{missing}` is not in {index[missing]}, where {INDEX} says it is")
 
 
-def _read_floats(file: BoundedFile, offset: int, encoding: str, values: FloatArray, what: str) -> None:
-    """Fill `values` from a file; what is float32 already goes where it belongs at once."""
-    if encoding == "F32":
+def _read_values(file: BoundedFile, offset: int, encoding: str, values: npt.NDArray[Any], what: str) -> None:
+    """Fill `values` from a file; what needs no widening goes where it belongs at once."""
+    if encoding in {"F32", "I32"}:
         file.read_into(values, offset, what)
         return
     width = _SIZES[encoding]

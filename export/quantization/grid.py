@@ -80,7 +80,7 @@ class GroupedTensor:
     def dequantize(self) -> FloatArray:
         """Return the float32 matrix `[out, in]` that the codes stand for."""
         out, groups = self.scales.shape
-        grouped = self.codes.reshape(out, groups, -1).astype(np.float32)
+        grouped = self.codes.reshape(out, groups, self.group_size).astype(np.float32)
         grouped *= self.scales[:, :, None]
         grouped += self.offsets[:, :, None]
         return grouped.reshape(self.codes.shape)

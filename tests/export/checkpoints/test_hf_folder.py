@@ -101,7 +101,7 @@ def test_the_source_lists_weights_and_configuration_with_their_hashes(folder: Pa
     )
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "compressed-tensors"])
 def test_a_quantized_checkpoint_is_refused_by_its_method(folder: Path, method: str) -> None:
     change(folder / "config.json", quantization_config={"quant_method": method})
     with pytest.raises(ExportError, match=method):

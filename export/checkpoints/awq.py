@@ -1,0 +1,95 @@
+"""AWQ as AutoAWQ stores it for its GEMM kernels: 4-bit codes packed along the outputs, in a mixed order.
+
+Source: `WQLinear_GEMM.from_linear` and `utils/packing_utils.py` of AutoAWQ 0.2.9. `qweight` is int32 `[in, out / 8]`,
+`qzeros` is int32 `[groups, out / 8]`; the lowest four bits of a word belong to output 0 of its eight, the next to 2, 4,
+6, 1, 3, 5 and 7. Zero points are stored as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ExportError
+from edgekit.export.checkpoints.base import TensorInfo
+from edgekit.export.checkpoints.packed import Module, Slice, damaged
+from edgekit.export.checkpoints.safetensors import Shards
+
+__all__ = ["Awq"]
+
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Awq:
+    """The layout of one checkpoint.
+
+    Attributes:
+        group_size: Inputs per group; None is all of them.
+    """
+
+    group_size: int | None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Awq:
+        """Take the layout from `quantization_config`, or from the `quant_config.json` of early versions.
+
+        Raises:
+            ExportError: It is one that edgekit does not read.
+        """
+        version = str(settings.get("version", "gemm")).lower()
+        backend = str(settings.get("backend", "autoawq")).lower()
+        if version != "gemm" or backend != "autoawq":
+            which = version if version != "gemm" else backend
+            raise ExportError(
+                f"the checkpoint's AWQ layout is `{which[:40]}`, which edgekit does not read",
+                hint="it reads AutoAWQ's layout `gemm`, the one most checkpoints are published in",
+                code="unsupported_encoding",
+            )
+        bits = settings.get("bits", settings.get("w_bit", 4))
+        if type(bits) is not int or bits != 4:
+            raise ExportError(
+                f"the checkpoint has AWQ codes of {str(bits)[:40]} bits, which edgekit does not read",
+                hint="AutoAWQ itself writes 4 bits only",
+                code="unsupported_encoding",
+            )
+        size = settings.get("group_size", settings.get("q_group_size", 128))
+        if type(size) is not int or size < -1 or size == 0:
+            raise ExportError(f"the checkpoint's AWQ group size is {str(size)[:40]}, which is none")
+        return cls(None if size == -1 else size)
+
+    @property
+    def encoding(self) -> str:
+        """`AWQ`."""
+        return "AWQ"
+
+    def describe(self, name: str, parts: Mapping[str, TensorInfo]) -> Module:
+        """Check the shapes of a module's parts; see `Layout`."""
+        groups, out = parts["scales"].shape
+        width, words = parts["qweight"].shape
+        if words * 8 != out or parts["qzeros"].shape != (groups, words) or "g_idx" in parts:
+            raise damaged(name, "its codes, scales and zero points are shaped for different layers")
+        size = self.group_size or max(1, width)
+        if size * groups != width:
+            raise damaged(name, f"{width} inputs do not make {groups} groups of {size}")
+        return Module(name, (out, width), 4, groups, size)
+
+    def unpack(self, shards: Shards, module: Module, start: int, stop: int) -> Slice:
+        """Read some rows; see `Layout`."""
+        first, last = start // 8, -(-stop // 8)
+        rows = slice(start - first * 8, stop - first * 8)
+        codes = _unpacked(shards.read_columns(f"{module.name}.qweight", first, last))[rows]
+        return Slice(codes, _unpacked(shards.read_columns(f"{module.name}.qzeros", first, last))[rows])
+
+
+def _unpacked(words: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Words `[n, out / 8]` to codes `[out, n]`."""
+    turned = np.ascontiguousarray(words.T).view(np.uint32)
+    codes = np.empty((len(turned), 8, turned.shape[1]), dtype=np.uint8)
+    for lane, place in enumerate(_ORDER):
+        np.bitwise_and(turned >> np.uint32(4 * lane), np.uint32(15), out=codes[:, place], casting="unsafe")
+    return codes.reshape(-1, turned.shape[1])
