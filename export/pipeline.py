@@ -26,6 +26,7 @@ from edgekit.export.architectures.rope import with_yarn
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, SourceFile
 from edgekit.export.progress import Report
+from edgekit.export.quantization.grid import as_floats
 from edgekit.export.recipe import recipe_for
 from edgekit.export.text import write_text_files
 from edgekit.export.weights import CheckpointWeights
@@ -147,7 +148,12 @@ def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
     # A tensor that nothing reads would change the answer silently: a bias the configuration does not mention, say.
     ignorable = {decoder.head.weight} if decoder.tied else set()
     strange = sorted(
-        name for name in present if name not in expected and name not in ignorable and "rotary_emb" not in name
+        name
+        for name in present
+        if name not in expected
+        and name not in ignorable
+        and "rotary_emb" not in name
+        and not _no_bias(checkpoint, name)
     )
     if strange:
         raise ExportError(
@@ -155,6 +161,13 @@ def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
             + (f" and {len(strange) - 3} more" if len(strange) > 3 else ""),
             hint=f"is it really a `{decoder.model_type}` model?",
         )
+
+
+def _no_bias(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor is a bias of zeros: AutoGPTQ stores one beside every layer, whether the model has it or not."""
+    if not name.endswith(".bias") or len(checkpoint.tensors[name].shape) != 1:
+        return False
+    return not as_floats(checkpoint.read(name)).any()
 
 
 def _refuse_to_overwrite(output: Path, *, force: bool) -> None:
