@@ -22,6 +22,8 @@ from edgekit.export.checkpoints.safetensors import Shards
 __all__ = ["Awq"]
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+# Columns of words unpacked at a time: they stay in the cache.
+_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,13 @@ class Awq:
 
 def _unpacked(words: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Words `[n, out / 8]` to codes `[out, n]`."""
-    turned = np.ascontiguousarray(words.T).view(np.uint32)
-    codes = np.empty((len(turned), 8, turned.shape[1]), dtype=np.uint8)
-    for lane, place in enumerate(_ORDER):
-        np.bitwise_and(turned >> np.uint32(4 * lane), np.uint32(15), out=codes[:, place], casting="unsafe")
-    return codes.reshape(-1, turned.shape[1])
+    count, columns = words.shape
+    codes = np.empty((columns, 8, count), dtype=np.uint8)
+    for first in range(0, columns, _COLUMNS):
+        span = slice(first, first + _COLUMNS)
+        # The bytes of a word apart, `[4, columns, n]`: what follows runs over single bytes, which is fast.
+        lanes = np.ascontiguousarray(words[:, span].T).view(np.uint8).reshape(-1, count, 4).transpose(2, 0, 1).copy()
+        for number, pair in enumerate(lanes):
+            np.bitwise_and(pair, np.uint8(15), out=codes[span, _ORDER[2 * number]])
+            np.right_shift(pair, np.uint8(4), out=codes[span, _ORDER[2 * number + 1]])
+    return codes.reshape(columns * 8, count)

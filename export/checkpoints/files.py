@@ -81,7 +81,33 @@ class BoundedFile:
             ExportError: The file ends before, or the disk fails.
         """
         self._check(offset, target.nbytes, what)
+        self._fill(target.reshape(-1).view(np.uint8).data, offset, what)
+
+    def read_columns(self, target: npt.NDArray[Any], offset: int, stride: int, what: str) -> None:
+        """Fill the rows of a matrix from places that lie `stride` bytes apart.
+
+        Args:
+            target: Contiguous `[rows, columns]`; all of its bytes are replaced.
+            offset: Of the first row, from the start of the file.
+            stride: In bytes; not less than a row of `target` takes.
+            what: What is being read, for the message.
+
+        Raises:
+            ExportError: The file ends before, or the disk fails.
+        """
+        if not target.size:
+            return
+        rows = target.shape[0]
+        length = target.nbytes // rows
+        if length == stride:
+            self.read_into(target, offset, what)
+            return
+        self._check(offset, (rows - 1) * stride + length, what)
         view = target.reshape(-1).view(np.uint8).data
+        for row in range(rows):
+            self._fill(view[row * length : (row + 1) * length], offset + row * stride, what)
+
+    def _fill(self, view: memoryview, offset: int, what: str) -> None:
         done = 0
         while done < len(view):
             try:

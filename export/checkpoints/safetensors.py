@@ -80,7 +80,7 @@ class Shards:
         start, stop = row_range(placed.info, start, stop)
         values = np.empty((stop - start, *shape[1:]) if shape else (), dtype=np.float32)
         at = placed.offset + start * prod(shape[1:]) * _SIZES[encoding]
-        _read_values(placed.file, at, encoding, values.reshape(-1), f"tensor `{name}`")
+        _read_floats(placed.file, at, encoding, values.reshape(-1), f"tensor `{name}`")
         return values
 
     def read_columns(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
@@ -95,14 +95,12 @@ class Shards:
         placed = self._find(name, (*FLOATS, "I32"))
         rows, columns = placed.info.shape
         encoding, width = placed.info.encoding, _SIZES[placed.info.encoding]
-        values = np.empty((rows, stop - start), dtype=np.int32 if encoding == "I32" else np.float32)
-        at, what = placed.offset + start * width, f"tensor `{name}`"
-        if (start, stop) == (0, columns):
-            _read_values(placed.file, at, encoding, values.reshape(-1), what)
-            return values
-        for row in values:
-            _read_values(placed.file, at, encoding, row, what)
-            at += columns * width
+        stored = np.empty((rows, (stop - start) * width), dtype=np.uint8)
+        placed.file.read_columns(stored, placed.offset + start * width, columns * width, f"tensor `{name}`")
+        if encoding == "I32":
+            return stored.view("<i4")
+        values = np.empty((rows, stop - start), dtype=np.float32)
+        widen(stored.reshape(-1), encoding, values.reshape(-1))
         return values
 
     def read_integers(self, name: str) -> npt.NDArray[np.int32]:
@@ -153,9 +151,9 @@ class Shards:
             raise ExportError(f"tensor `{missing}` is not in {index[missing]}, where {INDEX} says it is")
 
 
-def _read_values(file: BoundedFile, offset: int, encoding: str, values: npt.NDArray[Any], what: str) -> None:
-    """Fill `values` from a file; what needs no widening goes where it belongs at once."""
-    if encoding in {"F32", "I32"}:
+def _read_floats(file: BoundedFile, offset: int, encoding: str, values: FloatArray, what: str) -> None:
+    """Fill `values` from a file; what is float32 already goes where it belongs at once."""
+    if encoding == "F32":
         file.read_into(values, offset, what)
         return
     width = _SIZES[encoding]
