@@ -108,7 +108,7 @@ class Recipe:
                 return kept
             # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
             # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
-            if encoding.startswith("Q") or encoding in {"GPTQ", "AWQ"}:
+            if encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}:
                 return self._fit(linear, stored, bits=8, fit=rtn, name="8-bit")
         fit = _FITS.get(self.method, lsq)
         return self._fit(

@@ -19,8 +19,8 @@ def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None,
     """Open a checkpoint, whatever it is; close it when done.
 
     Args:
-        ref: A name of `edgekit models`, a `.gguf` file, a folder with `config.json` and safetensors, or a hub id.
-            A name of the catalogue goes before a file of that name; `./name` means the file.
+        ref: A name of `edgekit models`, a `.gguf` file (any part of a split one), a folder with either that or
+            `config.json` and safetensors, or a hub id. A name of the catalogue goes before a file of that name; `./name` means the file.
         revision: Branch, tag or commit of a hub id.
         report: Receives a stage, how much of it is done, and how much there is (None if unknown).
 
@@ -61,12 +61,17 @@ def open_hub(
 
 def _open_path(path: Path) -> Checkpoint:
     from edgekit.export.checkpoints.gguf import GgufCheckpoint
+    from edgekit.export.checkpoints.gguf_parts import one_model
     from edgekit.export.checkpoints.hf_folder import FolderCheckpoint
 
     if path.is_dir():
-        if not (path / "config.json").exists() and len(files := sorted(path.glob("*.gguf"))) == 1:
-            return GgufCheckpoint(files[0])
-        return FolderCheckpoint(path)
+        files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+        if not files:
+            return FolderCheckpoint(path)
+        model = one_model(files)
+        if model is None:
+            raise ExportError(f"{path} holds several GGUF models", hint=f"name one: {files[0]}, for example")
+        return GgufCheckpoint(model)
     if path.suffix.lower() == ".gguf":
         return GgufCheckpoint(path)
     if path.suffix == ".safetensors":

@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles, row_range
-from edgekit.export.checkpoints.files import BoundedFile, sha256_of
+from edgekit.export.checkpoints.files import sha256_of
 from edgekit.export.checkpoints.fixes import TextFixes
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS, Block
 from edgekit.export.checkpoints.gguf_config import hf_config
-from edgekit.export.checkpoints.gguf_container import Container, Placed, read_container
+from edgekit.export.checkpoints.gguf_container import Container, Placed
+from edgekit.export.checkpoints.gguf_parts import open_parts, stem_of
 from edgekit.export.checkpoints.gguf_tokenizer import build_tokenizer
 from edgekit.export.checkpoints.licences import spdx
 from edgekit.export.quantization.grid import GroupedTensor
@@ -53,10 +54,10 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint:
-    """One `.gguf` file, open.
+    """A `.gguf` file, or a series of them, open.
 
     Args:
-        path: The file.
+        path: The file; of a series, any.
         name: The model's name; None derives it from the file's.
         identity: Where it came from; None is the file's name.
         licence: None takes what the file states.
@@ -77,17 +78,17 @@ class GgufCheckpoint:
         fixes: TextFixes | None = None,
         sha256: str | None = None,
     ) -> None:
-        self._file = BoundedFile(path)
+        self._files, self._container = open_parts(path)
+        self._file = self._files[0]
         try:
-            self._container = read_container(self._file)
             self._placed = _named(self._container, path.name)
             shapes = {hf_name: placed.shape for hf_name, placed in self._placed.items()}
             self._config = hf_config(self._container.metadata, shapes, self._rope_factors())
         except BaseException:
-            self._file.close()
+            self.close()
             raise
-        self._name = name or re.sub(r"[-._](I?Q\d\w*|B?F16|F32)$", "", path.stem, flags=re.IGNORECASE).lower()
-        self._id = identity or path.name
+        self._name = name or re.sub(r"[-._](I?Q\d\w*|B?F16|F32)$", "", stem_of(path), flags=re.IGNORECASE).lower()
+        self._id = identity or self._file.name
         self._licence = licence
         self._fixes = fixes or TextFixes()
         self._sha256 = sha256
@@ -122,7 +123,7 @@ class GgufCheckpoint:
         placed = self._placed.get(name)
         if placed is None:
             raise ExportError(f"{self._file.name} has no tensor `{name}`")
-        block = _block(placed, self._file.name)
+        block = _block(placed)
         start, stop = row_range(TensorInfo(name, placed.shape, placed.encoding), start, stop)
         heads = self._interleaved_heads(name, placed)
         # Reordering moves rows within a head only: those of whole heads are read, and the rest is dropped.
@@ -137,24 +138,25 @@ class GgufCheckpoint:
         return build_tokenizer(self._container.metadata, self._file.name, int(self._config["vocab_size"]), self._fixes)
 
     def source(self) -> tuple[SourceFile, ...]:
-        """The file, hashed."""
-        found = sha256_of(self._file.path)
-        if self._sha256 is not None and found.sha256 != self._sha256:
+        """The files, hashed."""
+        found = tuple(sha256_of(file.path) for file in self._files)
+        if self._sha256 is not None and found[0].sha256 != self._sha256:
             raise ExportError(
                 f"{self._file.path} is not the file that was fetched: its SHA-256 has changed",
                 hint="delete it; it is fetched again when it is needed",
             )
-        return (found,)
+        return found
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in self._files:
+            file.close()
 
     def _rope_factors(self) -> FloatArray | None:
         placed = next((tensor for tensor in self._container.tensors if tensor.name == _ROPE_FACTORS), None)
         if placed is None:
             return None
-        return self._floats(placed, _block(placed, self._file.name), 0, placed.shape[0])
+        return self._floats(placed, _block(placed), 0, placed.shape[0])
 
     def _interleaved_heads(self, name: str, placed: Placed) -> int | None:
         """How many heads share the rows of llama's q or k, which are in another order; None for other tensors."""
@@ -211,14 +213,14 @@ class GgufCheckpoint:
         buffer = np.empty((min(step, total), block.size), dtype=np.uint8)
         for start in range(0, total, step):
             blocks = buffer[: total - start]
-            self._file.read_into(blocks, placed.offset + (begin + start) * block.size, f"tensor `{placed.name}`")
+            placed.file.read_into(blocks, placed.offset + (begin + start) * block.size, f"tensor `{placed.name}`")
             yield slice(start, start + len(blocks)), blocks
 
 
-def _block(placed: Placed, file: str) -> Block:
+def _block(placed: Placed) -> Block:
     if placed.encoding not in BLOCKS:
         raise ExportError(
-            f"tensor `{placed.name}` of {file} is stored as {placed.encoding}, which edgekit does not read",
+            f"tensor `{placed.name}` of {placed.file.name} is stored as {placed.encoding}, which edgekit does not read",
             hint=f"it reads {', '.join(BLOCKS)}: take another quantization of the model",
             code="unsupported_encoding",
         )

@@ -195,6 +195,25 @@ def _q6_k(blocks: Bytes) -> Floats:
     return _by_group(scales, codes - np.float32(32))
 
 
+# ggml's 16 values for 4-bit codes that are not evenly spaced (`kvalues_iq4nl`).
+_UNEVEN = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
+
+
+def _iq4_nl(blocks: Bytes) -> Floats:
+    # d (fp16), 16 bytes of codes: w = d * value[q]
+    values = _UNEVEN[_bits(blocks[:, 2:], 4, run=16)]
+    values *= _half(blocks, 0)
+    return values
+
+
+def _iq4_xs(blocks: Bytes) -> Floats:
+    # d (fp16), 16 bits of the scales' top bits, 4 bytes of their low four, 128 bytes of codes: w = d*(sc-32) * value[q]
+    top = _bits(blocks[:, 2:4], 2, run=1)
+    low = _bits(blocks[:, 4:8], 4, run=1)
+    scales = _half(blocks, 0) * ((low | (top << np.uint8(4))).astype(np.float32) - np.float32(32))
+    return _by_group(scales, _UNEVEN[_bits(blocks[:, 8:], 4, run=16)])
+
+
 def _by_group(scales: Floats, codes: Floats, minima: Floats | None = None) -> Floats:
     """`scale * code - minimum`, group by group: `[n, groups]` and `[n, length]` to `[n, length]`."""
     grouped = codes.reshape(*scales.shape, -1)
@@ -218,6 +237,8 @@ BLOCKS = {
     "Q4_K": Block(12, 256, 144, grouped=_q4_k, bits=4),
     "Q5_K": Block(13, 256, 176, _q5_k),
     "Q6_K": Block(14, 256, 210, _q6_k),
+    "IQ4_NL": Block(20, 32, 18, _iq4_nl),
+    "IQ4_XS": Block(23, 256, 136, _iq4_xs),
 }
 """Every encoding edgekit reads, by ggml's name."""
 
@@ -228,10 +249,8 @@ _NAMES = {block.number: name for name, block in BLOCKS.items()} | {
     17: "IQ2_XS",
     18: "IQ3_XXS",
     19: "IQ1_S",
-    20: "IQ4_NL",
     21: "IQ3_S",
     22: "IQ2_S",
-    23: "IQ4_XS",
     24: "I8",
     25: "I16",
     26: "I32",

@@ -67,7 +67,7 @@ class _Translation:
         hidden, heads = self._integer("embedding_length"), self._integer("attention.head_count")
         embedding = self._shapes.get("model.embed_tokens.weight")
         if embedding is None or len(embedding) != 2:
-            raise ExportError("the GGUF file has no token embedding", hint="is it one part of a split file?")
+            raise ExportError("the GGUF file has no token embedding", hint="is it a language model?")
         config: dict[str, Any] = {
             "model_type": self._arch,
             "hidden_act": "silu",
@@ -91,10 +91,6 @@ class _Translation:
         return config
 
     def _refuse(self) -> None:
-        if int(self._optional("split.count", int) or 0) > 1:
-            raise ExportError(
-                "this is one part of a split GGUF file", hint="merge the parts with `llama-gguf-split --merge`"
-            )
         for key, harmless in _REFUSED.items():
             value = self._metadata.get(f"{self._arch}.{key}")
             if value is not None and (isinstance(value, np.ndarray) or value not in harmless):

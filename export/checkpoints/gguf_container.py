@@ -52,12 +52,14 @@ class Placed:
         shape: Slowest dimension first, the reverse of what the file says: `[out, in]`.
         encoding: A key of `BLOCKS` where edgekit reads it, else ggml's name or number.
         offset: In bytes from the start of the file.
+        file: The file it is in.
     """
 
     name: str
     shape: tuple[int, ...]
     encoding: str
     offset: int
+    file: BoundedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class _Reader:
             if offset % alignment:
                 raise self._damaged(f"tensor `{name}` is not aligned to {alignment} bytes")
             encoding = encoding_name(kind)
-            placed[name] = Placed(name, shape, encoding, start + offset)
+            placed[name] = Placed(name, shape, encoding, start + offset, self._file)
             if start + offset + self._bytes(name, shape, encoding) > self._size:
                 raise self._file.truncated(f"tensor `{name}`")
         return tuple(placed.values())

@@ -54,6 +54,7 @@ def write_gguf(
     pre: str | None = "gpt-2",
     extra_tensors: dict[str, npt.NDArray[np.float32]] | None = None,
     quantized_vectors: dict[str, npt.NDArray[np.float32]] | None = None,
+    parts: int = 1,
 ) -> Path:
     """Write a tiny checkpoint folder as one GGUF file.
 
@@ -65,10 +66,12 @@ def write_gguf(
         pre: `tokenizer.ggml.pre`.
         extra_tensors: By GGUF name.
         quantized_vectors: By GGUF name, written in `encoding`.
+        parts: Files to split it into; then `path` only names them.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = config["model_type"]
-    writer = gguf.GGUFWriter(path, arch)
+    tensors = tiny_tensors(folder)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=-(-len(tensors) // parts) if parts > 1 else 0)
     pairs: dict[str, Any] = {
         f"{arch}.block_count": config["num_hidden_layers"],
         f"{arch}.context_length": config["max_position_embeddings"],
@@ -85,7 +88,7 @@ def write_gguf(
     for key, value in pairs.items():
         _add(writer, key, value)
     kind = gguf.GGMLQuantizationType[encoding]
-    for name, values in tiny_tensors(folder).items():
+    for name, values in tensors.items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if arch == "llama" and heads is not None:
             values = permuted(values, config[heads])  # noqa: PLW2901  the same tensor in another order

@@ -73,6 +73,51 @@ def test_other_encodings_come_back_as_float32(source: Path, tmp_path: Path, enco
     np.testing.assert_array_equal(found, dequantize(quantize(values, kind), kind).reshape(values.shape))
 
 
+@pytest.mark.parametrize("named", [1, 2, 3])
+def test_any_part_of_a_split_model_stands_for_all(source: Path, tmp_path: Path, named: int) -> None:
+    path = write_gguf(source, tmp_path / "Split-Q8_0.gguf", parts=3, encoding="Q8_0")
+    whole = opened(source, tmp_path, encoding="Q8_0")
+    paths = sorted(tmp_path.glob("Split*.gguf"))
+    assert [part.name for part in paths] == [f"Split-Q8_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    assert not path.exists()
+    with closing(GgufCheckpoint(paths[named - 1])) as checkpoint:
+        assert (checkpoint.name, checkpoint.id) == ("split", "Split-Q8_0-00001-of-00003.gguf")
+        assert checkpoint.config == whole.config
+        assert checkpoint.tensors == whole.tensors
+        for name in whole.tensors:
+            assert same(checkpoint.read(name), whole.read(name)), name
+        assert checkpoint.tokenizer() == whole.tokenizer()
+        assert [file.name for file in checkpoint.source()] == [part.name for part in paths]
+
+
+def test_a_part_that_is_missing_renamed_or_of_another_model_is_named(source: Path, tmp_path: Path) -> None:
+    write_gguf(source, tmp_path / "m.gguf", parts=3)
+    one, two, three = sorted(tmp_path.glob("m-*.gguf"))
+    kept = two.read_bytes()
+    two.write_bytes(three.read_bytes())
+    with pytest.raises(ExportError, match=r"m-00002-of-00003\.gguf does not say that it is part 2 of 3"):
+        GgufCheckpoint(one)
+    two.unlink()
+    with pytest.raises(ExportError, match=r"m-00002-of-00003\.gguf is missing"):
+        GgufCheckpoint(three)
+    two.write_bytes(kept)
+    with pytest.raises(ExportError, match="one part of a split") as caught:
+        GgufCheckpoint(one.rename(tmp_path / "x.gguf"))
+    assert "model-00001-of-00003.gguf" in str(caught.value.hint)
+    with pytest.raises(ExportError, match="cannot be"):
+        GgufCheckpoint(two.rename(tmp_path / "m-00009-of-00003.gguf"))
+
+
+def test_parts_that_hold_fewer_tensors_than_they_say_are_refused(source: Path, tmp_path: Path) -> None:
+    write_gguf(source, tmp_path / "m.gguf", parts=2)
+    first = min(tmp_path.glob("m-*.gguf"))
+    data = first.read_bytes()
+    at = data.index(b"split.tensors.count") + len("split.tensors.count") + 4
+    first.write_bytes(data[:at] + bytes([data[at] + 1]) + data[at + 1 :])
+    with pytest.raises(ExportError, match="tensors and not"):
+        GgufCheckpoint(first)
+
+
 @pytest.mark.parametrize("encoding", ["F32", "BF16", "Q4_0", "Q5_1", "Q8_0"])
 def test_ranges_of_rows_make_up_the_whole(source: Path, tmp_path: Path, encoding: str) -> None:
     with closing(opened(source, tmp_path, encoding=encoding)) as checkpoint:
@@ -218,14 +263,14 @@ def test_an_encoding_that_is_not_read_is_named_with_its_tensor(tmp_path: Path) -
     for key in ("embedding_length", "attention.head_count", "feed_forward_length", "block_count", "context_length"):
         writer.add_uint32(f"qwen2.{key}", 32)
     writer.add_float32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
-    kind = gguf.GGMLQuantizationType.IQ4_NL
-    writer.add_tensor("token_embd.weight", np.zeros((4, 18), dtype=np.uint8), raw_dtype=kind)
+    kind = gguf.GGMLQuantizationType.IQ3_S
+    writer.add_tensor("token_embd.weight", np.zeros((4, 110), dtype=np.uint8), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     checkpoint = GgufCheckpoint(path)
-    with pytest.raises(ExportError, match=r"`token_embd\.weight` of iq\.gguf is stored as IQ4_NL"):
+    with pytest.raises(ExportError, match=r"`token_embd\.weight` of iq\.gguf is stored as IQ3_S"):
         checkpoint.read("model.embed_tokens.weight")
 
 

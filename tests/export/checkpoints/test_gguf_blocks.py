@@ -9,7 +9,7 @@ from gguf.quants import dequantize, quantize
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS, encoding_name
 
 _HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108]}
-_HALVES |= {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "F16": [0]}
+_HALVES |= {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "F16": [0]}
 
 
 def random_blocks(encoding: str, count: int = 500) -> npt.NDArray[np.uint8]:

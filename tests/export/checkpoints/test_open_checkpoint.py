@@ -29,6 +29,19 @@ def test_a_folder_a_gguf_file_and_a_folder_with_one_gguf_file_are_told_apart(fol
             assert isinstance(checkpoint, GgufCheckpoint)
 
 
+def test_a_folder_with_a_split_gguf_model_is_that_model_and_one_with_two_models_is_asked_about(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "only").mkdir()
+    write_gguf(folder, tmp_path / "only" / "m.gguf", parts=3)
+    with closing(open_checkpoint(tmp_path / "only")) as checkpoint:
+        assert isinstance(checkpoint, GgufCheckpoint)
+        assert len(checkpoint.source()) == 3
+    write_gguf(folder, tmp_path / "only" / "other.gguf")
+    with pytest.raises(ExportError, match="several GGUF models"):
+        open_checkpoint(tmp_path / "only")
+
+
 def test_a_file_named_like_a_model_of_the_catalogue_needs_its_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
