@@ -264,7 +264,9 @@ def _longrope(theta: float, plain: Frequencies, own: Mapping[str, Any], max_posi
     attention = _number(own, "attention_factor", usual)
     chosen = factors["long_factor" if context > original else "short_factor"]
     scaling = {**factors, "original_max_position_embeddings": original}
-    if not math.isclose(attention, usual, rel_tol=1e-9):
+    if math.isclose(attention, usual, rel_tol=1e-6):
+        attention = usual
+    else:
         scaling["attention_factor"] = attention
     return Rope(theta, dim, _tuple(plain / np.asarray(chosen)), attention, "longrope", scaling, original)
 

@@ -20,7 +20,8 @@ def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None,
 
     Args:
         ref: A name of `edgekit models`, a `.gguf` file (any part of a split one), a folder with either that or
-            `config.json` and safetensors, or a hub id. A name of the catalogue goes before a file of that name; `./name` means the file.
+            `config.json` and safetensors, or a hub id. A name of the catalogue goes before a file of that name;
+            `./name` means the file.
         revision: Branch, tag or commit of a hub id.
         report: Receives a stage, how much of it is done, and how much there is (None if unknown).
 

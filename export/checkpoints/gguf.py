@@ -1,7 +1,6 @@
 """A GGUF file as a Hugging Face checkpoint: names, configuration and row order translated, tensors decoded.
 
-Only the architectures llama and qwen2 have a translation; of others the names stay what they are, and
-`edgekit.export.architectures` refuses them by name. The container is `gguf_container`'s affair, the packing
+The container is `gguf_container`'s affair, the packing
 `gguf_blocks`', the tokenizer `gguf_tokenizer`'s.
 """
 
@@ -23,6 +22,7 @@ from edgekit.export.checkpoints.fixes import TextFixes
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS, Block
 from edgekit.export.checkpoints.gguf_config import hf_config
 from edgekit.export.checkpoints.gguf_container import Container, Placed
+from edgekit.export.checkpoints.gguf_names import hf_name, is_rope_table, stores_norm_plus_one
 from edgekit.export.checkpoints.gguf_parts import open_parts, stem_of
 from edgekit.export.checkpoints.gguf_tokenizer import build_tokenizer
 from edgekit.export.checkpoints.licences import spdx
@@ -34,23 +34,6 @@ _Array = TypeVar("_Array", bound=np.generic)
 _Chunks = Iterator[tuple[slice, npt.NDArray[np.uint8]]]
 # Bytes decoded at a time: what a decoder needs besides its result stays a few times this.
 _CHUNK = 1 << 20
-_MODULES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d{1,4})\.)?(?P<module>\w+)\.(?P<kind>weight|bias)")
-# Not a weight: what RoPE scaling does to each frequency. `hf_config` turns it into `rope_scaling`.
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufCheckpoint:
@@ -81,9 +64,10 @@ class GgufCheckpoint:
         self._files, self._container = open_parts(path)
         self._file = self._files[0]
         try:
-            self._placed = _named(self._container, path.name)
-            shapes = {hf_name: placed.shape for hf_name, placed in self._placed.items()}
-            self._config = hf_config(self._container.metadata, shapes, self._rope_factors())
+            self._architecture = str(self._container.metadata.get("general.architecture", ""))
+            self._placed = _named(self._container, self._architecture, path.name)
+            shapes = {name: placed.shape for name, placed in self._placed.items()}
+            self._config = hf_config(self._container.metadata, shapes, self._rope_tables())
         except BaseException:
             self.close()
             raise
@@ -131,7 +115,8 @@ class GgufCheckpoint:
         order = None if heads is None else _row_order(placed.shape[0] // heads, first, start, stop)
         if block.grouped is not None and len(placed.shape) == 2:
             return self._grouped(placed, block, first, last, order)
-        return _reordered(self._floats(placed, block, first, last), order)
+        values = _reordered(self._floats(placed, block, first, last), order)
+        return values - np.float32(1) if stores_norm_plus_one(self._architecture, name) else values
 
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer and the chat template, with the catalogue's corrections."""
@@ -152,11 +137,10 @@ class GgufCheckpoint:
         for file in self._files:
             file.close()
 
-    def _rope_factors(self) -> FloatArray | None:
-        placed = next((tensor for tensor in self._container.tensors if tensor.name == _ROPE_FACTORS), None)
-        if placed is None:
-            return None
-        return self._floats(placed, _block(placed), 0, placed.shape[0])
+    def _rope_tables(self) -> dict[str, FloatArray]:
+        """The tensors that say how RoPE is scaled, by name."""
+        tables = [tensor for tensor in self._container.tensors if is_rope_table(tensor.name)]
+        return {table.name: self._floats(table, _block(table), 0, table.shape[0]) for table in tables}
 
     def _interleaved_heads(self, name: str, placed: Placed) -> int | None:
         """How many heads share the rows of llama's q or k, which are in another order; None for other tensors."""
@@ -248,25 +232,14 @@ def _reordered(values: npt.NDArray[_Array], order: npt.NDArray[np.intp] | None) 
     return values if order is None else values[order]
 
 
-def _named(container: Container, file: str) -> dict[str, Placed]:
+def _named(container: Container, architecture: str, file: str) -> dict[str, Placed]:
     """The tensors by Hugging Face name."""
     named: dict[str, Placed] = {}
     for placed in container.tensors:
-        if placed.name == _ROPE_FACTORS:
+        if is_rope_table(placed.name):
             continue
-        name = _hf_name(placed.name)
+        name = hf_name(architecture, placed.name)
         if name in named:
             raise ExportError(f"{file} has two tensors that are `{name}`")
         named[name] = placed
     return named
-
-
-def _hf_name(name: str) -> str:
-    match = _NAME.fullmatch(name)
-    if match is None or match["module"] not in _MODULES:
-        return name
-    module = _MODULES[match["module"]]
-    if (match["layer"] is None) == module.startswith(("model.", "lm_head")):
-        prefix = "" if match["layer"] is None else f"model.layers.{int(match['layer'])}."
-        return f"{prefix}{module}.{match['kind']}"
-    return name

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ExportError
+from edgekit.export.checkpoints.gguf_names import MODEL_TYPES
 
 __all__ = ["hf_config"]
 
@@ -24,7 +25,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.scale": (0.0,),
-    "attention.sliding_window": (0,),
     "attn_logit_softcapping": (0.0,),
     "embedding_scale": (0.0, 1.0),
     "expert_count": (0,),
@@ -39,28 +39,34 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 def hf_config(
     metadata: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    rope_factors: npt.NDArray[np.float32] | None = None,
+    rope_tables: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """Translate.
 
     Args:
         metadata: The file's key-value pairs.
         shapes: The tensors' shapes by Hugging Face name.
-        rope_factors: The tensor `rope_freqs.weight`, if there is one.
+        rope_tables: The tensors that say how RoPE is scaled, by GGUF's name.
 
     Raises:
         ExportError: A value is missing or of the wrong kind, or asks for mathematics that edgekit does not have.
     """
-    return _Translation(metadata, shapes).config(rope_factors)
+    return _Translation(metadata, shapes, rope_tables or {}).config()
 
 
 class _Translation:
-    def __init__(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        tables: Mapping[str, npt.NDArray[np.float32]],
+    ) -> None:
         self._metadata = metadata
         self._shapes = shapes
+        self._tables = tables
         self._arch = str(metadata.get("general.architecture", ""))
 
-    def config(self, rope_factors: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         if not re.fullmatch(r"[\w.-]{1,64}", self._arch):
             raise ExportError("the GGUF file does not say its architecture", hint="is it a model, and not an adapter?")
         self._refuse()
@@ -69,7 +75,7 @@ class _Translation:
         if embedding is None or len(embedding) != 2:
             raise ExportError("the GGUF file has no token embedding", hint="is it a language model?")
         config: dict[str, Any] = {
-            "model_type": self._arch,
+            "model_type": MODEL_TYPES.get(self._arch, self._arch),
             "hidden_act": "silu",
             "hidden_size": hidden,
             "intermediate_size": self._integer("feed_forward_length"),
@@ -82,13 +88,64 @@ class _Translation:
             "vocab_size": embedding[0],
             "tie_word_embeddings": "lm_head.weight" not in self._shapes,
         }
-        config |= self._head_dim(hidden, heads)
-        config |= self._rope_scaling(rope_factors)
+        head_dim = self._head_dim(hidden, heads)
+        config |= head_dim
+        config |= self._rope_scaling()
         config |= self._token_ids()
+        config |= self._windows()
+        width = head_dim.get("head_dim", hidden // heads)
         if self._arch == "llama":
             config["attention_bias"] = any(name.endswith("_proj.bias") and "self_attn" in name for name in self._shapes)
             config["mlp_bias"] = any(name.endswith("_proj.bias") and ".mlp." in name for name in self._shapes)
+        elif self._arch == "phi3":
+            config |= self._phi3(width)
+        elif self._arch == "gemma3":
+            config |= self._gemma3(width, hidden, heads)
+            del config["hidden_act"]
         return config
+
+    def _phi3(self, width: int) -> dict[str, Any]:
+        """LongRoPE's factors are tensors, and a part of a head may be turned."""
+        found: dict[str, Any] = {}
+        turned = self._optional(f"{self._arch}.rope.dimension_count", int)
+        if turned not in (None, width):
+            found["partial_rotary_factor"] = turned / width
+        original = self._optional(f"{self._arch}.rope.scaling.original_context_length", int)
+        if original is not None:
+            found["original_max_position_embeddings"] = original
+        tables = [self._tables.get(f"rope_factors_{kind}.weight") for kind in ("short", "long")]
+        short, long = tables
+        if short is not None and long is not None:
+            found["rope_scaling"] = {
+                "rope_type": "longrope",
+                "short_factor": [float(x) for x in short.ravel()[:1024]],
+                "long_factor": [float(x) for x in long.ravel()[:1024]],
+                "attention_factor": self._optional(f"{self._arch}.rope.scaling.attn_factor", float),
+            }
+        return found
+
+    def _gemma3(self, width: int, hidden: int, heads: int) -> dict[str, Any]:
+        """What llama.cpp's own code knows of the model and the file does not say (`llama-model.cpp`, `gemma3.cpp`)."""
+        largest = self._integer("block_count") == 62
+        return {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": hidden // heads if largest else width,
+            "rope_local_base_freq": self._decimal("rope.freq_base_swa", 10_000.0),
+            "sliding_window_pattern": self._integer("attention.sliding_window_pattern", 6),
+        }
+
+    def _windows(self) -> dict[str, Any]:
+        """The sliding window; one that is no shorter than the context is none."""
+        window = self._optional(f"{self._arch}.attention.sliding_window", int)
+        if self._arch in {"phi3", "gemma3"}:
+            return {} if window in (None, 0) else {"sliding_window": window}
+        if window not in (None, 0) and window < self._integer("context_length"):
+            raise ExportError(
+                f"the GGUF file asks for `attention.sliding_window: {window}`, which edgekit does not support",
+                hint="export the model from its safetensors, which say which layers see the window",
+                code="unsupported_configuration",
+            )
+        return {}
 
     def _refuse(self) -> None:
         for key, harmless in _REFUSED.items():
@@ -102,7 +159,9 @@ class _Translation:
     def _head_dim(self, hidden: int, heads: int) -> dict[str, int]:
         given = self._optional(f"{self._arch}.attention.key_length", int)
         size = hidden // heads if given is None else given
-        for key in ("attention.value_length", "rope.dimension_count"):
+        # Phi-4-mini turns a part of each head.
+        keys = ("attention.value_length", *(() if self._arch == "phi3" else ("rope.dimension_count",)))
+        for key in keys:
             other = self._optional(f"{self._arch}.{key}", int)
             if other not in (None, size):
                 raise ExportError(
@@ -112,8 +171,11 @@ class _Translation:
                 )
         return {} if given is None else {"head_dim": size}
 
-    def _rope_scaling(self, factors: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+    def _rope_scaling(self) -> dict[str, Any]:
         """`rope_scaling` as far as the file tells it: the architecture decides whether it can be had."""
+        if self._arch == "phi3":
+            return {}
+        factors = self._tables.get("rope_freqs.weight")
         kind = self._optional(f"{self._arch}.rope.scaling.type", str) or "none"
         factor = self._optional(f"{self._arch}.rope.scaling.factor", float)
         if factor is None:

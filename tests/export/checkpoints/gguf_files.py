@@ -26,16 +26,24 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
+_GEMMA = {"post_attention_layernorm": "post_attention_norm"}
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, arch: str = "llama") -> str:
     """`model.layers.0.self_attn.q_proj.weight` as GGUF calls it."""
+    names = _NAMES | (_GEMMA if arch == "gemma3" else {})
     module, kind = name.rsplit(".", 1)
     if module.startswith("model.layers."):
         _, _, layer, rest = module.split(".", 3)
-        return f"blk.{layer}.{_NAMES[rest]}.{kind}"
-    return f"{_NAMES[module]}.{kind}"
+        return f"blk.{layer}.{names[rest]}.{kind}"
+    return f"{names[module]}.{kind}"
 
 
 def permuted(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
@@ -69,7 +77,7 @@ def write_gguf(
         parts: Files to split it into; then `path` only names them.
     """
     config = json.loads((folder / "config.json").read_text())
-    arch = config["model_type"]
+    arch = config["model_type"].removesuffix("_text")
     tensors = tiny_tensors(folder)
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=-(-len(tensors) // parts) if parts > 1 else 0)
     pairs: dict[str, Any] = {
@@ -81,6 +89,7 @@ def write_gguf(
         f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
         f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         f"{arch}.rope.freq_base": config["rope_theta"],
+        **_own_keys(arch, config),
         "general.license": "apache-2.0",
         **tokenizer_metadata(folder, pre),
         **(metadata or {}),
@@ -92,10 +101,12 @@ def write_gguf(
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if arch == "llama" and heads is not None:
             values = permuted(values, config[heads])  # noqa: PLW2901  the same tensor in another order
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            values = values + np.float32(1)  # noqa: PLW2901  as the converter stores it
         if values.ndim == 2 and encoding != "F32":
-            writer.add_tensor(gguf_name(name), quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(gguf_name(name, arch), quantize(values, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
+            writer.add_tensor(gguf_name(name, arch), np.ascontiguousarray(values))
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
     for name, values in (quantized_vectors or {}).items():
@@ -105,6 +116,33 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _own_keys(arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a converter writes of some architectures only."""
+    keys: dict[str, Any] = {}
+    if "head_dim" in config:
+        keys |= {f"{arch}.attention.{kind}_length": config["head_dim"] for kind in ("key", "value")}
+    if arch in {"phi3", "gemma3"} and config.get("sliding_window"):
+        keys[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    if arch == "gemma3" and "rope_scaling" in config:
+        keys |= {f"{arch}.rope.scaling.type": "linear", f"{arch}.rope.scaling.factor": config["rope_scaling"]["factor"]}
+    if arch == "phi3":
+        width = config["hidden_size"] // config["num_attention_heads"]
+        keys[f"{arch}.rope.dimension_count"] = int(width * config.get("partial_rotary_factor", 1.0))
+        if "original_max_position_embeddings" in config:
+            keys[f"{arch}.rope.scaling.original_context_length"] = config["original_max_position_embeddings"]
+    return keys
+
+
+def rope_tables(config: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
+    """LongRoPE's factors as tensors."""
+    scaling = config.get("rope_scaling") or {}
+    return {
+        f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32)
+        for kind in ("short", "long")
+        if f"{kind}_factor" in scaling
+    }
 
 
 def tokenizer_metadata(folder: Path, pre: str | None) -> dict[str, Any]:

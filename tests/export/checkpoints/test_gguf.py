@@ -195,7 +195,7 @@ def test_a_tensor_larger_than_a_chunk_is_put_together_in_order(tmp_path: Path) -
         ({"llama.rope.scaling.type": "dynamic", "llama.rope.scaling.factor": 4.0}, "RoPE scaling `dynamic`"),
         ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling needs a positive number as `factor`"),
         ({"llama.expert_count": 8}, "expert_count"),
-        ({"llama.attention.sliding_window": 4096}, "sliding_window"),
+        ({"llama.attention.sliding_window": 64}, "sliding_window"),
         ({"llama.logit_scale": 0.5}, "logit_scale"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count"),
         ({"llama.attention.head_count_kv": [2, 2, 1]}, "wrong kind"),
