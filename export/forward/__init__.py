@@ -1,7 +1,7 @@
 """A float32 forward pass that streams over layers: calibration and quality figures are computed with it.
 
 `tensors.py` says where the numbers come from, `layer_graph.py` is one layer as an ONNX graph, `stream.py` runs hidden
-states through a model layer by layer, `head.py` is what comes after the last layer. It knows no recipe and no text.
+states through a model layer by layer. It knows no recipe and no text.
 """
 
 from __future__ import annotations

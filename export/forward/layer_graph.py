@@ -17,6 +17,7 @@ it wants. `Gemm` takes a matrix as checkpoints store it, so that nothing is tran
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -195,7 +196,7 @@ class _Builder:
         self._nodes[-1].output[0] = name
         return name
 
-    def _node(self, op: str, *inputs: str, domain: str = "", **attributes: object) -> str:
+    def _node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         name = self._name(op)
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain or None, **attributes))
         return name

@@ -25,8 +25,8 @@ Observe = Callable[[Mapping[str, FloatArray]], None]
 """Called with the inputs of the four groups of matrices, by `attention`, `o`, `mlp` and `down`: float32
 `[windows, tokens, features]` of a few windows at a time, in order. The arrays may be kept."""
 
-# Tokens in one run of a graph: enough rows for a matrix product at full speed, few enough to bound the activations.
-_TOKENS = 1024
+# Tokens in one run of a graph: enough rows for matrix products at full speed; with more, a 7B layer was slower.
+_TOKENS = 512
 # Rows of the token table read at a time.
 _ROWS = 8192
 
@@ -201,6 +201,8 @@ class LayerRunner:
             options.intra_op_num_threads = self._threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
+            # Matrices are large: waiting threads gain nothing by spinning, and take the cores of the numpy around them.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
                 self._sessions[kind] = self._ort.InferenceSession(
                     layer_model(self._d, kind), options, providers=["CPUExecutionProvider"]
@@ -221,4 +223,5 @@ def causal_mask(tokens: int, window: int | None = None) -> FloatArray:
     if window is not None:
         seen &= ~np.tri(tokens, k=-window, dtype=bool)
     # Half the lowest number: a score added to it does not overflow.
-    return np.where(seen, np.float32(0), np.finfo(np.float32).min / 2).astype(np.float32)
+    mask: FloatArray = np.where(seen, np.float32(0), np.finfo(np.float32).min / 2).astype(np.float32)
+    return mask
