@@ -16,16 +16,17 @@ __all__ = ["forward"]
 
 FloatArray = npt.NDArray[np.float32]
 Tensor = Callable[[str], FloatArray]
+Positions = int | npt.NDArray[np.int64]
 
 
-def forward(decoder: Decoder, tensor: Tensor, tokens: Sequence[int], first: int = 0) -> FloatArray:
+def forward(decoder: Decoder, tensor: Tensor, tokens: Sequence[int], first: Positions = 0) -> FloatArray:
     """Run `tokens` through the model with causal attention.
 
     Args:
         decoder: What the model looks like.
         tensor: Returns a float32 tensor by its Hugging Face name; asked once per use.
         tokens: Token ids.
-        first: Position of the first token.
+        first: Position of the first token; or an array of what to add to each one's place, for tokens with gaps.
 
     Returns:
         Logits, float32 `[len(tokens), vocab]`.
@@ -68,17 +69,17 @@ def _mlp(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray) -> Float
     return _linear(layer.down, tensor, gate * _linear(layer.up, tensor, x))
 
 
-def _rope(rope: Rope, x: FloatArray, first: int) -> FloatArray:
+def _rope(rope: Rope, x: FloatArray, first: Positions) -> FloatArray:
     """Rotate `[n, heads, dim]` by its position: element i pairs with element i + rope.dim/2; the rest stays."""
     half = rope.dim // 2
-    angles = np.arange(first, first + x.shape[0], dtype=np.float64)[:, None, None] * np.array(rope.frequencies)
+    angles = (first + np.arange(x.shape[0], dtype=np.float64))[:, None, None] * np.array(rope.frequencies)
     cos = (np.cos(angles) * rope.attention_factor).astype(np.float32)
     sin = (np.sin(angles) * rope.attention_factor).astype(np.float32)
     low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 
 
-def _attention(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray, first: int) -> FloatArray:
+def _attention(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray, first: Positions) -> FloatArray:
     n, dim = x.shape[0], decoder.head_dim
     q = _linear(layer.q, tensor, x).reshape(n, decoder.num_heads, dim)
     k = _linear(layer.k, tensor, x).reshape(n, decoder.num_kv_heads, dim)

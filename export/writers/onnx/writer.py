@@ -12,10 +12,13 @@ from edgekit import __version__
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
-from edgekit.export.writers.onnx import ort, portable
+from edgekit.export.writers.onnx import ort
 from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
+from edgekit.export.writers.onnx.portable import Portable
 
 __all__ = ["OnnxWriter"]
+
+_OPSETS = {"portable": Portable.opsets, "onnxruntime": ort.OPSETS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,14 @@ class OnnxWriter:
         Raises:
             ExportError: A tensor is on a grid that the dialect cannot hold.
         """
-        computes = self.dtype if self.dialect == "portable" else "float32"
-        opsets = portable.OPSETS if self.dialect == "portable" else ort.OPSETS
-        with Graph(folder, opsets) as graph:
-            if self.dialect == "portable":
-                dtype = np.float16 if self.dtype == "float16" else np.float32
-                portable.Portable(graph, decoder, weights, progress, dtype).write()
-            else:
+        with Graph(folder, _OPSETS[self.dialect]) as graph:
+            metadata = {"edgekit.dialect": self.dialect, "edgekit.context_length": str(decoder.max_position)}
+            if self.dialect == "onnxruntime":
+                computes = "float32"
                 ort.OnnxRuntime(graph, decoder, weights, progress, self.accuracy_level).write()
-            graph.save(
-                {"edgekit.dialect": self.dialect, "edgekit.context_length": str(decoder.max_position)},
-                producer_version=__version__,
-            )
+            else:
+                computes = self.dtype
+                dtype = np.float16 if self.dtype == "float16" else np.float32
+                metadata |= Portable(graph, decoder, weights, progress, dtype).write()
+            graph.save(metadata, producer_version=__version__)
         return Artifact(files=(MODEL_FILE, DATA_FILE), config=hf_config(decoder, computes))

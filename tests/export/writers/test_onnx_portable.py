@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,18 +14,18 @@ from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk
-from edgekit.runners.portable import PortableRunner, portable_logits
+from edgekit.runners.onnxruntime import open_session
+from edgekit.runners.portable import PortableRunner, masks, portable_logits
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
+from tests.variants import VARIANTS, variant
 
 FloatArray = npt.NDArray[np.float32]
-ModelType = Literal["qwen2", "llama"]
 Dtype = Literal["float16", "float32"]
 
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 37)]
-BOTH = pytest.mark.parametrize(
-    ("model_type", "tied"), [("qwen2", True), ("qwen2", False), ("llama", True), ("llama", False)]
-)
+EVERY = pytest.mark.parametrize("name", VARIANTS)
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16"])
 
 # FP16 has 11 bits: logits of size 4 carry a rounding of about 2e-3 for each of some ten operations on the way.
 FP16 = 3e-2
@@ -35,29 +36,52 @@ def write(source: Path, folder: Path, weights: TensorWeights, dtype: Dtype = "fl
     OnnxWriter("portable", dtype=dtype)(tiny_decoder(source), weights, folder, lambda _: None)
 
 
-@BOTH
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-3), ("float16", FP16)])
-def test_float_weights_give_the_references_logits(
-    tmp_path: Path, model_type: ModelType, tied: bool, dtype: Dtype, atol: float
-) -> None:
-    source = tiny_checkpoint(tmp_path / "hf", model_type=model_type, tied=tied)
+def in_pieces(runner: PortableRunner, tokens: list[int], pieces: list[int]) -> FloatArray:
+    """The logits of a prompt that comes in pieces."""
+    got, done = [], 0
+    for count in pieces:
+        got.append(runner.run([Chunk(0, tokens[done : done + count], "all")])[0])
+        done += count
+    return np.concatenate(got)
+
+
+@EVERY
+@DTYPES
+def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dtype: Dtype) -> None:
+    source = variant(name, tmp_path / "hf")
     tensors = tiny_tensors(source)
     write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
+    atol = FP16 if dtype == "float16" else 2e-3
     np.testing.assert_allclose(portable_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=atol)
 
 
-@BOTH
+@EVERY
+def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_and_token_by_token(
+    tmp_path: Path, name: str
+) -> None:
+    source = variant(name, tmp_path / "hf")
+    decoder = tiny_decoder(source)
+    weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, Grid(4, 32, Offset.SYMMETRIC, np.float16)))
+    write(source, tmp_path / "onnx", weights)
+    expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
+    runner = PortableRunner(tmp_path / "onnx", threads=1)
+    for pieces in ([37], [1] * 37, [20, 1, 1, 15]):
+        runner.truncate(0, 0)
+        np.testing.assert_allclose(in_pieces(runner, TOKENS, pieces), expected, atol=FP16)
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama"])
 @pytest.mark.parametrize(
     "grid",
     [Grid(bits, 32, offset, np.float16) for bits in (4, 8) for offset in Offset],
     ids=lambda grid: f"{grid.bits}-{grid.offset.value}",
 )
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_quantized_weights_give_the_logits_of_the_dequantized_model(
-    tmp_path: Path, model_type: ModelType, tied: bool, grid: Grid, dtype: Dtype
+@DTYPES
+def test_every_grid_gives_the_logits_of_the_dequantized_model(
+    tmp_path: Path, name: str, grid: Grid, dtype: Dtype
 ) -> None:
-    source = tiny_checkpoint(tmp_path / "hf", model_type=model_type, tied=tied)
+    source = variant(name, tmp_path / "hf")
     decoder = tiny_decoder(source)
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, grid))
     write(source, tmp_path / "onnx", weights, dtype)
@@ -91,17 +115,66 @@ def test_negative_and_zero_scales_are_held_although_tensorrt_takes_positive_ones
     np.testing.assert_allclose(portable_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("pieces", [[37], [1] * 37, [20, 1, 1, 15]])
-def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(tmp_path: Path, pieces: list[int]) -> None:
-    source = tiny_checkpoint(tmp_path / "hf")
-    weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, Grid(4, 32, Offset.SYMMETRIC, np.float16)))
-    write(source, tmp_path / "onnx", weights)
-    whole = portable_logits(tmp_path / "onnx", TOKENS, threads=1)
-    runner, done, got = PortableRunner(tmp_path / "onnx", threads=1), 0, []
-    for count in pieces:
-        got.append(runner.run([Chunk(0, TOKENS[done : done + count], "all")])[0])
-        done += count
-    np.testing.assert_allclose(np.concatenate(got), whole, atol=FP16)
+@DTYPES
+def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_path: Path, dtype: Dtype) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    source = variant("qwen2-yarn", tmp_path / "hf", rope_scaling=yarn, max_position=32_768)
+    decoder, tensors = tiny_decoder(source), tiny_tensors(source)
+    assert decoder.max_position == 131_072
+    write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
+    # Twenty tokens at the start, ten behind the trained length and seven at the very end.
+    gaps = np.repeat(np.array([0, 40_000 - 20, 131_072 - 37]), (20, 10, 7))
+    feeds: dict[str, npt.NDArray[np.generic]] = {
+        "input_ids": np.array([TOKENS]),
+        "position_ids": (gaps + np.arange(37))[None],
+        "logits_index": np.arange(37),
+        **masks(0, 37, None, dtype),
+    }
+    for layer in decoder.layers:
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{layer.index}.{part}"] = np.zeros((1, 2, 0, 32), dtype)
+    got = open_session(tmp_path / "onnx", "portable", threads=1).run(["logits"], feeds)[0][0]
+    expected = forward(decoder, tensors.__getitem__, TOKENS, gaps)
+    np.testing.assert_allclose(got, expected, atol=FP16 if dtype == "float16" else 2e-3)
+    assert np.abs(got - forward(decoder, tensors.__getitem__, TOKENS)).max() > 10 * FP16
+
+
+@pytest.mark.parametrize(
+    ("name", "window"), [("qwen2", None), ("mistral-window", "12"), ("gemma3_text", "12"), ("phi3", "200")]
+)
+def test_a_second_mask_is_asked_for_only_where_a_layer_sees_a_window(
+    tmp_path: Path, name: str, window: str | None
+) -> None:
+    source = variant(name, tmp_path / "hf")
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
+    assert {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.window") == window
+    assert ("window_mask" in {value.name for value in model.graph.input}) == (window is not None)
+
+
+def test_a_window_as_long_as_the_context_needs_no_mask_of_its_own(tmp_path: Path) -> None:
+    source = variant("mistral-window", tmp_path / "hf", sliding_window=256)
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
+    assert "window_mask" not in {value.name for value in model.graph.input}
+
+
+def test_windows_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    source = variant("gemma3_text", tmp_path / "hf")
+    decoder = tiny_decoder(source)
+    layers = (replace(decoder.layers[0], window=9), *decoder.layers[1:])
+    with pytest.raises(ExportError, match="windows of 9, 12 tokens"):
+        OnnxWriter("portable")(
+            replace(decoder, layers=layers), TensorWeights(tiny_tensors(source)), tmp_path, lambda _: None
+        )
+
+
+def test_layers_of_one_rope_share_its_tables(tmp_path: Path) -> None:
+    source = variant("gemma3_text", tmp_path / "hf")
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
+    tables = sorted(tensor.name for tensor in graph.initializer if tensor.name.startswith("cos_cache"))
+    assert tables == ["cos_cache", "cos_cache.1"]
 
 
 def test_large_keys_do_not_overflow_fp16(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Weight matrices and the token table as TensorRT takes them; what its two dialects share. It knows no transformer.
+
+A quantized matrix is INT4 `[in, out]` behind a block `DequantizeLinear` along axis 0, with no transposition before the
+product, which TensorRT keeps as INT4 up to there. Its scales and all float weights are FP16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.writers.base import Progress, Weights
+from edgekit.export.writers.onnx.graph import Graph
+from edgekit.export.writers.onnx.offsets import OffsetTerms
+from edgekit.export.writers.onnx.packed_table import gather_packed
+from edgekit.export.writers.onnx.packing import int4_columns, int4_planes
+
+__all__ = ["Half", "Matrices", "Stored"]
+
+FloatArray = npt.NDArray[np.float32]
+
+Half = npt.NDArray[np.float16 | np.float32]
+"""What `dtype` says: half precision, or single for parity tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A matrix whose bytes are written already: what of it the graph can name.
+
+    Attributes:
+        weight: A float matrix `[in, out]`; None where it is quantized.
+        planes: Name prefix, INT4 weights and scales of each plane.
+        offsets: What the planes leave of the offsets, `[groups, out]`; None where that is nothing.
+        groups: Groups along the inputs.
+        size: Inputs in a group.
+    """
+
+    weight: str | None
+    planes: tuple[tuple[str, str, str], ...] = ()
+    offsets: str | None = None
+    groups: int = 0
+    size: int = 0
+
+
+class Matrices:
+    """Writes matrices into a graph and multiplies by them.
+
+    Args:
+        graph: Where to.
+        weights: The numbers.
+        progress: Called with the name of each tensor once it is written.
+        dtype: Of activations, float weights and scales: float16, or float32 for parity tests.
+    """
+
+    def __init__(
+        self, graph: Graph, weights: Weights, progress: Progress, dtype: type[np.float16 | np.float32] = np.float16
+    ) -> None:
+        self._g = graph
+        self._w = weights
+        self._progress = progress
+        self._np = dtype
+        self._offsets = OffsetTerms(graph)
+
+    # ids ─ Gather ─ Cast ─ (Mul scale) ─▶ fp32 [batch, sequence, hidden]
+    #
+    # A tied head is stored here too, so that the table, which is the largest tensor, is forgotten before the layers.
+    # A float table serves both ends as it is: TensorRT multiplies by a transposed constant without copying it. A
+    # quantized one is written a second time, because the head wants INT4 [hidden, vocab] and the embedding int32 rows.
+    def embed(self, ids: str, decoder: Decoder) -> tuple[str, Stored | None]:
+        """Look up the rows of tokens, int64 `[batch, sequence]`; with the head where the embedding is that too."""
+        g, name, path = self._g, decoder.embedding.weight, "/model/embed_tokens"
+        table, head = self._w.matrix(decoder.embedding), None
+        if isinstance(table, GroupedTensor):
+            rows = gather_packed(g, ids, table, name=name, path=path, cast=self.cast)
+            if decoder.tied:
+                head = self.store(table, decoder.head.weight)
+        else:
+            weight = g.constant(name, self.cast(table))
+            rows = g.node("Gather", [weight, ids], f"{path}/Gather", axis=0)
+            rows = g.node("Cast", [rows], f"{path}/Cast", to=TensorProto.FLOAT)
+            if decoder.tied:
+                head = Stored(g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
+        self._progress(name)
+        if decoder.embedding_scale is not None:
+            scale = g.constant("embedding_scale", np.array(decoder.embedding_scale, np.float32))
+            rows = g.node("Mul", [rows, scale], f"{path}/scale/Mul")
+        return rows, head
+
+    def linear(self, x: str, linear: Linear, path: str) -> str:
+        """Multiply by the weight of a layer and add its bias."""
+        stored = self.store(self._w.matrix(linear), linear.weight)
+        self._progress(linear.weight)
+        out = self.apply(x, stored, path)
+        if linear.bias:
+            bias = self._g.constant(linear.bias_name, self.cast(self._w.vector(linear.bias_name)))
+            self._progress(linear.bias_name)
+            out = self._g.node("Add", [out, bias], f"{path}/Add")
+        return out
+
+    def store(self, matrix: GroupedTensor | FloatArray, name: str) -> Stored:
+        """Write a matrix `[out, in]` under a name."""
+        g = self._g
+        if not isinstance(matrix, GroupedTensor):
+            return Stored(g.constant(name, self.cast(matrix).T))
+        stored = []
+        planes, centre = int4_planes(matrix)
+        columns, inner = matrix.shape
+        for plane, label in zip(planes, ("", "low_"), strict=False):
+            parts = int4_columns(plane.codes)
+            weight = g.stream(f"{name}.{label}qweight", TensorProto.INT4, (inner, columns), parts)
+            # TensorRT 10.3's parser refuses a scale that is not positive. Zero (often one too small for FP16)
+            # becomes the smallest positive number, which moves no weight by more than 5e-7.
+            positive = np.maximum(self.cast(plane.scales), self._np(2.0**-24))
+            stored.append((label, weight, g.constant(f"{name}.{label}scales", positive.T)))
+        offsets = None if centre is None else g.constant(f"{name}.offsets", self.cast(centre).T)
+        return Stored(None, tuple(stored), offsets, matrix.scales.shape[1], matrix.group_size)
+
+    # weight (INT4 [in, out]) ─ DequantizeLinear(axis=0, block_size) ─┐
+    # x ─┬──────────────────────────────────────────────────── MatMul ┴─ (Add) ─ (Add bias) ─▶
+    #    └─ (sums of x over each group) ─ (MatMul offsets [groups, out]) ─┘
+    #
+    # TensorRT's INT4 has no offset: what a grid has of it (GGUF Q4_1, AWQ) is added apart, see OffsetTerms. An 8-bit
+    # matrix is two INT4 planes, the high and the low halves of its codes.
+    def apply(self, x: str, stored: Stored, path: str) -> str:
+        """Multiply by a matrix that is written already."""
+        g = self._g
+        if stored.weight is not None:
+            return g.node("MatMul", [x, stored.weight], f"{path}/MatMul")
+        terms = []
+        for label, weight, scales in stored.planes:
+            whole = f"{path}/{label}DequantizeLinear"
+            whole = g.node("DequantizeLinear", [weight, scales], whole, axis=0, block_size=stored.size)
+            terms.append(g.node("MatMul", [x, whole], f"{path}/{label}MatMul"))
+        if stored.offsets is not None:
+            terms.append(self._offsets.term(x, stored.offsets, stored.groups, stored.size, path))
+        total = terms[0]
+        for i, term in enumerate(terms[1:]):
+            total = g.node("Add", [total, term], f"{path}/sum{i}/Add")
+        return total
+
+    def cast(self, values: FloatArray) -> Half:
+        """Put numbers into `dtype`.
+
+        Raises:
+            ExportError: One of them is too large for it.
+        """
+        with np.errstate(over="ignore"):
+            cast: Half = values.astype(self._np)
+        if self._np is np.float16 and not bool(np.isfinite(cast).all()):
+            raise ExportError(
+                "a weight or a scale is too large for FP16", hint="export for a target that computes in FP32"
+            )
+        return cast

@@ -1,0 +1,206 @@
+"""What the two TensorRT dialects share: inputs, the residual stream, the MLP and the head.
+
+    input_ids        int64 [batch, sequence]
+    position_ids     int64 [batch, sequence]
+    attention_mask   fp16  [batch, 1, sequence, total]      additive: 0 where a token may look, else -65504
+    window_mask      the same for layers that see a sliding window; only where the model has such layers
+    logits_index     int64 [rows]                           positions of `sequence` whose logits are wanted
+        ▼
+    logits           fp32  [batch, rows, vocab]
+
+The network is strongly typed: what enters a matrix product is FP16. The residual stream, the norms and the softmax are
+FP32: Qwen2.5 and Gemma have activations that FP16 cannot add up. A dialect adds the KV cache, norms, RoPE and
+attention.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from onnx import TensorProto
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures.decoder import Decoder, Layer, Linear, Rope
+from edgekit.export.writers.base import Progress, Weights
+from edgekit.export.writers.onnx.graph import Graph
+from edgekit.export.writers.onnx.matrices import Matrices
+from edgekit.export.writers.onnx.rope import rope_tables
+
+__all__ = ["FULL_MASK", "WINDOW_MASK", "TensorRtDialect"]
+
+FULL_MASK, WINDOW_MASK = "attention_mask", "window_mask"
+
+F32, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+class TensorRtDialect(ABC):
+    """Writes one model into one graph.
+
+    Args:
+        graph: Where to.
+        decoder: The model.
+        weights: Its numbers.
+        progress: Called with the name of each tensor once it is written.
+        dtype: Of activations, float weights, scales and the KV cache: float16, or float32 for parity tests.
+
+    Raises:
+        ExportError: Two layers see windows of different sizes.
+    """
+
+    opsets: ClassVar[Mapping[str, int]]
+
+    def __init__(
+        self,
+        graph: Graph,
+        decoder: Decoder,
+        weights: Weights,
+        progress: Progress,
+        dtype: type[np.float16 | np.float32] = np.float16,
+    ) -> None:
+        self._g = graph
+        self._d = decoder
+        self._w = weights
+        self._progress = progress
+        self._np = dtype
+        self._type = TensorProto.FLOAT16 if dtype is np.float16 else TensorProto.FLOAT
+        self._matrices = Matrices(graph, weights, progress, dtype)
+        windows = {layer.window for layer in decoder.layers if _slides(layer, decoder)} - {None}
+        if len(windows) > 1:
+            raise ExportError(
+                f"layers see windows of {', '.join(map(str, sorted(filter(None, windows))))} tokens; "
+                "TensorRT graphs have one window",
+                code="unsupported_configuration",
+            )
+        self._window = next(iter(windows), None)
+
+    def write(self) -> dict[str, str]:
+        """Write inputs, layers and outputs.
+
+        Returns:
+            The dialect's own metadata: `edgekit.window`, the tokens that `window_mask` lets a token see.
+        """
+        g, d = self._g, self._d
+        ids = g.input("input_ids", INT64, ("batch", "sequence"))
+        positions = g.input("position_ids", INT64, ("batch", "sequence"))
+        masks = [FULL_MASK] if self._window is None else [FULL_MASK, WINDOW_MASK]
+        for mask in masks:
+            g.input(mask, self._type, ("batch", 1, "sequence", "total"))
+        rows = g.input("logits_index", INT64, ("rows",))
+        g.output("logits", F32, ("batch", "rows", d.vocab_size))
+        self._declare_cache()
+        residual, head = self._matrices.embed(ids, d)
+        self._begin(positions, masks)
+        for layer in d.layers:
+            residual = self._layer(layer, residual, rows if layer is d.layers[-1] else None)
+        normed = self._normed(residual, d.final_norm, "/model/norm")
+        if head is None:
+            logits = self._matrices.linear(normed, d.head, "/lm_head")
+        else:
+            logits = self._matrices.apply(normed, head, "/lm_head")
+        g.node("Cast", [logits], "/lm_head/Cast", output="logits", to=F32)
+        return {} if self._window is None else {"edgekit.window": str(self._window)}
+
+    @abstractmethod
+    def _declare_cache(self) -> None:
+        """Declare the inputs and outputs of the KV cache, and what else the dialect has."""
+
+    @abstractmethod
+    def _begin(self, positions: str, masks: list[str]) -> None:
+        """Write what all layers share."""
+
+    @abstractmethod
+    def _norm(self, x: str, weight: str, path: str) -> str:
+        """RMSNorm over the last axis, FP32 to FP32."""
+
+    @abstractmethod
+    def _attention(self, layer: Layer, x: str, path: str) -> str:
+        """From the normed input to what `o_proj` reads, `[batch, sequence, heads · head_dim]`."""
+
+    # residual ─┬─ norm ─ attention ─ o_proj ─ Cast ─ (norm) ─ Add ─┬─ norm ─ mlp ─ Cast ─ (norm) ─ Add ─▶ residual
+    #           └───────────────────────────────────────────────────┘└──────────────────────────────┘
+    # The last layer drops, after its attention, every position whose logits nobody wants.
+    def _layer(self, layer: Layer, residual: str, rows: str | None) -> str:
+        g, path = self._g, f"/model/layers.{layer.index}"
+        normed = self._normed(residual, layer.input_norm, f"{path}/input_layernorm")
+        attended = self._attention(layer, normed, f"{path}/attn")
+        if rows is not None:
+            attended = g.node("Gather", [attended, rows], f"{path}/attn/rows/Gather", axis=1)
+            residual = g.node("Gather", [residual, rows], f"{path}/rows/Gather", axis=1)
+        branch = self._matrices.linear(attended, layer.o, f"{path}/attn/o_proj")
+        residual = self._add(residual, branch, layer.attention_out_norm, f"{path}/attn")
+        normed = self._normed(residual, layer.mlp_norm, f"{path}/mlp_layernorm")
+        return self._add(residual, self._mlp(layer, normed, f"{path}/mlp"), layer.mlp_out_norm, f"{path}/mlp")
+
+    def _add(self, residual: str, branch: str, norm: str | None, path: str) -> str:
+        branch = self._g.node("Cast", [branch], f"{path}/residual/Cast", to=F32)
+        if norm is not None:
+            branch = self._norm(branch, norm, f"{path}/out_layernorm")
+        return self._g.node("Add", [residual, branch], f"{path}/residual/Add")
+
+    # x ─ MatMul ─ Reshape ─ (Cast fp32 ─ norm ─ Cast fp16) ─ Transpose ─▶ [batch, heads, sequence, head_dim]
+    def _heads(self, x: str, linear: Linear, norm: str | None, path: str, output: str | None = None) -> str:
+        g, size = self._g, self._d.head_dim
+        heads = linear.out_features // size
+        y = self._matrices.linear(x, linear, path)
+        y = g.node("Reshape", [y, self._int64(f"shape.{heads}_heads", [0, 0, heads, size])], f"{path}/heads/Reshape")
+        if norm is not None:
+            y = self._normed(g.node("Cast", [y], f"{path}/heads/Cast", to=F32), norm, f"{path}/norm")
+        return g.node("Transpose", [y], f"{path}/heads/Transpose", output=output, perm=[0, 2, 1, 3])
+
+    # [batch, heads, sequence, head_dim] ─ Transpose ─ Reshape ─▶ [batch, sequence, heads · head_dim]
+    def _join(self, mixed: str, path: str) -> str:
+        mixed = self._g.node("Transpose", [mixed], f"{path}/out/Transpose", perm=[0, 2, 1, 3])
+        return self._g.node("Reshape", [mixed, self._int64("shape.joined", [0, 0, -1])], f"{path}/joined/Reshape")
+
+    # x ─┬─ gate_proj ─ act ─ Mul ─ down_proj ─▶          act: x · sigmoid(x), or GELU by its tanh approximation
+    #    └─ up_proj ───────────┘
+    def _mlp(self, layer: Layer, x: str, path: str) -> str:
+        g = self._g
+        gate = self._matrices.linear(x, layer.gate, f"{path}/gate_proj")
+        up = self._matrices.linear(x, layer.up, f"{path}/up_proj")
+        if self._d.activation == "silu":
+            gate = g.node("Mul", [gate, g.node("Sigmoid", [gate], f"{path}/act/Sigmoid")], f"{path}/act/Mul")
+        else:
+            gate = g.node("Gelu", [gate], f"{path}/act/Gelu", approximate="tanh")
+        return self._matrices.linear(g.node("Mul", [gate, up], f"{path}/Mul"), layer.down, f"{path}/down_proj")
+
+    def _normed(self, x: str, weight: str, path: str) -> str:
+        """RMSNorm from FP32 to the dtype of matrix products."""
+        return self._g.node("Cast", [self._norm(x, weight, path)], f"{path}/Cast", to=self._type)
+
+    def _norm_weight(self, name: str) -> str:
+        """Write the weight of a norm, FP32, and return its name."""
+        weight = self._g.constant(name, self._w.vector(name).astype(np.float32) + np.float32(self._d.norm_offset))
+        self._progress(name)
+        return weight
+
+    def _tables(self) -> dict[Rope, tuple[str, str]]:
+        """Write cosine and sine of every different RoPE, `[positions, dim / 2]`, and return their names."""
+        tables: dict[Rope, tuple[str, str]] = {}
+        for layer in self._d.layers:
+            if layer.rope not in tables:
+                label = f".{len(tables)}" if tables else ""
+                cos, sin = rope_tables(layer.rope, self._d.max_position)
+                tables[layer.rope] = (
+                    self._g.constant(f"cos_cache{label}", self._matrices.cast(cos)),
+                    self._g.constant(f"sin_cache{label}", self._matrices.cast(sin)),
+                )
+        return tables
+
+    def _mask_of(self, layer: Layer) -> str:
+        return WINDOW_MASK if _slides(layer, self._d) else FULL_MASK
+
+    def _scale(self) -> str:
+        """What queries are multiplied by: before the product with keys, which could leave FP16's range."""
+        return self._g.constant("attn.scale", np.array(self._d.attention_scale, self._np))
+
+    def _int64(self, name: str, values: list[int]) -> str:
+        return self._g.constant(name, np.array(values, np.int64))
+
+
+def _slides(layer: Layer, decoder: Decoder) -> bool:
+    """Whether a layer's window is shorter than the longest sequence."""
+    return layer.window is not None and layer.window < decoder.max_position
