@@ -14,11 +14,15 @@ from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
 from edgekit.export.writers.onnx import ort
 from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
+from edgekit.export.writers.onnx.native import Native
 from edgekit.export.writers.onnx.portable import Portable
+from edgekit.export.writers.onnx.tensorrt import TensorRtDialect
 
 __all__ = ["OnnxWriter"]
 
-_OPSETS = {"portable": Portable.opsets, "onnxruntime": ort.OPSETS}
+_TENSORRT: dict[str, type[TensorRtDialect]] = {"portable": Portable, "native": Native}
+# The first version of the file format with INT4, and the last that TensorRT 10.3 knows; opset 24 asks for a later one.
+_IR_VERSIONS = {"portable": 10, "onnxruntime": 10, "native": 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +30,15 @@ class OnnxWriter:
     """A `Writer` of `model.onnx` and `model.onnx.data`.
 
     Attributes:
-        dialect: `portable` (primitive operators, for TensorRT) or `onnxruntime` (its fused operators, for the CPU).
-        dtype: What `portable` computes in; float32 is for parity tests. `onnxruntime` computes in float32 always.
+        dialect: `portable` (primitive operators, for any TensorRT), `native` (one operator for each part of a
+            layer, for TensorRT 10.15 and later) or `onnxruntime` (its fused operators, for the CPU).
+        dtype: What the TensorRT dialects compute in; float32 is for parity tests. `onnxruntime` computes in float32
+            always.
         accuracy_level: Of the `onnxruntime` dialect's matrix multiplications: 4 rounds activations to 8 bits per
             block, 1 computes in float32 and is slow.
     """
 
-    dialect: Literal["portable", "onnxruntime"]
+    dialect: Literal["portable", "native", "onnxruntime"]
     dtype: Literal["float16", "float32"] = "float16"
     accuracy_level: Literal[1, 4] = 4
 
@@ -42,14 +48,15 @@ class OnnxWriter:
         Raises:
             ExportError: A tensor is on a grid that the dialect cannot hold.
         """
-        with Graph(folder, _OPSETS[self.dialect]) as graph:
+        computes = "float32" if self.dialect == "onnxruntime" else self.dtype
+        dialect = _TENSORRT.get(self.dialect)
+        opsets = ort.OPSETS if dialect is None else dialect.opsets
+        with Graph(folder, opsets, ir_version=_IR_VERSIONS[self.dialect]) as graph:
             metadata = {"edgekit.dialect": self.dialect, "edgekit.context_length": str(decoder.max_position)}
-            if self.dialect == "onnxruntime":
-                computes = "float32"
+            if dialect is None:
                 ort.OnnxRuntime(graph, decoder, weights, progress, self.accuracy_level).write()
             else:
-                computes = self.dtype
                 dtype = np.float16 if self.dtype == "float16" else np.float32
-                metadata |= Portable(graph, decoder, weights, progress, dtype).write()
+                metadata |= dialect(graph, decoder, weights, progress, dtype).write()
             graph.save(metadata, producer_version=__version__)
         return Artifact(files=(MODEL_FILE, DATA_FILE), config=hf_config(decoder, computes))
