@@ -6,6 +6,7 @@ memory plan.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -14,12 +15,13 @@ from typing import Annotated, Literal
 
 from edgekit.errors import ConfigError, nearest
 from edgekit.machine import Machine
-from edgekit.yaml_lines import Between, Source, load
+from edgekit.yaml_lines import Between, Matches, Source, load
 
-__all__ = ["Profile", "Target", "Variant", "load_target", "recognise", "targets"]
+__all__ = ["Dialect", "Profile", "Target", "Variant", "load_target", "recognise", "targets"]
 
 FALLBACK = "cpu"
 RunnerName = Literal["tensorrt", "tensorrt_rtx", "onnxruntime", "mlx"]
+Dialect = Literal["portable", "native", "onnxruntime"]
 GroupSize = Annotated[int, Between(16, 1024)]
 Gigabytes = Annotated[float, Between(0, 4096)]
 
@@ -95,7 +97,24 @@ class Export:
     activation_dtype: Literal["float16", "float32"]
     group_sizes: tuple[GroupSize, ...]
     runners: tuple[RunnerName, ...]
-    dialect: Literal["portable", "native", "onnxruntime"] | None = None
+    dialect: Dialect | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JetPack:
+    """What a Jetson's system software brings, from one version on until the next one listed.
+
+    Attributes:
+        since: JetPack version, "7.2".
+        tensorrt: The TensorRT version in it.
+        dialect: Of the ONNX graph that this TensorRT runs best.
+        source: Where the versions come from.
+    """
+
+    since: Annotated[str, Matches(r"\d+\.\d+", "must be a version such as 7.2, in quotes")]
+    tensorrt: str
+    dialect: Dialect
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +145,7 @@ class Profile:
     recognise: Signs
     facts: Facts = Facts()
     variants: tuple[Variant, ...] = ()
+    jetpacks: tuple[JetPack, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +166,8 @@ class Target:
         activation_dtype: "float16" or "float32".
         group_sizes: Quantization group sizes, the preferred one first.
         runners: What can run the artifact there, the preferred one first.
+        jetpack: The JetPack version exported for; None for any that the profile lists, and off Jetson.
+        tensorrt: The TensorRT version in it; None where `jetpack` is.
         memory_choices_gib: Sizes that `load_target` takes; empty means any.
         sources: Each figure's name and where it comes from.
         profile: The file as read.
@@ -160,10 +182,12 @@ class Target:
     compute_capability: str | None
     int8_tops_sparse: float | None
     artifact: str
-    dialect: str | None
+    dialect: Dialect | None
     activation_dtype: str
     group_sizes: tuple[int, ...]
     runners: tuple[str, ...]
+    jetpack: str | None
+    tensorrt: str | None
     memory_choices_gib: tuple[int, ...]
     sources: tuple[tuple[str, str], ...]
     profile: Profile
@@ -196,16 +220,18 @@ def targets() -> tuple[str, ...]:
     return tuple(sorted(name[: -len(".yaml")] for name in names if name.endswith(".yaml")))
 
 
-def load_target(name: str, memory_gib: float | None = None) -> Target:
+def load_target(name: str, memory_gib: float | None = None, jetpack: str | None = None) -> Target:
     """Return the profile called `name`.
 
     Args:
         name: One of `targets()`.
         memory_gib: Size of the device's memory where the profile covers several, GiB; the smallest one
             sold, or None for `cpu`, unless given. A size that several chips share stands for the slowest.
+        jetpack: JetPack version of a Jetson, "7.2", which chooses the dialect; "7" stands for the newest of its
+            kind. None chooses the dialect that every version runs.
 
     Raises:
-        ConfigError: No such target, or it is not made with that much memory.
+        ConfigError: No such target, it is not made with that much memory, or it has no such JetPack.
     """
     # Looked up in the list, so that no name can lead out of the folder.
     if name not in targets():
@@ -213,7 +239,12 @@ def load_target(name: str, memory_gib: float | None = None) -> Target:
         known = "known targets: " + ", ".join(targets())
         hint = f"did you mean `{meant}`? {known}" if meant else known
         raise ConfigError(f"unknown target `{name}`", hint=hint, code="unknown_target")
-    profile = _profile(name)
+    target = _sized(name, _profile(name), memory_gib)
+    return target if jetpack is None else _with_jetpack(target, jetpack)
+
+
+def _sized(name: str, profile: Profile, memory_gib: float | None) -> Target:
+    """The profile with a memory size; the first one it lists unless given."""
     if memory_gib is None:
         first = profile.variants[0] if profile.variants else None
         return _target(name, profile, first.memory_gib[0] if first else None, first)
@@ -227,6 +258,34 @@ def load_target(name: str, memory_gib: float | None = None) -> Target:
             return _target(name, profile, memory_gib, variant)
     choices = ", ".join(str(size) for size in _memory_choices(profile))
     raise ConfigError(f"target `{name}` is not made with {memory_gib:g} GiB of memory", hint=f"choose one of {choices}")
+
+
+def _with_jetpack(target: Target, version: str) -> Target:
+    """The target under a version of JetPack: with its TensorRT, and the dialect for that."""
+    listed = target.profile.jetpacks
+    if not listed:
+        names = ", ".join(name for name in targets() if _profile(name).jetpacks)
+        raise ConfigError(f"target `{target.name}` has no JetPack", hint=f"leave --jetpack out; Jetsons are: {names}")
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){0,2}", version):
+        raise ConfigError(f"`{version[:20]}` is not a JetPack version", hint="such as 6.2 or 7.2")
+    # A major number alone is the newest of its kind.
+    wanted = _numbers(version) if "." in version else (int(version), 999)
+    fitting = [pack for pack in listed if wanted[0] == _numbers(pack.since)[0] and _numbers(pack.since) <= wanted]
+    if not fitting:
+        known = " or ".join(f"{pack.since} and its successors" for pack in listed)
+        raise ConfigError(f"edgekit knows no JetPack {version} for `{target.name}`", hint=f"it knows {known}")
+    found = max(fitting, key=lambda pack: _numbers(pack.since))
+    return replace(
+        target,
+        jetpack=version,
+        tensorrt=found.tensorrt,
+        dialect=found.dialect,
+        sources=(*target.sources, ("tensorrt", found.source)),
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def recognise(machine: Machine) -> Target:
@@ -302,6 +361,8 @@ def _target(name: str, profile: Profile, memory_gib: float | None, variant: Vari
         activation_dtype=profile.export.activation_dtype,
         group_sizes=profile.export.group_sizes,
         runners=profile.export.runners,
+        jetpack=None,
+        tensorrt=None,
         memory_choices_gib=_memory_choices(profile),
         sources=tuple(sources),
         profile=profile,
@@ -328,6 +389,8 @@ def parse_profile(text: str, name: str) -> Profile:
         raise source.error("`group_sizes` and `runners` must each name at least one")
     if len(profile.recognise.memory_gib) not in {0, 2}:
         raise source.error("`recognise.memory_gib` must be the lowest and the highest")
+    if profile.jetpacks and profile.export.dialect != profile.jetpacks[0].dialect:
+        raise source.error("`export.dialect` must be that of the first of `jetpacks`, which later ones run too")
     if any(not variant.memory_gib for variant in profile.variants):
         raise source.error("a variant must name its memory sizes")
     return profile

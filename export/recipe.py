@@ -70,6 +70,7 @@ FORMATS = {
     "onnxruntime": Holds(Offset.FLOAT, Offset.ZERO_POINT, Offset.ZERO_POINT, np.float32, 4),
     # TensorRT takes symmetric INT4; offsets and 8 bits are built from it, and worth it only to keep what is there.
     "portable": Holds(Offset.FLOAT, Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
+    "native": Holds(Offset.FLOAT, Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
 }
 
 

@@ -23,8 +23,9 @@ from onnx import TensorProto
 from edgekit.errors import ExportError, missing_extra
 from edgekit.export.writers.onnx.graph import MODEL_FILE
 
-__all__ = ["BuildLimits", "BuildReport", "build_engine", "largest_int4_engine"]
+__all__ = ["DIALECTS", "BuildLimits", "BuildReport", "build_engine", "largest_int4_engine"]
 
+DIALECTS = ("portable", "native")
 LIBRARY = "tensorrt_rtx_bindings"
 _WORKER = "edgekit.export.tensorrt_worker"
 
@@ -40,7 +41,7 @@ class BuildLimits:
 
     Attributes:
         chunk: Most new tokens in one step (the prefill step).
-        context_length: Most tokens in all; the cache holds the rest.
+        context_length: Most tokens in all. `portable`'s cache holds those that are not new, `native`'s all of them.
         typical_past: Tokens in the cache that the builder tunes for.
     """
 
@@ -90,7 +91,7 @@ def build_engine(
     engine: Path | None = None,
     timeout_s: float = 1800,
 ) -> BuildReport:
-    """Parse and build a graph of the `portable` dialect.
+    """Parse and build a graph of the `portable` or the `native` dialect.
 
     Args:
         model: `model.onnx`, or the folder that holds it; external data lies beside it.
@@ -109,13 +110,14 @@ def build_engine(
     graph = _load(path)
     limits = _fit(limits or BuildLimits(), graph)
     graph_bytes, int4_bytes, matrices = _initializers(graph)
+    _fix_capacity(graph, limits.context_length)
     request = {
         "model": str(path),
         "engine": None if engine is None else str(engine),
         "compute_capability": compute_capability,
         "inputs": _profile(graph, limits),
     }
-    answer = _run_worker(request, timeout_s)
+    answer = _run_worker(graph, request, timeout_s)
     engine_bytes = int(answer["engine_bytes"])
     return BuildReport(
         library="tensorrt_rtx",
@@ -158,11 +160,19 @@ def _load(path: Path) -> onnx.ModelProto:
                 f"{path.parent / name} does not exist", hint="the weights lie in a file of their own; copy both"
             )
     dialect = {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.dialect", "portable")
-    if dialect != "portable":
+    if dialect not in DIALECTS:
         raise ExportError(
             f"TensorRT does not build the `{dialect}` dialect", hint="export for a TensorRT target, such as orin"
         )
     return model
+
+
+def _fix_capacity(model: onnx.ModelProto, capacity: int) -> None:
+    """Give the cache of a `native` graph its size: TensorRT parses no cache whose length is open."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "capacity":
+                dim.dim_value = capacity
 
 
 def _fit(limits: BuildLimits, model: onnx.ModelProto) -> BuildLimits:
@@ -201,17 +211,18 @@ def _profile(model: onnx.ModelProto, limits: BuildLimits) -> dict[str, list[list
         dims = value.type.tensor_type.shape.dim
         unknown = [dim.dim_param for dim in dims if dim.dim_param and dim.dim_param not in sizes]
         if unknown:
-            raise ExportError(f"input `{value.name}` has the dimension `{unknown[0]}`, which is not portable's")
+            raise ExportError(f"input `{value.name}` has the dimension `{unknown[0]}`, which is not one of ours")
         shapes[value.name] = [
             [sizes[dim.dim_param][i] if dim.dim_param else int(dim.dim_value) for dim in dims] for i in range(3)
         ]
     return shapes
 
 
-def _run_worker(request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+def _run_worker(model: onnx.ModelProto, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
-        question, reply = Path(folder) / "request.json", Path(folder) / "reply.json"
-        question.write_text(json.dumps(request), encoding="utf-8")
+        graph, question, reply = (Path(folder) / name for name in ("graph.onnx", "request.json", "reply.json"))
+        graph.write_bytes(model.SerializeToString())
+        question.write_text(json.dumps({**request, "graph": str(graph)}), encoding="utf-8")
         command = [sys.executable, "-m", _WORKER, str(question), str(reply)]
         try:
             done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)  # noqa: S603  our own module

@@ -73,6 +73,36 @@ def test_the_group_size_falls_back_to_one_that_divides() -> None:
     assert [orin.group_size_for(n) for n in (3584, 576, 96, 100)] == [128, 64, 32, None]
 
 
+def test_the_jetpack_of_a_jetson_chooses_the_dialect() -> None:
+    assert (load_target("orin").jetpack, load_target("orin").dialect) == (None, "portable")
+    for name in NAMES:
+        if name.startswith("orin"):
+            old, new = load_target(name, jetpack="6.2"), load_target(name, jetpack="7.2")
+            assert (old.tensorrt, old.dialect) == ("10.3", "portable")
+            assert (new.tensorrt, new.dialect) == ("10.16", "native")
+            assert "JetPack 7.2" in dict(new.sources)["tensorrt"]
+            assert new.compatible == old.compatible
+    assert load_target("orin", jetpack="7").dialect == load_target("orin", jetpack="7.10.1").dialect == "native"
+    assert load_target("orin", jetpack="6").dialect == "portable"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [
+        ("orin", "5.1.2", "no JetPack 5.1.2"),
+        ("orin", "7.1", "no JetPack 7.1"),
+        ("orin", "8", "no JetPack 8"),
+        ("orin", "seven", "not a JetPack version"),
+        ("cpu", "6.2", "`cpu` has no JetPack"),
+        ("rtx", "7.2", "`rtx` has no JetPack"),
+    ],
+)
+def test_a_jetpack_that_the_device_has_not_is_refused(name: str, version: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_target(name, jetpack=version)
+    assert caught.value.hint
+
+
 GOOD = (FOLDER / "orin.yaml").read_text(encoding="utf-8")
 
 
@@ -88,6 +118,8 @@ GOOD = (FOLDER / "orin.yaml").read_text(encoding="utf-8")
         ("[128, 64, 32]", "[8]", "must be between 16 and 1024"),
         ("runners: [tensorrt", "runners: [tensorrtx", "must be one of tensorrt"),
         ("memory_gib: [48, 64]", "memory_gib: [48]", "must be the lowest and the highest"),
+        ('since: "7.2"', "since: seven", "must be a version such as 7.2"),
+        ("dialect: portable", "dialect: native", "must be that of the first of `jetpacks`"),
         ("compatible: jetson-orin\n", "", "`compatible` is missing"),
     ],
 )

@@ -85,11 +85,11 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with NVIDIA's library, and say what came of it."""
-    from edgekit.export.tensorrt_build import build_engine
+    from edgekit.export.tensorrt_build import DIALECTS, build_engine
     from edgekit.target import load_target, targets
 
     manifest = bundle.manifest
-    if manifest.artifact.dialect != "portable":
+    if manifest.artifact.dialect not in DIALECTS:
         kind = f"{manifest.artifact.kind} {manifest.artifact.dialect}".strip()
         raise IncompatibleBundleError(
             f"{bundle.path} is not for TensorRT: its artifact is {kind}", hint="export it with --target orin or rtx"

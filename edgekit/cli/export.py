@@ -24,6 +24,7 @@ __all__ = ["export", "models"]
     "--ignore-key", "ignore_keys", multiple=True, metavar="KEY", help="A key of config.json that is harmless."
 )
 @click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
+@click.option("--jetpack", metavar="VERSION", help="On the Jetson, 6.2 or 7.2: chooses the dialect [one for both].")
 @click.option("--name", help="Name the daemon serves the model under [the checkpoint's].")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
@@ -39,6 +40,7 @@ def export(
     yarn: float | None,
     ignore_keys: tuple[str, ...],
     memory_gib: float | None,
+    jetpack: str | None,
     name: str | None,
     revision: str | None,
     force: bool,
@@ -51,7 +53,7 @@ def export(
     from edgekit.export.pipeline import ExportOptions, export_bundle
     from edgekit.target import load_target
 
-    target = load_target(target_name, memory_gib=memory_gib)
+    target = load_target(target_name, memory_gib=memory_gib, jetpack=jetpack)
     if output is None:
         output = Path(f"{Path(model).name.removesuffix('.gguf').lower()}-{target.name}")
     options = ExportOptions(

@@ -34,6 +34,10 @@ def open_runner(
             from edgekit.runners.portable import PortableRunner
 
             return PortableRunner(folder, context_length=context_length, threads=threads)
+        if kind == "onnx" and dialect == "native":
+            from edgekit.runners.native import NativeRunner
+
+            return NativeRunner(folder, context_length=context_length, threads=threads)
         if kind == "onnx":
             from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 

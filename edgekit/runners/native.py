@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.runners.base import Chunk
+from edgekit.runners.masks import Masks
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
-from edgekit.runners.portable import masks, window_of
 
 __all__ = ["NativeRunner", "native_logits"]
 
@@ -31,7 +31,9 @@ class NativeRunner(OnnxRuntimeRunner):
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
-        self._window = window_of(self._session)
+        inputs = [value.name for value in self._session.get_inputs()]
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._masks = Masks.of_graph(inputs, metadata, self._cache[0].dtype)
 
     def _run(self, chunk: Chunk, tokens: npt.NDArray[np.int64]) -> FloatArray:
         held, count = self._lengths[chunk.slot], tokens.size
@@ -42,7 +44,7 @@ class NativeRunner(OnnxRuntimeRunner):
             "position_ids": np.arange(held, held + count)[None],
             "write_indices": np.array([held]),
             "logits_index": rows,
-            **masks(held, count, self._window, self._cache[0].dtype),
+            **self._masks.step(held, count),
         }
         binding = self._session.io_binding()
         for name, value in feeds.items():

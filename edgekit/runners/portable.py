@@ -13,14 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.runners.base import Chunk
+from edgekit.runners.masks import Masks
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
-__all__ = ["PortableRunner", "masks", "portable_logits", "window_of"]
+__all__ = ["PortableRunner", "portable_logits"]
 
 FloatArray = npt.NDArray[np.float32]
-
-# Hides a position from attention; the lowest finite FP16 number.
-_HIDDEN = -65504.0
 
 
 class PortableRunner(OnnxRuntimeRunner):
@@ -32,7 +30,9 @@ class PortableRunner(OnnxRuntimeRunner):
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
-        self._window = window_of(self._session)
+        inputs = [value.name for value in self._session.get_inputs()]
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._masks = Masks.of_graph(inputs, metadata, self._cache[0].dtype)
 
     def _run(self, chunk: Chunk, tokens: npt.NDArray[np.int64]) -> FloatArray:
         held, count = self._lengths[chunk.slot], tokens.size
@@ -41,7 +41,7 @@ class PortableRunner(OnnxRuntimeRunner):
             "input_ids": tokens[None],
             "position_ids": np.arange(held, held + count)[None],
             "logits_index": rows,
-            **masks(held, count, self._window, self._cache[0].dtype),
+            **self._masks.step(held, count),
         }
         past = {
             f"past_{name}": cache[chunk.slot, None, :, :held]
@@ -54,27 +54,6 @@ class PortableRunner(OnnxRuntimeRunner):
         self._lengths[chunk.slot] = held + count
         rows_wanted: FloatArray = logits[0, :0] if chunk.logits == "none" else logits[0]
         return rows_wanted
-
-
-def window_of(session: Any) -> int | None:
-    """How many tokens a token sees in the layers that read `window_mask`; None where there is no such layer."""
-    window = session.get_modelmeta().custom_metadata_map.get("edgekit.window")
-    return None if window is None else int(window)
-
-
-def masks(held: int, count: int, window: int | None, dtype: npt.DTypeLike) -> dict[str, npt.NDArray[np.generic]]:
-    """The masks of a step, `[1, 1, count, held + count]`: 0 where a token may look, and elsewhere -65504.
-
-    Args:
-        held: Tokens in the cache.
-        count: New tokens.
-        window: How many tokens a token sees, itself included, in layers with a sliding window; None for no such mask.
-        dtype: Of the masks.
-    """
-    seen = {"attention_mask": np.tri(count, held + count, held, dtype=bool)}
-    if window is not None:
-        seen["window_mask"] = seen["attention_mask"] & ~np.tri(count, held + count, held - window, dtype=bool)
-    return {name: np.where(mask, 0.0, _HIDDEN).astype(dtype)[None, None] for name, mask in seen.items()}
 
 
 def portable_logits(folder: Path, tokens: Sequence[int], *, threads: int | None = None) -> FloatArray:

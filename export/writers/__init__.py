@@ -16,4 +16,4 @@ def writer_for(target: Target) -> Writer:
         return MlxWriter()
     from edgekit.export.writers.onnx import OnnxWriter
 
-    return OnnxWriter("onnxruntime" if target.dialect == "onnxruntime" else "portable")
+    return OnnxWriter(target.dialect or "portable")

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from edgekit.export.architectures.decoder import Layer, Rope
-from edgekit.export.writers.onnx.tensorrt import FULL_MASK, INT64, TensorRtDialect
+from edgekit.export.writers.onnx.tensorrt import INT64, TensorRtDialect
 
 __all__ = ["Native"]
 
@@ -48,7 +48,7 @@ class Native(TensorRtDialect):
     def _begin(self, positions: str, masks: list[str]) -> None:
         self._positions = positions
         self._angles = self._tables()
-        self._total = self._g.node("Shape", [FULL_MASK], "/model/total/Shape", start=3, end=4)
+        self._total = self._g.node("Shape", masks[:1], "/model/total/Shape", start=3, end=4)
 
     def _norm(self, x: str, weight: str, path: str) -> str:
         scale = self._norm_weight(weight)
@@ -65,9 +65,7 @@ class Native(TensorRtDialect):
         query = self._g.node("Mul", [query, self._scale()], f"{path}/scale/Mul")
         key = self._heads(x, layer.k, layer.k_norm, f"{path}/k_proj")
         key = self._cached(self._rope(key, layer.rope, f"{path}/k_rotary"), f"{layer.index}.key", f"{path}/key")
-        value = self._cached(
-            self._heads(x, layer.v, None, f"{path}/v_proj"), f"{layer.index}.value", f"{path}/value"
-        )
+        value = self._cached(self._heads(x, layer.v, None, f"{path}/v_proj"), f"{layer.index}.value", f"{path}/value")
         mixed = self._g.node("Attention", [query, key, value, self._mask_of(layer)], f"{path}/Attention", scale=1.0)
         return self._join(mixed, path)
 

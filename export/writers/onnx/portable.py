@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from edgekit.export.architectures.decoder import Layer, Rope
-from edgekit.export.writers.onnx.tensorrt import F32, FULL_MASK, TensorRtDialect
+from edgekit.export.writers.onnx.tensorrt import F32, TensorRtDialect
 
 __all__ = ["Portable"]
 
@@ -53,8 +53,8 @@ class Portable(TensorRtDialect):
 
     # position_ids ─ Gather(cos, sin) ─ Unsqueeze ─▶ [batch, 1, sequence, dim / 2]
     #
-    # attention_mask ─ Cast ─ Unsqueeze ─▶ fp32 [batch, 1, 1, sequence, total]
-    #                └ Shape ─▶ [batch, kv_heads, group, sequence, total] and [batch, kv_heads, -1, total]
+    # a mask ─┬─ Cast ─ Unsqueeze ─▶ fp32 [batch, 1, 1, sequence, total]
+    #         └─ Shape ─▶ [batch, kv_heads, group, sequence, total] and [batch, kv_heads, -1, total]
     def _begin(self, positions: str, masks: list[str]) -> None:
         g, d = self._g, self._d
         angles = {}
@@ -70,7 +70,7 @@ class Portable(TensorRtDialect):
             value = g.node("Cast", [mask], f"/model/{mask}/Cast", to=F32)
             wide[mask] = g.node("Unsqueeze", [value, self._int64("axis.2", [2])], f"/model/{mask}/Unsqueeze")
         path = "/model/shape"
-        shape = g.node("Shape", [FULL_MASK], f"{path}/Shape")
+        shape = g.node("Shape", masks[:1], f"{path}/Shape")
         batch, sequence, total = (
             g.node("Gather", [shape, self._int64(f"index.{i}", [i])], f"{path}/{dim}", axis=0)
             for i, dim in ((0, "batch"), (2, "sequence"), (3, "total"))

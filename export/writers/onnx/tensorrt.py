@@ -3,7 +3,7 @@
     input_ids        int64 [batch, sequence]
     position_ids     int64 [batch, sequence]
     attention_mask   fp16  [batch, 1, sequence, total]      additive: 0 where a token may look, else -65504
-    window_mask      the same for layers that see a sliding window; only where the model has such layers
+    window_mask      the same for layers that see a sliding window; a graph has the masks that its layers read
     logits_index     int64 [rows]                           positions of `sequence` whose logits are wanted
         ▼
     logits           fp32  [batch, rows, vocab]
@@ -85,7 +85,7 @@ class TensorRtDialect(ABC):
         g, d = self._g, self._d
         ids = g.input("input_ids", INT64, ("batch", "sequence"))
         positions = g.input("position_ids", INT64, ("batch", "sequence"))
-        masks = [FULL_MASK] if self._window is None else [FULL_MASK, WINDOW_MASK]
+        masks = sorted({self._mask_of(layer) for layer in d.layers})
         for mask in masks:
             g.input(mask, self._type, ("batch", 1, "sequence", "total"))
         rows = g.input("logits_index", INT64, ("rows",))
@@ -109,7 +109,7 @@ class TensorRtDialect(ABC):
 
     @abstractmethod
     def _begin(self, positions: str, masks: list[str]) -> None:
-        """Write what all layers share."""
+        """Write what all layers share; there is at least one mask."""
 
     @abstractmethod
     def _norm(self, x: str, weight: str, path: str) -> str:

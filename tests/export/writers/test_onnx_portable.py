@@ -14,8 +14,9 @@ from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk
+from edgekit.runners.masks import Masks
 from edgekit.runners.onnxruntime import open_session
-from edgekit.runners.portable import PortableRunner, masks, portable_logits
+from edgekit.runners.portable import PortableRunner, portable_logits
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
@@ -128,7 +129,7 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
         "input_ids": np.array([TOKENS]),
         "position_ids": (gaps + np.arange(37))[None],
         "logits_index": np.arange(37),
-        **masks(0, 37, None, dtype),
+        **Masks(full=True, window=None, dtype=np.dtype(dtype)).step(0, 37),
     }
     for layer in decoder.layers:
         for part in ("key", "value"):
@@ -140,16 +141,21 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "window"), [("qwen2", None), ("mistral-window", "12"), ("gemma3_text", "12"), ("phi3", "200")]
+    ("name", "window", "masks"),
+    [
+        ("qwen2", None, {"attention_mask"}),
+        ("mistral-window", "12", {"window_mask"}),
+        ("gemma3_text", "12", {"attention_mask", "window_mask"}),
+    ],
 )
-def test_a_second_mask_is_asked_for_only_where_a_layer_sees_a_window(
-    tmp_path: Path, name: str, window: str | None
+def test_a_graph_asks_for_the_masks_that_its_layers_read(
+    tmp_path: Path, name: str, window: str | None, masks: set[str]
 ) -> None:
     source = variant(name, tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
     model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
     assert {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.window") == window
-    assert ("window_mask" in {value.name for value in model.graph.input}) == (window is not None)
+    assert {value.name for value in model.graph.input if value.name.endswith("_mask")} == masks
 
 
 def test_a_window_as_long_as_the_context_needs_no_mask_of_its_own(tmp_path: Path) -> None:
