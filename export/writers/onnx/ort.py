@@ -9,60 +9,29 @@
     logits                  fp32  [batch, rows, vocab]
     present.N.key, .value   fp32 [batch, kv_heads, capacity, head_dim]   bound to the same buffers as past
 
-Weights are 4- or 8-bit `MatMulNBits`; activations and the cache are FP32, which is what this provider computes in.
-Matrices that read the same input are joined, because every call costs a fork and a join of the threads.
+Activations and the cache are FP32, which is what this provider computes in.
 
 Source of the operators: onnxruntime's docs/ContribOperators.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 
 from edgekit.errors import ExportError
-from edgekit.export.architectures.decoder import Decoder, Layer, Linear
-from edgekit.export.quantization.grid import GroupedTensor, Offset
+from edgekit.export.architectures.decoder import Decoder, Layer, Rope
 from edgekit.export.writers.base import Progress, Weights
 from edgekit.export.writers.onnx.graph import Graph
-from edgekit.export.writers.onnx.offsets import OffsetTerms
-from edgekit.export.writers.onnx.packing import concatenate, nearest_zero_points, nibbles, offset_kind, pack_rows
-from edgekit.export.writers.onnx.rope import rope_tables
+from edgekit.export.writers.onnx.ort_matrices import Matrices
+from edgekit.export.writers.onnx.whole_heads import WholeHeads, whole_tables
 
 __all__ = ["OPSETS", "OnnxRuntime"]
 
 _MICROSOFT = "com.microsoft"
 OPSETS = {"": 20, _MICROSOFT: 1}
 
-_F32, _U8, _I32, _I64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64
-
-FloatArray = npt.NDArray[np.float32]
-Matrix = GroupedTensor | FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A matrix whose bytes are written already: what of it the graph can name.
-
-    Attributes:
-        weight: A float matrix `[in, out]`; None where it is quantized.
-        packed: Weights, scales and, unless they are the middle, zero points, as `MatMulNBits` takes them.
-        shape: `(out, in)`.
-        bits: Bits per code.
-        size: Inputs in a group.
-        offsets: What the zero points leave of the offsets, `[groups, out]`; None where that is nothing.
-    """
-
-    weight: str | None
-    packed: tuple[str, ...] = ()
-    shape: tuple[int, int] = (0, 0)
-    bits: int = 0
-    size: int = 0
-    offsets: str | None = None
+_F32, _I32, _I64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 
 class OnnxRuntime:
@@ -82,14 +51,24 @@ class OnnxRuntime:
     ) -> None:
         self._g = graph
         self._d = decoder
-        self._w = weights
+        self._w = WholeHeads(weights, decoder)
         self._progress = progress
-        self._accuracy_level = accuracy_level
-        self._offsets = OffsetTerms(graph)
+        self._matrices = Matrices(graph, self._w, progress, accuracy_level)
+        self._tables: dict[Rope, tuple[str, str]] = {}
 
     def write(self) -> None:
-        """Write inputs, layers and outputs."""
+        """Write inputs, layers and outputs.
+
+        Raises:
+            ExportError: The heads are of a size, or a tensor on a grid, that onnxruntime does not take.
+        """
         g, d = self._g, self._d
+        if d.head_dim % 16:
+            raise ExportError(
+                f"onnxruntime turns heads of a multiple of 16 elements; this model's have {d.head_dim}",
+                hint="export for another target",
+                code="unsupported_configuration",
+            )
         ids = g.input("input_ids", _I64, ("batch", "sequence"))
         g.input("seqlens_k", _I32, ("batch",))
         g.input("total_sequence_length", _I32, ())
@@ -100,83 +79,22 @@ class OnnxRuntime:
             for part in ("key", "value"):
                 g.input(f"past_key_values.{layer.index}.{part}", _F32, cache)
                 g.output(f"present.{layer.index}.{part}", _F32, cache)
-        for name, values in zip(("cos_cache", "sin_cache"), rope_tables(d.rope, d.max_position), strict=True):
-            g.constant(name, values)
-        residual, head = self._embed(ids)
-        first = d.layers[0]
-        normed = g.node(
-            "SimplifiedLayerNormalization",
-            [residual, self._norm(first.input_norm)],
-            "/model/layers.0/input_layernorm/LayerNorm",
-            axis=-1,
-            epsilon=d.rms_norm_eps,
-            stash_type=1,
-        )
+        residual, head = self._matrices.embed(d, ids)
+        if d.embedding_scale is not None:
+            scale = g.constant("embedding_scale", np.array(d.embedding_scale, np.float32))
+            residual = g.node("Mul", [residual, scale], "/model/embed_tokens/Mul")
+        normed = self._norm(residual, d.layers[0].input_norm, "/model/layers.0/input_layernorm")
         for layer in d.layers:
             last = layer is d.layers[-1]
             following = d.final_norm if last else d.layers[layer.index + 1].input_norm
             normed, residual = self._layer(layer, normed, residual, following, rows if last else None)
         if head is None:
-            self._linears(normed, [d.head], "/lm_head", output="logits")
+            self._matrices.linears(normed, [d.head], "/lm_head", output="logits")
         else:
-            self._apply(normed, head, "/lm_head", bias=None, output="logits")
+            self._matrices.apply(normed, head, "/lm_head", output="logits")
 
-    # ids ─ GatherBlockQuantized ─▶ residual
-    #
-    # A tied head reads the embedding's own bytes: they are stored once, and the table, which is the largest tensor,
-    # is forgotten before the layers.
-    def _embed(self, ids: str) -> tuple[str, _Stored | None]:
-        g, d, name, path = self._g, self._d, self._d.embedding.weight, "/model/embed_tokens"
-        table, head = self._w.matrix(d.embedding), None
-        if not isinstance(table, GroupedTensor):
-            rows = g.node("Gather", [g.constant(name, table), ids], f"{path}/Gather", axis=0)
-            if d.tied:
-                head = _Stored(g.node("Transpose", [name], "/lm_head/Transpose", perm=[1, 0]))
-            self._progress(name)
-            return rows, head
-        points, rest = self._points(table, name)
-        vocab, hidden = table.shape
-        packed = g.stream(f"{name}.qweight", _U8, (vocab, hidden * table.bits // 8), pack_rows(table.codes, table.bits))
-        scales = g.constant(f"{name}.scales", table.scales)
-        rows = g.node(
-            "GatherBlockQuantized",
-            [packed, ids, scales, *points],
-            f"{path}/GatherBlockQuantized",
-            domain=_MICROSOFT,
-            gather_axis=0,
-            quantize_axis=1,
-            block_size=table.group_size,
-            bits=table.bits,
-        )
-        offsets = None
-        if rest is not None:
-            rows = self._embed_offsets(rows, ids, rest, table.group_size)
-            offsets = f"{name}.offsets"
-        if d.tied:
-            if offsets is not None:
-                offsets = g.node("Transpose", [offsets], "/lm_head/offsets/Transpose", perm=[1, 0])
-            shape = (vocab, table.scales.shape[1], table.group_size * table.bits // 8)
-            again = g.alias(f"{d.head.weight}.qweight", _U8, shape, packed)
-            head = _Stored(None, (again, scales, *points), table.shape, table.bits, table.group_size, offsets)
-        self._progress(name)
-        return rows, head
-
-    # What the zero point leaves of an offset is added to the gathered rows:
-    #
-    # ids ─ Gather(offsets) ─ Unsqueeze ─┐
-    # rows ─ Reshape [.., groups, size] ─ Add ─ Reshape ─▶
-    def _embed_offsets(self, rows: str, ids: str, rest: FloatArray, size: int) -> str:
-        g, path = self._g, "/model/embed_tokens/offsets"
-        offsets = g.node(
-            "Gather", [g.constant(f"{self._d.embedding.weight}.offsets", rest), ids], f"{path}/Gather", axis=0
-        )
-        offsets = g.node("Unsqueeze", [offsets, self._ints("axis.last", [-1])], f"{path}/Unsqueeze")
-        shape = self._ints("shape.embedding_groups", [0, 0, rest.shape[1], size])
-        rows = g.node("Add", [g.node("Reshape", [rows, shape], f"{path}/split/Reshape"), offsets], f"{path}/Add")
-        return g.node("Reshape", [rows, self._ints("shape.hidden", [0, 0, rest.shape[1] * size])], f"{path}/Reshape")
-
-    # normed ─ qkv_proj ─ GroupQueryAttention ─ o_proj ─ SkipNorm ─ gate_up_proj ─ … ─ down_proj ─ SkipNorm ─▶ normed
-    # residual ──────────────────────────────────────────┘    └──────────────────────────────────────┘    └─▶ residual
+    # normed ─ attention ─ o_proj ─ (norm) ─ SkipNorm ─ mlp ─ (norm) ─ SkipNorm ─▶ normed of the next layer
+    # residual ──────────────────────────────┘    └────────────────────┘    └─▶ residual
     #
     # A SkipNorm adds its two inputs and gives the sum and its norm. The last layer drops, after its attention,
     # every position whose logits nobody wants.
@@ -186,19 +104,32 @@ class OnnxRuntime:
         if rows is not None:
             attended = g.node("Gather", [attended, rows], f"{path}/attn/rows/Gather", axis=1)
             residual = g.node("Gather", [residual, rows], f"{path}/rows/Gather", axis=1)
-        branch = self._linears(attended, [layer.o], f"{path}/attn/o_proj")[0]
-        normed, residual = self._skip_norm(branch, residual, layer.mlp_norm, f"{path}/post_attention_layernorm")
+        branch = self._matrices.linears(attended, [layer.o], f"{path}/attn/o_proj")[0]
+        if layer.attention_out_norm is not None:
+            branch = self._norm(branch, layer.attention_out_norm, f"{path}/post_attention_layernorm")
+        place = "post_attention_layernorm" if layer.attention_out_norm is None else "pre_feedforward_layernorm"
+        normed, residual = self._skip_norm(branch, residual, layer.mlp_norm, f"{path}/{place}")
         branch = self._mlp(layer, normed, f"{path}/mlp")
+        if layer.mlp_out_norm is not None:
+            branch = self._norm(branch, layer.mlp_out_norm, f"{path}/post_feedforward_layernorm")
         place = "/model/norm" if rows is not None else f"/model/layers.{layer.index + 1}/input_layernorm"
         return self._skip_norm(branch, residual, following, place)
 
+    # x ─ qkv_proj ─┬────────── (joined: one input) ──────────┬─ GroupQueryAttention ─▶
+    #               └─ Split ─┬─ q ─ heads ─ norm ─ joined ───┤
+    #                         ├─ k ─ heads ─ norm ─ joined ───┤
+    #                         └─ v ───────────────────────────┘
+    #
+    # The operator turns q and k itself, appends k and v to the cache, and looks back over `local_window_size` tokens.
     def _attention(self, layer: Layer, x: str, path: str) -> str:
         g, d = self._g, self._d
-        parts = self._linears(x, [layer.q, layer.k, layer.v], path, joined="qkv_proj")
+        parts = self._matrices.linears(x, [layer.q, layer.k, layer.v], path, joined="qkv_proj")
+        if layer.q_norm is not None or layer.k_norm is not None:
+            parts = self._normed_heads(layer, parts, path)
         past = [f"past_key_values.{layer.index}.{part}" for part in ("key", "value")]
         present = [f"present.{layer.index}.{part}" for part in ("key", "value")]
         inputs = [*(parts if len(parts) == 3 else (*parts, "", "")), *past]
-        inputs += ["seqlens_k", "total_sequence_length", "cos_cache", "sin_cache"]
+        inputs += ["seqlens_k", "total_sequence_length", *self._rope_tables(layer.rope)]
         return g.nodes(
             "GroupQueryAttention",
             inputs,
@@ -207,29 +138,75 @@ class OnnxRuntime:
             domain=_MICROSOFT,
             num_heads=d.num_heads,
             kv_num_heads=d.num_kv_heads,
-            scale=d.head_dim**-0.5,
+            scale=d.attention_scale,
+            local_window_size=-1 if layer.window is None else layer.window,
             do_rotary=1,
             rotary_interleaved=0,
         )[0]
 
-    # x ─ gate_up_proj ─ Split ─┬─ gate ─ QuickGelu(1) ─┐
-    #                           └─ up ───────────── Mul ┴─ down_proj ─▶
-    # QuickGelu is x · sigmoid(alpha · x); with alpha 1 it is SiLU in one pass.
+    def _normed_heads(self, layer: Layer, parts: list[str], path: str) -> list[str]:
+        g, d, names = self._g, self._d, ("q", "k", "v")
+        if len(parts) == 1:
+            sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
+            split = g.constant("sizes.qkv", np.array(sizes, np.int64))
+            parts = list(g.nodes("Split", [*parts, split], f"{path}/Split", [f"{path}/{n}" for n in names], axis=-1))
+        normed = []
+        for part, weight, heads, name in zip(
+            parts, (layer.q_norm, layer.k_norm, None), (d.num_heads, d.num_kv_heads, 0), names, strict=True
+        ):
+            if weight is None:
+                normed.append(part)
+                continue
+            place, apart = f"{path}/{name}_norm", np.array([0, 0, heads, d.head_dim], np.int64)
+            split = g.node("Reshape", [part, g.constant(f"shape.{heads}_heads", apart)], f"{place}/heads/Reshape")
+            together = g.constant("shape.joined_heads", np.array([0, 0, -1], np.int64))
+            normed.append(g.node("Reshape", [self._norm(split, weight, place), together], f"{place}/joined/Reshape"))
+        return normed
+
+    def _rope_tables(self, rope: Rope) -> tuple[str, str]:
+        """Cosines and sines; layers that turn alike share them."""
+        if rope not in self._tables:
+            suffix = f".{len(self._tables)}" if self._tables else ""
+            cos, sin = whole_tables(rope, self._d.head_dim, self._d.max_position)
+            self._tables[rope] = (
+                self._g.constant(f"cos_cache{suffix}", cos),
+                self._g.constant(f"sin_cache{suffix}", sin),
+            )
+        return self._tables[rope]
+
+    # x ─ gate_up_proj ─ Split ─┬─ gate ─ act ─┐
+    #                           └─ up ──── Mul ┴─ down_proj ─▶
+    #
+    # QuickGelu is x · sigmoid(alpha · x): with alpha 1 it is SiLU in one pass. FastGelu is GELU by its tanh formula.
     def _mlp(self, layer: Layer, x: str, path: str) -> str:
         g = self._g
-        parts = self._linears(x, [layer.gate, layer.up], path, joined="gate_up_proj")
+        parts = self._matrices.linears(x, [layer.gate, layer.up], path, joined="gate_up_proj")
         if len(parts) == 1:
             names = [f"{path}/gate", f"{path}/up"]
             parts = list(g.nodes("Split", parts, f"{path}/Split", names, axis=-1, num_outputs=2))
         gate, up = parts
-        gate = g.node("QuickGelu", [gate], f"{path}/act_fn/QuickGelu", domain=_MICROSOFT, alpha=1.0)
-        return self._linears(g.node("Mul", [gate, up], f"{path}/Mul"), [layer.down], f"{path}/down_proj")[0]
+        if self._d.activation == "silu":
+            gate = g.node("QuickGelu", [gate], f"{path}/act_fn/QuickGelu", domain=_MICROSOFT, alpha=1.0)
+        else:
+            gate = g.node("FastGelu", [gate], f"{path}/act_fn/FastGelu", domain=_MICROSOFT)
+        return self._matrices.linears(g.node("Mul", [gate, up], f"{path}/Mul"), [layer.down], f"{path}/down_proj")[0]
+
+    def _norm(self, x: str, weight: str, path: str) -> str:
+        """An RMSNorm over the last axis."""
+        return self._g.node(
+            "SimplifiedLayerNormalization",
+            [x, self._norm_weight(weight)],
+            f"{path}/LayerNorm",
+            axis=-1,
+            epsilon=self._d.rms_norm_eps,
+            stash_type=1,
+        )
 
     def _skip_norm(self, branch: str, residual: str, weight: str, path: str) -> tuple[str, str]:
         names = [f"{path}/output_0", f"{path}/residual"]
         self._g.nodes(
             "SkipSimplifiedLayerNormalization",
-            [branch, residual, self._norm(weight)],
+            [branch, residual, self._norm_weight(weight)],
             f"{path}/SkipLayerNorm",
             [names[0], "", "", names[1]],
             domain=_MICROSOFT,
@@ -237,116 +214,7 @@ class OnnxRuntime:
         )
         return names[0], names[1]
 
-    def _norm(self, name: str) -> str:
-        weight = self._g.constant(name, self._w.vector(name))
+    def _norm_weight(self, name: str) -> str:
+        weight = self._g.constant(name, self._w.vector(name) + np.float32(self._d.norm_offset))
         self._progress(name)
         return weight
-
-    def _linears(
-        self, x: str, linears: Sequence[Linear], path: str, *, joined: str = "", output: str | None = None
-    ) -> list[str]:
-        """Apply matrices that read one input: by one node called `joined` if their grids agree, else one by one."""
-        matrices = [self._w.matrix(linear) for linear in linears]
-        biases = [self._w.vector(linear.bias_name) if linear.bias else None for linear in linears]
-        if len(linears) == 1:
-            outputs = [self._matmul(x, matrices[0], linears[0].weight, path, bias=biases[0], output=output)]
-        elif (whole := _join(matrices)) is not None:
-            bias = None
-            if any(part is not None for part in biases):
-                bias = np.concatenate(
-                    [
-                        np.zeros(linear.out_features, np.float32) if part is None else part
-                        for linear, part in zip(linears, biases, strict=True)
-                    ]
-                )
-            prefix = linears[0].name.rpartition(".")[0]
-            outputs = [self._matmul(x, whole, f"{prefix}.{joined}.weight", f"{path}/{joined}", bias=bias)]
-        else:
-            outputs = [
-                self._matmul(x, matrix, linear.weight, f"{path}/{linear.name.rpartition('.')[2]}", bias=bias)
-                for linear, matrix, bias in zip(linears, matrices, biases, strict=True)
-            ]
-        for linear in linears:
-            self._progress(linear.weight)
-            if linear.bias:
-                self._progress(linear.bias_name)
-        return outputs
-
-    # x ─┬─ MatMulNBits (bias within) ────────────────────────────── (Add) ─▶
-    #    └─ (sums of x over each group) ─ (MatMul offsets [groups, out]) ─┘
-    #
-    # A zero point is an integer: what it leaves of an offset (GGUF Q4_1, MLX) is added apart, see OffsetTerms.
-    def _matmul(
-        self, x: str, matrix: Matrix, name: str, path: str, *, bias: FloatArray | None, output: str | None = None
-    ) -> str:
-        bias_name = None if bias is None else self._g.constant(f"{name.removesuffix('.weight')}.bias", bias)
-        return self._apply(x, self._store(matrix, name), path, bias=bias_name, output=output)
-
-    def _store(self, matrix: Matrix, name: str) -> _Stored:
-        g = self._g
-        if not isinstance(matrix, GroupedTensor):
-            return _Stored(g.constant(name, matrix.T))
-        points, rest = self._points(matrix, name)
-        shape = (matrix.shape[0], matrix.scales.shape[1], matrix.group_size * matrix.bits // 8)
-        packed = g.stream(f"{name}.qweight", _U8, shape, pack_rows(matrix.codes, matrix.bits))
-        inputs = (packed, g.constant(f"{name}.scales", matrix.scales), *points)
-        offsets = None if rest is None else g.constant(f"{name}.offsets", rest.T)
-        return _Stored(None, inputs, matrix.shape, matrix.bits, matrix.group_size, offsets)
-
-    def _apply(self, x: str, stored: _Stored, path: str, *, bias: str | None, output: str | None = None) -> str:
-        g = self._g
-        if stored.weight is not None:
-            product = g.node("MatMul", [x, stored.weight], f"{path}/MatMul", output=None if bias else output)
-            return product if bias is None else g.node("Add", [product, bias], f"{path}/Add", output=output)
-        inputs = [x, *stored.packed]
-        if bias is not None:
-            # Inputs 3 and 4 are the zero points and an index of groups.
-            inputs += [""] * (5 - len(inputs)) + [bias]
-        columns, inner = stored.shape
-        product = g.node(
-            "MatMulNBits",
-            inputs,
-            f"{path}/MatMulNBits",
-            output=output if stored.offsets is None else None,
-            domain=_MICROSOFT,
-            K=inner,
-            N=columns,
-            bits=stored.bits,
-            block_size=stored.size,
-            accuracy_level=self._accuracy_level,
-        )
-        if stored.offsets is None:
-            return product
-        term = self._offsets.term(x, stored.offsets, inner // stored.size, stored.size, path)
-        return g.node("Add", [product, term], f"{path}/offsets/Add", output=output)
-
-    def _points(self, tensor: GroupedTensor, name: str) -> tuple[list[str], FloatArray | None]:
-        """The zero points as an input (absent where they are the middle, which is the default), and what they leave."""
-        size = tensor.group_size
-        if tensor.bits not in {4, 8} or size < 16 or size & (size - 1):
-            raise ExportError(
-                f"`{name}` has {tensor.bits}-bit codes in groups of {size}, which onnxruntime does not take",
-                hint="it takes 4 or 8 bits, in groups of 16, 32, 64 or 128",
-            )
-        kind = offset_kind(tensor)
-        if kind is Offset.SYMMETRIC:
-            return [], None
-        points, rest = nearest_zero_points(tensor)
-        rows, groups = points.shape
-        if tensor.bits == 4:
-            if groups % 2:
-                points = np.concatenate([points, np.zeros((rows, 1), np.uint8)], axis=1)
-            points = nibbles(points)
-        return [self._g.constant(f"{name}.zero_points", points)], rest if kind is Offset.FLOAT else None
-
-    def _ints(self, name: str, values: list[int]) -> str:
-        return self._g.constant(name, np.array(values, np.int64))
-
-
-def _join(matrices: Sequence[Matrix]) -> Matrix | None:
-    """Stack matrices along their outputs, if one node can hold them all."""
-    if all(isinstance(matrix, np.ndarray) for matrix in matrices):
-        return np.concatenate([matrix for matrix in matrices if isinstance(matrix, np.ndarray)])
-    grouped = [matrix for matrix in matrices if isinstance(matrix, GroupedTensor)]
-    same = len({(matrix.bits, matrix.group_size, offset_kind(matrix)) for matrix in grouped}) == 1
-    return concatenate(grouped) if same and len(grouped) == len(matrices) else None

@@ -16,16 +16,16 @@ from edgekit.export.writers.base import Artifact
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from tests import reference
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
+from tests.variants import VARIANTS, variant
 
 FloatArray = npt.NDArray[np.float32]
 
-TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 37)]
-BOTH = pytest.mark.parametrize(
-    ("model_type", "tied"), [("qwen2", True), ("qwen2", False), ("llama", True), ("llama", False)]
-)
-ModelType = Literal["qwen2", "llama"]
+TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 100)]
+KINDS = [(bits, offset) for bits in (4, 8) for offset in Offset if (bits, offset) != (4, Offset.ZERO_POINT)]
+ALL = pytest.mark.parametrize("name", VARIANTS)
 
 
 def write(
@@ -37,8 +37,12 @@ def write(
     return writer(tiny_decoder(source), weights, folder, written.append), written
 
 
-def logits(folder: Path) -> FloatArray:
-    return OnnxRuntimeRunner(folder, threads=1).run([Chunk(0, TOKENS, "all")])[0]
+def logits(folder: Path, pieces: tuple[int, ...] = (len(TOKENS),)) -> FloatArray:
+    runner, done, got = OnnxRuntimeRunner(folder, threads=1), 0, []
+    for count in pieces:
+        got.append(runner.run([Chunk(0, TOKENS[done : done + count], "all")])[0].copy())
+        done += count
+    return np.concatenate(got)
 
 
 def kl(reference: FloatArray, other: FloatArray) -> float:
@@ -46,22 +50,27 @@ def kl(reference: FloatArray, other: FloatArray) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-@BOTH
-def test_float_weights_give_the_references_logits(tmp_path: Path, model_type: ModelType, tied: bool) -> None:
-    source = tiny_checkpoint(tmp_path / "hf", model_type=model_type, tied=tied)
+@ALL
+def test_float_weights_give_the_references_logits_whole_in_pieces_and_token_by_token(tmp_path: Path, name: str) -> None:
+    source = variant(name, tmp_path / "hf")
     tensors = tiny_tensors(source)
     write(source, tmp_path / "onnx", TensorWeights(tensors))
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
-    np.testing.assert_allclose(logits(tmp_path / "onnx"), expected, atol=2e-3)
+    for pieces in ((100,), (11, 40, 1, 1, 30, 17), (1,) * 100):
+        np.testing.assert_allclose(logits(tmp_path / "onnx", pieces), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("offset", list(Offset))
-@pytest.mark.parametrize("bits", [4, 8])
-@BOTH
+@pytest.mark.parametrize(
+    ("name", "bits", "offset"),
+    [
+        *((name, 4, Offset.ZERO_POINT) for name in VARIANTS),
+        *((name, *kind) for name in ("qwen2-tied", "llama-biased", "phi3-partial") for kind in KINDS),
+    ],
+)
 def test_quantized_weights_give_the_logits_of_the_dequantized_model(
-    tmp_path: Path, model_type: ModelType, tied: bool, bits: int, offset: Offset
+    tmp_path: Path, name: str, bits: int, offset: Offset
 ) -> None:
-    source = tiny_checkpoint(tmp_path / "hf", model_type=model_type, tied=tied)
+    source = variant(name, tmp_path / "hf")
     decoder = tiny_decoder(source)
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(bits, 32, offset)))
     write(source, tmp_path / "onnx", weights)
@@ -71,14 +80,50 @@ def test_quantized_weights_give_the_logits_of_the_dequantized_model(
         assert np.abs(got - forward(decoder, weights.tensors.__getitem__, TOKENS)).max() > 0.05
 
 
-def test_activations_rounded_to_8_bits_leave_the_distribution_within_a_hundredth(tmp_path: Path) -> None:
-    source = tiny_checkpoint(tmp_path / "hf")
+@ALL
+def test_activations_rounded_to_8_bits_leave_the_distribution_within_a_hundredth(tmp_path: Path, name: str) -> None:
+    source = variant(name, tmp_path / "hf")
     decoder = tiny_decoder(source)
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 32, Offset.ZERO_POINT)))
     write(source, tmp_path / "onnx", weights, accuracy_level=4)
     expected, got = forward(decoder, weights.stored(decoder).__getitem__, TOKENS), logits(tmp_path / "onnx")
     assert 0 < kl(expected, got) < 0.01
     assert np.mean(expected.argmax(-1) == got.argmax(-1)) > 0.8
+
+
+def test_positions_beyond_the_trained_length_agree_with_yarn(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    source = tiny_checkpoint(
+        tmp_path / "hf", layers=1, heads=1, kv_heads=1, hidden=32, max_position=32768, rope_scaling=yarn
+    )
+    tensors = tiny_tensors(source)
+    write(source, tmp_path / "onnx", TensorWeights(tensors))
+    tokens = np.random.default_rng(1).integers(0, 512, 33_010)
+    runner = OnnxRuntimeRunner(tmp_path / "onnx", max_chunk=1100)
+    assert runner.limits.context_length == 131_072
+    for start in range(0, 33_000, 1100):
+        runner.run([Chunk(0, [int(token) for token in tokens[start : start + 1100]], "none")])
+    got = [runner.run([Chunk(0, [int(token)])])[0][0].copy() for token in tokens[33_000:]]
+    np.testing.assert_allclose(np.stack(got), last_rows(source, tensors, tokens, 10), atol=2e-3)
+
+
+def last_rows(source: Path, tensors: dict[str, FloatArray], tokens: npt.NDArray[np.int64], count: int) -> FloatArray:
+    """Logits of the last tokens of a one-layer model: only they ask, so the cost grows with the length alone."""
+    decoder, get = tiny_decoder(source), tensors.__getitem__
+    layer, dim = decoder.layers[0], decoder.head_dim
+    x = tensors[decoder.embedding.weight][tokens]
+    h = reference._rms_norm(decoder, get, x, layer.input_norm)
+    key = reference._rope(layer.rope, reference._linear(layer.k, get, h).reshape(len(tokens), -1, dim), 0)[:, 0]
+    value = reference._linear(layer.v, get, h)
+    x, h = x[-count:], h[-count:]
+    query = reference._linear(layer.q, get, h).reshape(count, -1, dim)
+    scores = reference._rope(layer.rope, query, len(tokens) - count) @ key.T * np.float32(decoder.attention_scale)
+    unseen = np.arange(len(tokens)) > np.arange(len(tokens) - count, len(tokens))[:, None, None]
+    scores = np.exp(np.where(unseen, -np.inf, scores - scores.max(-1, keepdims=True)))
+    mixed = (scores / scores.sum(-1, keepdims=True)) @ value
+    x = x + reference._linear(layer.o, get, mixed.reshape(count, -1).astype(np.float32))
+    x = x + reference._mlp(decoder, layer, get, reference._rms_norm(decoder, get, x, layer.mlp_norm))
+    return reference._linear(decoder.head, get, reference._rms_norm(decoder, get, x, decoder.final_norm))
 
 
 def test_matrices_on_different_grids_are_not_joined_and_still_right(tmp_path: Path) -> None:
@@ -121,8 +166,9 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     assert (tmp_path / "onnx" / "model.onnx.data").stat().st_size < table * 1.125 + rest + 256 * 16 * 8 + 65_536
 
 
-def test_every_tensor_is_asked_for_once_and_reported(tmp_path: Path) -> None:
-    source = tiny_checkpoint(tmp_path / "hf")
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3_text"])
+def test_every_tensor_is_asked_for_once_and_reported(tmp_path: Path, name: str) -> None:
+    source = variant(name, tmp_path / "hf")
     asked: list[str] = []
     tensors = tiny_tensors(source)
 
@@ -165,3 +211,17 @@ def test_a_group_size_that_onnxruntime_does_not_take_is_refused_by_name(tmp_path
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 8, Offset.SYMMETRIC)))
     with pytest.raises(ExportError, match=r"model\.embed_tokens\.weight.*groups of 8"):
         write(source, tmp_path / "onnx", weights)
+
+
+def test_layers_that_turn_alike_share_their_tables(tmp_path: Path) -> None:
+    for name, tables in (("llama", 1), ("gemma3_text", 2)):
+        source = variant(name, tmp_path / name)
+        write(source, tmp_path / f"{name}-onnx", TensorWeights(tiny_tensors(source)))
+        graph = onnx.load(tmp_path / f"{name}-onnx" / "model.onnx", load_external_data=False).graph
+        assert sum(tensor.name.startswith("cos_cache") for tensor in graph.initializer) == tables
+
+
+def test_heads_that_onnxruntime_cannot_turn_are_refused_before_anything_is_quantized(tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "hf", head_dim=40)
+    with pytest.raises(ExportError, match="multiple of 16 elements; this model's have 40"):
+        write(source, tmp_path / "onnx", TensorWeights({}))

@@ -1,0 +1,75 @@
+"""Turns a part of a head by turning all of it: for operators that only know whole heads.
+
+A rotary embedding over `dim` elements pairs element i with i + dim/2. A query times a key is the same number in any
+order of elements, as long as both have it; so the turned pairs are spread over the two halves of the head, and the
+elements that stay fill up both halves as pairs whose angle is always zero:
+
+    turned, first half │ turned, second half │ rest
+    turned, first half │ half of the rest ║ turned, second half │ the other half of the rest
+
+It knows no graph.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.export.architectures.decoder import Decoder, Linear, Rope
+from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.writers.base import Weights
+from edgekit.export.writers.onnx.rope import rope_tables
+
+__all__ = ["WholeHeads", "whole_tables"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class WholeHeads:
+    """`Weights` whose queries and keys come in that order where a layer turns only a part of each head.
+
+    Args:
+        weights: The numbers as the checkpoint orders them.
+        decoder: The model.
+    """
+
+    def __init__(self, weights: Weights, decoder: Decoder) -> None:
+        self._w = weights
+        self._orders: dict[str, npt.NDArray[np.int64]] = {}
+        for layer in decoder.layers:
+            if layer.rope.dim == decoder.head_dim:
+                continue
+            order = _order(layer.rope.dim, decoder.head_dim)
+            for linear in (layer.q, layer.k):
+                heads = np.arange(0, linear.out_features, decoder.head_dim)
+                rows = (heads[:, None] + order).reshape(-1)
+                self._orders |= {linear.weight: rows, linear.bias_name: rows}
+            self._orders |= {norm: order for norm in (layer.q_norm, layer.k_norm) if norm is not None}
+
+    def vector(self, name: str) -> FloatArray:
+        """See `Weights.vector`."""
+        values = self._w.vector(name)
+        return values[self._orders[name]] if name in self._orders else values
+
+    def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
+        """See `Weights.matrix`."""
+        matrix, order = self._w.matrix(linear), self._orders.get(linear.weight)
+        if order is None:
+            return matrix
+        if not isinstance(matrix, GroupedTensor):
+            return matrix[order]
+        return GroupedTensor(matrix.codes[order], matrix.scales[order], matrix.offsets[order], matrix.bits)
+
+
+def whole_tables(rope: Rope, head_dim: int, positions: int) -> tuple[FloatArray, FloatArray]:
+    """Return cosine and sine, float32 `[positions, head_dim / 2]`: of what does not turn, 1 and 0."""
+    rest = ((0, 0), (0, (head_dim - rope.dim) // 2))
+    cos, sin = rope_tables(rope, positions)
+    return np.pad(cos, rest, constant_values=1), np.pad(sin, rest)
+
+
+def _order(dim: int, head_dim: int) -> npt.NDArray[np.int64]:
+    half, middle = dim // 2, (dim + head_dim) // 2
+    return np.concatenate(
+        [np.arange(0, half), np.arange(dim, middle), np.arange(half, dim), np.arange(middle, head_dim)]
+    )
