@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.config import Config
-from edgekit.export.architectures.rope import Rope, read_rope, scaled_context
+from edgekit.export.architectures.rope import Rope, read_rope, same_scaling, scaled_context, scaling_kind
 
 __all__ = ["Activation", "Decoder", "Layer", "Linear", "Rope", "Shape", "build_decoder", "sliding_layers"]
 
@@ -259,7 +259,7 @@ def plain_rope(config: Config, shape: Shape, default_theta: float) -> Rope:
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in nested and config.get(key) is not None and nested[key] != config.get(key):
             raise ExportError(f"config.json: `{key}` and `rope_parameters.{key}` disagree")
-    if scaling and len(nested.keys() - {"rope_theta", "rope_type", "partial_rotary_factor"}) and scaling != nested:
+    if scaling and scaling_kind(nested) != "default" and not same_scaling(scaling, nested):
         raise ExportError("config.json: `rope_scaling` and `rope_parameters` disagree")
     inner = Config({**nested, "model_type": config.model_type})
     theta = inner.number("rope_theta") if "rope_theta" in nested else config.number("rope_theta", default_theta)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 
-__all__ = ["Rope", "read_rope", "scaled_context", "with_yarn"]
+__all__ = ["Rope", "read_rope", "same_scaling", "scaled_context", "scaling_kind", "with_yarn"]
 
 Frequencies = npt.NDArray[np.float64]
 
@@ -83,7 +83,7 @@ def read_rope(
     Raises:
         ExportError: The kind of scaling is unknown, or a key of it is unknown, missing or out of range.
     """
-    own = {key: value for key, value in (scaling or {}).items() if value is not None and key not in _BESIDE}
+    own = _own(scaling)
     kind = scaling_kind(scaling)
     if kind not in _KEYS:
         raise ExportError(
@@ -117,6 +117,11 @@ def scaling_kind(scaling: Mapping[str, Any] | None) -> str:
         raise ExportError(f"config.json: RoPE scaling must be an object, not {str(scaling)[:40]!r}")
     name = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
     return _ALIASES.get(str(name), str(name)[:40])
+
+
+def same_scaling(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two scalings say the same, whichever of their keys' names they use."""
+    return scaling_kind(one) == scaling_kind(other) and _own(one) == _own(other)
 
 
 def scaled_context(scaling: Mapping[str, Any] | None, max_position: int) -> int:
@@ -269,6 +274,11 @@ def _longrope(theta: float, plain: Frequencies, own: Mapping[str, Any], max_posi
     else:
         scaling["attention_factor"] = attention
     return Rope(theta, dim, _tuple(plain / np.asarray(chosen)), attention, "longrope", scaling, original)
+
+
+def _own(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The scaling's own keys."""
+    return {key: value for key, value in (scaling or {}).items() if value is not None and key not in _BESIDE}
 
 
 def _tuple(frequencies: Frequencies) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ def hf_config(decoder: Decoder, dtype: str) -> dict[str, object]:
         decoder: The model.
         dtype: What the artifact computes in, `float16` or `float32`.
     """
-    rope, layer = decoder.rope, decoder.layers[0]
+    rope = decoder.rope
     scaling = {"rope_type": rope.kind, "type": rope.kind, **rope.scaling} if rope.kind != "default" else None
     nested: dict[str, object] = {"rope_theta": rope.theta, **(scaling or {"rope_type": "default"})}
     if decoder.model_type == "gemma3_text":
@@ -28,8 +28,6 @@ def hf_config(decoder: Decoder, dtype: str) -> dict[str, object]:
         "architectures": [f"{decoder.model_type.split('_')[0].capitalize()}ForCausalLM"],
         "model_type": decoder.model_type,
         **decoder.config,
-        "attention_bias": layer.q.bias,
-        "mlp_bias": layer.gate.bias,
         # Both places: transformers 5 reads the nested one, most of mlx-lm's models only the top level.
         "rope_theta": rope.theta,
         "rope_scaling": scaling,
