@@ -5,6 +5,8 @@ Token, cache folder, mirror and offline mode are the library's, from its environ
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,12 @@ def download(hub_id: str, revision: str | None, report: Report) -> tuple[Path, s
         ExportError: It does not exist, needs a token, or cannot be reached; with what to do.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.logging import set_verbosity
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # progress goes through `report`; the library would write to stderr
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        set_verbosity(logging.ERROR)  # a download that breaks off and goes on is no news
     try:
         folder = Path(
             snapshot_download(

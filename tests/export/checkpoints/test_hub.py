@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,15 @@ from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.models import tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD = "89abcdef0123456789abcdef0123456789abcdef"
+REVISIONS = {"main": COMMIT, "v1": OLD, COMMIT: COMMIT, OLD: OLD}
 PROGRAM = """
 import json, sys
 from contextlib import closing
@@ -34,8 +39,19 @@ except EdgekitError as error:
 
 
 class Hub(BaseHTTPRequestHandler):
-    folder: ClassVar[Path]
-    asked: ClassVar[list[tuple[str, str, str | None]]]
+    """The repositories `org/Tiny`, `org/Private` (the same, behind a token) and `org/gated`.
+
+    Attributes:
+        folders: A commit's files.
+        asked: Method, path, `Authorization` and `Range` of every request.
+        cut: Bytes after which the next answer with this file's body breaks off; none left to break for those not named.
+        failing: Files that cannot be had.
+    """
+
+    folders: ClassVar[dict[str, Path]]
+    asked: ClassVar[list[tuple[str, str, str | None, str | None]]]
+    cut: ClassVar[dict[str, int]]
+    failing: ClassVar[set[str]]
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -44,39 +60,59 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
-        self.asked.append((self.command, self.path, self.headers.get("Authorization")))
+        token, span = self.headers.get("Authorization"), self.headers.get("Range")
+        self.asked.append((self.command, self.path, token, span))
         path = self.path.split("?")[0]
+        if "/org/Private" in path or path.startswith("/api/models/org/Private"):
+            if token != "Bearer hf_secret":  # noqa: S105  no real one
+                self.reply(401, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+                return
+            path = path.replace("org/Private", "org/Tiny")
+        revision = path.removeprefix("/api/models/org/Tiny").removeprefix("/revision/") or "main"
         if path.startswith(("/api/models/org/gated", "/org/gated")):
             self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
-        elif path in (
-            "/api/models/org/Tiny",
-            "/api/models/org/Tiny/revision/main",
-            f"/api/models/org/Tiny/revision/{COMMIT}",
-        ):
-            names = [{"rfilename": file.name} for file in self.folder.iterdir()]
-            self.reply(200, json.dumps({"id": "org/Tiny", "sha": COMMIT, "siblings": names}).encode(), {}, body=body)
+        elif revision in REVISIONS:
+            commit = REVISIONS[revision]
+            names = [{"rfilename": file.name} for file in self.folders[commit].iterdir()]
+            self.reply(200, json.dumps({"id": "org/Tiny", "sha": commit, "siblings": names}).encode(), {}, body=body)
         elif path.startswith("/api/models/org/Tiny/tree/"):
+            commit = REVISIONS[path.split("/")[6]]
             tree = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": COMMIT}
-                for file in self.folder.iterdir()
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": commit}
+                for file in self.folders[commit].iterdir()
             ]
             self.reply(200, json.dumps(tree).encode(), {}, body=body)
         elif path.startswith("/api/models/org/Tiny/revision/"):
             self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
-        elif path.startswith(f"/org/Tiny/resolve/{COMMIT}/") and (self.folder / path.rsplit("/", 1)[1]).exists():
-            data = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
-            tag = hashlib.sha256(data).hexdigest()
-            self.reply(200, data, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}, body=body)
+        elif path.startswith("/org/Tiny/resolve/"):
+            _, _, _, _, commit, name = path.split("/")
+            self.file(commit, name, span, body=body)
         else:
             self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
 
-    def reply(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+    def file(self, commit: str, name: str, span: str | None, *, body: bool) -> None:
+        path = self.folders[commit] / name
+        if name in self.failing:
+            self.reply(403, b"no", {}, body=body)
+            return
+        if not path.exists():
+            self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body=body)
+            return
+        data = path.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit}
+        first = int(span.removeprefix("bytes=").removesuffix("-")) if span else 0
+        if first:
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+        stop = self.cut.pop(name, None) if body else None
+        self.reply(206 if first else 200, data[first:], headers, body=body, stop=stop)
+
+    def reply(self, status: int, data: bytes, headers: dict[str, str], *, body: bool, stop: int | None = None) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
         if body:
-            self.wfile.write(data)
+            self.wfile.write(data[:stop])
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -84,10 +120,13 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    Hub.folder = tiny_checkpoint(tmp_path / "Tiny", layers=1)
-    (Hub.folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    (Hub.folder / "pytorch_model.bin").write_bytes(b"never wanted")
-    Hub.asked = []
+    folder = tiny_checkpoint(tmp_path / "Tiny", layers=1)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "pytorch_model.bin").write_bytes(b"never wanted")
+    old = Path(shutil.copytree(folder, tmp_path / "Old"))
+    (old / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    Hub.folders = {COMMIT: folder, OLD: old}
+    Hub.asked, Hub.cut, Hub.failing = [], {}, set()
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -110,16 +149,21 @@ def opened(endpoint: str, home: Path, ref: str = "org/Tiny", revision: str = "",
     return found
 
 
+def downloaded() -> list[str]:
+    """Names of the files that were asked for since the server was last told to forget."""
+    return [path.rsplit("/", 1)[1] for method, path, *_ in Hub.asked if method == "GET" and "/resolve/" in path]
+
+
 def test_a_hub_id_is_downloaded_without_pickles_and_read_offline_afterwards(hub: str, tmp_path: Path) -> None:
     first = opened(hub, tmp_path / "home", HF_TOKEN="hf_secret")  # noqa: S106  no real one
     assert first["id"] == f"org/Tiny@{COMMIT}"
     assert (first["name"], first["licence"]) == ("tiny", "MIT")
     assert int(str(first["stages"])) > 0
     assert int(str(first["size"])) > 10_000
-    files = [path.rsplit("/", 1)[1] for method, path, _ in Hub.asked if method == "GET" and "/resolve/" in path]
+    files = downloaded()
     assert "model.safetensors" in files
     assert "pytorch_model.bin" not in files
-    assert {token for _, path, token in Hub.asked if "/resolve/" in path} == {"Bearer hf_secret"}
+    assert {token for _, path, token, _ in Hub.asked if "org/" in path} == {"Bearer hf_secret"}
     Hub.asked.clear()
     again = opened(hub, tmp_path / "home", HF_HUB_OFFLINE="1")
     assert (again["id"], again["size"]) == (first["id"], first["size"])
@@ -127,8 +171,46 @@ def test_a_hub_id_is_downloaded_without_pickles_and_read_offline_afterwards(hub:
 
 
 def test_a_revision_is_asked_for(hub: str, tmp_path: Path) -> None:
-    assert opened(hub, tmp_path, revision=COMMIT)["id"] == f"org/Tiny@{COMMIT}"
+    newest = opened(hub, tmp_path)
+    assert (newest["id"], newest["licence"]) == (f"org/Tiny@{COMMIT}", "MIT")
+    found = opened(hub, tmp_path, revision="v1")
+    assert (found["id"], found["licence"]) == (f"org/Tiny@{OLD}", "Apache-2.0")
     assert opened(hub, tmp_path, revision="nope")["message"] == "org/Tiny has no revision `nope`"
+    Hub.asked.clear()
+    assert opened(hub, tmp_path, revision=OLD, HF_HUB_OFFLINE="1")["id"] == f"org/Tiny@{OLD}"
+    assert not Hub.asked
+
+
+def test_a_private_model_needs_the_token_of_the_environment(hub: str, tmp_path: Path) -> None:
+    refused = opened(hub, tmp_path, "org/Private")
+    assert "or it is private" in str(refused["message"])
+    assert "HF_TOKEN" in str(refused["hint"])
+    assert {token for _, _, token, _ in Hub.asked} == {None}
+    assert opened(hub, tmp_path, "org/Private", HF_TOKEN="hf_secret")["id"] == f"org/Private@{COMMIT}"  # noqa: S106
+
+
+def test_a_download_that_is_cut_goes_on_where_it_stopped(hub: str, tmp_path: Path) -> None:
+    # The library takes what it has in steps of 10 MiB: the file is larger, and cut behind the first.
+    step = 10 << 20
+    save_file({"big": np.ones(3 << 20, np.float32)}, Hub.folders[COMMIT] / "model-00001-of-00002.safetensors")
+    (Hub.folders[COMMIT] / "model.safetensors").rename(Hub.folders[COMMIT] / "model-00002-of-00002.safetensors")
+    Hub.cut = {"model-00001-of-00002.safetensors": step + 70_000}
+    found = opened(hub, tmp_path)
+    assert int(str(found["size"])) > 3 << 20
+    assert not Hub.cut
+    spans = [span for method, path, _, span in Hub.asked if method == "GET" and path.endswith("1-of-00002.safetensors")]
+    assert spans == [None, f"bytes={step}-"]
+
+
+def test_a_download_that_failed_goes_on_with_the_files_that_are_missing(hub: str, tmp_path: Path) -> None:
+    Hub.failing = {"model.safetensors"}
+    failed = opened(hub, tmp_path)
+    assert "org/Tiny cannot be downloaded" in str(failed["message"])
+    assert "tokenizer.json" in downloaded()
+    Hub.asked.clear()
+    Hub.failing = set()
+    assert opened(hub, tmp_path)["id"] == f"org/Tiny@{COMMIT}"
+    assert downloaded() == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(
