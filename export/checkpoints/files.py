@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,7 @@ class BoundedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise ExportError(f"{path} cannot be opened: {error.strerror}") from error
+        self._descriptor = _opened(path)
         self._open = True
         self.size = os.fstat(self._descriptor).st_size
 
@@ -135,6 +133,19 @@ class BoundedFile:
             os.close(self._descriptor)
 
 
+def _opened(path: Path) -> int:
+    """Open a file for reading, and no pipe or device: those may never end, or never begin."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ExportError(f"{path} cannot be opened: {reason}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ExportError(f"{path} is no regular file")
+    return descriptor
+
+
 def read_small(path: Path, limit: int = 1 << 26) -> bytes:
     """Read a whole file that must not be larger than `limit` bytes.
 
@@ -142,7 +153,7 @@ def read_small(path: Path, limit: int = 1 << 26) -> bytes:
         ExportError: It is larger, or cannot be read.
     """
     try:
-        with path.open("rb") as stream:
+        with open(_opened(path), "rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}") from error

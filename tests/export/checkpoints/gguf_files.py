@@ -62,6 +62,7 @@ def write_gguf(
     pre: str | None = "gpt-2",
     extra_tensors: dict[str, npt.NDArray[np.float32]] | None = None,
     quantized_vectors: dict[str, npt.NDArray[np.float32]] | None = None,
+    raw_tensors: dict[str, npt.NDArray[np.uint8]] | None = None,
     parts: int = 1,
 ) -> Path:
     """Write a tiny checkpoint folder as one GGUF file.
@@ -74,6 +75,7 @@ def write_gguf(
         pre: `tokenizer.ggml.pre`.
         extra_tensors: By GGUF name.
         quantized_vectors: By GGUF name, written in `encoding`.
+        raw_tensors: Bytes of blocks, by encoding: each becomes the tensor `blk.0.<encoding>`.
         parts: Files to split it into; then `path` only names them.
     """
     config = json.loads((folder / "config.json").read_text())
@@ -111,6 +113,8 @@ def write_gguf(
         writer.add_tensor(name, values)
     for name, values in (quantized_vectors or {}).items():
         writer.add_tensor(name, quantize(values[None], kind)[0], raw_dtype=kind)
+    for name, blocks in (raw_tensors or {}).items():
+        writer.add_tensor(f"blk.0.{name}", blocks, raw_dtype=gguf.GGMLQuantizationType[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
