@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from edgekit.bundle.quality import Quality
 from edgekit.errors import BundleError
 
-__all__ = ["Bundle", "Problem", "hash_file", "hash_folder", "open_bundle", "verify_bundle"]
+__all__ = ["Bundle", "Problem", "hash_file", "hash_folder", "open_bundle", "store_quality", "verify_bundle"]
 
 _CHUNK = 4 * 1024 * 1024
 
@@ -83,6 +84,26 @@ def open_bundle(path: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"cannot read {manifest}: {error.strerror}") from error
     return Bundle(path=path, manifest=Manifest.from_json(text))
+
+
+def store_quality(bundle: Bundle, quality: Quality) -> Bundle:
+    """Put quality figures into a bundle's manifest, in place of those that were there.
+
+    The new manifest takes the old one's place in one step, with a digest of its own.
+
+    Raises:
+        BundleError: The manifest cannot be written.
+    """
+    manifest = replace(bundle.manifest, quality=quality.to_dict())
+    path = bundle.path / MANIFEST_NAME
+    beside = bundle.path / f".{MANIFEST_NAME}.partial"
+    try:
+        beside.write_text(manifest.to_json(), encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BundleError(f"cannot write {path}: {error.strerror}") from error
+    return Bundle(path=bundle.path, manifest=manifest)
 
 
 def list_files(folder: Path) -> list[str]:

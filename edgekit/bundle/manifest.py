@@ -91,7 +91,7 @@ class Manifest:
         architecture: Hugging Face `model_type`.
         parameters: Number of weights.
         recipe: Method, bits and group size, in the recipe's own words.
-        quality: Measured figures; empty if nothing was measured.
+        quality: Measured figures, the fields of `edgekit.bundle.quality.Quality`; empty if nothing was measured.
         context_length: Longest sequence in tokens.
         eos_token_ids: Tokens that end an answer.
         licence: SPDX identifier of the weights, or `unknown`.

@@ -25,6 +25,10 @@ _VERBS = {
     "doctor": ("edgekit.cli.device:doctor", "Say which target this machine is and what it lacks."),
     "info": ("edgekit.cli.bundle:info", "Show what a bundle is."),
     "verify": ("edgekit.cli.bundle:verify", "Check every byte of a bundle; --build proves it with NVIDIA's builder."),
+    "eval": (
+        "edgekit.cli.eval:evaluate",
+        "Measure what quantization did to a bundle.",
+    ),
     "run": ("edgekit.cli.run:run", "Answer a prompt, or chat, in this terminal."),
     "serve": ("edgekit.cli.serve:serve", "Answer over HTTP and MQTT."),
     "ask": ("edgekit.cli.ask:ask", "Ask a running daemon, over either door."),
@@ -33,7 +37,14 @@ _VERBS = {
 
 
 # The extra that brings what a verb imports, where the base install lacks it.
-_EXTRAS = {"export": "export", "run": "onnxruntime", "serve": "daemon", "ask": "daemon", "verify": "export"}
+_EXTRAS = {
+    "export": "export",
+    "eval": "export",
+    "run": "onnxruntime",
+    "serve": "daemon",
+    "ask": "daemon",
+    "verify": "export",
+}
 
 
 class _Verbs(click.Group):

@@ -9,7 +9,9 @@ import click
 from rich.table import Table
 
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
+from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.errors import BundleError, IncompatibleBundleError
 
 __all__ = ["info", "verify"]
@@ -47,6 +49,12 @@ def info(*, bundle: Path, as_json: bool) -> None:
     ):
         table.add_row(*row)
     console.print(table)
+    if manifest.quality:
+        quality = Quality.from_dict(manifest.quality)
+        console.print()
+        console.print(quality_table(quality))
+        for note in quality_notes(quality):
+            console.print(note, style="dim")
 
 
 @click.command()

@@ -150,6 +150,20 @@ class Shards:
         if missing is not None:
             raise ExportError(f"tensor `{missing}` is not in {index[missing]}, where {INDEX} says it is")
 
+    def read_words(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint32]:
+        """Read some rows of a matrix of 32-bit words (U32), in which MLX packs its codes.
+
+        Raises:
+            ExportError: There is no such matrix, or it has not so many rows.
+        """
+        placed = self._placed.get(name)
+        if placed is None or placed.info.encoding != "U32":
+            raise ExportError(f"there are no packed codes `{name}`")
+        row_range(placed.info, start, stop)
+        words = np.empty((stop - start, *placed.info.shape[1:]), dtype="<u4")
+        placed.file.read_into(words, placed.offset + start * prod(placed.info.shape[1:]) * 4, f"tensor `{name}`")
+        return words
+
 
 def _read_floats(file: BoundedFile, offset: int, encoding: str, values: FloatArray, what: str) -> None:
     """Fill `values` from a file; what is float32 already goes where it belongs at once."""

@@ -50,7 +50,7 @@ class LayerRunner:
             raise missing_extra("onnxruntime", "onnxruntime") from error
         self._ort = onnxruntime
         self._d = decoder
-        self._threads = threads or usable_cores()
+        self.threads = threads or usable_cores()
         self._tokens_per_run = tokens_per_run
         self._sessions: dict[Kind, Any] = {}
         self._angles: dict[tuple[Rope, int], tuple[FloatArray, FloatArray]] = {}
@@ -198,7 +198,7 @@ class LayerRunner:
     def _session(self, kind: Kind) -> Any:
         if kind not in self._sessions:
             options = self._ort.SessionOptions()
-            options.intra_op_num_threads = self._threads
+            options.intra_op_num_threads = self.threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
             # Matrices are large: waiting threads gain nothing by spinning, and take the cores of the numpy around them.

@@ -1,0 +1,85 @@
+"""The initializers of an ONNX artifact as arrays, mapped from its data file and not read until used.
+
+It knows names, shapes and types, and no operator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.errors import ExportError
+from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE
+
+__all__ = ["OnnxFile"]
+
+_NIBBLES = {TensorProto.INT4, TensorProto.UINT4}
+
+
+class OnnxFile:
+    """The initializers by name.
+
+    Args:
+        folder: Holds `model.onnx` and its data file.
+
+    Raises:
+        ExportError: One is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            model = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
+        except Exception as error:  # protobuf's and the system's errors share no base class
+            raise ExportError(f"{folder / MODEL_FILE} cannot be read: {error}") from error
+        self._tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._data = folder / DATA_FILE
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an initializer."""
+        return tuple(int(size) for size in self._find(name).dims)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Return an initializer, memory-mapped where it lies in the data file.
+
+        4-bit types come as their bytes, flat: two elements a byte, the first in the low nibble.
+
+        Raises:
+            ExportError: There is none of that name, or the data file ends before it.
+        """
+        tensor = self._find(name)
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        offset, length = int(place["offset"]), int(place["length"])
+        packed = tensor.data_type in _NIBBLES
+        dtype = np.dtype(np.uint8) if packed else helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        shape = (length,) if packed else self.shape(name)
+        if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != length or offset + length > self._data_size():
+            raise ExportError(f"{self._data} does not hold `{name}` as {MODEL_FILE} says", hint="export it again")
+        if length == 0:
+            return np.empty(shape, dtype)
+        return np.memmap(self._data, dtype, "r", offset, shape)
+
+    def floats(self, name: str) -> npt.NDArray[np.float32]:
+        """Return an initializer in float32."""
+        return np.asarray(self.array(name)).astype(np.float32)
+
+    def _find(self, name: str) -> TensorProto:
+        if name not in self._tensors:
+            raise ExportError(f"the artifact has no weight `{name}`", hint="was it written by another edgekit?")
+        tensor: TensorProto = self._tensors[name]
+        return tensor
+
+    def _data_size(self) -> int:
+        try:
+            return self._data.stat().st_size
+        except OSError as error:
+            raise ExportError(f"{self._data} cannot be read: {error.strerror}") from error

@@ -1,0 +1,101 @@
+"""Artifacts read back: the weights that a bundle computes with are those that its recipe made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.bundle.bundle import Bundle, open_bundle
+from edgekit.errors import ExportError, IncompatibleBundleError
+from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.artifacts import open_artifact
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.progress import silent
+from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
+from edgekit.export.quantization.lsq import lsq
+from edgekit.export.recipe import recipe_for
+from edgekit.export.writers import writer_for
+from edgekit.target import load_target
+from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.variants import variant
+
+TARGETS = ("cpu", "m2", "orin")
+
+
+def written(folder: Path, target: str, decoder: Decoder, weights: TensorWeights, template: Bundle) -> Bundle:
+    """An artifact of these very weights, with another bundle's manifest."""
+    folder.mkdir()
+    writer_for(load_target(target))(decoder, weights, folder, lambda _: None)
+    return Bundle(folder, template.manifest)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("recipe", ["none", "lsq"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-tied", "llama-biased"])
+def test_every_weight_is_read_back_as_the_recipe_made_it(name: str, recipe: str, target: str, tmp_path: Path) -> None:
+    checkpoint = variant(name, tmp_path / "model")
+    bundle = export_bundle(
+        str(checkpoint), load_target(target), tmp_path / "bundle", ExportOptions(recipe=recipe), silent
+    )
+    decoder, chosen = tiny_decoder(checkpoint), recipe_for(load_target(target), recipe, None)
+    weights = TensorWeights(tiny_tensors(checkpoint), lambda linear, w: chosen.apply(linear, w, "F32")[0])
+    expected, found = weights.stored(decoder), open_artifact(bundle, decoder)
+    # Half precision holds what is not quantized to 11 bits.
+    limit = 0 if recipe == "lsq" or target == "cpu" else 2**-11
+    for linear in (decoder.embedding, *decoder.linears()):
+        values = expected[linear.stored.weight][linear.rows]
+        assert np.abs(found.matrix(linear) - values).max() <= max(limit, 1e-6) * np.abs(values).max()
+        assert np.array_equal(found.matrix(linear, 16, 48), found.matrix(linear)[16:48])
+        if linear.bias:
+            bias = expected[linear.stored.bias_name][linear.rows]
+            assert np.abs(found.bias(linear) - bias).max() <= (0 if target == "cpu" else 2e-3)
+    for norm in decoder.norms():
+        assert np.abs(found.norm(norm) - expected[norm]).max() <= 2e-3
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "offset"),
+    [
+        *((target, bits, Offset.FLOAT) for target in TARGETS for bits in (4, 8)),
+        # MLX has a float offset always, in half precision.
+        *((target, 4, Offset.ZERO_POINT) for target in ("cpu", "orin")),
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-tied"])
+def test_every_grid_that_a_target_holds_is_read_back(
+    name: str, target: str, bits: int, offset: Offset, tmp_path: Path
+) -> None:
+    checkpoint = variant(name, tmp_path / "model")
+    template = export_bundle(str(checkpoint), load_target(target), tmp_path / "bundle", ExportOptions(), silent)
+    decoder, grid = tiny_decoder(checkpoint), Grid(bits, 32, offset, np.float16)
+    weights = TensorWeights(tiny_tensors(checkpoint), lambda _, w: lsq(w, grid))
+    bundle = written(tmp_path / "artifact", target, decoder, weights, template)
+    found = open_artifact(bundle, decoder)
+    for linear in (decoder.embedding, *decoder.linears()):
+        matrix = weights.matrix(linear)
+        assert isinstance(matrix, GroupedTensor)
+        # What TensorRT's planes leave of an offset is rounded to half precision: 11 bits of some eight steps.
+        limit = 8 * matrix.scales.max() * (2**-11 if target == "orin" else 2**-20) * (1 if bits == 4 else 16)
+        assert np.abs(found.matrix(linear) - matrix.dequantize()).max() <= limit
+
+
+def test_an_artifact_that_has_no_reader_is_refused(tmp_path: Path) -> None:
+    checkpoint = variant("qwen2", tmp_path / "model")
+    bundle = export_bundle(str(checkpoint), load_target("cpu"), tmp_path / "bundle", ExportOptions(), silent)
+    manifest = bundle.path / "manifest.json"
+    artifact = replace(bundle.manifest.artifact, dialect="other")
+    manifest.write_text(replace(bundle.manifest, artifact=artifact).to_json(), encoding="utf-8")
+    with pytest.raises(IncompatibleBundleError, match="artifact `onnx other`"):
+        open_artifact(open_bundle(bundle.path), tiny_decoder(checkpoint))
+
+
+def test_a_data_file_that_is_cut_short_is_noticed(tmp_path: Path) -> None:
+    checkpoint = variant("qwen2", tmp_path / "model")
+    bundle = export_bundle(str(checkpoint), load_target("cpu"), tmp_path / "bundle", ExportOptions(), silent)
+    decoder, data = tiny_decoder(checkpoint), bundle.path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-100_000])
+    with pytest.raises(ExportError, match=r"does not hold `lm_head\.weight"):
+        open_artifact(bundle, decoder).matrix(decoder.head)
