@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,9 @@ from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.rtn import rtn
 from edgekit.export.tensorrt_build import BuildLimits, build_engine, largest_int4_engine
 from edgekit.export.writers.onnx import OnnxWriter
-from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+from edgekit.target import Dialect
+from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.variants import VARIANTS, variant
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -26,19 +28,24 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not ins
 LIMITS = BuildLimits(chunk=16, context_length=64, typical_past=32)
 
 
+# Wide enough that INT4 expanded to FP16 would outgrow the engine's kernels; the fewest layers that differ.
+WIDE: dict[str, Any] = {"layers": 1, "heads": 32, "hidden": 1024, "intermediate": 2048}
+TWO_KINDS: dict[str, dict[str, Any]] = {
+    "qwen2-window": {"layers": 2},
+    "gemma3_text": {"layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
 def export(
     folder: Path,
+    name: str = "qwen2-tied",
     *,
-    model_type: Literal["qwen2", "llama"] = "qwen2",
-    tied: bool = True,
-    hidden: int = 128,
     embedding_bits: int = 4,
     offset: Offset | None = Offset.SYMMETRIC,
-    writer: OnnxWriter | None = None,
+    dialect: Dialect = "portable",
+    **options: Any,
 ) -> Path:
-    source = tiny_checkpoint(
-        folder / "hf", model_type=model_type, tied=tied, layers=2, hidden=hidden, intermediate=2 * hidden, vocab=1024
-    )
+    source = variant(name, folder / "hf", **{"layers": 2, "vocab": 1024} | options)
 
     def quantize(linear: Linear, weight: FloatArray) -> GroupedTensor | FloatArray:
         if offset is None:
@@ -48,17 +55,11 @@ def export(
 
     weights = TensorWeights(tiny_tensors(source), quantize)
     (folder / "onnx").mkdir()
-    (writer or OnnxWriter("portable"))(tiny_decoder(source), weights, folder / "onnx", lambda _: None)
+    OnnxWriter(dialect)(tiny_decoder(source), weights, folder / "onnx", lambda _: None)
     return folder / "onnx"
 
 
-@pytest.mark.parametrize(
-    ("model_type", "tied", "embedding_bits"), [("qwen2", True, 8), ("qwen2", False, 4), ("llama", True, 4)]
-)
-def test_nvidias_builder_takes_the_graph_and_keeps_int4(
-    tmp_path: Path, model_type: Literal["qwen2", "llama"], tied: bool, embedding_bits: int
-) -> None:
-    folder = export(tmp_path, model_type=model_type, tied=tied, embedding_bits=embedding_bits, hidden=1024)
+def check(folder: Path) -> None:
     report = build_engine(folder, limits=LIMITS)
     assert (report.compute_capability, report.built_for) == ("8.7", "SM86")
     assert report.int4_kept
@@ -67,10 +68,40 @@ def test_nvidias_builder_takes_the_graph_and_keeps_int4(
     assert report.graph_bytes <= (folder / "model.onnx.data").stat().st_size + (folder / "model.onnx").stat().st_size
     assert report.seconds > 0
     assert report.peak_memory_bytes > report.engine_bytes
+    assert report.warnings == ()
+
+
+# Only the numbers in their RoPE tables differ from another variant's graph.
+SAME_GRAPH = {"qwen2-yarn", "llama3", "llama-nested-rope", "phi3-longrope"}
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SAME_GRAPH else name for name in VARIANTS]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_nvidias_builder_takes_every_architecture_and_keeps_int4(tmp_path: Path, name: str, dialect: Dialect) -> None:
+    check(export(tmp_path, name, dialect=dialect, **WIDE | TWO_KINDS.get(name, {})))
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_an_8_bit_head_is_kept_in_two_halves_of_int4(tmp_path: Path, dialect: Dialect) -> None:
+    check(export(tmp_path, embedding_bits=8, dialect=dialect, **WIDE))
+
+
+def test_one_native_file_is_built_with_a_cache_of_any_length(tmp_path: Path) -> None:
+    folder = export(tmp_path, dialect="native", layers=1)
+    # TensorRT parses no cache of open length, and this is how the file has it.
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    cache = next(value for value in graph.input if value.name == "past_key_values.0.key")
+    assert cache.type.tensor_type.shape.dim[2].dim_param == "capacity"
+    before = (folder / "model.onnx").read_bytes()
+    for context in (64, 128):
+        limits = BuildLimits(chunk=16, context_length=context, typical_past=32)
+        assert build_engine(folder, limits=limits).engine_bytes > 0
+    assert (folder / "model.onnx").read_bytes() == before
 
 
 def test_a_grid_with_offsets_builds_as_int4_too(tmp_path: Path) -> None:
-    report = build_engine(export(tmp_path, offset=Offset.FLOAT, hidden=1024), limits=LIMITS)
+    report = build_engine(export(tmp_path, offset=Offset.FLOAT, **WIDE), limits=LIMITS)
     assert report.int4_kept
     assert report.int4_bytes > 0
 
@@ -83,8 +114,8 @@ def test_a_float_graph_builds_and_is_not_called_int4(tmp_path: Path) -> None:
 def test_the_bound_on_an_int4_engine_lies_between_the_int4_and_the_fp16_engine_of_one_model(tmp_path: Path) -> None:
     for name in ("int4", "fp16"):
         (tmp_path / name).mkdir()
-    int4 = build_engine(export(tmp_path / "int4", hidden=1024), limits=LIMITS)
-    fp16 = build_engine(export(tmp_path / "fp16", hidden=1024, offset=None), limits=LIMITS)
+    int4 = build_engine(export(tmp_path / "int4", **WIDE | {"layers": 2}), limits=LIMITS)
+    fp16 = build_engine(export(tmp_path / "fp16", offset=None, **WIDE | {"layers": 2}), limits=LIMITS)
     # Two layers of seven matrices, and the head.
     assert int4.engine_bytes < largest_int4_engine(int4.graph_bytes, 15) < fp16.engine_bytes / 2
 
@@ -113,7 +144,7 @@ def test_an_operator_that_tensorrt_does_not_know_is_named_with_its_node(tmp_path
 
 
 def test_a_graph_for_another_runtime_is_refused(tmp_path: Path) -> None:
-    folder = export(tmp_path, writer=OnnxWriter("onnxruntime"))
+    folder = export(tmp_path, dialect="onnxruntime")
     with pytest.raises(ExportError, match="does not build the `onnxruntime` dialect"):
         build_engine(folder)
 

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from edgekit.errors import BundleError
+from edgekit.export.quantization.grid import Grid, Offset
+from edgekit.export.quantization.lsq import lsq
+from edgekit.export.writers.onnx import OnnxWriter
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk
+from edgekit.runners.masks import Masks
+from edgekit.runners.native import NativeRunner, native_logits
+from edgekit.runners.onnxruntime import open_session
+from edgekit.runners.portable import PortableRunner
+from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.reference import forward
+from tests.variants import VARIANTS, variant
+
+FloatArray = npt.NDArray[np.float32]
+Dtype = Literal["float16", "float32"]
+
+TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 37)]
+EVERY = pytest.mark.parametrize("name", VARIANTS)
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16"])
+INT4 = Grid(4, 32, Offset.SYMMETRIC, np.float16)
+
+# FP16 has 11 bits: logits of size 4 carry a rounding of about 2e-3 for each of some ten operations on the way.
+FP16 = 3e-2
+
+
+def write(source: Path, folder: Path, weights: TensorWeights, dtype: Dtype = "float16") -> Path:
+    folder.mkdir(exist_ok=True)
+    OnnxWriter("native", dtype=dtype)(tiny_decoder(source), weights, folder, lambda _: None)
+    return folder
+
+
+def in_pieces(runner: NativeRunner, pieces: list[int], slot: int = 0) -> FloatArray:
+    got, done = [], 0
+    for count in pieces:
+        got.append(runner.run([Chunk(slot, TOKENS[done : done + count], "all")])[0])
+        done += count
+    return np.concatenate(got)
+
+
+@EVERY
+@DTYPES
+def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dtype: Dtype) -> None:
+    source = variant(name, tmp_path / "hf")
+    tensors = tiny_tensors(source)
+    write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
+    expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
+    atol = FP16 if dtype == "float16" else 2e-3
+    np.testing.assert_allclose(native_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=atol)
+
+
+@EVERY
+def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_and_token_by_token(
+    tmp_path: Path, name: str
+) -> None:
+    source = variant(name, tmp_path / "hf")
+    decoder = tiny_decoder(source)
+    weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, INT4))
+    expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
+    runner = NativeRunner(write(source, tmp_path / "onnx", weights), threads=1)
+    for pieces in ([37], [1] * 37, [20, 1, 1, 15]):
+        runner.truncate(0, 0)
+        np.testing.assert_allclose(in_pieces(runner, pieces), expected, atol=FP16)
+
+
+@DTYPES
+def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_path: Path, dtype: Dtype) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    source = variant("qwen2-yarn", tmp_path / "hf", rope_scaling=yarn, max_position=32_768)
+    decoder, tensors = tiny_decoder(source), tiny_tensors(source)
+    assert decoder.max_position == 131_072
+    write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
+    # Twenty tokens at the start, ten behind the trained length and seven at the very end.
+    gaps = np.repeat(np.array([0, 40_000 - 20, 131_072 - 37]), (20, 10, 7))
+    feeds: dict[str, npt.NDArray[np.generic]] = {
+        "input_ids": np.array([TOKENS]),
+        "position_ids": (gaps + np.arange(37))[None],
+        "write_indices": np.array([0]),
+        "logits_index": np.arange(37),
+        **Masks(full=True, window=None, dtype=np.dtype(dtype)).step(0, 37),
+    }
+    for layer in decoder.layers:
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{layer.index}.{part}"] = np.zeros((1, 2, 48, 32), dtype)
+    got = open_session(tmp_path / "onnx", "native", threads=1).run(["logits"], feeds)[0][0]
+    expected = forward(decoder, tensors.__getitem__, TOKENS, gaps)
+    np.testing.assert_allclose(got, expected, atol=FP16 if dtype == "float16" else 2e-3)
+
+
+def test_a_step_writes_its_rows_into_the_cache_that_it_was_given_and_nothing_else(tmp_path: Path) -> None:
+    source = variant("qwen2", tmp_path / "hf")
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    runner = NativeRunner(tmp_path / "onnx", context_length=64, sequence_slots=2, threads=1)
+    place = runner._cache[0].ctypes.data
+    in_pieces(runner, [20], slot=1)
+    before = runner.read_kv(1, 0, 20)
+    runner.run([Chunk(1, TOKENS[20:25])])
+    assert runner.read_kv(1, 0, 20) == before
+    assert all(cache[1, :, 20:25].any() and not cache[1, :, 25:].any() for cache in runner._cache)
+    assert not any(cache[0].any() for cache in runner._cache)
+    assert runner._cache[0].ctypes.data == place
+
+
+def test_what_a_truncated_slot_held_is_not_seen_again(tmp_path: Path) -> None:
+    source = variant("gemma3_text", tmp_path / "hf")
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)), "float32")
+    runner = NativeRunner(tmp_path / "onnx", threads=1)
+    whole = in_pieces(runner, [37])
+    runner.truncate(0, 10)
+    np.testing.assert_allclose(runner.run([Chunk(0, TOKENS[10:], "all")])[0], whole[10:], atol=1e-5)
+
+
+def test_both_tensorrt_dialects_keep_the_same_cache(tmp_path: Path) -> None:
+    source = variant("qwen3", tmp_path / "hf")
+    weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, INT4))
+    native = NativeRunner(write(source, tmp_path / "native", weights, "float32"), threads=1)
+    (tmp_path / "portable").mkdir()
+    OnnxWriter("portable", dtype="float32")(tiny_decoder(source), weights, tmp_path / "portable", lambda _: None)
+    portable = PortableRunner(tmp_path / "portable", threads=1)
+    runner: Any
+    for runner in (native, portable):
+        runner.run([Chunk(0, TOKENS)])
+    rows = [np.frombuffer(runner.read_kv(0, 0, 37), np.float32) for runner in (native, portable)]
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+
+
+def test_the_graph_is_made_of_the_operators_that_tensorrt_fuses(tmp_path: Path) -> None:
+    source = variant("qwen3", tmp_path / "hf", layers=2)
+    weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, INT4))
+    write(source, tmp_path / "onnx", weights)
+    model = onnx.load(tmp_path / "onnx" / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 24)]
+    kinds = [node.op_type for node in model.graph.node]
+    # Two norms and two of heads in each layer, and the last one.
+    assert [kinds.count(kind) for kind in ("RMSNormalization", "RotaryEmbedding", "TensorScatter", "Attention")] == [
+        9, 4, 4, 2,
+    ]  # fmt: skip
+    assert not {"Softmax", "Sqrt", "ReduceMean", "Split"} & set(kinds)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            # TensorRT takes neither a cache of its own, nor a length, nor a softmax precision.
+            assert len(node.input) == 4
+            assert {attribute.name for attribute in node.attribute} == {"scale"}
+    positions = next(value for value in model.graph.input if value.name == "position_ids")
+    assert positions.type.tensor_type.elem_type == onnx.TensorProto.INT64
+
+
+def test_a_part_of_each_head_is_turned_where_the_model_says_so(tmp_path: Path) -> None:
+    source = variant("phi3-partial", tmp_path / "hf")
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
+    turned = {a.i for n in graph.node if n.op_type == "RotaryEmbedding" for a in n.attribute if "dim" in a.name}
+    assert turned == {24}
+
+
+def test_a_bundle_of_this_dialect_opens_in_its_runner_and_no_other(tmp_path: Path) -> None:
+    source = variant("qwen2", tmp_path / "hf")
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    runner = open_runner(tmp_path / "onnx", "onnx", "native", context_length=64, threads=1)
+    assert isinstance(runner, NativeRunner)
+    assert runner.limits.context_length == 64
+    assert runner.run([Chunk(0, TOKENS)])[0].shape == (1, 512)
+    with pytest.raises(BundleError, match="written in the `native` dialect"):
+        PortableRunner(tmp_path / "onnx")
