@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgekit.export.quantization.rtn import rtn
 from edgekit.export.tensorrt_build import BuildLimits, build_engine, largest_int4_engine
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.target import Dialect
+from tests.conftest import edgekit
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.variants import VARIANTS, variant
 
@@ -188,3 +190,19 @@ def test_a_machine_without_the_library_is_told_which_extra_it_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "missing_extra pip install 'edgekit[tensorrt-rtx]'\n"
+
+
+def test_the_command_line_exports_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:
+    source, bundle = variant("qwen3", tmp_path / "hf", **WIDE), str(tmp_path / "bundle")
+    edgekit("export", source, "--target", "orin-nano-8", "--jetpack", "7.2", "-o", bundle)
+    assert json.loads(edgekit("info", bundle, "--json").stdout)["artifact"] == {"kind": "onnx", "dialect": "native"}
+    report = json.loads(edgekit("verify", bundle, "--build", "--json").stdout)["build"]
+    assert report["int4_kept"]
+    assert report["compute_capability"] == "8.7"
+
+
+def test_the_command_line_refuses_a_jetpack_that_the_target_has_not(tmp_path: Path) -> None:
+    done = edgekit("export", tmp_path, "--target", "cpu", "--jetpack", "7.2", check=False)
+    assert done.returncode == 2
+    assert "target `cpu` has no JetPack" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -15,6 +15,7 @@ from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk
+from edgekit.runners.native import NativeRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from edgekit.runners.portable import PortableRunner
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
@@ -28,7 +29,7 @@ TOKENS = [int(token) for token in np.random.default_rng(7).integers(0, 512, 40)]
 
 def export(folder: Path, writer: OnnxWriter, max_position: int = 256) -> Path:
     source = tiny_checkpoint(folder / "hf", max_position=max_position)
-    offset = Offset.SYMMETRIC if writer.dialect == "portable" else Offset.ZERO_POINT
+    offset = Offset.ZERO_POINT if writer.dialect == "onnxruntime" else Offset.SYMMETRIC
     weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, Grid(4, 32, offset, np.float16)))
     (folder / "onnx").mkdir()
     writer(tiny_decoder(source), weights, folder / "onnx", lambda _: None)
@@ -45,11 +46,18 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("portable"), OnnxWriter("portable", dtype="float32"))
 
 
-@pytest.fixture(params=["onnxruntime", "portable"])
-def opened(request: pytest.FixtureRequest, folder: Path, portable: Path) -> Open:
-    """Both runners must keep the same promises."""
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("native"), OnnxWriter("native", dtype="float32"))
+
+
+@pytest.fixture(params=["onnxruntime", "portable", "native"])
+def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native: Path) -> Open:
+    """All runners must keep the same promises."""
     if request.param == "portable":
         return lambda **options: PortableRunner(portable, **({"threads": 1} | options))
+    if request.param == "native":
+        return lambda **options: NativeRunner(native, **({"threads": 1} | options))
     return lambda **options: OnnxRuntimeRunner(folder, **({"threads": 1} | options))
 
 

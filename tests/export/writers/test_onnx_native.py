@@ -97,6 +97,17 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
     np.testing.assert_allclose(got, expected, atol=FP16 if dtype == "float16" else 2e-3)
 
 
+def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) -> None:
+    # Gemma's norms behind a branch scale it to hundreds of thousands; FP16 ends at 65504.
+    source = variant("gemma3_text", tmp_path / "hf")
+    tensors = tiny_tensors(source)
+    for layer in range(4):
+        tensors[f"model.layers.{layer}.post_feedforward_layernorm.weight"] += 100_000
+    write(source, tmp_path / "onnx", TensorWeights(tensors))
+    expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
+    np.testing.assert_allclose(native_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
+
+
 def test_a_step_writes_its_rows_into_the_cache_that_it_was_given_and_nothing_else(tmp_path: Path) -> None:
     source = variant("qwen2", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))

@@ -183,6 +183,17 @@ def test_layers_of_one_rope_share_its_tables(tmp_path: Path) -> None:
     assert tables == ["cos_cache", "cos_cache.1"]
 
 
+def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) -> None:
+    # Gemma's norms behind a branch scale it to hundreds of thousands; FP16 ends at 65504.
+    source = variant("gemma3_text", tmp_path / "hf")
+    tensors = tiny_tensors(source)
+    for layer in range(4):
+        tensors[f"model.layers.{layer}.post_feedforward_layernorm.weight"] += 100_000
+    write(source, tmp_path / "onnx", TensorWeights(tensors))
+    expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
+    np.testing.assert_allclose(portable_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
+
+
 def test_large_keys_do_not_overflow_fp16(tmp_path: Path) -> None:
     # Qwen2.5's k_proj biases reach hundreds; q·k before scaling would leave FP16's range.
     source = tiny_checkpoint(tmp_path / "hf")
