@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
@@ -25,11 +25,13 @@ from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.architectures.rope import with_yarn
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, SourceFile
+from edgekit.export.evaluate import EvaluationOptions, evaluate
 from edgekit.export.progress import Report
 from edgekit.export.quantization.grid import as_floats
 from edgekit.export.recipe import recipe_for
 from edgekit.export.text import write_text_files
 from edgekit.export.weights import CheckpointWeights
+from edgekit.export.windows import read_text
 from edgekit.export.writers import writer_for
 from edgekit.target import Target
 
@@ -49,6 +51,7 @@ class ExportOptions:
         context_length: Longest sequence in tokens; None takes the longest that the model allows.
         yarn: Stretch the context by this factor, as Qwen2.5's model card describes; None leaves it.
         ignore_keys: Keys of config.json that edgekit does not know and the user declares harmless.
+        evaluate_on: A text to measure the bundle on, against the checkpoint; None measures nothing.
     """
 
     recipe: str = "auto"
@@ -59,6 +62,7 @@ class ExportOptions:
     context_length: int | None = None
     yarn: float | None = None
     ignore_keys: tuple[str, ...] = ()
+    evaluate_on: Path | None = None
 
     def describe(self, config: Mapping[str, Any]) -> Decoder:
         """Describe the model of a configuration as these options want it.
@@ -86,6 +90,7 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
     """
     recipe = recipe_for(target, options.recipe, options.group_size)
     _refuse_to_overwrite(output, force=options.force)
+    text = read_text(options.evaluate_on) if options.evaluate_on else None
     with closing(open_checkpoint(model, revision=options.revision, report=report)) as checkpoint:
         decoder = options.describe(checkpoint.config)
         _check_tensors(decoder, checkpoint)
@@ -124,6 +129,9 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 compatible=(target.compatible,),
                 files=files,
             )
+            if text is not None:
+                quality = evaluate(Bundle(folder, manifest), checkpoint, text, EvaluationOptions(), report)
+                manifest = replace(manifest, quality=quality.to_dict())
             (folder / schema.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return open_bundle(output)
 

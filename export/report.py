@@ -73,7 +73,7 @@ def html_report(manifest: Manifest, quality: Quality) -> str:
     parts += ["<h2>Against the checkpoint</h2>", _figures_table(quality)]
     parts.append(
         _paragraph(
-            "The bundle’s weights and the checkpoint’s are computed alike, in float32: what differs is the error of "
+            "The bundle's weights and the checkpoint's are computed alike, in float32: what differs is the error of "
             "the stored weights alone. Rounding of activations by a runner is not in it"
             + ("." if quality.runner is None else ", but in the column of the runner."),
             "dim",
@@ -82,7 +82,7 @@ def html_report(manifest: Manifest, quality: Quality) -> str:
     if quality.layers:
         parts += [
             "<h2>Error of the hidden states after each layer</h2>",
-            _paragraph("|h′ − h| / |h|, averaged over tokens", "dim"),
+            _paragraph("|h' - h| / |h|, averaged over tokens", "dim"),
             _bars(quality.layers),
             _layers_table(quality.layers),
         ]
@@ -90,7 +90,7 @@ def html_report(manifest: Manifest, quality: Quality) -> str:
     if quality.matrices:
         parts += [
             "<h2>Error of the weight matrices</h2>",
-            _paragraph("|W′ − W| / |W|; the darker, the larger", "dim"),
+            _paragraph("|W' - W| / |W|; the darker, the larger", "dim"),
             *([_heat_map(grid)] if grid else []),
             _matrices_table(quality.matrices),
         ]

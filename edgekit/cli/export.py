@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+from edgekit.cli.quality import quality_table
 
 __all__ = ["export", "models"]
 
@@ -28,6 +30,9 @@ __all__ = ["export", "models"]
 @click.option("--name", help="Name the daemon serves the model under [the checkpoint's].")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option(
+    "--eval", "evaluate_on", type=click.Path(path_type=Path), metavar="FILE", help="Measure on a text; see `eval`."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def export(
     *,
@@ -44,6 +49,7 @@ def export(
     name: str | None,
     revision: str | None,
     force: bool,
+    evaluate_on: Path | None,
     as_json: bool,
 ) -> None:
     """Turn MODEL into a bundle for a target.
@@ -65,6 +71,7 @@ def export(
         context_length=context_length,
         yarn=yarn,
         ignore_keys=ignore_keys,
+        evaluate_on=evaluate_on,
     )
     with progress_bar() as bar:
         bundle = export_bundle(model, target, output, options, bar)
@@ -75,6 +82,8 @@ def export(
     total = sum(entry.size for entry in manifest.files)
     stderr.print(f"{manifest.name}: {manifest.recipe['summary']}")
     console.print(f"[bold]{output}[/]  {bytes_text(total)}, for {', '.join(manifest.compatible)}")
+    if manifest.quality:
+        console.print(quality_table(Quality.from_dict(manifest.quality)))
     if target.runners[0] in {"onnxruntime", "mlx"}:
         stderr.print(f"\nnext: edgekit run {output} 'What is the capital of France?'\n      edgekit serve {output}")
     else:
