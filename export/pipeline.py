@@ -108,6 +108,10 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
             report("quantize and write", total, total)
             tokenizer = checkpoint.tokenizer()
             write_text_files(folder, decoder, artifact.config, tokenizer, licence=checkpoint.licence)
+            if target.dialect == "onnxruntime":
+                from edgekit.export.writers.onnx.genai_config import write_genai_config
+
+                write_genai_config(folder, decoder, tokenizer)
             source = checkpoint.source()
             files = hash_folder(folder)
             manifest = schema.Manifest(

@@ -59,14 +59,26 @@ def open_session(
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise RunnerError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
-    written = session.get_modelmeta().custom_metadata_map.get("edgekit.dialect", "unknown")
+    metadata = session.get_modelmeta().custom_metadata_map
+    written = metadata.get("edgekit.dialect", "unknown")
     if written != dialect:
         raise BundleError(
             f"{path} is written in the `{written}` dialect, not in `{dialect}`",
             hint="export the model for this device's target",
             code="bundle_incompatible",
         )
+    needed = metadata.get("edgekit.onnxruntime", "0")
+    if _version(ort.__version__) < _version(needed):
+        raise RunnerError(
+            f"this model needs onnxruntime {needed} or later; {ort.__version__} is installed",
+            hint="pip install -U onnxruntime (on Python 3.10, which later versions do not support: a newer Python)",
+        )
     return session
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor number."""
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,8 @@ class OnnxRuntimeRunner:
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._counts = {"seqlens_k": self._value(self._seqlens), "total_sequence_length": self._value(self._total)}
+        # Bundles of before the batch had a say hold graphs whose rows are `[rows]`.
+        self._rows_shape = (1, -1, 1) if len(shapes["logits_index"]) == 3 else (-1,)
         self._steps: dict[int, _Step] = {}
         self._limits = Limits(
             context_length=context,
@@ -251,7 +265,7 @@ class OnnxRuntimeRunner:
         # The caller keeps the arrays alive while the binding is in use.
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("input_ids", self._value(tokens))
-        binding.bind_ortvalue_input("logits_index", self._value(rows))
+        binding.bind_ortvalue_input("logits_index", self._value(rows.reshape(self._rows_shape)))
         for name, value in self._counts.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(self._names, self._bound[slot], strict=True):

@@ -8,7 +8,8 @@ Source of the file format: onnx/docs/IR.md and onnx/docs/ExternalData.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
@@ -127,8 +128,23 @@ class Graph:
         self._external(self._initializer(name, dtype, shape), self._places[name])
         return name
 
-    def save(self, metadata: Mapping[str, str], *, producer_version: str) -> None:
-        """Write `model.onnx`; the bytes depend on nothing but what was added."""
+    def forget(self, *names: str) -> None:
+        """Take back the declarations of inputs and outputs; what they named stays where nodes use it."""
+        for declared in (self._proto.input, self._proto.output):
+            kept = [value for value in declared if value.name not in names]
+            del declared[:]
+            declared.extend(kept)
+
+    @contextmanager
+    def in_front(self) -> Iterator[None]:
+        """Put the nodes that are added meanwhile before those that are there: they may make what was an input."""
+        there = list(self._proto.node)
+        del self._proto.node[:]
+        yield
+        self._proto.node.extend(there)
+
+    def save(self, metadata: Mapping[str, str], *, producer_version: str, file: str = MODEL_FILE) -> None:
+        """Write the model file; the bytes depend on nothing but what was added. Several may share the data file."""
         self._data.flush()
         model = helper.make_model(
             self._proto,
@@ -138,7 +154,7 @@ class Graph:
             producer_version=producer_version,
         )
         helper.set_model_props(model, dict(metadata))
-        (self._folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        (self._folder / file).write_bytes(model.SerializeToString(deterministic=True))
 
     def _initializer(self, name: str, dtype: int, shape: Sequence[int]) -> TensorProto:
         self._values.add(name)

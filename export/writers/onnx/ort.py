@@ -3,7 +3,7 @@
     input_ids               int64 [batch, sequence]
     seqlens_k               int32 [batch]                  tokens in the cache after this step, minus one
     total_sequence_length   int32 []                       the largest of them, plus one
-    logits_index            int64 [rows]                   positions of `sequence` whose logits are wanted
+    logits_index            int64 [batch, rows, 1]         positions of `sequence` whose logits are wanted
     past_key_values.N.key, .value   fp32 [batch, kv_heads, capacity, head_dim]
         ▼
     logits                  fp32  [batch, rows, vocab]
@@ -34,6 +34,11 @@ OPSETS = {"": 20, _MICROSOFT: 1}
 _F32, _I32, _I64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 
+def _window(layer: Layer, decoder: Decoder) -> int:
+    """The operator's `local_window_size`: -1 where a token sees all before it."""
+    return -1 if layer.window is None or layer.window >= decoder.max_position else layer.window
+
+
 class OnnxRuntime:
     """Writes one model into one graph.
 
@@ -56,8 +61,12 @@ class OnnxRuntime:
         self._matrices = Matrices(graph, self._w, progress, accuracy_level)
         self._tables: dict[Rope, tuple[str, str]] = {}
 
-    def write(self) -> None:
+    def write(self) -> dict[str, str]:
         """Write inputs, layers and outputs.
+
+        Returns:
+            Metadata: the onnxruntime that the graph needs. A window of n tokens was one of n + 1 before 1.24
+            (measured: 1.23.2 against 1.24.4).
 
         Raises:
             ExportError: The heads are of a size, or a tensor on a grid, that onnxruntime does not take.
@@ -72,7 +81,7 @@ class OnnxRuntime:
         ids = g.input("input_ids", _I64, ("batch", "sequence"))
         g.input("seqlens_k", _I32, ("batch",))
         g.input("total_sequence_length", _I32, ())
-        rows = g.input("logits_index", _I64, ("rows",))
+        rows = g.input("logits_index", _I64, ("batch", "rows", 1))
         g.output("logits", _F32, ("batch", "rows", d.vocab_size))
         cache = ("batch", d.num_kv_heads, "capacity", d.head_dim)
         for layer in d.layers:
@@ -92,6 +101,7 @@ class OnnxRuntime:
             self._matrices.linears(normed, [d.head], "/lm_head", output="logits")
         else:
             self._matrices.apply(normed, head, "/lm_head", output="logits")
+        return {"edgekit.onnxruntime": "1.24"} if any(_window(layer, d) > 0 for layer in d.layers) else {}
 
     # normed ─ attention ─ o_proj ─ (norm) ─ SkipNorm ─ mlp ─ (norm) ─ SkipNorm ─▶ normed of the next layer
     # residual ──────────────────────────────┘    └────────────────────┘    └─▶ residual
@@ -102,8 +112,8 @@ class OnnxRuntime:
         g, path = self._g, f"/model/layers.{layer.index}"
         attended = self._attention(layer, normed, f"{path}/attn")
         if rows is not None:
-            attended = g.node("Gather", [attended, rows], f"{path}/attn/rows/Gather", axis=1)
-            residual = g.node("Gather", [residual, rows], f"{path}/rows/Gather", axis=1)
+            attended = g.node("GatherND", [attended, rows], f"{path}/attn/rows/GatherND", batch_dims=1)
+            residual = g.node("GatherND", [residual, rows], f"{path}/rows/GatherND", batch_dims=1)
         branch = self._matrices.linears(attended, [layer.o], f"{path}/attn/o_proj")[0]
         if layer.attention_out_norm is not None:
             branch = self._norm(branch, layer.attention_out_norm, f"{path}/post_attention_layernorm")
@@ -139,7 +149,7 @@ class OnnxRuntime:
             num_heads=d.num_heads,
             kv_num_heads=d.num_kv_heads,
             scale=d.attention_scale,
-            local_window_size=-1 if layer.window is None else layer.window,
+            local_window_size=_window(layer, d),
             do_rotary=1,
             rotary_interleaved=0,
         )[0]
@@ -148,7 +158,7 @@ class OnnxRuntime:
         g, d, names = self._g, self._d, ("q", "k", "v")
         if len(parts) == 1:
             sizes = [linear.out_features for linear in (layer.q, layer.k, layer.v)]
-            split = g.constant("sizes.qkv", np.array(sizes, np.int64))
+            split = self._int64("sizes.qkv", sizes)
             parts = list(g.nodes("Split", [*parts, split], f"{path}/Split", [f"{path}/{n}" for n in names], axis=-1))
         normed = []
         for part, weight, heads, name in zip(
@@ -157,9 +167,9 @@ class OnnxRuntime:
             if weight is None:
                 normed.append(part)
                 continue
-            place, apart = f"{path}/{name}_norm", np.array([0, 0, heads, d.head_dim], np.int64)
-            split = g.node("Reshape", [part, g.constant(f"shape.{heads}_heads", apart)], f"{place}/heads/Reshape")
-            together = g.constant("shape.joined_heads", np.array([0, 0, -1], np.int64))
+            place, apart = f"{path}/{name}_norm", self._int64(f"shape.{heads}_heads", [0, 0, heads, d.head_dim])
+            split = g.node("Reshape", [part, apart], f"{place}/heads/Reshape")
+            together = self._int64("shape.joined_heads", [0, 0, -1])
             normed.append(g.node("Reshape", [self._norm(split, weight, place), together], f"{place}/joined/Reshape"))
         return normed
 
@@ -213,6 +223,9 @@ class OnnxRuntime:
             epsilon=self._d.rms_norm_eps,
         )
         return names[0], names[1]
+
+    def _int64(self, name: str, values: list[int]) -> str:
+        return self._g.constant(name, np.array(values, np.int64))
 
     def _norm_weight(self, name: str) -> str:
         weight = self._g.constant(name, self._w.vector(name) + np.float32(self._d.norm_offset))

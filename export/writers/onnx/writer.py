@@ -12,7 +12,7 @@ from edgekit import __version__
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
-from edgekit.export.writers.onnx import ort
+from edgekit.export.writers.onnx import genai, ort
 from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
 from edgekit.export.writers.onnx.native import Native
 from edgekit.export.writers.onnx.portable import Portable
@@ -27,7 +27,7 @@ _IR_VERSIONS = {"portable": 10, "onnxruntime": 10, "native": 12}
 
 @dataclass(frozen=True, slots=True)
 class OnnxWriter:
-    """A `Writer` of `model.onnx` and `model.onnx.data`.
+    """A `Writer` of `model.onnx` and `model.onnx.data`, and of a second graph for onnxruntime-genai where it fits.
 
     Attributes:
         dialect: `portable` (primitive operators, for any TensorRT), `native` (one operator for each part of a
@@ -51,12 +51,18 @@ class OnnxWriter:
         computes = "float32" if self.dialect == "onnxruntime" else self.dtype
         dialect = _TENSORRT.get(self.dialect)
         opsets = ort.OPSETS if dialect is None else dialect.opsets
+        files = [MODEL_FILE, DATA_FILE]
         with Graph(folder, opsets, ir_version=_IR_VERSIONS[self.dialect]) as graph:
             metadata = {"edgekit.dialect": self.dialect, "edgekit.context_length": str(decoder.max_position)}
             if dialect is None:
-                ort.OnnxRuntime(graph, decoder, weights, progress, self.accuracy_level).write()
+                metadata |= ort.OnnxRuntime(graph, decoder, weights, progress, self.accuracy_level).write()
             else:
                 dtype = np.float16 if self.dtype == "float16" else np.float32
                 metadata |= dialect(graph, decoder, weights, progress, dtype).write()
             graph.save(metadata, producer_version=__version__)
-        return Artifact(files=(MODEL_FILE, DATA_FILE), config=hf_config(decoder, computes))
+            if dialect is None:
+                genai.count_by_mask(graph, decoder)
+                metadata["edgekit.dialect"] = genai.DIALECT
+                graph.save(metadata, producer_version=__version__, file=genai.GENAI_FILE)
+                files.insert(1, genai.GENAI_FILE)
+        return Artifact(files=tuple(files), config=hf_config(decoder, computes))

@@ -1,0 +1,86 @@
+"""The `genai_config.json` that lets onnxruntime-genai open a bundle as it is.
+
+Source of the keys: onnxruntime-genai's src/config.h and src/config.cpp (0.18).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.writers.onnx.genai import GENAI_FILE
+
+__all__ = ["write_genai_config"]
+
+# genai sets the KV cache aside, and fills it with zeros, for `max_length` at once: its user may ask for up to the
+# context length, but must ask.
+_MAX_LENGTH = 4096
+# Tokens of a prompt that are run at once: bounds the attention's scratch memory, as in our own runner.
+_CHUNK = 512
+
+
+def write_genai_config(folder: Path, decoder: Decoder, tokenizer: TokenizerFiles) -> None:
+    """Write `genai_config.json` beside the graph that it names.
+
+    Args:
+        folder: The bundle's folder.
+        decoder: The model.
+        tokenizer: The checkpoint's text side.
+    """
+    config = genai_config(decoder, tokenizer)
+    (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def genai_config(decoder: Decoder, tokenizer: TokenizerFiles) -> dict[str, object]:
+    """Return the configuration."""
+    ends = list(tokenizer.eos_token_ids)
+    vocabulary = Tokenizer.from_buffer(tokenizer.tokenizer_json)
+
+    def token(name: str, default: int) -> int:
+        found = vocabulary.token_to_id(tokenizer.special.get(name, ""))
+        return default if found is None else int(found)
+
+    # genai takes `phi3` for a model whose RoPE changes at token 4097, and computes everything again there; ours does
+    # not change. `decoder` is its name for a model with nothing of its own.
+    kind = "decoder" if decoder.model_type == "phi3" else decoder.model_type
+    return {
+        "model": {
+            "type": kind,
+            "context_length": decoder.max_position,
+            "vocab_size": decoder.vocab_size,
+            "bos_token_id": token("bos_token", ends[0]),
+            "eos_token_id": ends,
+            "pad_token_id": token("pad_token", ends[0]),
+            "decoder": {
+                "filename": GENAI_FILE,
+                "hidden_size": decoder.hidden_size,
+                "head_size": decoder.head_dim,
+                "num_attention_heads": decoder.num_heads,
+                "num_key_value_heads": decoder.num_kv_heads,
+                "num_hidden_layers": len(decoder.layers),
+                "session_options": {"provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": min(decoder.max_position, _MAX_LENGTH),
+            "chunk_size": _CHUNK,
+            "num_beams": 1,
+            "past_present_share_buffer": True,
+        },
+    }
