@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import psutil
 import pytest
 
@@ -232,6 +234,29 @@ def test_a_graph_of_another_dialect_is_not_run(folder: Path, portable: Path) -> 
     assert caught.value.code == "bundle_incompatible"
     with pytest.raises(BundleError, match="written in the `onnxruntime` dialect"):
         PortableRunner(folder)
+
+
+def test_an_onnxruntime_older_than_the_graph_asks_for_is_refused(tmp_path: Path, folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    onnx.helper.set_model_props(model, {"edgekit.dialect": "onnxruntime", "edgekit.onnxruntime": "99.1"})
+    onnx.save(model, tmp_path / "model.onnx")
+    shutil.copy(folder / "model.onnx.data", tmp_path)
+    with pytest.raises(RunnerError, match=r"needs onnxruntime 99\.1 or later") as caught:
+        OnnxRuntimeRunner(tmp_path)
+    assert caught.value.hint
+
+
+def test_a_graph_whose_rows_have_no_batch_still_runs(tmp_path: Path, folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    rows = next(value for value in model.graph.input if value.name == "logits_index")
+    rows.CopyFrom(onnx.helper.make_tensor_value_info("logits_index", onnx.TensorProto.INT64, ["rows"]))
+    for node in model.graph.node:
+        if node.op_type == "GatherND":
+            node.CopyFrom(onnx.helper.make_node("Gather", node.input, node.output, name=node.name, axis=1))
+    onnx.save(model, tmp_path / "model.onnx")
+    shutil.copy(folder / "model.onnx.data", tmp_path)
+    old, new = (OnnxRuntimeRunner(place, threads=1) for place in (tmp_path, folder))
+    np.testing.assert_array_equal(everything(old, [20, 1, 19]), everything(new, [20, 1, 19]))
 
 
 def test_a_folder_without_a_graph_is_named(tmp_path: Path) -> None:

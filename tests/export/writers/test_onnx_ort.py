@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 
 from edgekit.errors import ExportError
@@ -25,7 +26,10 @@ FloatArray = npt.NDArray[np.float32]
 
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 100)]
 KINDS = [(bits, offset) for bits in (4, 8) for offset in Offset if (bits, offset) != (4, Offset.ZERO_POINT)]
-ALL = pytest.mark.parametrize("name", VARIANTS)
+# Earlier ones look one token too far back, and the runner refuses them.
+WINDOWS_RUN = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 24)
+RUNNABLE = [name for name, keys in VARIANTS.items() if WINDOWS_RUN or not keys.get("sliding_window")]
+ALL = pytest.mark.parametrize("name", RUNNABLE)
 
 
 def write(
@@ -63,7 +67,7 @@ def test_float_weights_give_the_references_logits_whole_in_pieces_and_token_by_t
 @pytest.mark.parametrize(
     ("name", "bits", "offset"),
     [
-        *((name, 4, Offset.ZERO_POINT) for name in VARIANTS),
+        *((name, 4, Offset.ZERO_POINT) for name in RUNNABLE),
         *((name, *kind) for name in ("qwen2-tied", "llama-biased", "phi3-partial") for kind in KINDS),
     ],
 )
@@ -190,20 +194,31 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 32, Offset.ZERO_POINT)))
     artifact, _ = write(source, tmp_path / "one", weights)
     write(source, tmp_path / "two", weights)
-    assert artifact.files == ("model.onnx", "model.onnx.data")
+    assert artifact.files == ("model.onnx", "model_genai.onnx", "model.onnx.data")
     for name in artifact.files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_the_model_file_holds_no_weights(tmp_path: Path) -> None:
+def test_the_model_files_hold_no_weights_and_say_what_they_are(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
+    for name, dialect in (("model.onnx", "onnxruntime"), ("model_genai.onnx", "onnxruntime-genai")):
+        model = onnx.load(tmp_path / "onnx" / name, load_external_data=False)
+        assert max(len(tensor.raw_data) for tensor in model.graph.initializer) <= 256
+        assert {prop.key: prop.value for prop in model.metadata_props} == {
+            "edgekit.dialect": dialect,
+            "edgekit.context_length": "256",
+        }
+
+
+@pytest.mark.parametrize(("window", "needed"), [(12, "1.24"), (255, "1.24"), (256, None), (None, None)])
+def test_a_window_shorter_than_the_context_asks_for_an_onnxruntime_that_counts_it_right(
+    tmp_path: Path, window: int | None, needed: str | None
+) -> None:
+    source = tiny_checkpoint(tmp_path / "hf", model_type="mistral", sliding_window=window, layers=1)
+    write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
     model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
-    assert max(len(tensor.raw_data) for tensor in model.graph.initializer) <= 256
-    assert {prop.key: prop.value for prop in model.metadata_props} == {
-        "edgekit.dialect": "onnxruntime",
-        "edgekit.context_length": "256",
-    }
+    assert {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.onnxruntime") == needed
 
 
 def test_a_group_size_that_onnxruntime_does_not_take_is_refused_by_name(tmp_path: Path) -> None:
