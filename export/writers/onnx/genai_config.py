@@ -19,8 +19,6 @@ __all__ = ["write_genai_config"]
 # genai sets the KV cache aside, and fills it with zeros, for `max_length` at once: its user may ask for up to the
 # context length, but must ask.
 _MAX_LENGTH = 4096
-# Tokens of a prompt that are run at once: bounds the attention's scratch memory, as in our own runner.
-_CHUNK = 512
 
 
 def write_genai_config(folder: Path, decoder: Decoder, tokenizer: TokenizerFiles) -> None:
@@ -79,7 +77,6 @@ def genai_config(decoder: Decoder, tokenizer: TokenizerFiles) -> dict[str, objec
         "search": {
             "do_sample": False,
             "max_length": min(decoder.max_position, _MAX_LENGTH),
-            "chunk_size": _CHUNK,
             "num_beams": 1,
             "past_present_share_buffer": True,
         },
