@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.checkpoints.base import Checkpoint
 from edgekit.export.quantization.grid import GroupedTensor, as_floats
@@ -32,7 +33,10 @@ class CheckpointWeights:
 
     def vector(self, name: str) -> FloatArray:
         """A norm or a bias, float32 `[n]`."""
-        return as_floats(self._checkpoint.read(name))
+        values = as_floats(self._checkpoint.read(name))
+        if not np.isfinite(values).all():
+            raise ExportError(f"tensor `{name}` has a value that is no finite number", hint="fetch it again")
+        return values
 
     def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
         """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it."""

@@ -6,6 +6,7 @@ It knows no architecture.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -61,15 +62,22 @@ class Config:
         other.kept = self.kept
         return other
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 31) -> int:
         """Return a positive integer.
+
+        Args:
+            key: Its key.
+            default: What a missing key means.
+            most: More than any model has; a larger number is refused before anything is made by it.
 
         Raises:
             ExportError: It is missing or something else.
         """
         value = self._or(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ExportError(f"config.json: `{key}` must be a positive integer, not {value!r}")
+            raise ExportError(f"config.json: `{key}` must be a positive integer, not {str(value)[:60]!r}")
+        if value > most:
+            raise ExportError(f"config.json: `{key}` is {str(value)[:60]}, which is more than any model has")
         self.kept[key] = value
         return value
 
@@ -80,8 +88,8 @@ class Config:
             ExportError: It is missing or something else.
         """
         value = self._or(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ExportError(f"config.json: `{key}` must be a positive number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise ExportError(f"config.json: `{key}` must be a positive number, not {str(value)[:60]!r}")
         self.kept[key] = float(value)
         return float(value)
 

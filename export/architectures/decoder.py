@@ -228,10 +228,10 @@ class Shape:
         return cls(
             hidden=hidden,
             intermediate=config.integer("intermediate_size"),
-            layers=config.integer("num_hidden_layers"),
+            layers=config.integer("num_hidden_layers", most=1 << 12),
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=config.integer("head_dim", head_dim or max(1, hidden // heads)),
+            head_dim=config.integer("head_dim", head_dim or max(1, hidden // heads), most=1 << 16),
             vocab=config.integer("vocab_size"),
             max_position=max_position,
             longest=longest,

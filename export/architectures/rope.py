@@ -98,17 +98,26 @@ def read_rope(
             hint=f"handled: {', '.join(sorted(_KEYS[kind]))}",
             code="unsupported_configuration",
         )
-    plain = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-    if kind == "default":
-        return Rope(theta, dim, _tuple(plain))
-    if kind == "linear":
-        factor = _number(own, "factor")
-        return Rope(theta, dim, _tuple(plain / factor), 1.0, kind, {"factor": factor}, max_position)
-    if kind == "llama3":
-        return _llama3(theta, dim, plain, own)
-    if kind == "yarn":
-        return _yarn(theta, dim, plain, own, max_position)
-    return _longrope(theta, plain, own, max_position, context_length)
+    try:
+        with np.errstate(all="ignore"):
+            plain = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+            if kind == "default":
+                rope = Rope(theta, dim, _tuple(plain))
+            elif kind == "linear":
+                factor = _number(own, "factor")
+                rope = Rope(theta, dim, _tuple(plain / factor), 1.0, kind, {"factor": factor}, max_position)
+            elif kind == "llama3":
+                rope = _llama3(theta, dim, plain, own)
+            elif kind == "yarn":
+                rope = _yarn(theta, dim, plain, own, max_position)
+            else:
+                rope = _longrope(theta, plain, own, max_position, context_length)
+        sound = bool(np.isfinite([*rope.frequencies, rope.attention_factor]).all())
+    except (ArithmeticError, ValueError):
+        sound = False
+    if not sound:
+        raise ExportError(f"config.json: RoPE scaling `{kind}` with theta {theta:g} makes no finite frequencies")
+    return rope
 
 
 def scaling_kind(scaling: Mapping[str, Any] | None) -> str:

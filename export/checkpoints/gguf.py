@@ -116,7 +116,11 @@ class GgufCheckpoint:
         if block.grouped is not None and len(placed.shape) == 2:
             return self._grouped(placed, block, first, last, order)
         values = _reordered(self._floats(placed, block, first, last), order)
-        return values - np.float32(1) if stores_norm_plus_one(self._architecture, name) else values
+        if not stores_norm_plus_one(self._architecture, name):
+            return values
+        with np.errstate(invalid="ignore", over="ignore"):  # a number that is none is for the reader to refuse
+            less: FloatArray = values - np.float32(1)
+        return less
 
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer and the chat template, with the catalogue's corrections."""

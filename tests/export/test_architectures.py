@@ -101,3 +101,22 @@ def test_yarn_of_qwen_2_5_has_the_published_numbers() -> None:
     assert ratio[0] == 1
     assert ratio[-1] == pytest.approx(0.25)
     assert (np.diff(ratio) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` is 1000000000, which is more than any model has"),
+        ({"head_dim": 1 << 20}, "`head_dim` is 1048576"),
+        ({"hidden_size": 10**400}, "`hidden_size` is 1000"),
+        ({"rope_theta": 10**400}, "`rope_theta` must be a positive number"),
+        ({"rope_theta": 1, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "no finite frequencies"),
+        ({"rope_theta": 1e-300, "rope_scaling": {"rope_type": "linear", "factor": 1e-300}}, "no finite frequencies"),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused_before_anything_is_made_by_them(
+    keys: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    config = json.loads((variant("llama", tmp_path / "model") / "config.json").read_text())
+    with pytest.raises(ExportError, match=says):
+        describe(config | keys)

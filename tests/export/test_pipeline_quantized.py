@@ -137,6 +137,15 @@ def test_a_bias_that_the_model_does_not_have_is_left_out_only_if_it_is_zero(tmp_
         exported(checkpoint, "cpu", tmp_path / "bundle")
 
 
+def test_a_norm_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    checkpoint, _ = packed(tmp_path, "gptq", symmetric=True)
+    stored = load_file(checkpoint / "model.safetensors")
+    stored["model.norm.weight"][5] = np.nan
+    save_file(stored, checkpoint / "model.safetensors")
+    with pytest.raises(ExportError, match=r"`model\.norm\.weight` has a value that is no finite number"):
+        exported(checkpoint, "cpu", tmp_path / "bundle")
+
+
 def test_a_packed_layer_of_the_wrong_width_is_refused_before_any_work(tmp_path: Path) -> None:
     checkpoint, _ = packed(tmp_path, "gptq", symmetric=True)
     stored = load_file(checkpoint / "model.safetensors")

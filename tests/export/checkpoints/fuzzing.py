@@ -28,11 +28,21 @@ from edgekit.export.architectures import describe
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS
 from edgekit.export.checkpoints.safetensors import INDEX
-from tests.export.checkpoints.gguf_files import write_gguf
+from tests.export.checkpoints.gguf_files import rope_tables, write_gguf
 from tests.export.checkpoints.packed_files import pack_checkpoint
-from tests.models import tiny_checkpoint
+from tests.variants import variant
 
-KINDS = ("gguf", "gguf-k", "gguf-split", "safetensors", "shards", "gptq", "awq")
+# The kinds, and which of the tiny models each is; between them they have every way of reading a configuration.
+_MODELS = {
+    "gguf": "llama",
+    "gguf-k": "gemma3_text",
+    "gguf-split": "phi3-longrope",
+    "safetensors": "phi3-longrope",
+    "shards": "gemma3_text",
+    "gptq": "qwen2-yarn",
+    "awq": "llama3",
+}
+KINDS = tuple(_MODELS)
 ROOM = 1 << 30
 PATIENCE_S = 10
 _Change = Callable[[random.Random, bytes], bytes]
@@ -61,7 +71,7 @@ _VALUES: tuple[Any, ...] = (
     *("../model.safetensors", "/dev/zero", "/etc/passwd", "..", "model-00001-of-00002.safetensors"),
     *([], {}, [[]], [1, 2], [2**62, 2**62], {"a": 1}, [0] * 9, *_INTEGERS),
 )
-_LANDMARK = re.compile(rb"(?:general|split|tokenizer|llama|blk\.\d|token_embd|output)[\w.]*")
+_LANDMARK = re.compile(rb"(?:general|split|tokenizer|llama|gemma3|phi3|blk\.\d|token_embd|output)[\w.]*")
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,10 @@ def seeded(seed: int | str) -> random.Random:
 
 def write_seeds(folder: Path) -> None:
     """Write one sound checkpoint of every kind, each in a folder of its name."""
-    for kind in KINDS:
-        place = tiny_checkpoint(
-            folder / kind, model_type="llama", layers=1, hidden=32, intermediate=32, heads=2, kv_heads=1, vocab=300
-        )
+    sizes = {"layers": 1, "hidden": 64, "intermediate": 32, "heads": 2, "kv_heads": 1, "vocab": 300}
+    for kind, model in _MODELS.items():
+        own = {"layer_types": ["sliding_attention"]} if model.startswith("gemma3") else {}
+        place = variant(model, folder / kind, **sizes, **own)
         if kind in {"gptq", "awq"}:
             pack_checkpoint(place, kind)
         elif kind == "shards":
@@ -117,7 +127,8 @@ def _to_gguf(folder: Path, kind: str) -> None:
     blocks = {
         name: rng.integers(0, 60, (2, 256 // BLOCKS[name].length * BLOCKS[name].size), np.uint8) for name in others
     }
-    write_gguf(folder, path, encoding="Q4_0", pre="smollm", parts=parts, raw_tensors=blocks)
+    tables = rope_tables(json.loads((folder / "config.json").read_text()))
+    write_gguf(folder, path, encoding="Q4_0", pre="smollm", parts=parts, raw_tensors=blocks, extra_tensors=tables)
     shutil.rmtree(folder)
     folder.mkdir()
     for written in sorted(folder.parent.glob(f"{kind}*.gguf")):
