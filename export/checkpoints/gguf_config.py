@@ -93,7 +93,7 @@ class _Translation:
         config |= self._rope_scaling()
         config |= self._token_ids()
         config |= self._windows()
-        width = head_dim.get("head_dim", hidden // heads)
+        width = max(1, head_dim.get("head_dim", hidden // heads))
         if self._arch == "llama":
             config["attention_bias"] = any(name.endswith("_proj.bias") and "self_attn" in name for name in self._shapes)
             config["mlp_bias"] = any(name.endswith("_proj.bias") and ".mlp." in name for name in self._shapes)

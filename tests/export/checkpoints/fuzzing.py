@@ -190,18 +190,25 @@ def _numbered(rng: random.Random, data: bytes) -> bytes:
 
 
 def _near_a_name(rng: random.Random, data: bytes) -> bytes:
-    """Change the number beside a key or a tensor's name: its length, type, count, dimension or offset."""
+    """Change a number beside a key or a tensor's name: its length, type, value, dimension or offset."""
     ends = [match.span() for match in _LANDMARK.finditer(data[:40_000])]
     if not ends:
         return _flipped(rng, data)
     start, end = rng.choice(ends)
-    return _overwritten(rng, data, rng.choice((start - 8, *(end + 4 * step for step in range(9)))))
+    # A key is followed by its type and value; a name by the number of dimensions, the dimensions, type and offset.
+    after, width = rng.choice(
+        ((0, 4), (4, 1), (4, 4), (4, 4), (4, 8), (8, 8), (12, 4), (12, 8), (16, 8), (20, 4), (24, 8))
+    )
+    at, width = (start - 8, 8) if rng.random() < 0.1 else (end + after, width)
+    return _overwritten(rng, data, at, width)
 
 
-def _overwritten(rng: random.Random, data: bytes, at: int) -> bytes:
-    width = rng.choice((1, 4, 8, 8))
-    value = (rng.choice(_INTEGERS) + rng.choice((0, 0, -1, 1))) % (1 << 8 * width)
+def _overwritten(rng: random.Random, data: bytes, at: int, width: int | None = None) -> bytes:
+    width = width or rng.choice((1, 4, 8))
     at = max(0, at)
+    present = int.from_bytes(data[at : at + width], "little")
+    known = (present + 1, present - 1, present * 2, present // 2, present + 32, rng.randrange(45))
+    value = rng.choice(known if rng.random() < 0.5 else _INTEGERS) % (1 << 8 * width)
     return data[:at] + value.to_bytes(width, "little") + data[at + width :]
 
 
