@@ -20,6 +20,9 @@ __all__ = ["HUB_ID", "download"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 """What a hub id looks like: `org/name`."""
 
+# Other forms of the same weights: in folders (`original/`, `onnx/`), and beside the model in Mistral's own layout.
+_UNWANTED = ("*/*", "consolidated*.safetensors")
+
 
 def download(hub_id: str, revision: str | None, report: Report) -> tuple[Path, str]:
     """Download a checkpoint, or find it in the library's cache.
@@ -45,11 +48,20 @@ def download(hub_id: str, revision: str | None, report: Report) -> tuple[Path, s
     try:
         folder = Path(
             snapshot_download(
-                hub_id, revision=revision, allow_patterns=list(WANTED), tqdm_class=_reporting(hub_id, report)
+                hub_id,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(_UNWANTED),
+                tqdm_class=_reporting(hub_id, report),
             )
         )
     except Exception as error:
         raise _explained(hub_id, revision, error) from error
+    if not (folder / "config.json").exists():
+        raise ExportError(
+            f"{hub_id} has no config.json",
+            hint="is it a repository of GGUF files? Download one, and name the file instead",
+        )
     return folder, folder.name
 
 

@@ -122,7 +122,8 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path: Path) -> Iterator[str]:
     folder = tiny_checkpoint(tmp_path / "Tiny", layers=1)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    (folder / "pytorch_model.bin").write_bytes(b"never wanted")
+    for name in ("pytorch_model.bin", "consolidated.safetensors"):
+        (folder / name).write_bytes(b"never wanted")
     old = Path(shutil.copytree(folder, tmp_path / "Old"))
     (old / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     Hub.folders = {COMMIT: folder, OLD: old}
@@ -162,7 +163,7 @@ def test_a_hub_id_is_downloaded_without_pickles_and_read_offline_afterwards(hub:
     assert int(str(first["size"])) > 10_000
     files = downloaded()
     assert "model.safetensors" in files
-    assert "pytorch_model.bin" not in files
+    assert not {"pytorch_model.bin", "consolidated.safetensors"} & set(files)
     assert {token for _, path, token, _ in Hub.asked if "org/" in path} == {"Bearer hf_secret"}
     Hub.asked.clear()
     again = opened(hub, tmp_path / "home", HF_HUB_OFFLINE="1")
@@ -223,6 +224,13 @@ def test_a_model_that_cannot_be_had_is_told_with_what_to_do(
     found = opened(hub, tmp_path, ref)
     assert says in str(found["message"])
     assert hint in str(found["hint"])
+
+
+def test_a_repository_without_configuration_is_told_what_it_may_be(hub: str, tmp_path: Path) -> None:
+    (Hub.folders[COMMIT] / "config.json").unlink()
+    found = opened(hub, tmp_path)
+    assert found["message"] == "org/Tiny has no config.json"
+    assert "GGUF" in str(found["hint"])
 
 
 def test_a_model_that_is_not_in_the_cache_offline_is_one_line(tmp_path: Path) -> None:
