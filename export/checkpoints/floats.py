@@ -39,6 +39,8 @@ def widen(data: npt.NDArray[np.uint8], encoding: str, out: FloatArray) -> None:
     if encoding == "BF16":
         # bfloat16 is the upper half of a float32.
         np.left_shift(data.view("<u2"), np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+    elif encoding == "F16":
+        _widen_half(data.view("<u2"), out)
     elif encoding == "F8_E4M3":
         np.take(_E4M3, data, out=out)
     elif encoding == "F8_E5M2":
@@ -46,4 +48,18 @@ def widen(data: npt.NDArray[np.uint8], encoding: str, out: FloatArray) -> None:
         out[:] = (data.astype(np.uint16) << np.uint16(8)).view(np.float16)
     else:
         with np.errstate(over="ignore"):
-            out[:] = data.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[encoding])
+            out[:] = data.view({"F32": "<f4", "F64": "<f8"}[encoding])
+
+
+def _widen_half(halves: npt.NDArray[np.uint16], out: FloatArray) -> None:
+    """float16 to float32 by moving bits, several times as fast as numpy's conversion."""
+    bits = out.view(np.uint32)
+    np.left_shift(halves, np.uint32(16), out=bits, dtype=np.uint32)
+    # Three places down, the sign spread over the gap and cut back to one bit: exponent and fraction lie as in float32.
+    np.right_shift(out.view(np.int32), 3, out=out.view(np.int32))
+    bits &= np.uint32(0x8FFFE000)
+    bits += np.uint32((127 - 15) << 23)
+    # Exponents 0 and 31 mean something else (zeros and subnormals, infinities and NaN): numpy converts these.
+    special = np.flatnonzero(((halves + np.uint16(0x0400)) & np.uint16(0x7800)) == 0)
+    if special.size:
+        out[special] = halves[special].view(np.float16)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.export.checkpoints.floats import widen
+
 __all__ = ["BLOCKS", "Block", "Grouped", "encoding_name"]
 
 Bytes = npt.NDArray[np.uint8]
@@ -93,7 +95,9 @@ def _f32(blocks: Bytes) -> Floats:
 
 
 def _f16(blocks: Bytes) -> Floats:
-    return np.ascontiguousarray(blocks).view("<f2").astype(np.float32)
+    values = np.empty(blocks.shape[0], dtype=np.float32)
+    widen(np.ascontiguousarray(blocks).reshape(-1), "F16", values)
+    return values[:, None]
 
 
 def _bf16(blocks: Bytes) -> Floats:
