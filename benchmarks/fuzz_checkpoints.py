@@ -102,9 +102,9 @@ def main() -> int:
     for result in results:
         total += result.outcomes
     outcomes = sorted({outcome for _, outcome in total})
-    print(f"{'':14}" + "".join(f"{outcome:>34}" for outcome in outcomes))
-    for kind in KINDS:
-        print(f"{kind:14}" + "".join(f"{total[kind, outcome]:>34}" for outcome in outcomes))
+    print(f"{'':36}" + "".join(f"{kind:>12}" for kind in KINDS))
+    for outcome in outcomes:
+        print(f"{outcome:36}" + "".join(f"{total[kind, outcome]:>12}" for kind in KINDS))
     print(
         f"{len(inputs)} inputs in {elapsed:.0f} s on {options.processes} processes; slowest "
         f"{max(result.slowest_s for result in results):.2f} s (limit {PATIENCE_S}); largest process "
