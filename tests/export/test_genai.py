@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from edgekit.bundle.bundle import open_bundle, verify_bundle
 from edgekit.export.pipeline import ExportOptions, export_bundle
@@ -75,6 +76,15 @@ def test_prompts_of_different_lengths_in_one_batch_are_answered_as_alone(tmp_pat
     for prompt, answer in zip(prompts, together, strict=True):
         alone = ours(folder, prompt, 20)
         assert answer[: len(alone)] == alone
+
+
+def test_genais_tokenizer_reads_and_writes_text_as_ours_does(tmp_path: Path) -> None:
+    folder = bundle(tmp_path, "llama")
+    tokenizer, mine = genai.Tokenizer(genai.Model(str(folder))), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (QUESTION, "  naïve ☃ 日本語\n\n\tdef f(x): return x", "<|im_start|>user\nhi<|im_end|>\n"):
+        ids = mine.encode(text, add_special_tokens=False).ids
+        assert [int(token) for token in tokenizer.encode(text)] == ids
+        assert tokenizer.decode(np.array(ids, np.int32)) == mine.decode(ids)
 
 
 def test_the_bundle_lists_the_files_and_they_name_each_other(tmp_path: Path) -> None:
