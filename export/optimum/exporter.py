@@ -1,0 +1,150 @@
+"""Runs Optimum's ONNX exporter on a checkpoint folder, in Optimum's own environment, and checks what it made.
+
+It knows how to talk to `worker` and nothing of graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import EdgekitError, ExportError, nearest
+from edgekit.export.optimum.env import optimum_python
+
+__all__ = ["FloatGraph", "check_graph", "export_graph"]
+
+_CHECK_TOKENS = 24
+# Of the spread of the logits; rounding in another order moves them by some 1e-6.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class FloatGraph:
+    """What Optimum made of a checkpoint.
+
+    Attributes:
+        folder: Holds `model.onnx`, of dialect `optimum`, and the file with its weights.
+        context_length: Longest sequence in tokens.
+        tokens: A few tokens, and
+        logits: what torch computed for them, float32 `[tokens, vocab]`.
+    """
+
+    folder: Path
+    context_length: int
+    tokens: tuple[int, ...]
+    logits: npt.NDArray[np.float32]
+
+
+def export_graph(checkpoint: Path, folder: Path) -> FloatGraph:
+    """Export a checkpoint as a graph in float32 with a KV cache that is handed in and out.
+
+    The exporter holds the whole model in float32, about twice.
+
+    Args:
+        checkpoint: A folder that transformers can load.
+        folder: Receives the graph; empty.
+
+    Raises:
+        EdgekitError: `missing_optimum`, if there is no environment with Optimum.
+        ExportError: Optimum does not know the architecture, or failed.
+    """
+    request = {"folder": str(checkpoint.absolute()), "output": str(folder), "check_tokens": _CHECK_TOKENS}
+    answer = _run_worker(optimum_python(), request)
+    vocab = int(answer["vocab_size"])
+    return FloatGraph(
+        folder=folder,
+        context_length=int(answer["context_length"]),
+        tokens=tuple(answer["tokens"]),
+        logits=np.fromfile(folder / "check.f32", np.float32).reshape(-1, vocab),
+    )
+
+
+def check_graph(graph: FloatGraph) -> float | None:
+    """Compare the graph with torch, over a prompt in two chunks and then token by token.
+
+    A trace is of one input; a branch the model takes for another is lost silently, and only running it shows that.
+
+    Returns:
+        The largest difference of a logit; None if onnxruntime is not installed here, so that nothing was compared.
+
+    Raises:
+        ExportError: `optimum_differs`: the graph computes something else.
+        RunnerError: The graph cannot be run.
+    """
+    if find_spec("onnxruntime") is None:
+        return None
+    from edgekit.runners.base import Chunk
+    from edgekit.runners.optimum import OptimumRunner
+
+    runner = OptimumRunner(graph.folder, context_length=len(graph.tokens))
+    third = len(graph.tokens) // 3
+    parts = [graph.tokens[:third], graph.tokens[third : 2 * third], *((token,) for token in graph.tokens[2 * third :])]
+    try:
+        got = np.concatenate([runner.run([Chunk(0, part, "all")])[0] for part in parts if part])
+    finally:
+        runner.close()
+    difference = float(np.abs(got - graph.logits).max())
+    # Written so that a NaN fails.
+    if not difference <= _TOLERANCE * float(np.ptp(graph.logits)):
+        raise ExportError(
+            f"Optimum's graph of this model does not compute what torch computes: a logit differs by {difference:.3g}",
+            hint="Optimum does not export this model rightly; nothing was written",
+            code="optimum_differs",
+        )
+    return difference
+
+
+def _run_worker(python: Path, request: Mapping[str, object]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="edgekit-optimum-") as place:
+        question, reply = Path(place) / "request.json", Path(place) / "reply.json"
+        question.write_text(json.dumps(request), encoding="utf-8")
+        worker = Path(__file__).with_name("worker.py")
+        # Isolated: neither our modules nor the user's PYTHONPATH belong there. The checkpoint is here already.
+        command = [str(python), "-I", "-W", "ignore", str(worker), str(question), str(reply)]
+        surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        try:
+            done = subprocess.run(  # noqa: S603  our own module, and an interpreter the user has chosen
+                command, capture_output=True, stdin=subprocess.DEVNULL, env=surroundings, check=False
+            )
+        except OSError as error:
+            raise EdgekitError(
+                f"{python} cannot be run: {error.strerror}", hint="edgekit optimum install", code="missing_optimum"
+            ) from error
+        if not reply.exists():
+            last = done.stderr.decode(errors="replace").strip().splitlines()
+            why = f"signal {-done.returncode}" if done.returncode < 0 else (last[-1] if last else "no reason given")
+            raise ExportError(
+                f"Optimum's exporter crashed ({why})",
+                hint="is there enough free memory? it holds the model in float32, about twice",
+            )
+        answer = json.loads(reply.read_text(encoding="utf-8"))
+    return _checked(answer, python)
+
+
+def _checked(answer: dict[str, Any], python: Path) -> dict[str, Any]:
+    if "missing" in answer:
+        raise EdgekitError(
+            f"{python} has no `{answer['missing']}`",
+            hint="edgekit optimum install   (and unset EDGEKIT_OPTIMUM_PYTHON, if it is set)",
+            code="missing_optimum",
+        )
+    if "unknown" in answer:
+        near = nearest(answer["unknown"], answer["known"])
+        raise ExportError(
+            f"Optimum does not know the architecture `{answer['unknown']}`",
+            hint=(f"did you mean `{near}`? " if near else "") + f"it knows {', '.join(answer['known'])}",
+            code="unsupported_architecture",
+        )
+    if "error" in answer:
+        raise ExportError(f"Optimum cannot export this model: {answer['error'][:300]}", hint=answer.get("hint"))
+    return answer
