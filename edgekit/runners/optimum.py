@@ -31,7 +31,7 @@ __all__ = ["OptimumRunner"]
 FloatArray = npt.NDArray[np.float32]
 
 _PAST, _PRESENT = "past_key_values.", "present."
-_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class OptimumRunner:
@@ -154,7 +154,6 @@ class OptimumRunner:
             "position_ids": np.arange(held, held + count)[None],
             "logits_index": rows,
         }
-        # Kept until the step is done: a value made from an array does not own it.
         feeds = {name: self._value(array) for name, array in steering.items() if name in self._steered}
         feeds |= {_PAST + name: value for name, value in zip(self._names, self._past[chunk.slot], strict=True)}
         wanted = ["logits", *(_PRESENT + name for name in self._names)]

@@ -59,9 +59,7 @@ def _export(request: dict[str, Any]) -> dict[str, Any]:
     model.config.use_cache = True
     onnx_export_from_model(model, output, task=TASK, no_post_process=True, do_validation=False, device="cpu")
     graph = onnx.load(str(output / "model.onnx"), load_external_data=False)
-    onnx.helper.set_model_props(
-        graph, {"edgekit.dialect": "optimum", "edgekit.context_length": str(context)}
-    )
+    onnx.helper.set_model_props(graph, {"edgekit.dialect": "optimum", "edgekit.context_length": str(context)})
     (output / "model.onnx").write_bytes(graph.SerializeToString(deterministic=True))
     return {"context_length": context, "tokens": tokens, "vocab_size": int(logits.shape[-1])}
 

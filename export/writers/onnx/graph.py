@@ -101,6 +101,10 @@ class Graph:
         )
         return tuple(outputs)
 
+    def copy(self, node: onnx.NodeProto) -> None:
+        """Add a node of another graph as it is."""
+        self._proto.node.append(node)
+
     def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
         """Add an initializer from an array; asking again for the same name returns the first one."""
         if name in self._values:
