@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekit import __version__
 from edgekit.bundle import manifest as schema
@@ -24,11 +24,12 @@ from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.architectures.rope import with_yarn
 from edgekit.export.checkpoints import open_checkpoint
-from edgekit.export.checkpoints.base import Checkpoint, SourceFile
+from edgekit.export.checkpoints.base import Checkpoint, SourceFile, TokenizerFiles
 from edgekit.export.evaluate import EvaluationOptions, evaluate
+from edgekit.export.made import Made, Make
 from edgekit.export.progress import Report
 from edgekit.export.quantization.grid import as_floats
-from edgekit.export.recipe import recipe_for
+from edgekit.export.recipe import Recipe, recipe_for
 from edgekit.export.text import write_text_files
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.windows import read_text
@@ -52,6 +53,7 @@ class ExportOptions:
         yarn: Stretch the context by this factor, as Qwen2.5's model card describes; None leaves it.
         ignore_keys: Keys of config.json that edgekit does not know and the user declares harmless.
         evaluate_on: A text to measure the bundle on, against the checkpoint; None measures nothing.
+        exporter: `edgekit`, our own writers, or `optimum`, Optimum's and our INT4 pass.
     """
 
     recipe: str = "auto"
@@ -63,6 +65,7 @@ class ExportOptions:
     yarn: float | None = None
     ignore_keys: tuple[str, ...] = ()
     evaluate_on: Path | None = None
+    exporter: Literal["edgekit", "optimum"] = "edgekit"
 
     def describe(self, config: Mapping[str, Any]) -> Decoder:
         """Describe the model of a configuration as these options want it.
@@ -92,26 +95,11 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
     _refuse_to_overwrite(output, force=options.force)
     text = read_text(options.evaluate_on) if options.evaluate_on else None
     with closing(open_checkpoint(model, revision=options.revision, report=report)) as checkpoint:
-        decoder = options.describe(checkpoint.config)
-        _check_tensors(decoder, checkpoint)
+        make = _exporter(checkpoint, target, recipe, options)
+        tokenizer = checkpoint.tokenizer()
         with _beside(output) as folder:
-            weights = CheckpointWeights(checkpoint, recipe)
-            total = len(decoder.tensor_shapes())
-            done = 0
-
-            def progress(_: str) -> None:
-                nonlocal done
-                done += 1
-                report("quantize and write", min(done, total), total)
-
-            artifact = writer_for(target)(decoder, weights, folder, progress)
-            report("quantize and write", total, total)
-            tokenizer = checkpoint.tokenizer()
-            write_text_files(folder, decoder, artifact.config, tokenizer, licence=checkpoint.licence)
-            if target.dialect == "onnxruntime":
-                from edgekit.export.writers.onnx.genai_config import write_genai_config
-
-                write_genai_config(folder, decoder, tokenizer)
+            made = make(folder, tokenizer, report)
+            write_text_files(folder, made.artifact.config, tokenizer, made.context_length, licence=checkpoint.licence)
             source = checkpoint.source()
             files = hash_folder(folder)
             manifest = schema.Manifest(
@@ -119,14 +107,14 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 edgekit=__version__,
                 source={"id": checkpoint.id, "files": [_entry(file) for file in source]},
-                architecture=decoder.model_type,
-                parameters=_parameters(decoder),
-                artifact=schema.Artifact(kind=target.artifact, dialect=target.dialect or ""),
-                recipe=recipe.summary(weights.used),
-                context_length=decoder.max_position,
+                architecture=made.architecture,
+                parameters=made.parameters,
+                artifact=schema.Artifact(kind=target.artifact, dialect=made.dialect),
+                recipe=recipe.summary(made.used),
+                context_length=made.context_length,
                 memory=schema.MemoryTable(
-                    weights=sum(file.size for file in files if file.path in artifact.files),
-                    kv_cache_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
+                    weights=sum(file.size for file in files if file.path in made.artifact.files),
+                    kv_cache_per_token=made.kv_bytes_per_token,
                 ),
                 eos_token_ids=tokenizer.eos_token_ids,
                 licence=checkpoint.licence,
@@ -138,6 +126,48 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 manifest = replace(manifest, quality=quality.to_dict())
             (folder / schema.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return open_bundle(output)
+
+
+def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: ExportOptions) -> Make:
+    """Return what writes the artifact, once it is clear that it can."""
+    if options.exporter == "optimum":
+        from edgekit.export.optimum.artifact import by_optimum
+
+        if options.yarn is not None:
+            raise ConfigError("--yarn is for edgekit's own exporter", hint="write rope_scaling into config.json")
+        if options.evaluate_on is not None:
+            raise ConfigError("--eval is for edgekit's own exporter", hint="leave it out")
+        return by_optimum(checkpoint, target, recipe, options.context_length)
+    decoder = options.describe(checkpoint.config)
+    _check_tensors(decoder, checkpoint)
+
+    def make(folder: Path, tokenizer: TokenizerFiles, report: Report) -> Made:
+        weights = CheckpointWeights(checkpoint, recipe)
+        total = len(decoder.tensor_shapes())
+        done = 0
+
+        def progress(_: str) -> None:
+            nonlocal done
+            done += 1
+            report("quantize and write", min(done, total), total)
+
+        artifact = writer_for(target)(decoder, weights, folder, progress)
+        report("quantize and write", total, total)
+        if target.dialect == "onnxruntime":
+            from edgekit.export.writers.onnx.genai_config import write_genai_config
+
+            write_genai_config(folder, decoder, tokenizer)
+        return Made(
+            artifact=artifact,
+            dialect=target.dialect or "",
+            architecture=decoder.model_type,
+            parameters=_parameters(decoder),
+            context_length=decoder.max_position,
+            kv_bytes_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
+            used=weights.used,
+        )
+
+    return make
 
 
 def _entry(file: SourceFile) -> dict[str, object]:

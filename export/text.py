@@ -8,22 +8,21 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from edgekit.errors import ExportError
-from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.checkpoints.base import TokenizerFiles
 
 __all__ = ["write_text_files"]
 
 
 def write_text_files(
-    folder: Path, decoder: Decoder, config: Mapping[str, object], tokenizer: TokenizerFiles, *, licence: str
+    folder: Path, config: Mapping[str, object], tokenizer: TokenizerFiles, context_length: int, *, licence: str
 ) -> None:
     """Write configuration, tokenizer, chat template and licence.
 
     Args:
         folder: The bundle's folder.
-        decoder: The model.
         config: The artifact's `config.json`.
         tokenizer: The checkpoint's text side.
+        context_length: Longest sequence in tokens.
         licence: SPDX identifier of the weights, or `unknown`.
 
     Raises:
@@ -37,7 +36,7 @@ def write_text_files(
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": decoder.max_position,
+        "model_max_length": context_length,
         **tokenizer.special,
         "chat_template": tokenizer.chat_template,
     }

@@ -59,7 +59,7 @@ class Artifact:
 
     Attributes:
         kind: `onnx` or `mlx`; it chooses the runner.
-        dialect: For ONNX `onnxruntime`, `portable` or `native`; empty for MLX.
+        dialect: For ONNX `onnxruntime`, `optimum`, `portable` or `native`; empty for MLX.
     """
 
     kind: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.table import Table
@@ -33,6 +34,13 @@ __all__ = ["export", "models"]
 @click.option(
     "--eval", "evaluate_on", type=click.Path(path_type=Path), metavar="FILE", help="Measure on a text; see `eval`."
 )
+@click.option(
+    "--exporter",
+    type=click.Choice(["edgekit", "optimum"]),
+    default="edgekit",
+    show_default=True,
+    help="optimum takes decoders that edgekit itself does not know, for the cpu target.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def export(
     *,
@@ -50,6 +58,7 @@ def export(
     revision: str | None,
     force: bool,
     evaluate_on: Path | None,
+    exporter: Literal["edgekit", "optimum"],
     as_json: bool,
 ) -> None:
     """Turn MODEL into a bundle for a target.
@@ -72,6 +81,7 @@ def export(
         yarn=yarn,
         ignore_keys=ignore_keys,
         evaluate_on=evaluate_on,
+        exporter=exporter,
     )
     with progress_bar() as bar:
         bundle = export_bundle(model, target, output, options, bar)

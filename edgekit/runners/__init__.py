@@ -38,6 +38,10 @@ def open_runner(
             from edgekit.runners.native import NativeRunner
 
             return NativeRunner(folder, context_length=context_length, threads=threads)
+        if kind == "onnx" and dialect == "optimum":
+            from edgekit.runners.optimum import OptimumRunner
+
+            return OptimumRunner(folder, context_length=context_length, threads=threads)
         if kind == "onnx":
             from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 

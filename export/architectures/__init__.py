@@ -43,7 +43,8 @@ def describe(config: Mapping[str, Any], *, context_length: int | None = None, ig
         near = nearest(str(model_type), known)
         raise ExportError(
             f"unsupported architecture `{model_type}`",
-            hint=(f"did you mean `{near}`? " if near else "") + f"known architectures: {', '.join(known)}",
+            hint=(f"did you mean `{near}`? " if near else "") + f"known architectures: {', '.join(known)}; "
+            "for the cpu target --exporter optimum knows more",
             code="unsupported_architecture",
         )
     module = import_module(f"{__name__}.{model_type}")

@@ -80,6 +80,11 @@ class FolderCheckpoint:
         return self._name
 
     @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._folder
+
+    @property
     def id(self) -> str:
         """Where it came from."""
         return self._id

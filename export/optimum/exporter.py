@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import EdgekitError, ExportError, nearest
+from edgekit.errors import EdgekitError, ExportError, RunnerError, nearest
 from edgekit.export.optimum.env import optimum_python
 
 __all__ = ["FloatGraph", "check_graph", "export_graph"]
@@ -78,8 +78,7 @@ def check_graph(graph: FloatGraph) -> float | None:
         The largest difference of a logit; None if onnxruntime is not installed here, so that nothing was compared.
 
     Raises:
-        ExportError: `optimum_differs`: the graph computes something else.
-        RunnerError: The graph cannot be run.
+        ExportError: `optimum_differs`: the graph computes something else, or does not run.
     """
     if find_spec("onnxruntime") is None:
         return None
@@ -90,7 +89,15 @@ def check_graph(graph: FloatGraph) -> float | None:
     third = len(graph.tokens) // 3
     parts = [graph.tokens[:third], graph.tokens[third : 2 * third], *((token,) for token in graph.tokens[2 * third :])]
     try:
-        got = np.concatenate([runner.run([Chunk(0, part, "all")])[0] for part in parts if part])
+        got: npt.NDArray[np.float32] = np.concatenate(
+            [runner.run([Chunk(0, part, "all")])[0] for part in parts if part]
+        )
+    except RunnerError as error:
+        raise ExportError(
+            f"Optimum's graph of this model does not run: {error.message}",
+            hint="Optimum does not export this model rightly; nothing was written",
+            code="optimum_differs",
+        ) from error
     finally:
         runner.close()
     difference = float(np.abs(got - graph.logits).max())

@@ -36,7 +36,7 @@ def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"]) -> Path:
         special={name: settings[name] for name in ("bos_token", "eos_token", "pad_token")},
         eos_token_ids=(2,),
     )
-    write_text_files(bundle, decoder, artifact.config, tokenizer, licence="Apache-2.0")
+    write_text_files(bundle, artifact.config, tokenizer, decoder.max_position, licence="Apache-2.0")
     manifest = Manifest(
         name="tiny",
         created="2026-01-02T03:04:05Z",

@@ -1,0 +1,41 @@
+"""What an exporter hands to the pipeline: an artifact in its folder, and what the manifest says of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.progress import Report
+from edgekit.export.writers.base import Artifact
+
+__all__ = ["Made", "Make"]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An artifact, written.
+
+    Attributes:
+        artifact: Its files and its `config.json`.
+        dialect: Of the graph; empty for MLX.
+        architecture: Hugging Face `model_type`.
+        parameters: Number of weights.
+        context_length: Longest sequence in tokens.
+        kv_bytes_per_token: KV cache bytes that one token takes.
+        used: How many matrices each treatment of the recipe was applied to.
+    """
+
+    artifact: Artifact
+    dialect: str
+    architecture: str
+    parameters: int
+    context_length: int
+    kv_bytes_per_token: int
+    used: Counter[str]
+
+
+Make = Callable[[Path, TokenizerFiles, Report], Made]
+"""Writes the artifact into a folder; on failure that may hold a part, which the pipeline discards."""
