@@ -82,24 +82,14 @@ def check_graph(graph: FloatGraph) -> float | None:
     """
     if find_spec("onnxruntime") is None:
         return None
-    from edgekit.runners.base import Chunk
-    from edgekit.runners.optimum import OptimumRunner
-
-    runner = OptimumRunner(graph.folder, context_length=len(graph.tokens))
-    third = len(graph.tokens) // 3
-    parts = [graph.tokens[:third], graph.tokens[third : 2 * third], *((token,) for token in graph.tokens[2 * third :])]
     try:
-        got: npt.NDArray[np.float32] = np.concatenate(
-            [runner.run([Chunk(0, part, "all")])[0] for part in parts if part]
-        )
+        got = _run_in_pieces(graph)
     except RunnerError as error:
         raise ExportError(
             f"Optimum's graph of this model does not run: {error.message}",
             hint="Optimum does not export this model rightly; nothing was written",
             code="optimum_differs",
         ) from error
-    finally:
-        runner.close()
     difference = float(np.abs(got - graph.logits).max())
     # Written so that a NaN fails.
     if not difference <= _TOLERANCE * float(np.ptp(graph.logits)):
@@ -109,6 +99,19 @@ def check_graph(graph: FloatGraph) -> float | None:
             code="optimum_differs",
         )
     return difference
+
+
+def _run_in_pieces(graph: FloatGraph) -> npt.NDArray[np.float32]:
+    from edgekit.runners.base import Chunk
+    from edgekit.runners.optimum import OptimumRunner
+
+    runner = OptimumRunner(graph.folder, context_length=len(graph.tokens))
+    third = len(graph.tokens) // 3
+    parts = [graph.tokens[:third], graph.tokens[third : 2 * third], *((token,) for token in graph.tokens[2 * third :])]
+    try:
+        return np.concatenate([runner.run([Chunk(0, part, "all")])[0] for part in parts if part])
+    finally:
+        runner.close()
 
 
 def _run_worker(python: Path, request: Mapping[str, object]) -> dict[str, Any]:
