@@ -13,18 +13,24 @@ import psutil
 import pytest
 
 from edgekit.errors import BundleError, RunnerError
+from edgekit.export.optimum.int4_pass import quantize_graph
+from edgekit.export.optimum.source import Source
 from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
+from edgekit.export.recipe import recipe_for
 from edgekit.export.writers.onnx import OnnxWriter
-from edgekit.runners.base import Chunk
+from edgekit.runners.base import Chunk, Runner
 from edgekit.runners.native import NativeRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from edgekit.runners.optimum import OptimumRunner
 from edgekit.runners.portable import PortableRunner
+from edgekit.target import load_target
+from tests.export.optimum.graphs import float_graph
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
 
 FloatArray = npt.NDArray[np.float32]
-Open = Callable[..., OnnxRuntimeRunner]
+Open = Callable[..., Runner]
 
 TOKENS = [int(token) for token in np.random.default_rng(7).integers(0, 512, 40)]
 
@@ -53,9 +59,20 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("native"), OnnxWriter("native", dtype="float32"))
 
 
-@pytest.fixture(params=["onnxruntime", "portable", "native"])
+@pytest.fixture(scope="module")
+def optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("optimum")
+    graph, recipe = float_graph("qwen2"), recipe_for(load_target("cpu"), "lsq", None)
+    quantize_graph(Source(graph.folder), folder, recipe, context_length=graph.context_length, accuracy_level=1)
+    return folder
+
+
+@pytest.fixture(params=["onnxruntime", "portable", "native", pytest.param("optimum", marks=pytest.mark.optimum)])
 def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native: Path) -> Open:
-    """All runners must keep the same promises."""
+    """All runners of graphs must keep the same promises."""
+    if request.param == "optimum":
+        path = request.getfixturevalue("optimum")
+        return lambda **options: OptimumRunner(path, **({"threads": 1} | options))
     if request.param == "portable":
         return lambda **options: PortableRunner(portable, **({"threads": 1} | options))
     if request.param == "native":
@@ -63,7 +80,7 @@ def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native:
     return lambda **options: OnnxRuntimeRunner(folder, **({"threads": 1} | options))
 
 
-def everything(runner: OnnxRuntimeRunner, pieces: list[int], slot: int = 0) -> FloatArray:
+def everything(runner: Runner, pieces: list[int], slot: int = 0) -> FloatArray:
     done, got = 0, []
     for count in pieces:
         got.append(runner.run([Chunk(slot, TOKENS[done : done + count], "all")])[0].copy())
