@@ -48,7 +48,8 @@ class FloatGraph:
 def export_graph(checkpoint: Path, folder: Path) -> FloatGraph:
     """Export a checkpoint as a graph in float32 with a KV cache that is handed in and out.
 
-    The exporter holds the whole model in float32, about twice.
+    The exporter holds the model in float32 several times over: 2.9 GB at its peak for 135 million weights, 6.9 GB for
+    330 million.
 
     Args:
         checkpoint: A folder that transformers can load.
@@ -135,7 +136,7 @@ def _run_worker(python: Path, request: Mapping[str, object]) -> dict[str, Any]:
             why = f"signal {-done.returncode}" if done.returncode < 0 else (last[-1] if last else "no reason given")
             raise ExportError(
                 f"Optimum's exporter crashed ({why})",
-                hint="is there enough free memory? it holds the model in float32, about twice",
+                hint="is there enough free memory? at its peak it takes about five times the float32 weights",
             )
         answer = json.loads(reply.read_text(encoding="utf-8"))
     return _checked(answer, python)

@@ -77,5 +77,5 @@ def float_graph(name: str) -> FloatGraph:
     """What Optimum makes of that checkpoint."""
     oracle_python()
     folder = Path(_place().name) / f"{name}-graph"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     return export_graph(checkpoint(name), folder)
