@@ -66,13 +66,13 @@ def by_optimum(checkpoint: Checkpoint, target: Target, recipe: Recipe, context_l
         with tempfile.TemporaryDirectory(dir=folder, prefix=".optimum.") as place:
             report("export with Optimum", 0, None)
             graph = export_graph(checkpoint.folder, Path(place))
-            source = Source(graph.folder)
+            source, longest = Source(graph.folder), context_length or graph.context_length
+            if not 0 < longest <= graph.context_length:
+                raise ExportError(
+                    f"the model's context is {graph.context_length} tokens; it cannot be exported for {longest}"
+                )
             report("check against torch", 0, None)
             check_graph(graph)
-            longest = graph.context_length
-            if context_length is not None and not 0 < context_length <= longest:
-                raise ConfigError(f"the context length must be between 1 and {longest}, not {context_length}")
-            longest = context_length or longest
             used: Counter[str] = quantize_graph(source, folder, recipe, context_length=longest, report=report)
         return Made(
             artifact=Artifact(files=FILES, config=dict(checkpoint.config)),

@@ -24,6 +24,7 @@ __all__ = ["Cache", "Source", "Weight"]
 _PAST = "past_key_values."
 _INPUTS = {"input_ids", "attention_mask", "position_ids"}
 _PLAIN = {"", "ai.onnx"}
+_RESHAPES = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _CACHED = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
@@ -147,8 +148,8 @@ class Source:
         if tensor is None or _attributes(node).get("axis", 0) != 0:
             return None
         rows, columns = tensor.dims
-        # Tables of positions are small, and one that has as many rows as there are tokens would be a coincidence.
-        return Weight(name, transposed=True, shape=(rows, columns)) if rows >= self.vocab_size else None
+        # Tables of positions, learned or of sines, are looked up by something else.
+        return Weight(name, transposed=True, shape=(rows, columns)) if self._is_tokens(node.input[1]) else None
 
     def head(self) -> NodeProto | None:
         """The product that gives the logits, if only element-wise operators on them follow it."""
@@ -173,6 +174,12 @@ class Source:
                     if _is_outside(inner):
                         raise ExportError(f"`{node.name}` keeps weights in an inner graph, which edgekit does not read")
                     yield from self.inputs_of(inner)
+
+    def _is_tokens(self, name: str) -> bool:
+        """Whether a value is the tokens themselves, in whatever shape."""
+        while (maker := self.maker(name)) is not None and maker.op_type in _RESHAPES:
+            name = maker.input[0]
+        return name == "input_ids"
 
     def _matrix(self, name: str) -> TensorProto | None:
         tensor = self._initializers.get(name)

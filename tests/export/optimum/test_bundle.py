@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgekit.bundle.bundle import open_bundle, verify_bundle
-from edgekit.errors import ConfigError, EdgekitError
+from edgekit.errors import ConfigError, EdgekitError, ExportError
 from edgekit.export.checkpoints import open_checkpoint
+from edgekit.export.optimum import artifact
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.quantization.grid import as_floats
 from edgekit.runners import open_runner
@@ -23,7 +24,7 @@ from edgekit.target import load_target
 from tests.cli.test_errors import refused
 from tests.conftest import SMALL, edgekit
 from tests.export.checkpoints.gguf_files import write_gguf
-from tests.export.optimum.graphs import checkpoint
+from tests.export.optimum.graphs import checkpoint, float_graph
 from tests.models import tiny_checkpoint
 from tests.oracle import transformers_logits
 
@@ -42,8 +43,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.optimum
 def test_the_bundle_computes_what_transformers_computes(bundle: Path) -> None:
-    artifact = open_bundle(bundle).manifest.artifact
-    runner = open_runner(bundle, artifact.kind, artifact.dialect, context_length=60, threads=1)
+    made = open_bundle(bundle).manifest.artifact
+    runner = open_runner(bundle, made.kind, made.dialect, context_length=60, threads=1)
     rows = [runner.run([Chunk(0, TOKENS[:30], "all")])[0].copy()]
     rows += [runner.run([Chunk(0, [token])])[0].copy() for token in TOKENS[30:]]
     runner.close()
@@ -92,6 +93,27 @@ def test_a_model_that_optimum_cannot_export_leaves_nothing(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.optimum
+def test_the_context_can_be_shorter_than_the_models_and_not_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = float_graph("gpt2")
+    # The exporter takes seconds, and has made this very graph before.
+    monkeypatch.setattr(artifact, "export_graph", lambda *_: graph)
+    export(checkpoint("gpt2"), tmp_path / "out", context_length=40)
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert (manifest.context_length, manifest.recipe["matrices"]) == (40, {"lsq 4-bit, group 32": 9})
+    with pytest.raises(ExportError, match="context is 96 tokens; it cannot be exported for 97"):
+        export(checkpoint("gpt2"), tmp_path / "more", context_length=97)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_stretching_the_context_is_for_our_own_exporter(tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "model")
+    options = ("--target", "cpu", "--exporter", "optimum", "--yarn", "4", "-o", tmp_path / "out")
+    assert "--yarn is for edgekit's own exporter" in refused("export", source, *options, status=2)
+
+
 @pytest.mark.parametrize("target", ["orin", "m2"])
 def test_a_target_that_takes_no_such_graph_is_refused(target: str, tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "model")
@@ -135,8 +157,9 @@ def test_a_real_model_answers_through_optimum(tmp_path: Path) -> None:
     assert "Paris" in edgekit("run", tmp_path / "out", "What is the capital of France?", "--max-tokens", "20").stdout
 
 
-def export(source: Path, output: Path, target: str = "cpu") -> None:
-    export_bundle(str(source), load_target(target), output, ExportOptions(exporter="optimum"), lambda *_: None)
+def export(source: Path, output: Path, target: str = "cpu", context_length: int | None = None) -> None:
+    options = ExportOptions(exporter="optimum", context_length=context_length)
+    export_bundle(str(source), load_target(target), output, options, lambda *_: None)
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:

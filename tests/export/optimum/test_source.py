@@ -55,7 +55,7 @@ def model(
         [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
             helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, list(cache)),
-            *(helper.make_tensor_value_info(name, TensorProto.INT64, ["batch"]) for name in inputs),
+            *(helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in inputs),
         ],
         [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", VOCAB]),
@@ -193,6 +193,21 @@ def test_logits_that_mix_positions_are_computed_for_all_of_them(tmp_path: Path) 
     np.testing.assert_allclose(runner.run([Chunk(0, [5, 6, 7, 8])])[0][0], expected[-1], atol=1e-3)
     runner.truncate(0, 0)
     assert runner.run([Chunk(0, [5, 6, 7, 8], "none")])[0].shape == (0, VOCAB)
+
+
+def test_a_table_of_positions_is_left_alone_however_long_it_is(tmp_path: Path) -> None:
+    positions = RNG.standard_normal((4 * VOCAB, HIDDEN), dtype=np.float32)
+    nodes = [
+        node("Gather", ["positions", "position_ids"], "place"),
+        node("Add", ["x", "place"], "h"),
+        node("MatMul", ["h", "head"], "logits"),
+    ]
+    values = {"positions": positions, "head": np.ascontiguousarray(TABLE.T)}
+    model(tmp_path, nodes, initializers=values, inputs=["position_ids"])
+    assert quantized(tmp_path) == {"lsq 4-bit, group 32": 1}
+    table = on_grid(TABLE)
+    expected = (table[[5, 6, 7, 8]] + positions[:4]) @ table.T
+    np.testing.assert_allclose(run(tmp_path, [5, 6, 7, 8]), expected, atol=1e-3)
 
 
 def test_an_input_nobody_knows_how_to_fill_is_named(tmp_path: Path) -> None:
