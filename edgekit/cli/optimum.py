@@ -32,6 +32,6 @@ def install(*, folder: Path | None, urls: tuple[str, ...]) -> None:
 
     place = folder or env.default_folder()
     python = env.install(place, extra_index_urls=urls)
-    console.print(str(python))
+    console.print(str(python), markup=False)
     if folder is not None and console.is_terminal:
         stderr.print(f"\nto use it: export {env.VARIABLE}={python}")
