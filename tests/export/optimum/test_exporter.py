@@ -127,7 +127,8 @@ MORE: dict[str, dict[str, Any]] = {
     "mistral": {**_LLAMA, "sliding_window": 8},
     "mpt": {"d_model": 128, "n_heads": 4, "n_layers": 2, "vocab_size": 512, "max_seq_len": 96},
     "olmo2": _LLAMA,
-    "phi": _LLAMA,
+    # Optimum hands phi a cache as if every head had its own keys, which they have in every phi there is.
+    "phi": {**_LLAMA, "num_key_value_heads": 4},
     "phi3": _LLAMA,
     "qwen3": {**_LLAMA, "head_dim": 32},
     "qwen3_moe": {**_LLAMA, "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
