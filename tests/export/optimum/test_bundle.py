@@ -108,10 +108,13 @@ def test_the_context_can_be_shorter_than_the_models_and_not_longer(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_stretching_the_context_is_for_our_own_exporter(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--yarn", "--eval"])
+def test_what_only_our_own_exporter_can_is_refused(option: str, tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "model")
-    options = ("--target", "cpu", "--exporter", "optimum", "--yarn", "4", "-o", tmp_path / "out")
-    assert "--yarn is for edgekit's own exporter" in refused("export", source, *options, status=2)
+    (tmp_path / "4").write_text("a text to measure on")
+    value = "4" if option == "--yarn" else str(tmp_path / "4")
+    options = ("--target", "cpu", "--exporter", "optimum", option, value, "-o", tmp_path / "out")
+    assert f"{option} is for edgekit's own exporter" in refused("export", source, *options, status=2)
 
 
 @pytest.mark.parametrize("target", ["orin", "m2"])
