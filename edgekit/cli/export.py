@@ -41,6 +41,7 @@ __all__ = ["export", "models"]
     show_default=True,
     help="optimum takes decoders that edgekit itself does not know, for the cpu target.",
 )
+@click.option("--allow-oversize", is_flag=True, help="Export what does not fit the target too; see `edgekit plan`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def export(
     *,
@@ -59,6 +60,7 @@ def export(
     force: bool,
     evaluate_on: Path | None,
     exporter: Literal["edgekit", "optimum"],
+    allow_oversize: bool,
     as_json: bool,
 ) -> None:
     """Turn MODEL into a bundle for a target.
@@ -82,6 +84,8 @@ def export(
         ignore_keys=ignore_keys,
         evaluate_on=evaluate_on,
         exporter=exporter,
+        memory_gib=memory_gib,
+        allow_oversize=allow_oversize,
     )
     with progress_bar() as bar:
         bundle = export_bundle(model, target, output, options, bar)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ExportError
+from edgekit.export.checkpoints.files import read_json
 from edgekit.export.checkpoints.hf_folder import WANTED
 from edgekit.export.progress import Report
 
-__all__ = ["HUB_ID", "download"]
+__all__ = ["HUB_ID", "download", "fetch_config"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 """What a hub id looks like: `org/name`."""
@@ -63,6 +64,30 @@ def download(hub_id: str, revision: str | None, report: Report) -> tuple[Path, s
             hint="is it a repository of GGUF files? Download one, and name the file instead",
         )
     return folder, folder.name
+
+
+def fetch_config(hub_id: str, revision: str | None) -> tuple[dict[str, Any], str]:
+    """Fetch a checkpoint's `config.json` and nothing else, or find it in the library's cache.
+
+    Args:
+        hub_id: `org/name`.
+        revision: Branch, tag or commit; None is the default branch.
+
+    Returns:
+        Its contents, and the commit it is of.
+
+    Raises:
+        ExportError: As for `download`, or it is not JSON.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        path = Path(hf_hub_download(hub_id, "config.json", revision=revision))
+    except Exception as error:
+        raise _explained(hub_id, revision, error) from error
+    return read_json(path), path.parent.name
 
 
 def _reporting(hub_id: str, report: Report) -> Any:

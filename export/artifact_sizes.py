@@ -1,0 +1,258 @@
+"""How large an artifact is, and what a runner makes of it: from a description and a few rows of each kind of matrix, or
+from the artifact's own files.
+
+It knows what each writer stores for a matrix on a grid, and nothing of devices and contexts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import BundleError
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.quantization.grid import GroupedTensor, Offset
+from edgekit.export.writers.onnx.packing import int4_planes, offset_kind
+
+__all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "sizes_of_files"]
+
+Rows = GroupedTensor | npt.NDArray[np.float32]
+Sample = Callable[[Linear], Rows]
+"""Gives a few rows of a matrix as the recipe would put them on the target's grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """One weight matrix in an artifact, in bytes.
+
+    Attributes:
+        weights: Codes, or the numbers themselves.
+        scales: One or more per group.
+        offsets: Zero points and offsets.
+        bits: Of a code; 0 for floating point.
+    """
+
+    weights: int = 0
+    scales: int = 0
+    offsets: int = 0
+    bits: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.scales + self.offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """An artifact, in bytes by use.
+
+    Attributes:
+        table: The token table, of which a step reads only the rows of its tokens.
+        head: What the output head reads, all of it for every token.
+        head_shares: The head's bytes are the table's, and stored once.
+        layers: Matrices of the layers.
+        vectors: Norms, biases, constants.
+        rope: Tables of the rotary embedding.
+    """
+
+    table: int
+    head: StoredMatrix
+    head_shares: bool
+    layers: tuple[StoredMatrix, ...]
+    vectors: int
+    rope: int
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the weights in the artifact's files."""
+        head = 0 if self.head_shares else self.head.total
+        return self.table + head + sum(matrix.total for matrix in self.layers) + self.vectors + self.rope
+
+    @property
+    def read_per_token(self) -> int:
+        """Bytes that one token's step reads, the KV cache aside."""
+        return self.head.total + sum(matrix.total for matrix in self.layers) + self.vectors
+
+    def resident(self, runner: str) -> int:
+        """Bytes that a runner holds.
+
+        onnxruntime maps the file: of the token table and of RoPE only the rows in use are in memory, and the system
+        takes them back when it needs the room. It packs each quantized matrix anew with a float32 sum for every group,
+        and at 4 bits with the scales too, while the scales themselves stay (measured with 1.32 on x86-64).
+        """
+        if runner != "onnxruntime":
+            return self.stored
+        copies = {4: 2, 8: 1}
+        packed = sum(one.total + one.scales * copies.get(one.bits, 0) for one in (self.head, *self.layers))
+        return packed + self.vectors
+
+
+def predicted_sizes(decoder: Decoder, artifact_format: str, sample: Sample) -> Sizes:
+    """Compute what a writer would write.
+
+    Args:
+        decoder: The model.
+        artifact_format: A dialect, or `mlx`.
+        sample: Asked for the embedding and every other matrix.
+    """
+    onnx = artifact_format != "mlx"
+    # MLX keeps a joined matrix whole, and so do its scales: the bytes are those of the parts.
+    layers = [linear for layer in decoder.layers for linear in layer.linears()]
+    table = _matrix(decoder.embedding, sample(decoder.embedding), artifact_format)
+    if not decoder.tied:
+        head, shares = _matrix(decoder.head, sample(decoder.head), artifact_format), False
+    elif artifact_format in {"mlx", "onnxruntime"} or not table.bits:
+        head, shares = table, True
+    else:
+        # TensorRT wants rows of int32 words for the one and INT4 columns for the other.
+        head, shares = _matrix(decoder.head, sample(decoder.embedding), artifact_format), False
+    if onnx and artifact_format != "onnxruntime" and table.bits:
+        table = _words(decoder.embedding, sample(decoder.embedding))
+    element = 4 if artifact_format == "onnxruntime" else 2
+    biases = sum(linear.out_features for linear in layers if linear.bias)
+    # TensorRT's norms are FP32; a joined bias fills up with zeros, which are few.
+    vectors = sum(decoder.norms().values()) * (4 if onnx else 2) + biases * element
+    return Sizes(
+        table=table.total,
+        head=head,
+        head_shares=shares,
+        layers=tuple(_matrix(linear, sample(linear), artifact_format) for linear in layers),
+        vectors=vectors,
+        rope=_rope_bytes(decoder, artifact_format) if onnx else 0,
+    )
+
+
+def _rope_bytes(decoder: Decoder, dialect: str) -> int:
+    ropes = {layer.rope for layer in decoder.layers}
+    if dialect == "onnxruntime":
+        return sum(2 * 4 * decoder.max_position * (decoder.head_dim // 2) for _ in ropes)
+    return sum(2 * 2 * decoder.max_position * (rope.dim // 2) for rope in ropes)
+
+
+def _matrix(linear: Linear, rows: Rows, artifact_format: str) -> StoredMatrix:
+    out, inner = linear.out_features, linear.in_features
+    element = 4 if artifact_format == "onnxruntime" else 2
+    if not isinstance(rows, GroupedTensor):
+        return StoredMatrix(weights=out * inner * element)
+    groups = inner // rows.group_size
+    codes, one_per_group = out * inner * rows.bits // 8, out * groups * element
+    if artifact_format == "mlx":
+        return StoredMatrix(codes, one_per_group, one_per_group, rows.bits)
+    if artifact_format == "onnxruntime":
+        kind = offset_kind(rows)
+        points = 0 if kind is Offset.SYMMETRIC else out * (-(-groups // 2) if rows.bits == 4 else groups)
+        return StoredMatrix(
+            codes, one_per_group, points + (one_per_group if kind is Offset.FLOAT else 0), rows.bits
+        )
+    planes, centre = int4_planes(rows)
+    return StoredMatrix(
+        weights=len(planes) * -(-out * inner // 2),
+        scales=len(planes) * one_per_group,
+        offsets=0 if centre is None else one_per_group,
+        bits=rows.bits,
+    )
+
+
+def _words(table: Linear, rows: Rows) -> StoredMatrix:
+    """The token table as TensorRT's dialects store it: codes in int32 words."""
+    assert isinstance(rows, GroupedTensor)  # noqa: S101  the caller chose by it
+    out, inner = table.out_features, table.in_features
+    per_group = 2 * out * (inner // rows.group_size)
+    offsets = 0 if offset_kind(rows) is Offset.SYMMETRIC else per_group
+    return StoredMatrix(out * inner * rows.bits // 8, per_group, offsets, rows.bits)
+
+
+def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
+    """Read the sizes of an artifact from its files, without its weights.
+
+    Args:
+        folder: The bundle's folder.
+        kind: `onnx` or `mlx`.
+        decoder: The model; only its names are used.
+
+    Raises:
+        BundleError: A file is missing or not what it is called.
+    """
+    try:
+        entries = list(_onnx_entries(folder) if kind == "onnx" else _mlx_entries(folder))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BundleError(f"{folder} holds no artifact that can be measured: {error}") from error
+    parts: dict[str, dict[str, int]] = {}
+    widths: dict[str, int] = {}
+    table = rope = vectors = 0
+    shares = False
+    module_names = {decoder.embedding.name: "table", decoder.head.name: "head"}
+    for name, size, bits, again in entries:
+        module, part = _split(name)
+        role = module_names.get(module, "layer")
+        if name.startswith(("cos_cache", "sin_cache")):
+            rope += size
+        elif role == "table":
+            table += size
+        elif part is None:
+            vectors += size
+        else:
+            held = parts.setdefault(module, {"weights": 0, "scales": 0, "offsets": 0})
+            held[part] += size
+            widths[module] = max(widths.get(module, 0), bits)
+            shares = shares or (role == "head" and again)
+    matrices = {module: StoredMatrix(**held, bits=widths[module]) for module, held in parts.items()}
+    head = matrices.pop(decoder.head.name, None)
+    if head is None or shares:
+        # Of a table that serves as the head too, the scales are under the table's name.
+        codes = table if head is None else head.weights
+        head, shares = StoredMatrix(codes, table - codes, 0, head.bits if head else 0), True
+    return Sizes(table, head, shares, tuple(matrices.values()), vectors, rope)
+
+
+_PARTS = {
+    "qweight": "weights", "low_qweight": "weights", "scales": "scales", "low_scales": "scales",
+    "zero_points": "offsets", "offsets": "offsets", "biases": "offsets", "weight": "weights",
+}  # fmt: skip
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """A tensor's module, and which part of a matrix it is; None for norms, biases and constants."""
+    module, _, last = name.rpartition(".")
+    part = _PARTS.get(last)
+    if part is None or module.endswith("norm"):
+        return module, None
+    return module.removesuffix(".weight"), part
+
+
+def _onnx_entries(folder: Path) -> Iterator[tuple[str, int, int, bool]]:
+    """Name, bytes, bits of its codes (0 if it has none), and whether its bytes are another's too."""
+    import onnx
+
+    graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
+    bits = {}
+    for node in graph.node:
+        if node.op_type in {"MatMulNBits", "DequantizeLinear"} and len(node.input) > 1:
+            stated = {item.name: item.i for item in node.attribute}.get("bits", 4)
+            bits |= {name: stated for name in node.input[1:3]} | {node.input[0]: stated}
+    seen: set[str] = set()
+    for tensor in graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        size = int(place["length"]) if "length" in place else len(tensor.raw_data)
+        start = place.get("offset", tensor.name)
+        yield tensor.name, size, bits.get(tensor.name, 0), start in seen
+        seen.add(start)
+
+
+def _mlx_entries(folder: Path) -> Iterator[tuple[str, int, int, bool]]:
+    shards = sorted(folder.glob("model*.safetensors"))
+    if not shards:
+        raise ValueError("there is no model.safetensors")
+    for shard in shards:
+        with shard.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, stop = entry["data_offsets"]
+                yield name, stop - start, 0, False
