@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -185,30 +185,26 @@ def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
         raise BundleError(f"{folder} holds no artifact that can be measured: {error}") from error
     parts: dict[str, dict[str, int]] = {}
     widths: dict[str, int] = {}
-    table = rope = vectors = 0
+    rope = vectors = 0
     shares = False
-    module_names = {decoder.embedding.name: "table", decoder.head.name: "head"}
     for name, size, bits, again in entries:
         module, part = _split(name)
-        role = module_names.get(module, "layer")
         if name.startswith(("cos_cache", "sin_cache")):
             rope += size
-        elif role == "table":
-            table += size
         elif part is None:
             vectors += size
         else:
             held = parts.setdefault(module, {"weights": 0, "scales": 0, "offsets": 0})
             held[part] += size
             widths[module] = max(widths.get(module, 0), bits)
-            shares = shares or (role == "head" and again)
+            shares = shares or again
     matrices = {module: StoredMatrix(**held, bits=widths[module]) for module, held in parts.items()}
+    table = matrices.pop(decoder.embedding.name, StoredMatrix())
     head = matrices.pop(decoder.head.name, None)
     if head is None or shares:
-        # Of a table that serves as the head too, the scales are under the table's name.
-        codes = table if head is None else head.weights
-        head, shares = StoredMatrix(codes, table - codes, 0, head.bits if head else 0), True
-    return Sizes(table, head, shares, tuple(matrices.values()), vectors, rope)
+        # A table that serves as the head too keeps its scales under its own name.
+        head, shares = replace(table, bits=0 if head is None else head.bits), True
+    return Sizes(table.total, head, shares, tuple(matrices.values()), vectors, rope)
 
 
 _PARTS = {

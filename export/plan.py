@@ -15,6 +15,7 @@ from typing import Any
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME
 from edgekit.errors import ConfigError, ExportError, IncompatibleBundleError
+from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
 from edgekit.export.artifact_sizes import Rows, Sizes, predicted_sizes, sizes_of_files
 from edgekit.export.checkpoints.files import read_json
@@ -29,8 +30,8 @@ __all__ = ["ModelPlan", "largest", "plan_model", "refuse_oversize"]
 
 # What an export needs to be of any use where no context is asked for.
 _USEFUL = 2048
-# mlx-lm keeps no more than the window for these; for others it keeps every token.
-_WINDOWED_BY_MLX = {"mistral", "gemma3_text"}
+# mlx-lm keeps no more than the window in the layers that see one.
+_WINDOWED_BY_MLX = {"gemma3_text"}
 _GROUP_SIZES = (64, 128)
 
 
@@ -164,7 +165,7 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
     longest, context = manifest.context_length, options.context_length
     if context is not None and not 0 < context <= longest:
         raise ConfigError(f"the bundle holds {longest} tokens, not {context}", hint="export again for a longer context")
-    decoder = options.describe(read_json(bundle.path / "config.json"))
+    decoder = _described_bundle(read_json(bundle.path / "config.json"))
     sizes = sizes_of_files(bundle.path, artifact.kind, decoder)
     runner = "onnxruntime" if target.accepts[-1] in manifest.compatible else target.runners[0]
     element = max(1, manifest.memory.kv_cache_per_token // max(1, decoder.kv_bytes_per_token(1)))
@@ -172,6 +173,14 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
     plan = _plan(footprint, target, context, longest, parallel)
     recipe = str(manifest.recipe.get("method", "unknown"))
     return ModelPlan(manifest.name, "the bundle's files", target, runner, recipe, sizes, plan)
+
+
+def _described_bundle(config: dict[str, Any]) -> Decoder:
+    """Our own config.json says everything twice where libraries look in two places, and biases of every architecture."""
+    nested = config.get("rope_parameters")
+    if isinstance(nested, dict) and "full_attention" not in nested:
+        config = {key: value for key, value in config.items() if key != "rope_parameters"}
+    return describe(config, ignore=("attention_bias", "mlp_bias", "rope_scaling"))
 
 
 def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Footprint:

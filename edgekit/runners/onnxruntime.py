@@ -53,6 +53,8 @@ def open_session(
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A memory pattern is a second set of activations beside the first, for no speed that could be measured.
+    options.enable_mem_pattern = False
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     try:
