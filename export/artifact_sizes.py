@@ -1,7 +1,7 @@
-"""How large an artifact is, and what a runner makes of it: from a description and a few rows of each kind of matrix, or
-from the artifact's own files.
+"""How large an artifact is, and what a runner makes of it.
 
-It knows what each writer stores for a matrix on a grid, and nothing of devices and contexts.
+It goes by a description and a few rows of each kind of matrix, or by the artifact's own files. It knows what each writer
+stores for a matrix on a grid, and nothing of devices and contexts.
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ def _matrix(linear: Linear, rows: Rows, artifact_format: str) -> StoredMatrix:
     if artifact_format == "onnxruntime":
         kind = offset_kind(rows)
         points = 0 if kind is Offset.SYMMETRIC else out * (-(-groups // 2) if rows.bits == 4 else groups)
-        return StoredMatrix(
-            codes, one_per_group, points + (one_per_group if kind is Offset.FLOAT else 0), rows.bits
-        )
+        return StoredMatrix(codes, one_per_group, points + (one_per_group if kind is Offset.FLOAT else 0), rows.bits)
     planes, centre = int4_planes(rows)
     return StoredMatrix(
         weights=len(planes) * -(-out * inner // 2),
@@ -227,11 +225,11 @@ def _onnx_entries(folder: Path) -> Iterator[tuple[str, int, int, bool]]:
     import onnx
 
     graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
-    bits = {}
+    bits: dict[str, int] = {}
     for node in graph.node:
         if node.op_type in {"MatMulNBits", "DequantizeLinear"} and len(node.input) > 1:
             stated = {item.name: item.i for item in node.attribute}.get("bits", 4)
-            bits |= {name: stated for name in node.input[1:3]} | {node.input[0]: stated}
+            bits |= dict.fromkeys(node.input[1:3], stated) | {node.input[0]: stated}
     seen: set[str] = set()
     for tensor in graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}

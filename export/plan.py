@@ -26,7 +26,7 @@ from edgekit.export.recipe import METHODS, recipe_for
 from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
 from edgekit.target import Target, load_target, targets
 
-__all__ = ["ModelPlan", "largest", "plan_model", "refuse_oversize"]
+__all__ = ["ModelPlan", "largest", "note_on_context", "plan_model", "refuse_oversize"]
 
 # What an export needs to be of any use where no context is asked for.
 _USEFUL = 2048
@@ -176,7 +176,7 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
 
 
 def _described_bundle(config: dict[str, Any]) -> Decoder:
-    """Our own config.json says everything twice where libraries look in two places, and biases of every architecture."""
+    """Our own config.json says twice what libraries look for in two places, and names biases of every architecture."""
     nested = config.get("rope_parameters")
     if isinstance(nested, dict) and "full_attention" not in nested:
         config = {key: value for key, value in config.items() if key != "rope_parameters"}
@@ -184,22 +184,16 @@ def _described_bundle(config: dict[str, Any]) -> Decoder:
 
 
 def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Footprint:
-    runtime = RUNTIMES[runner]
     shapes = Shapes(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads, decoder.vocab_size)
     one_layer = decoder.kv_bytes_per_token(element) // len(decoder.layers)
-    kept = [layer for layer in decoder.layers if not _windowed(decoder, layer, runner)]
-    windows = tuple((one_layer, layer.window or 0) for layer in decoder.layers if _windowed(decoder, layer, runner))
-    per_token = runtime.activations_per_token(shapes)
-    if runner == "onnxruntime":
-        # Of RoPE's tables the positions in use are in memory.
-        per_token += sizes.rope // max(1, decoder.max_position)
-    return Footprint(
+    windows = [layer.window for layer in decoder.layers if _windowed(decoder, layer, runner)]
+    return RUNTIMES[runner].footprint(
+        shapes,
         weights=sizes.resident(runner),
-        kv_per_token=one_layer * len(kept),
-        activations=runtime.activations(shapes),
-        activations_per_token=per_token,
-        workspace=runtime.workspace(shapes),
-        windows=windows,
+        kv_per_token=one_layer * (len(decoder.layers) - len(windows)),
+        windows=tuple((one_layer, window or 0) for window in windows),
+        # onnxruntime maps RoPE's tables from the file; elsewhere they are among the weights.
+        rope_per_token=sizes.rope // decoder.max_position if runner == "onnxruntime" else 0,
     )
 
 
@@ -243,7 +237,9 @@ def _advice(made: ModelPlan, source: Source, options: ExportOptions) -> Iterator
             smaller.setdefault(other.plan.needed, (changed, other))
     for needed in sorted(smaller)[:2]:
         changed, other = smaller[needed]
-        what = f"--recipe {changed.recipe}" if changed.recipe != options.recipe else f"--group-size {changed.group_size}"
+        what = (
+            f"--recipe {changed.recipe}" if changed.recipe != options.recipe else f"--group-size {changed.group_size}"
+        )
         yield f"{what} saves {(plan.needed - needed) / GIB:.2f} GiB" + (" and fits" if other.plan.fits else "")
     roomier = _roomier(made, source, replace(options, context_length=plan.context))
     if roomier is not None:
@@ -265,6 +261,20 @@ def _roomier(made: ModelPlan, source: Source, options: ExportOptions) -> str | N
                 name = f"{target.title}, --memory-gib {target.memory_gib:g},"
             return f"{name} has room: {other.left / GIB:.2f} GiB would be left"
     return None
+
+
+def note_on_context(bundle: Path, target: Target, options: ExportOptions) -> str | None:
+    """Say how much of a bundle's context the target has memory for, where that is known and not all of it."""
+    if options.memory_gib is None and len(target.memory_choices_gib) != 1:
+        return None
+    try:
+        plan = plan_model(str(bundle), target).plan
+    except ExportError:
+        # An architecture that another exporter wrote.
+        return None
+    if plan.fits is None or plan.context == plan.most:
+        return None
+    return f"{target.name} has memory for {plan.context:,} of its {plan.most:,} tokens; see edgekit plan {bundle}"
 
 
 def largest(target: Target) -> Target:

@@ -23,7 +23,7 @@ from edgekit.export.checkpoints.files import read_json
 from edgekit.export.checkpoints.hub import HUB_ID, fetch_config
 from edgekit.export.fetch import local
 from edgekit.export.progress import Report, silent
-from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.quantization.grid import GroupedTensor, Offset
 
 __all__ = ["Source", "plan_source"]
 
@@ -65,11 +65,12 @@ def plan_source(model: str, *, revision: str | None = None, report: Report = sil
         ConfigError: A revision was given for something that has none.
     """
     entry, path = find_entry(model), Path(model).expanduser()
-    if entry is not None and isinstance(entry.source, str):
-        return _hub(entry.source, revision, entry.name)
-    if entry is not None and local(entry.source) is None:
-        return _catalogued(entry, entry.source.name)
-    if entry is None:
+    if entry is not None:
+        if isinstance(entry.source, str):
+            return _hub(entry.source, revision, entry.name)
+        if local(entry.source) is None:
+            return _catalogued(entry, entry.source.name)
+    else:
         if path.suffix == ".json" and path.is_file():
             return _configured(path.absolute().parent.name, f"{path.name} alone", read_json(path))
         if (path / "config.json").is_file() and not any(path.glob("*.safetensors")):
@@ -94,9 +95,7 @@ def _opened(model: str, revision: str | None, report: Report) -> Source:
         first = linear.rows.start
         return checkpoint.read(linear.stored.weight, first, min(first + _ROWS, linear.rows.stop))
 
-    return Source(
-        checkpoint.name, "the checkpoint's own tensors", checkpoint.config, encoding, rows, checkpoint.close
-    )
+    return Source(checkpoint.name, "the checkpoint's own tensors", checkpoint.config, encoding, rows, checkpoint.close)
 
 
 def _hub(hub_id: str, revision: str | None, name: str) -> Source:
@@ -123,13 +122,18 @@ def _configured(name: str, basis: str, config: Mapping[str, Any]) -> Source:
         if not whole or linear.name in ends:
             return _floats(linear)
         size = linear.in_features if group <= 0 or linear.in_features % group else group
-        return _codes(linear, bits, size, symmetric=symmetric)
+        return _codes(linear, bits, size, Offset.SYMMETRIC if symmetric else Offset.ZERO_POINT)
 
     return Source(name, basis, config, encoding, rows)
 
 
-# How ggml's encodings that are carried over look: bits, symmetric, scales that float16 cannot hold.
-_ENCODINGS = {"Q4_0": (4, True, False), "Q4_1": (4, False, False), "Q8_0": (8, True, False), "Q4_K": (4, False, True)}
+# What ggml's encodings have that are carried over: bits, offsets, and whether scales are wider than float16.
+_ENCODINGS = {
+    "Q4_0": (4, Offset.SYMMETRIC, False),
+    "Q4_1": (4, Offset.FLOAT, False),
+    "Q8_0": (8, Offset.SYMMETRIC, False),
+    "Q4_K": (4, Offset.FLOAT, True),
+}
 
 
 def _catalogued(entry: Entry, file: str) -> Source:
@@ -141,22 +145,28 @@ def _catalogued(entry: Entry, file: str) -> Source:
         return named if linear.name.startswith("model.layers.") else "Q8_0"
 
     def rows(linear: Linear) -> Rows:
-        bits, symmetric, wide = _ENCODINGS.get(encoding(linear), _ENCODINGS["Q4_K"])
-        return _codes(linear, bits, 32, symmetric=symmetric, wide=wide)
+        bits, offset, wide = _ENCODINGS.get(encoding(linear), _ENCODINGS["Q4_K"])
+        return _codes(linear, bits, 32, offset, wide=wide)
 
     return Source(entry.name, f"the catalogue's facts of {file}", entry.shape, encoding, rows)
 
 
 def _floats(linear: Linear) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal((_ROWS, linear.in_features), np.float32) / np.float32(64)
+    values = np.random.default_rng(0).standard_normal((_ROWS, linear.in_features), np.float32)
+    values /= np.float32(64)
+    return values
 
 
-def _codes(linear: Linear, bits: int, group: int, *, symmetric: bool, wide: bool = False) -> GroupedTensor:
+def _codes(linear: Linear, bits: int, group: int, offset: Offset, *, wide: bool = False) -> GroupedTensor:
     rng = np.random.default_rng(0)
     shape = (_ROWS, linear.in_features // group)
     scales = rng.uniform(0.005, 0.01, shape).astype(np.float16).astype(np.float32)
-    points = np.full(shape, 1 << (bits - 1)) if symmetric else rng.integers(1, 1 << bits, shape)
-    offsets = (-points * scales).astype(np.float32)
+    if offset is Offset.FLOAT:
+        offsets = -rng.uniform(0.04, 0.08, shape).astype(np.float16).astype(np.float32)
+    else:
+        middle = 1 << (bits - 1)
+        points = np.full(shape, middle) if offset is Offset.SYMMETRIC else rng.integers(1, 2 * middle, shape)
+        offsets = (-points * scales).astype(np.float32)
     if wide:
         scales, offsets = scales * np.float32(1.37), offsets * np.float32(1.11)
     codes = rng.integers(0, 1 << bits, (_ROWS, linear.in_features), dtype=np.uint8)

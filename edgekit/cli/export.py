@@ -68,6 +68,7 @@ def export(
     MODEL is a name of `edgekit models`, a GGUF file, a folder with a Hugging Face checkpoint, or a hub id.
     """
     from edgekit.export.pipeline import ExportOptions, export_bundle
+    from edgekit.export.plan import note_on_context
     from edgekit.target import load_target
 
     target = load_target(target_name, memory_gib=memory_gib, jetpack=jetpack)
@@ -98,6 +99,8 @@ def export(
     console.print(f"[bold]{output}[/]  {bytes_text(total)}, for {', '.join(manifest.compatible)}")
     if manifest.quality:
         console.print(quality_table(Quality.from_dict(manifest.quality)))
+    if (note := note_on_context(output, target, options)) is not None:
+        stderr.print(note)
     if target.runners[0] in {"onnxruntime", "mlx"}:
         stderr.print(f"\nnext: edgekit run {output} 'What is the capital of France?'\n      edgekit serve {output}")
     else:

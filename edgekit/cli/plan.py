@@ -18,7 +18,9 @@ __all__ = ["plan"]
 @click.command()
 @click.argument("model")
 @click.option("-t", "--target", "target_name", required=True, help="Device to plan for; see `edgekit targets`.")
-@click.option("--context", "context_length", type=int, help="Tokens of a sequence [the most that the model has and fits].")
+@click.option(
+    "--context", "context_length", type=int, help="Tokens of a sequence [the most that the model has and fits]."
+)
 @click.option("--parallel", type=int, default=1, show_default=True, help="Sequences held at the same time.")
 @click.option("--recipe", default="auto", show_default=True, help="As for `edgekit export`.")
 @click.option("--group-size", type=int, help="As for `edgekit export`.")

@@ -79,15 +79,17 @@ def fetch_config(hub_id: str, revision: str | None) -> tuple[dict[str, Any], str
     Raises:
         ExportError: As for `download`, or it is not JSON.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
-        path = Path(hf_hub_download(hub_id, "config.json", revision=revision))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=["config.json"]))
     except Exception as error:
         raise _explained(hub_id, revision, error) from error
-    return read_json(path), path.parent.name
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{hub_id} has no config.json", hint="does it hold GGUF files? give one of them instead")
+    return read_json(folder / "config.json"), folder.name
 
 
 def _reporting(hub_id: str, report: Report) -> Any:

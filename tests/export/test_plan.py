@@ -1,0 +1,309 @@
+"""The memory plan: figures from a configuration against what is written, and exports that cannot fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.bundle.bundle import open_bundle
+from edgekit.errors import BundleError, ConfigError, EdgekitError, ExportError
+from edgekit.export.architectures import describe
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.plan import largest, plan_model
+from edgekit.memory import GIB
+from edgekit.target import load_target
+from tests.conftest import LARGE, SMALL, Export, edgekit
+from tests.export.checkpoints import test_hub
+from tests.models import tiny_checkpoint
+from tests.variants import VARIANTS, variant
+
+hub = test_hub.hub
+
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 3584,
+    "intermediate_size": 18944, "max_position_embeddings": 32768, "max_window_layers": 28, "num_attention_heads": 28,
+    "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_sliding_window": False,
+    "vocab_size": 152064,
+}  # fmt: skip
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> str:
+    """The config.json of Qwen2.5-7B-Instruct, and nothing else of it."""
+    path = tmp_path / "Qwen2.5-7B-Instruct" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(QWEN_7B))
+    return str(path)
+
+
+def data_bytes(bundle: Path) -> int:
+    """Bytes of the files that hold an artifact's weights."""
+    files = open_bundle(bundle).manifest.files
+    return sum(file.size for file in files if file.path.endswith((".onnx.data", ".safetensors")))
+
+
+def exported(checkpoint: Path, target: str, folder: Path, **options: Any) -> Path:
+    given = ExportOptions(**options)
+    return export_bundle(str(checkpoint), load_target(target), folder, given, lambda *_: None).path
+
+
+@pytest.mark.parametrize("recipe", ["lsq", "none"])
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_predicted_for_an_architecture_is_what_is_written(
+    name: str, target: str, recipe: str, tmp_path: Path
+) -> None:
+    checkpoint = variant(name, tmp_path / name)
+    predicted = plan_model(str(checkpoint), load_target(target), ExportOptions(recipe=recipe))
+    try:
+        bundle = exported(checkpoint, target, tmp_path / "bundle", recipe=recipe)
+    except ExportError as error:
+        # Some architectures have layers that a backend cannot compute; the plan need not know.
+        assert error.code == "unsupported_configuration"  # noqa: PT017  the rest of the test is the other case
+        return
+    written = plan_model(str(bundle), load_target(target))
+    constants = written.sizes.vectors - predicted.sizes.vectors
+    assert 0 <= constants < 600
+    for part in ("stored", "read_per_token"):
+        assert getattr(predicted.sizes, part) == getattr(written.sizes, part) - constants
+    runner = predicted.runner
+    assert predicted.sizes.resident(runner) == written.sizes.resident(runner) - constants
+    # A tiny file is to a good part padding and header.
+    assert abs(predicted.sizes.stored - data_bytes(bundle)) < 34_000
+    assert predicted.plan.footprint.kv_cache(100) == written.plan.footprint.kv_cache(100)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_in_floating_point_a_configuration_alone_gives_every_element_of_every_tensor(name: str, tmp_path: Path) -> None:
+    checkpoint = variant(name, tmp_path / name)
+    decoder = describe(json.loads((checkpoint / "config.json").read_text()))
+    elements = sum(prod(shape) for shape in decoder.tensor_shapes().values())
+    target = load_target("m2")
+    sizes = plan_model(str(checkpoint / "config.json"), target, ExportOptions(recipe="none")).sizes
+    assert sizes.stored == 2 * elements
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+def test_a_real_model_is_predicted_within_a_hundredth(target: str, export: Export) -> None:
+    bundle = export(target)
+    predicted = plan_model(SMALL, load_target(target)).sizes.stored
+    assert predicted == pytest.approx(data_bytes(bundle), rel=0.01)
+    assert plan_model(str(bundle), load_target(target)).sizes.stored == pytest.approx(data_bytes(bundle), rel=0.01)
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+def test_a_larger_tiny_model_is_predicted_within_a_hundredth(target: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", hidden=512, intermediate=1024, vocab=4096, layers=2)
+    predicted = plan_model(str(checkpoint / "config.json"), load_target(target), ExportOptions(recipe="rtn"))
+    bundle = exported(checkpoint, target, tmp_path / "bundle", recipe="rtn")
+    assert predicted.sizes.stored == pytest.approx(data_bytes(bundle), rel=0.01)
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+def test_the_catalogues_facts_are_near_what_the_file_gives(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = plan_model(SMALL, load_target(target))
+    assert known.basis == "the checkpoint's own tensors"
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    guessed = plan_model(SMALL, load_target(target))
+    assert guessed.basis.startswith("the catalogue's facts")
+    assert guessed.sizes.stored == pytest.approx(known.sizes.stored, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("orin", 56), ("orin-nx-16", 28), ("orin-nano-8", 28), ("m1", 17), ("m2", 25)]
+)
+def test_the_ceiling_of_qwen_7b(target: str, expected: int, qwen: str) -> None:
+    made = plan_model(qwen, load_target(target))
+    ceiling = made.ceiling(0)
+    assert ceiling is not None
+    assert round(ceiling) == expected
+    if target == "orin":
+        assert made.sizes.read_per_token == pytest.approx(3.65e9, rel=0.005)
+        assert made.plan.footprint.kv_cache(1) == 57_344
+
+
+def test_without_a_context_the_longest_that_fits_is_planned_for(qwen: str) -> None:
+    small, large = plan_model(qwen, load_target("orin-nano-8")), plan_model(qwen, load_target("orin"))
+    assert (small.plan.fits, large.plan.fits) == (True, True)
+    assert large.plan.context == large.plan.most == 32768
+    assert 4096 <= small.plan.context < 32768
+    assert small.plan.context == small.plan.longest_context()
+    one_more = plan_model(qwen, load_target("orin-nano-8"), ExportOptions(context_length=small.plan.context + 256))
+    assert one_more.plan.fits is False
+
+
+def test_advice_is_computed_and_holds(qwen: str) -> None:
+    target = load_target("orin-nano-8")
+    made = plan_model(qwen, target, ExportOptions(context_length=32768), parallel=2)
+    assert made.plan.fits is False
+    context = next(int(line.split()[1]) for line in made.advice if line.startswith("--context"))
+    assert plan_model(qwen, target, ExportOptions(context_length=context), parallel=2).plan.fits
+    device, left = next((line.split()[0], line.split()[3]) for line in made.advice if "has room" in line)
+    roomier = plan_model(qwen, load_target(device), ExportOptions(context_length=32768), parallel=2)
+    assert roomier.plan.left is not None
+    assert f"{roomier.plan.left / GIB:.2f}" == left
+
+    floats = plan_model(qwen, target, ExportOptions(recipe="none", context_length=4096))
+    recipe, saved = next((line.split()[1], line.split()[3]) for line in floats.advice if line.startswith("--recipe"))
+    smaller = plan_model(qwen, target, ExportOptions(recipe=recipe, context_length=4096))
+    assert f"{(floats.plan.needed - smaller.plan.needed) / GIB:.2f}" == saved
+
+
+def test_a_device_that_is_made_larger_is_named_with_its_size(qwen: str) -> None:
+    made = plan_model(qwen, load_target("m2"), ExportOptions(context_length=32768))
+    assert any("--memory-gib 16" in line for line in made.advice)
+
+
+def test_a_quantized_checkpoints_configuration_gives_its_own_grid(tmp_path: Path) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    plain, packed = tmp_path / "plain.json", tmp_path / "packed.json"
+    plain.write_text(json.dumps(QWEN_7B))
+    packed.write_text(json.dumps({**QWEN_7B, "quantization_config": settings}))
+    target = load_target("orin")
+    kept = plan_model(str(packed), target).sizes.layers
+    fitted = plan_model(str(plain), target).sizes.layers
+    assert sum(one.total for one in kept) == sum(one.total for one in fitted)
+
+
+def test_a_layer_that_sees_a_window_keeps_no_more_on_apple_silicon(tmp_path: Path) -> None:
+    checkpoint = variant("gemma3_text", tmp_path / "model")
+    one_layer = 2 * 2 * 1 * 64
+    mlx = plan_model(str(checkpoint), load_target("m2")).plan.footprint
+    assert mlx.kv_cache(200) == one_layer * (200 + 3 * 12)
+    assert plan_model(str(checkpoint), load_target("orin")).plan.footprint.kv_cache(200) == one_layer * 4 * 200
+
+
+def test_a_bundle_for_another_device_is_refused(tmp_path: Path) -> None:
+    bundle = exported(tiny_checkpoint(tmp_path / "model"), "m2", tmp_path / "bundle")
+    with pytest.raises(BundleError, match="made for apple-silicon"):
+        plan_model(str(bundle), load_target("orin"))
+    with pytest.raises(ConfigError, match="256 tokens"):
+        plan_model(str(bundle), load_target("m2"), ExportOptions(context_length=512))
+
+
+def test_an_export_that_cannot_fit_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    larger = {**QWEN_7B, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps({**larger, "num_key_value_heads": 8, "intermediate_size": 29568}))
+    # No weights are there: a refusal can rest on the configuration alone, and anything later fails otherwise.
+    with pytest.raises(ExportError, match=r"does not fit NVIDIA Jetson Orin Nano 8 GB: it needs \d+") as refused:
+        exported(folder, "orin-nano-8", tmp_path / "bundle")
+    assert refused.value.code == "does_not_fit"
+    assert refused.value.hint is not None
+    assert "--allow-oversize" in refused.value.hint
+    assert "orin has room" in refused.value.hint
+    with pytest.raises(EdgekitError) as later:
+        exported(folder, "orin-nano-8", tmp_path / "bundle", allow_oversize=True)
+    assert later.value.code != "does_not_fit"
+
+
+def test_memory_that_nobody_stated_refuses_only_what_no_size_could_hold(qwen: str) -> None:
+    assert largest(load_target("m2")).memory_gib == 192
+    assert largest(load_target("cpu")).memory_gib is None
+    folder = str(Path(qwen).parent)
+    for target, stated, refused in (("m2", None, False), ("m2", 8, True), ("cpu", None, False), ("cpu", 4, True)):
+        options = ExportOptions(context_length=32768, memory_gib=stated)
+        device = load_target(target, memory_gib=stated)
+        with pytest.raises(EdgekitError) as error:
+            export_bundle(folder, device, Path(folder) / "bundle", options, lambda *_: None)
+        assert (error.value.code == "does_not_fit") is refused
+
+
+def test_an_export_whose_whole_context_does_not_fit_says_how_much_does(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(
+        tmp_path / "model", model_type="qwen3", kv_heads=4, head_dim=128, max_position=1 << 20, vocab=300, layers=1
+    )
+    arguments = ("export", checkpoint, "--target", "cpu", "--recipe", "rtn")
+    done = edgekit(*arguments, "--memory-gib", "2", "-o", tmp_path / "small")
+    assert "cpu has memory for" in done.stderr
+    assert "of its 1,048,576 tokens" in done.stderr
+    assert "has memory for" not in edgekit(*arguments, "--memory-gib", "64", "-o", tmp_path / "large").stderr
+
+
+HUB_PLAN = """
+import sys
+from edgekit.cli import main
+sys.argv = ["edgekit", "plan", *sys.argv[1:]]
+main()
+"""
+
+
+def plan_of_hub(endpoint: str, home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-c", HUB_PLAN, *arguments],
+        env={**clean, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_of_a_hub_id_only_the_configuration_is_downloaded(hub: str, tmp_path: Path) -> None:
+    arguments = ("org/Tiny", "--target", "orin-nano-8", "--json")
+    done = plan_of_hub(hub, tmp_path / "home", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["basis"] == f"config.json of org/Tiny@{test_hub.COMMIT[:8]}"
+    fetched = {path.rsplit("/", 1)[1] for method, path, *_ in test_hub.Hub.asked if method == "GET"}
+    assert {name for name in fetched if "." in name} == {"config.json"}
+    offline = plan_of_hub("http://127.0.0.1:9", tmp_path / "home", *arguments, HF_HUB_OFFLINE="1")
+    assert offline.stdout == done.stdout
+    absent = plan_of_hub("http://127.0.0.1:9", tmp_path / "empty", *arguments, HF_HUB_OFFLINE="1")
+    assert absent.returncode == 1
+    assert "org/Tiny cannot be downloaded" in absent.stderr
+
+
+def test_the_command_shows_a_table_and_exits_with_1_where_it_does_not_fit(qwen: str) -> None:
+    fits = edgekit("plan", qwen, "--target", "orin")
+    assert "56 tokens/s" in fits.stdout
+    assert "204.8 GB/s / 3.65 GB read per token" in fits.stdout
+    assert "longest context" in fits.stdout
+    large = edgekit("plan", qwen, "--target", "orin-nano-8", "--context", "32768", "--parallel", "2", check=False)
+    assert large.returncode == 1
+    assert "does not fit" in large.stdout
+    assert "--context" in large.stdout
+    assert "Traceback" not in large.stderr
+
+
+def test_where_the_memory_is_not_known_the_command_asks_for_it(qwen: str) -> None:
+    unknown = edgekit("plan", qwen, "--target", "cpu")
+    assert "--memory-gib" in unknown.stderr
+    assert "left" not in unknown.stdout
+    known = edgekit("plan", qwen, "--target", "cpu", "--memory-gib", "16", "--json")
+    figures = json.loads(known.stdout)
+    assert figures["fits"] is True
+    assert figures["bytes"]["left"] == 16 * GIB - figures["bytes"]["reserve"] - figures["bytes"]["needed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--context", "99999"), "context is 32768 tokens"),
+        (("--parallel", "0"), "--parallel"),
+        (("--recipe", "magic"), "unknown recipe"),
+    ],
+)
+def test_a_wrong_wish_is_one_line(arguments: tuple[str, str], says: str, qwen: str) -> None:
+    done = edgekit("plan", qwen, "--target", "orin", *arguments, check=False)
+    assert done.returncode in {1, 2}
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+def test_a_mixed_gguf_file_is_predicted_within_a_hundredth(target: str, export: Export) -> None:
+    bundle = export(target, LARGE)
+    assert plan_model(LARGE, load_target(target)).sizes.stored == pytest.approx(data_bytes(bundle), rel=0.01)

@@ -1,0 +1,81 @@
+"""The arithmetic of memory, which the command line, the export and the daemon share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
+from edgekit.target import load_target, targets
+
+SIZES = st.integers(0, 1 << 36)
+FOOTPRINTS = st.builds(
+    Footprint,
+    weights=SIZES,
+    kv_per_token=st.integers(1, 1 << 22),
+    activations=SIZES,
+    activations_per_token=st.integers(0, 1 << 20),
+    workspace=SIZES,
+    windows=st.lists(st.tuples(st.integers(1, 1 << 16), st.integers(1, 8192)), max_size=3).map(tuple),
+)
+
+
+def test_each_part_is_counted_once_and_the_kv_cache_for_each_sequence() -> None:
+    footprint = Footprint(weights=1000, kv_per_token=10, activations=7, activations_per_token=2, workspace=500)
+    assert footprint.kv_cache(30) == 300
+    assert footprint.total(30) == 1000 + 300 + 7 + 60 + 500
+    assert footprint.total(30, 4) == 1000 + 4 * 300 + 7 + 60 + 500
+
+
+def test_layers_with_a_window_keep_no_more_than_it() -> None:
+    footprint = Footprint(0, 10, 0, 0, 0, windows=((3, 100), (3, 100)))
+    assert footprint.kv_cache(50) == 50 * 16
+    assert footprint.kv_cache(1000) == 1000 * 10 + 2 * 300
+
+
+@given(FOOTPRINTS, SIZES, st.integers(1, 1 << 20), st.integers(1, 16))
+def test_the_longest_context_fits_and_the_next_step_does_not(
+    footprint: Footprint, room: int, most: int, parallel: int
+) -> None:
+    longest = footprint.longest_context(room, most, parallel)
+    assert 0 <= longest <= most
+    assert longest == most or longest % 256 == 0
+    if longest:
+        assert footprint.total(longest, parallel) <= room
+    if longest < most:
+        assert footprint.total(min(longest + 256, most), parallel) > room
+
+
+@given(FOOTPRINTS, SIZES, st.integers(1, 1 << 20))
+def test_more_sequences_never_have_a_longer_context(footprint: Footprint, room: int, most: int) -> None:
+    longest = [footprint.longest_context(room, most, parallel) for parallel in (1, 2, 3, 8)]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_what_is_left_is_what_neither_the_system_nor_the_model_takes() -> None:
+    footprint = Footprint(4 * GIB, 1 << 16, 0, 0, GIB)
+    plan = Plan(footprint, 16384, 1, 32768, memory=8 * GIB, reserve=2 * GIB)
+    assert (plan.needed, plan.room, plan.left, plan.fits) == (6 * GIB, 6 * GIB, 0, True)
+    assert plan.longest_context() == 16384
+    assert plan.longest_context(2) == 8192
+    assert not Plan(footprint, 16385, 1, 32768, memory=8 * GIB, reserve=2 * GIB).fits
+
+
+def test_without_a_known_memory_nothing_is_said_of_what_fits() -> None:
+    plan = Plan(Footprint(GIB, 1, 0, 0, 0), 10, 1, 10, memory=None, reserve=GIB)
+    assert (plan.room, plan.left, plan.fits, plan.longest_context()) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("name", targets())
+def test_every_runner_of_every_target_has_figures_with_a_basis(name: str) -> None:
+    for runner in load_target(name).runners:
+        runtime, shapes = RUNTIMES[runner], Shapes(4096, 14336, 32, 128256)
+        assert runtime.basis.startswith(("measured: ", "estimate: "))
+        assert 0 < runtime.workspace(shapes) < GIB
+        assert 0 < runtime.activations(shapes) < GIB
+
+
+@pytest.mark.parametrize(("bandwidth", "expected"), [(204.8, 56), (102.4, 28), (68.25, 18.7)])
+def test_the_ceiling_is_bandwidth_over_bytes_read(bandwidth: float, expected: float) -> None:
+    assert tokens_per_s(bandwidth, 3.65e9) == pytest.approx(expected, rel=0.01)

@@ -1,0 +1,105 @@
+"""The memory plan of the cpu target against the memory of the real daemon, its context filled over HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.plan import plan_model
+from edgekit.generation.tokenizer import Tokenizer
+from edgekit.target import load_target
+from tests.broker import free_port
+from tests.conftest import LARGE, SMALL, Export
+from tests.models import tiny_checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and the figures are Linux's")
+
+
+@contextmanager
+def daemon(bundle: Path, context: int) -> Iterator[tuple[int, httpx.Client]]:
+    """A daemon that is ready: its process id, and a client of it."""
+    port = free_port()
+    command = [sys.executable, "-c", "from edgekit.cli import main; main()", "serve", str(bundle)]
+    command += ["--port", str(port), "--context-length", str(context)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=250) as client,
+    ):
+        try:
+            until = time.monotonic() + 120
+            while not ready(client):
+                assert process.poll() is None, "the daemon ended"
+                assert time.monotonic() < until, "the daemon did not become ready"
+                time.sleep(0.1)
+            yield process.pid, client
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def fill(client: httpx.Client, name: str, text: str) -> int:
+    """Ask `text`, and return how many tokens the context held at the end."""
+    message = {"role": "user", "content": text}
+    body = {"model": name, "messages": [message], "max_tokens": 8, "temperature": 0}
+    reply = client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    return int(reply.json()["usage"]["total_tokens"])
+
+
+def resident_and_peak(pid: int) -> tuple[int, int]:
+    """Resident bytes now, and the most there ever were."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    found = {key: value for key, _, value in (line.partition(":") for line in lines)}
+    return int(found["VmRSS"].split()[0]) * 1024, int(found["VmHWM"].split()[0]) * 1024
+
+
+def check(bundle: Path, context: int, name: str) -> None:
+    plan = plan_model(str(bundle), load_target("cpu"), ExportOptions(context_length=context)).plan
+    per_word = len(Tokenizer.load(bundle / "tokenizer.json").encode(" word" * 100)) / 100
+    with daemon(bundle, context) as (pid, client):
+        held = fill(client, name, " word" * int(0.93 * context / per_word))
+        resident, peak = resident_and_peak(pid)
+    assert 0.9 * context < held <= context
+    mib = [round(value / 2**20) for value in (plan.needed, resident, peak)]
+    sys.stderr.write(f"{name}, {context} tokens: planned {mib[0]} MiB, resident {mib[1]}, peak {mib[2]}\n")
+    assert plan.needed == pytest.approx(resident, rel=0.1)
+    assert plan.needed == pytest.approx(peak, rel=0.1)
+
+
+def test_the_plan_of_a_real_model_is_what_the_daemon_takes(export: Export) -> None:
+    check(export("cpu"), 1024, SMALL)
+
+
+def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_takes(export: Export) -> None:
+    check(export("cpu", SMALL, "--recipe", "rtn"), 512, SMALL)
+
+
+def test_a_large_kv_cache_is_planned_for(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(
+        tmp_path / "wide-cache", model_type="qwen3", layers=12, heads=8, kv_heads=8, head_dim=64, max_position=4096
+    )
+    bundle = tmp_path / "bundle"
+    export_bundle(str(folder), load_target("cpu"), bundle, ExportOptions(recipe="rtn"), lambda *_: None)
+    plan = plan_model(str(bundle), load_target("cpu")).plan
+    assert plan.footprint.kv_cache(4096) > 0.5 * plan.needed
+    check(bundle, 4096, "wide-cache")
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_larger_model_is_what_the_daemon_takes(export: Export) -> None:
+    check(export("cpu", LARGE), 2048, LARGE)
