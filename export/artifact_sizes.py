@@ -1,7 +1,7 @@
 """How large an artifact is, and what a runner makes of it.
 
-It goes by a description and a few rows of each kind of matrix, or by the artifact's own files. It knows what each writer
-stores for a matrix on a grid, and nothing of devices and contexts.
+It goes by a description and a few rows of each kind of matrix, or by the artifact's own files. It knows what each
+writer stores for a matrix on a grid, and nothing of devices and contexts.
 """
 
 from __future__ import annotations

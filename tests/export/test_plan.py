@@ -222,12 +222,12 @@ def test_memory_that_nobody_stated_refuses_only_what_no_size_could_hold(qwen: st
 
 def test_an_export_whose_whole_context_does_not_fit_says_how_much_does(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(
-        tmp_path / "model", model_type="qwen3", kv_heads=4, head_dim=128, max_position=1 << 20, vocab=300, layers=1
+        tmp_path / "model", model_type="qwen3", heads=32, kv_heads=32, head_dim=128, max_position=1 << 17, layers=1
     )
     arguments = ("export", checkpoint, "--target", "cpu", "--recipe", "rtn")
     done = edgekit(*arguments, "--memory-gib", "2", "-o", tmp_path / "small")
     assert "cpu has memory for" in done.stderr
-    assert "of its 1,048,576 tokens" in done.stderr
+    assert "of its 131,072 tokens" in done.stderr
     assert "has memory for" not in edgekit(*arguments, "--memory-gib", "64", "-o", tmp_path / "large").stderr
 
 
