@@ -32,7 +32,7 @@ from edgekit.export.windows import Text, cut_windows
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 
-__all__ = ["EvaluationOptions", "evaluate"]
+__all__ = ["Comparison", "EvaluationOptions", "compare", "evaluate"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -82,9 +82,7 @@ def evaluate(bundle: Bundle, checkpoint: Checkpoint, text: Text, options: Evalua
     sides = _Sides(
         LayerRunner(decoder, threads=options.threads), CheckpointTensors(checkpoint), open_artifact(bundle, decoder)
     )
-    a, b, errors, matrices = _stream(sides, windows.ids, report)
-    targets = windows.ids[:, 1:].reshape(-1)
-    divergence = _compare_heads(sides, a, b, targets, report)
+    compared = _compare(sides, windows.ids, report)
     return Quality(
         text=text.name,
         text_sha256=text.sha256,
@@ -92,14 +90,46 @@ def evaluate(bundle: Bundle, checkpoint: Checkpoint, text: Text, options: Evalua
         against_stored=_stored(decoder, checkpoint),
         window=windows.ids.shape[1],
         windows=len(windows.ids),
-        tokens=len(targets),
-        perplexity=divergence.perplexity(),
-        weights=divergence.figures(),
-        runner=_run(bundle, sides, a, windows.ids, report) if options.runner else None,
-        layers=errors,
-        matrices=matrices,
+        tokens=windows.ids[:, 1:].size,
+        perplexity=compared.divergence.perplexity(),
+        weights=compared.divergence.figures(),
+        runner=_run(bundle, sides, compared.hidden, windows.ids, report) if options.runner else None,
+        layers=compared.layers,
+        matrices=compared.matrices,
         calibrated=_calibrated_on(bundle.manifest.recipe) == text.sha256,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two sets of weights of one model, compared on the same tokens.
+
+    Attributes:
+        divergence: Of their distributions of the next token, for every token but the last of a window.
+        layers: Relative error of the hidden states after each layer.
+        matrices: Relative error of each weight matrix, by its Hugging Face name.
+        hidden: What the reference's head reads, float32 `[windows · (tokens - 1), hidden]`.
+    """
+
+    divergence: Divergence
+    layers: tuple[float, ...]
+    matrices: Mapping[str, float]
+    hidden: FloatArray
+
+
+def compare(
+    decoder: Decoder, reference: Tensors, other: Tensors, ids: npt.NDArray[np.int64], report: Report
+) -> Comparison:
+    """Compare two sets of weights of one model, whatever they come from.
+
+    Args:
+        decoder: The model.
+        reference: The weights that count as right.
+        other: The weights to measure.
+        ids: Token ids, int64 `[windows, tokens]`; every window is a sequence of its own.
+        report: Receives progress.
+    """
+    return _compare(_Sides(LayerRunner(decoder), reference, other), ids, report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +150,12 @@ def _refuse_another_model(decoder: Decoder, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.id} is another model than the bundle's: `{name}` is {found}",
                 hint="measure a bundle --against the checkpoint that it was exported from",
             )
+
+
+def _compare(sides: _Sides, ids: npt.NDArray[np.int64], report: Report) -> Comparison:
+    a, b, errors, matrices = _stream(sides, ids, report)
+    divergence = _compare_heads(sides, a, b, ids[:, 1:].reshape(-1), report)
+    return Comparison(divergence, errors, matrices, a)
 
 
 def _stream(
