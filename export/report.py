@@ -90,7 +90,7 @@ def html_report(manifest: Manifest, quality: Quality) -> str:
     if quality.matrices:
         parts += [
             "<h2>Error of the weight matrices</h2>",
-            _paragraph("|W' - W| / |W|; the darker, the larger", "dim"),
+            _paragraph(f"|W' - W| / |W|, {_range(grid)}", "dim"),
             *([_heat_map(grid)] if grid else []),
             _matrices_table(quality.matrices),
         ]
@@ -130,7 +130,7 @@ def _figures_table(quality: Quality) -> str:
 
 def _bars(errors: Sequence[float]) -> str:
     """One bar per layer, under a scale with round steps."""
-    height, bottom, top = 260.0, 34.0, 10.0
+    height, bottom, top = 262.0, 38.0, 10.0
     ticks = _ticks(max(errors))
     room = height - bottom - top
     step = (_WIDTH - _LEFT - _RIGHT) / len(errors)
@@ -150,7 +150,7 @@ def _bars(errors: Sequence[float]) -> str:
             f'height="{y(0) - y(error):.1f}" fill="var(--mark)"><title>layer {index}: {_percent(error)}</title></rect>'
         )
     shapes += _layer_labels(len(errors), step, y(0) + 16)
-    shapes.append(f'<text x="{_WIDTH / 2}" y="{height - 2}" text-anchor="middle">layer</text>')
+    shapes.append(f'<text x="{_WIDTH / 2}" y="{height - 5}" text-anchor="middle">layer</text>')
     return _svg(height, "Error of the hidden states after each layer", shapes)
 
 
@@ -158,14 +158,15 @@ def _heat_map(grid: Mapping[str, Mapping[int, float]]) -> str:
     """One row per kind of matrix, one column per layer."""
     count = 1 + max(index for row in grid.values() for index in row)
     step, line = (_WIDTH - _LEFT - _RIGHT) / count, 26.0
-    largest = max(value for row in grid.values() for value in row.values()) or 1.0
+    smallest, largest = _extremes(grid)
+    span = (largest - smallest) or 1.0
     shapes = []
     for number, (name, row) in enumerate(grid.items()):
         y = number * line
         shapes.append(f'<text x="{_LEFT - 8}" y="{y + line / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         shapes += [
             f'<rect x="{_LEFT + step * index:.1f}" y="{y + 1:.1f}" width="{max(step - 1, 0.5):.1f}" '
-            f'height="{line - 2}" fill="var(--mark)" fill-opacity="{0.08 + 0.92 * value / largest:.3f}">'
+            f'height="{line - 2}" fill="var(--mark)" fill-opacity="{0.1 + 0.9 * (value - smallest) / span:.3f}">'
             f"<title>layer {index}, {escape(name)}: {_percent(value)}</title></rect>"
             for index, value in row.items()
         ]
@@ -213,6 +214,18 @@ def _by_layer(errors: Mapping[str, float]) -> dict[str, dict[int, float]]:
         if match:
             grid.setdefault(match[2], {})[int(match[1])] = value
     return grid
+
+
+def _extremes(grid: Mapping[str, Mapping[int, float]]) -> tuple[float, float]:
+    values = [value for row in grid.values() for value in row.values()]
+    return min(values), max(values)
+
+
+def _range(grid: Mapping[str, Mapping[int, float]]) -> str:
+    if not grid:
+        return "by matrix"
+    smallest, largest = _extremes(grid)
+    return f"from {_percent(smallest)} (the faintest colour) to {_percent(largest)} (the strongest)"
 
 
 def _ticks(largest: float) -> list[float]:
