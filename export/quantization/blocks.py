@@ -1,15 +1,14 @@
-"""What all recipes share: a matrix cut into blocks of groups, and the last step of putting a block on a grid.
+"""What all recipes share: a matrix as a list of groups, and the last step of putting groups on a grid.
 
-A block is transposed to `[group_size, groups]`: sums over a group then add whole rows, which numpy does at
-memory speed. Blocks fit the second-level cache, are independent, and are spread over threads (numpy releases
-the lock). It knows no method of choosing a scale.
+Groups are taken a block at a time, so that a block is still in the cache when its codes are chosen. Nothing here
+starts a thread: whoever has several matrices, or rows of one, calls from several (the kernels release the lock).
+It knows no method of choosing a scale.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +16,15 @@ import numpy.typing as npt
 from edgekit.errors import ExportError
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 
-__all__ = ["Choose", "group_range", "put_on_grid", "store"]
+__all__ = ["Choose", "put_on_grid", "refuse_infinite", "store"]
 
 FloatArray = npt.NDArray[np.float32]
 
 Choose = Callable[[FloatArray, Grid], tuple[FloatArray, FloatArray]]
-"""`(block [group_size, groups], grid) -> scales, offsets [groups]`, both as `store` leaves them."""
+"""`(block [groups, group_size], grid) -> scales, offsets [groups]`, both as `store` leaves them."""
 
-# Weights in one block: 256 KiB of float32, so that a block and its scratch stay in the cache.
-_BLOCK = 1 << 16
-# Blocks given to a thread at a time: large enough that handing out work costs nothing.
-_RUN = 32
+# Weights in one block: 1 MiB of float32.
+_BLOCK = 1 << 18
 
 
 def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor:
@@ -54,29 +51,18 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
             f"{width} input features do not divide into groups of {grid.group_size}",
             hint="choose a smaller group size, or leave this tensor in floating point",
         )
+    from edgekit.export.quantization.kernels import nearest_codes
+
     # Without a copy where the matrix is contiguous float32, as readers give it.
     rows = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, grid.group_size)
     codes = np.empty(rows.shape, dtype=np.uint8)
     scales = np.empty(rows.shape[0], dtype=np.float32)
     offsets = np.empty(rows.shape[0], dtype=np.float32)
     step = max(1, _BLOCK // grid.group_size)
-
-    def run(first: int) -> None:
-        for start in range(first, min(first + step * _RUN, rows.shape[0]), step):
-            span = slice(start, start + step)
-            block = np.ascontiguousarray(rows[span].T)
-            scales[span], offsets[span] = choose(block, grid)
-            codes[span] = _nearest_codes(block, scales[span], offsets[span], grid.bits).T
-
-    firsts = range(0, rows.shape[0], step * _RUN)
-    if len(firsts) < 2:
-        for first in firsts:
-            run(first)
-    else:
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            # Consumed, so that an error in a thread is raised here.
-            for _ in pool.map(run, firsts):
-                pass
+    for start in range(0, rows.shape[0], step):
+        span = slice(start, start + step)
+        scales[span], offsets[span] = choose(rows[span], grid)
+        nearest_codes(rows[span], grid.bits, scales[span], offsets[span], codes[span])
     groups = width // grid.group_size
     return GroupedTensor(
         codes=codes.reshape(out, width),
@@ -117,24 +103,11 @@ def store(scales: FloatArray, offsets: FloatArray, grid: Grid) -> tuple[FloatArr
     return stored, kept
 
 
-def group_range(block: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Smallest and largest weight of each group, float32 `[groups]`.
+def refuse_infinite(block: FloatArray) -> NoReturn:
+    """Say what is wrong with a block that a kernel found a weight in that is not finite.
 
     Raises:
-        ExportError: A weight is infinite or not a number.
+        ExportError: Always.
     """
-    low, high = block.min(axis=0), block.max(axis=0)
-    # NaN wins in both, and an infinity is one of them.
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        kind = "NaN" if np.isnan(block).any() else "infinite"
-        raise ExportError(f"a weight is {kind}", hint="the checkpoint is damaged: fetch it again")
-    return low, high
-
-
-def _nearest_codes(block: FloatArray, scales: FloatArray, offsets: FloatArray, bits: int) -> npt.NDArray[np.uint8]:
-    steps = block - offsets
-    # Divided, not multiplied by a reciprocal: that of a subnormal is infinite.
-    steps /= scales
-    np.rint(steps, out=steps)
-    np.clip(steps, 0, (1 << bits) - 1, out=steps)
-    return steps.astype(np.uint8)
+    kind = "NaN" if np.isnan(block).any() else "infinite"
+    raise ExportError(f"a weight is {kind}", hint="the checkpoint is damaged: fetch it again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.export.quantization.blocks import group_range, put_on_grid, store
+from edgekit.export.quantization.blocks import put_on_grid, refuse_infinite, store
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 
 __all__ = ["rtn"]
@@ -27,7 +27,11 @@ def rtn(weight: FloatArray, grid: Grid) -> GroupedTensor:
 
 
 def _spread(block: FloatArray, grid: Grid) -> tuple[FloatArray, FloatArray]:
-    low, high = group_range(block)
+    from edgekit.export.quantization.kernels import group_ranges
+
+    low, high = np.empty(len(block), np.float32), np.empty(len(block), np.float32)
+    if not group_ranges(block, low, high):
+        refuse_infinite(block)
     top = np.float32((1 << grid.bits) - 1)
     middle = np.float32(1 << (grid.bits - 1))
     if grid.offset is Offset.SYMMETRIC:
