@@ -21,7 +21,7 @@ from edgekit.export.quantization.repack import repack
 from edgekit.export.quantization.rtn import rtn
 from edgekit.target import Target
 
-__all__ = ["METHODS", "Holds", "Recipe", "recipe_for"]
+__all__ = ["METHODS", "Fitting", "Holds", "Recipe", "recipe_for"]
 
 FloatArray = npt.NDArray[np.float32]
 Fit = Callable[[FloatArray, Grid], GroupedTensor]
@@ -75,6 +75,21 @@ FORMATS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Fitting:
+    """How one matrix is put on a grid; rows may be fitted apart, because no group spans two.
+
+    Attributes:
+        fit: The method.
+        grid: The grid.
+        summary: Both in a few words, for the manifest.
+    """
+
+    fit: Fit
+    grid: Grid
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How the weight matrices of one model are put on one target's grids.
 
@@ -103,18 +118,28 @@ class Recipe:
         """
         if self.method == "none":
             return as_floats(stored), "floating point"
-        if self.method in {"auto", "exact"}:
-            kept = self._keep(stored)
-            if kept is not None:
-                return kept
-            # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
-            # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
-            if encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}:
-                return self._fit(linear, stored, bits=8, fit=rtn, name="8-bit")
+        kept = self.keep(stored)
+        if kept is not None:
+            return kept
+        fitting = self.fitting(linear, encoding)
+        return fitting.fit(as_floats(stored), fitting.grid), fitting.summary
+
+    def fitting(self, linear: Linear, encoding: str) -> Fitting:
+        """Return how a matrix is put on a grid that does not hold it already.
+
+        Args:
+            linear: Whose weight it is.
+            encoding: The checkpoint's word for how it is stored.
+
+        Raises:
+            ExportError: No group size divides its inputs.
+        """
+        # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
+        # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
+        if self.keeps and (encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}):
+            return self._fitting(linear, bits=8, fit=rtn, name="8-bit")
         fit = _FITS.get(self.method, lsq)
-        return self._fit(
-            linear, stored, bits=self.holds.bits[0], fit=fit, name=f"{fit.__name__} {self.holds.bits[0]}-bit"
-        )
+        return self._fitting(linear, bits=self.holds.bits[0], fit=fit, name=f"{fit.__name__} {self.holds.bits[0]}-bit")
 
     def summary(self, used: Counter[str]) -> dict[str, object]:
         """Return what the manifest says of the recipe.
@@ -126,9 +151,14 @@ class Recipe:
         words = counts[0][0] if len(counts) == 1 else ", ".join(f"{name} ({count})" for name, count in counts)
         return {"method": self.method, "summary": words, "matrices": dict(counts)}
 
-    def _keep(self, stored: GroupedTensor | FloatArray) -> tuple[GroupedTensor, str] | None:
-        """Carry a quantized tensor over with its codes, if the format can."""
-        if not isinstance(stored, GroupedTensor):
+    @property
+    def keeps(self) -> bool:
+        """Whether a quantized tensor is carried over where the format can hold it."""
+        return self.method in {"auto", "exact"}
+
+    def keep(self, stored: GroupedTensor | FloatArray) -> tuple[GroupedTensor, str] | None:
+        """Carry a quantized tensor over with its codes, if the recipe wants it and the format can hold it."""
+        if not self.keeps or not isinstance(stored, GroupedTensor):
             return None
         for grid in self._grids(stored):
             exact = fits(stored, grid)
@@ -147,9 +177,7 @@ class Recipe:
         offset = self.holds.widest if self.method == "exact" else self.holds.carried
         return [Grid(b, g, offset, self.holds.scale_dtype) for b in bits for g in groups]
 
-    def _fit(
-        self, linear: Linear, stored: GroupedTensor | FloatArray, *, bits: int, fit: Fit, name: str
-    ) -> tuple[GroupedTensor, str]:
+    def _fitting(self, linear: Linear, *, bits: int, fit: Fit, name: str) -> Fitting:
         groups = self.holds.wide_groups if bits == 8 else self.groups
         group = next((size for size in groups if linear.in_features % size == 0), None)
         if group is None:
@@ -159,8 +187,7 @@ class Recipe:
                 hint="try another --group-size, or --recipe none",
             )
         offset = self.holds.widened if bits == 8 else self.holds.fitted
-        grid = Grid(bits, group, offset, self.holds.scale_dtype)
-        return fit(as_floats(stored), grid), f"{name}, group {group}"
+        return Fitting(fit, Grid(bits, group, offset, self.holds.scale_dtype), f"{name}, group {group}")
 
 
 def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:

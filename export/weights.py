@@ -1,8 +1,16 @@
-"""A checkpoint's numbers, put on the target's grid one tensor at a time: the `Weights` that writers read."""
+"""A checkpoint's numbers, put on the target's grid one tensor at a time: the `Weights` that writers read.
+
+A matrix is read and quantized a few rows at a time by as many threads as there are cores, so that it never exists in
+floating point as a whole. While a writer writes one matrix the next is made ready, and no more than that one.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +24,44 @@ from edgekit.export.recipe import Recipe
 __all__ = ["CheckpointWeights"]
 
 FloatArray = npt.NDArray[np.float32]
+Matrix = GroupedTensor | FloatArray
+
+# Weights read and quantized at a time by one thread: 8 MiB of float32.
+_SPAN = 1 << 21
 
 
 class CheckpointWeights:
-    """Reads, quantizes and forgets.
+    """Reads, quantizes and forgets. Use it as a context manager: leaving it ends its threads.
 
     Attributes:
         used: How many matrices each treatment was applied to, for the manifest: `{"lsq 4-bit, group 32": 210}`.
+
+    Args:
+        checkpoint: Where from.
+        recipe: What to do with each matrix.
+        order: The matrices in the order in which the writer will ask for them; one that is asked for is followed by
+            making the next of these ready. Any other order is as right, and slower.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, order: Sequence[Linear] = ()) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._tensors = checkpoint.tensors
+        self._following = {linear.weight: after for linear, after in zip(order, order[1:], strict=False)}
+        self._next: tuple[Linear, Future[tuple[Matrix, str]]] | None = None
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="quantize")
         self.used: Counter[str] = Counter()
+
+    def __enter__(self) -> CheckpointWeights:  # noqa: PYI034  `Self` needs Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The rows under way end first: they read from the checkpoint, which is about to be closed.
+        self._pool.shutdown(cancel_futures=True)
+        self._ahead.shutdown(cancel_futures=True)
 
     def vector(self, name: str) -> FloatArray:
         """A norm or a bias, float32 `[n]`."""
@@ -38,10 +70,68 @@ class CheckpointWeights:
             raise ExportError(f"tensor `{name}` has a value that is no finite number", hint="fetch it again")
         return values
 
-    def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
+    def matrix(self, linear: Linear) -> Matrix:
         """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it."""
-        name = linear.stored.weight
-        stored = self._checkpoint.read(name, linear.rows.start, linear.rows.stop)
-        tensor, treatment = self._recipe.apply(linear, stored, self._tensors[name].encoding)
+        ready, self._next = self._next, None
+        if ready is not None and ready[0] == linear:
+            tensor, treatment = ready[1].result()
+        else:
+            tensor, treatment = self._make(linear)
+        following = self._following.get(linear.weight)
+        # Two matrices in floating point at a time would be too many.
+        if following is not None and isinstance(tensor, GroupedTensor):
+            self._next = (following, self._ahead.submit(self._make, following))
         self.used[treatment] += 1
         return tensor
+
+    def _make(self, linear: Linear) -> tuple[Matrix, str]:
+        name, first_row = linear.stored.weight, linear.rows.start
+        rows, width = linear.out_features, linear.in_features
+
+        def stored(start: int, stop: int) -> Matrix:
+            return self._checkpoint.read(name, first_row + start, first_row + stop)
+
+        if self._recipe.method == "none":
+            floats = np.empty((rows, width), np.float32)
+
+            def copy(start: int, stop: int) -> None:
+                floats[start:stop] = as_floats(stored(start, stop))
+
+            self._each_span(rows, width, copy)
+            return floats, "floating point"
+        source = stored
+        first = stored(0, 1)
+        if self._recipe.keeps and isinstance(first, GroupedTensor):
+            whole = self._collect(rows, width, first.bits, first.group_size, stored)
+            kept = self._recipe.keep(whole)
+            if kept is not None:
+                return kept
+            source = whole.rows
+        fitting = self._recipe.fitting(linear, self._tensors[name].encoding)
+        grid = fitting.grid
+
+        def fitted(start: int, stop: int) -> GroupedTensor:
+            return fitting.fit(as_floats(source(start, stop)), grid)
+
+        return self._collect(rows, width, grid.bits, grid.group_size, fitted), fitting.summary
+
+    def _collect(
+        self, rows: int, width: int, bits: int, group_size: int, part: Callable[[int, int], Matrix]
+    ) -> GroupedTensor:
+        """Put together a tensor from parts of its rows."""
+        whole = GroupedTensor.empty(rows, width, bits, group_size)
+
+        def put(start: int, stop: int) -> None:
+            made = part(start, stop)
+            assert isinstance(made, GroupedTensor)  # noqa: S101  a tensor is stored in one way from end to end
+            whole.put(start, made)
+
+        self._each_span(rows, width, put)
+        return whole
+
+    def _each_span(self, rows: int, width: int, work: Callable[[int, int], None]) -> None:
+        step = max(1, _SPAN // max(1, width))
+        starts = range(0, rows, step)
+        # Consumed, so that an error in a thread is raised here; it cancels the rest.
+        for _ in self._pool.map(lambda start: work(start, min(start + step, rows)), starts):
+            pass

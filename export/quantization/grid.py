@@ -77,6 +77,22 @@ class GroupedTensor:
         """Consecutive input features that share a scale."""
         return int(self.codes.shape[1]) // int(self.scales.shape[1])
 
+    @classmethod
+    def empty(cls, rows: int, width: int, bits: int, group_size: int) -> GroupedTensor:
+        """Return a tensor to be filled row by row."""
+        shape = (rows, width // group_size)
+        return cls(np.empty((rows, width), np.uint8), np.empty(shape, np.float32), np.empty(shape, np.float32), bits)
+
+    def rows(self, start: int, stop: int) -> GroupedTensor:
+        """Return some rows, as a view."""
+        return GroupedTensor(self.codes[start:stop], self.scales[start:stop], self.offsets[start:stop], self.bits)
+
+    def put(self, start: int, part: GroupedTensor) -> None:
+        """Copy rows of the same grid into this tensor, from the row `start` on."""
+        stop = start + part.shape[0]
+        self.codes[start:stop], self.scales[start:stop] = part.codes, part.scales
+        self.offsets[start:stop] = part.offsets
+
     def dequantize(self) -> FloatArray:
         """Return the float32 matrix `[out, in]` that the codes stand for."""
         out, groups = self.scales.shape

@@ -142,13 +142,19 @@ def _factors(rope: Rope) -> list[float]:
 
 def _packed(tensor: GroupedTensor) -> Iterator[npt.NDArray[np.generic]]:
     """Codes as uint32 rows, a few rows at a time."""
+    from edgekit.export.writers.nibbles import pack_pairs
+
     out, width = tensor.shape
     rows = max(1, _SPAN // width)
     for start in range(0, out, rows):
-        codes = tensor.codes[start : start + rows]
+        codes = np.ascontiguousarray(tensor.codes[start : start + rows])
+        if tensor.bits == 8:
+            yield codes
+            continue
         # Little-endian: the lowest bits of a word are its first byte.
-        packed = codes if tensor.bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
-        yield np.ascontiguousarray(packed)
+        packed = np.empty((len(codes), width // 2), np.uint8)
+        pack_pairs(codes.reshape(-1), packed.reshape(-1))
+        yield packed
 
 
 def _or(numbers: tuple[int, ...]) -> str:

@@ -43,8 +43,11 @@ def pack_rows(codes: Bytes, bits: int) -> Iterator[Bytes]:
 
 
 def nibbles(codes: Bytes) -> Bytes:
-    """Pair 4-bit codes along the last axis, the first of two in the low nibble."""
-    packed: Bytes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+    """Pair 4-bit codes along the last axis, which is even, the first of two in the low nibble."""
+    from edgekit.export.writers.nibbles import pack_pairs
+
+    packed = np.empty((*codes.shape[:-1], codes.shape[-1] // 2), np.uint8)
+    pack_pairs(np.ascontiguousarray(codes).reshape(-1), packed.reshape(-1))
     return packed
 
 
@@ -111,12 +114,20 @@ def int4_columns(codes: Bytes) -> Iterator[Bytes]:
     INT4 holds `code - 8` in two's complement, and that nibble is `code ^ 8`. Yields parts of whole rows of
     the transposed matrix.
     """
-    for start in range(0, codes.shape[1], _SPAN):
-        flat = (np.ascontiguousarray(codes[:, start : start + _SPAN].T) ^ np.uint8(8)).reshape(-1)
-        # Only the last part can be odd, and only where `out` is: then the spare nibble is zero.
-        if flat.size % 2:
-            flat = np.append(flat, np.uint8(0))
-        yield nibbles(flat)
+    from edgekit.export.writers.nibbles import pack_transposed
+
+    out, width = codes.shape
+    if out % 16 or width % 64:
+        # Not whole words. Only the last part can be odd: then the spare nibble is zero.
+        for start in range(0, width, _SPAN):
+            flat = (codes[:, start : start + _SPAN].T ^ np.uint8(8)).reshape(-1)
+            yield nibbles(np.append(flat, np.zeros(flat.size % 2, np.uint8)))
+        return
+    words = np.ascontiguousarray(codes).view(np.uint64)
+    for start in range(0, width, _SPAN):
+        part = np.empty((min(_SPAN, width - start), out // 16), np.uint64)
+        pack_transposed(words, start // 8, np.uint64(0x8888888888888888), part)
+        yield part.reshape(-1).view(np.uint8)
 
 
 def rows_as_int32(codes: Bytes, bits: int) -> Iterator[npt.NDArray[np.int32]]:
