@@ -7,7 +7,7 @@ Compiled code is kept beside the source, or in the user's cache folder where the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -23,15 +23,14 @@ def kernel(signature: str, *, fastmath: frozenset[str] = frozenset()) -> Callabl
         signature: Types in numba's notation: `void(float32[:,::1], uint8[::1])`.
         fastmath: LLVM's flags for its floating-point operations.
     """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
 
     def compiled(function: _Function) -> _Function:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
         try:
-            made: _Function = numba.njit(signature, cache=True, **options)(function)
+            return cast("_Function", numba.njit(signature, cache=True, **options)(function))
         except RuntimeError:
             # Neither the source's folder nor the user's cache can be written to: a read-only system.
-            made = numba.njit(signature, **options)(function)
-        return made
+            return cast("_Function", numba.njit(signature, **options)(function))
 
     return compiled
 
@@ -40,7 +39,6 @@ def helper(*, fastmath: frozenset[str] = frozenset()) -> Callable[[_Function], _
     """Let kernels call a function; it keeps its own flags, and LLVM inlines it."""
 
     def compiled(function: _Function) -> _Function:
-        made: _Function = numba.njit(error_model="numpy", fastmath=set(fastmath))(function)
-        return made
+        return cast("_Function", numba.njit(error_model="numpy", fastmath=set(fastmath))(function))
 
     return compiled

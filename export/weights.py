@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
@@ -47,7 +48,7 @@ class CheckpointWeights:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._tensors = checkpoint.tensors
-        self._following = {linear.weight: after for linear, after in zip(order, order[1:], strict=False)}
+        self._following = {linear.weight: after for linear, after in pairwise(order)}
         self._next: tuple[Linear, Future[tuple[Matrix, str]]] | None = None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="quantize")
@@ -76,6 +77,10 @@ class CheckpointWeights:
         if ready is not None and ready[0] == linear:
             tensor, treatment = ready[1].result()
         else:
+            if ready is not None:
+                # The order was not the writer's: nothing more is made that nobody asks for.
+                ready[1].cancel()
+                self._following = {}
             tensor, treatment = self._make(linear)
         following = self._following.get(linear.weight)
         # Two matrices in floating point at a time would be too many.

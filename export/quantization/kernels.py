@@ -1,7 +1,10 @@
 """The loops of the recipes, compiled. They know groups of weights, and neither a tensor nor a format.
 
-Floats are summed in whatever order is fastest, so that sums over a group are vectors; the same group gives the same
-result wherever in a matrix it is. The last bits may differ from one processor to another.
+The search of `lsq` takes sixteen groups side by side. What is added up over a group is a vector of its weights; what is
+then worked out from the sums is a vector of groups. Floats are added in whatever order is fastest: the same group
+gives the same result wherever in a matrix it is, but the last bits may differ from one processor to another.
+
+All of it is one file, because numba compiles anew when the file of a kernel changes, and looks no further.
 """
 
 from __future__ import annotations
@@ -14,15 +17,23 @@ from edgekit.export.compiled import helper, kernel
 __all__ = ["FLOAT", "SYMMETRIC", "ZERO_POINT", "fit_lines", "group_ranges", "nearest_codes"]
 
 FloatArray = npt.NDArray[np.float32]
-Line = tuple[np.float32, np.float32, np.float32]
 
 SYMMETRIC, ZERO_POINT, FLOAT = 0, 1, 2
-"""What a format allows for the offset of a group, as kernels are told it."""
+"""What a format allows for the offset of a group, as the kernel is told it."""
 
-# LLVM may add in another order and fuse a multiplication with an addition; infinities and NaN stay what they are.
-_SUMS = frozenset({"reassoc", "contract", "nsz"})
-# Where LLVM may reorder, it turns a multiplication by a reciprocal back into the division that it saves.
+# LLVM may fuse a multiplication with an addition, and changes nothing else.
 _AS_WRITTEN = frozenset({"contract"})
+# LLVM may add in another order; infinities and NaN stay what they are. Where it may reorder, it also turns a
+# multiplication by a reciprocal back into the division that it saves: those are in helpers of their own.
+_SUMS = frozenset({"reassoc", "contract", "nsz"})
+
+_GROUPS = 16
+# Rows of the state, a number for each group. One array: of several, LLVM would have to fear that they overlap.
+(
+    _BEST_SCALE, _BEST_ZERO, _BEST_GAIN, _SCALE, _ZERO_AT, _INVERSE,
+    _C_SUM, _XC_SUM, _CC_SUM, _X_SUM, _LOW, _HIGH, _CENTER, _SPREAD,
+) = range(0, 14 * _GROUPS, _GROUPS)  # fmt: skip
+_STATE = 14 * _GROUPS
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _NO_GAIN = np.float32(-1)
@@ -97,72 +108,120 @@ def nearest_codes(
 
 
 @helper(fastmath=_AS_WRITTEN)
-def _reciprocal(value: np.float32) -> np.float32:
-    return _ONE / value
-
-
-@helper(fastmath=_AS_WRITTEN)
 def _centred_code(x: np.float32, inverse: np.float32, zero: np.float32, middle: np.float32) -> np.float32:
     return min(max(np.rint(x * inverse + zero), -middle), middle - _ONE)
 
 
-@helper(fastmath=_SUMS)
-def _start(span: np.float32, low: np.float32, high: np.float32, kind: int, middle: np.float32) -> tuple[
-    np.float32, np.float32
-]:
-    """Scale and zero of the grid that spans this part of a group's range."""
-    steps = _TWO * middle - _ONE
-    if kind != ZERO_POINT:
-        return _TWO * span / steps, (-_HALF if kind == FLOAT else _ZERO)
-    width = high - low
-    scale = (width if width > _ZERO else _TWO) * (span / steps)
-    zero = np.rint(-middle - low * span / scale)
-    return scale, min(max(zero, -middle), middle - _ONE)
+@helper(fastmath=_AS_WRITTEN)
+def _normalised(weight: np.float32, center: np.float32, inverse: np.float32) -> np.float32:
+    return (weight - center) * inverse
 
 
 @helper(fastmath=_SUMS)
-def _step(
-    x: FloatArray, x_sum: np.float32, scale: np.float32, zero: np.float32, kind: int, middle: np.float32
-) -> Line:
-    """Assign codes by a line and return the least-squares line through them, and what it explains of `sum(x**2)`."""
-    inverse = _reciprocal(scale)
+def _normalise(weights: FloatArray, center: np.float32, inverse: np.float32, x: FloatArray) -> np.float32:
+    """Move and scale a group into [-1, 1], and return its sum."""
+    total = _ZERO
+    for j in range(x.shape[0]):
+        x[j] = _normalised(weights[j], center, inverse)
+        total += x[j]
+    return total
+
+
+@helper(fastmath=_SUMS)
+def _sums(
+    x: FloatArray, inverse: np.float32, zero: np.float32, middle: np.float32
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Assign codes by a line, and return the sums of the codes, of their products with `x` and of their squares."""
     c_sum, xc_sum, cc_sum = _ZERO, _ZERO, _ZERO
     for j in range(x.shape[0]):
         code = _centred_code(x[j], inverse, zero, middle)
         c_sum += code
         xc_sum += x[j] * code
         cc_sum += code * code
-    n = np.float32(x.shape[0])
+    return c_sum, xc_sum, cc_sum
+
+
+@helper(fastmath=_AS_WRITTEN)
+def _start(s: FloatArray, span: np.float32, kind: int, middle: np.float32) -> None:
+    """Set each line to the grid that spans this part of the group's range."""
+    steps = _TWO * middle - _ONE
+    for g in range(_GROUPS):
+        if kind == ZERO_POINT:
+            width = s[_HIGH + g] - s[_LOW + g]
+            scale = (width if width > _ZERO else _TWO) * (span / steps)
+            zero = min(max(np.rint(-middle - s[_LOW + g] * span / scale), -middle), middle - _ONE)
+        else:
+            scale = _TWO * span / steps
+            zero = -_HALF if kind == FLOAT else _ZERO
+        s[_SCALE + g], s[_ZERO_AT + g] = scale, zero
+        s[_INVERSE + g] = _ONE / scale
+
+
+@helper(fastmath=_AS_WRITTEN)
+def _refit(s: FloatArray, n: np.float32, kind: int, middle: np.float32) -> None:
+    """Find the least-squares line through each group's codes, and keep it where it explains more of `sum(x**2)`.
+
+    Choices are selections and not branches, which no processor could guess.
+    """
     part = _ONE / n
-    mean = c_sum * part
-    covariance, variance = xc_sum - x_sum * mean, cc_sum - c_sum * mean
-    usable = (variance > _ZERO) & (covariance > _ZERO)
-    slope = covariance / variance if usable else scale
+    for g in range(_GROUPS):
+        scale, zero = s[_SCALE + g], s[_ZERO_AT + g]
+        x_sum, c_sum, xc_sum, cc_sum = s[_X_SUM + g], s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g]
+        mean = c_sum * part
+        covariance, variance = xc_sum - x_sum * mean, cc_sum - c_sum * mean
+        usable = (variance > _ZERO) & (covariance > _ZERO)
+        slope = covariance / variance if usable else scale
+        if kind == FLOAT:
+            gain = covariance * slope + x_sum * x_sum * part if usable else _NO_GAIN
+            zero = mean - x_sum * part / slope
+        else:
+            if kind == ZERO_POINT:
+                zero = min(max(np.rint(mean - x_sum * part / slope), -middle), middle - _ONE)
+            product = xc_sum - zero * x_sum
+            square = cc_sum - _TWO * zero * c_sum + n * zero * zero
+            usable = (square > _ZERO) & (product > _ZERO)
+            slope = product / square if usable else scale
+            gain = product * slope if usable else _NO_GAIN
+        better = gain > s[_BEST_GAIN + g]
+        s[_BEST_SCALE + g] = slope if better else s[_BEST_SCALE + g]
+        s[_BEST_ZERO + g] = zero if better else s[_BEST_ZERO + g]
+        s[_BEST_GAIN + g] = gain if better else s[_BEST_GAIN + g]
+
+
+@helper(fastmath=_AS_WRITTEN)
+def _begin(s: FloatArray) -> None:
+    """Make the lines the best ones, though they explain nothing yet."""
+    for g in range(_GROUPS):
+        s[_BEST_SCALE + g], s[_BEST_ZERO + g], s[_BEST_GAIN + g] = s[_SCALE + g], s[_ZERO_AT + g], _NO_GAIN
+
+
+@helper(fastmath=_AS_WRITTEN)
+def _again(s: FloatArray) -> None:
+    """Go on from the best lines."""
+    for g in range(_GROUPS):
+        s[_SCALE + g], s[_ZERO_AT + g] = s[_BEST_SCALE + g], s[_BEST_ZERO + g]
+        s[_INVERSE + g] = _ONE / s[_SCALE + g]
+
+
+@helper(fastmath=_AS_WRITTEN)
+def _place(s: FloatArray, g: int, low: np.float32, high: np.float32, kind: int) -> np.float32:
+    """Note where a group lies; return the reciprocal of its spread, or zero where it has none."""
     if kind == FLOAT:
-        gain = covariance * slope + x_sum * x_sum * part if usable else _NO_GAIN
-        return slope, mean - x_sum * part / slope, gain
-    if kind == ZERO_POINT:
-        zero = min(max(np.rint(mean - x_sum * part / slope), -middle), middle - _ONE)
-    product = xc_sum - zero * x_sum
-    square = cc_sum - _TWO * zero * c_sum + n * zero * zero
-    usable = (square > _ZERO) & (product > _ZERO)
-    slope = product / square if usable else scale
-    return slope, zero, (product * slope if usable else _NO_GAIN)
+        # Halved first: a huge range must not overflow.
+        center, half = high * _HALF + low * _HALF, high * _HALF - low * _HALF
+    else:
+        # These formats hold zero exactly; the group must not be moved.
+        center, half = _ZERO, max(-low, high)
+    # A group without a spread keeps one value; its scale does not matter.
+    half = half if half > _NO_SPREAD else _ZERO
+    inverse = _ONE / half if half > _ZERO else _ZERO
+    s[_CENTER + g], s[_SPREAD + g] = center, half
+    s[_LOW + g], s[_HIGH + g] = min(low * inverse, _ZERO), max(high * inverse, _ZERO)
+    return inverse
 
 
-@helper()
-def _better(one: Line, other: Line) -> Line:
-    """The line that explains more, chosen without a branch: no processor could guess it."""
-    better = other[2] > one[2]
-    return (
-        other[0] if better else one[0],
-        other[1] if better else one[1],
-        other[2] if better else one[2],
-    )
-
-
-@kernel("boolean(float32[:,::1], int64, int64, float32[::1], int64, float32[::1], float32[::1])", fastmath=_SUMS)
-def fit_lines(
+@kernel("boolean(float32[:,::1], int64, int64, float32[::1], int64, float32[::1], float32[::1])", fastmath=_AS_WRITTEN)
+def fit_lines(  # noqa: PLR0917  numba calls by position
     block: FloatArray,
     bits: int,
     kind: int,
@@ -171,7 +230,7 @@ def fit_lines(
     scales: FloatArray,
     offsets: FloatArray,
 ) -> bool:
-    """Find the scale and offset of each group that leave the least squared error; see `lsq` for the method.
+    """Find the scale and offset of each group that leave the least squared error.
 
     A group is normalised to lie within [-1, 1], so that no square overflows or vanishes, and codes are centred:
     `x ≈ scale * (code - zero)` with codes from `-2**(bits-1)`.
@@ -189,37 +248,33 @@ def fit_lines(
         Whether all weights are finite; if not, work stopped at one that is not.
     """
     middle = np.float32(1 << (bits - 1))
+    groups, n = block.shape
+    words = block.view(np.int32)
     ends = np.empty(2, np.int32)
     values = ends.view(np.float32)
-    words = block.view(np.int32)
-    x = np.empty(block.shape[1], np.float32)
-    for g in range(block.shape[0]):
-        if not _range(words[g], ends):
-            return False
-        low, high = values[0], values[1]
-        if kind == FLOAT:
-            # Halved first: a huge range must not overflow.
-            center, half = high * _HALF + low * _HALF, high * _HALF - low * _HALF
-        else:
-            # These formats hold zero exactly; the group must not be moved.
-            center, half = _ZERO, max(-low, high)
-        # A group without a spread keeps one value; its scale does not matter.
-        half = half if half > _NO_SPREAD else _ZERO
-        inverse = _reciprocal(half) if half > _ZERO else _ZERO
-        weights = block[g]
-        x_sum = _ZERO
-        for j in range(x.shape[0]):
-            x[j] = (weights[j] - center) * inverse
-            x_sum += x[j]
-        low, high = min(low * inverse, _ZERO), max(high * inverse, _ZERO)
-        scale, zero = _start(_ONE, low, high, kind, middle)
-        best = (scale, zero, _NO_GAIN)
-        for k in range(starts.shape[0]):
-            scale, zero = _start(starts[k], low, high, kind, middle)
-            best = _better(best, _step(x, x_sum, scale, zero, kind, middle))
-        for _ in range(refinements):
-            best = _better(best, _step(x, x_sum, best[0], best[1], kind, middle))
-        scales[g] = best[0] * half
-        # A code counts from zero in storage.
-        offsets[g] = center - (best[1] + middle) * scales[g]
+    x = np.empty((_GROUPS, n), np.float32)
+    s = np.ones(_STATE, np.float32)
+    for first in range(0, groups, _GROUPS):
+        count = min(_GROUPS, groups - first)
+        for g in range(count):
+            if not _range(words[first + g], ends):
+                return False
+            inverse = _place(s, g, values[0], values[1], kind)
+            s[_X_SUM + g] = _normalise(block[first + g], s[_CENTER + g], inverse, x[g])
+        _start(s, _ONE, kind, middle)
+        _begin(s)
+        for k in range(starts.shape[0] + refinements):
+            if k < starts.shape[0]:
+                _start(s, starts[k], kind, middle)
+            else:
+                _again(s)
+            for g in range(count):
+                sums = _sums(x[g], s[_INVERSE + g], s[_ZERO_AT + g], middle)
+                s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g] = sums
+            _refit(s, np.float32(n), kind, middle)
+        for g in range(count):
+            scale = s[_BEST_SCALE + g] * s[_SPREAD + g]
+            scales[first + g] = scale
+            # A code counts from zero in storage.
+            offsets[first + g] = s[_CENTER + g] - (s[_BEST_ZERO + g] + middle) * scale
     return True
