@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.checkpoints.base import SourceFile, TokenizerFiles
 from edgekit.export.progress import Report
 from edgekit.export.writers.base import Artifact
 
@@ -26,6 +26,7 @@ class Made:
         context_length: Longest sequence in tokens.
         kv_bytes_per_token: KV cache bytes that one token takes.
         used: How many matrices each treatment of the recipe was applied to.
+        source: The checkpoint's files, where they were hashed meanwhile.
     """
 
     artifact: Artifact
@@ -35,6 +36,7 @@ class Made:
     context_length: int
     kv_bytes_per_token: int
     used: Counter[str]
+    source: tuple[SourceFile, ...] = ()
 
 
 Make = Callable[[Path, TokenizerFiles, Report], Made]

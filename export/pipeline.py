@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle: checkpoint -> tensors -> quantized tensors -> artifact -> bundle.
 
-Tensors stream: one is read, quantized, written and forgotten before the next. The bundle is written beside its
-place and renamed into it, so that a failure or Ctrl-C leaves nothing behind. It prints nothing.
+Tensors stream: one is read, quantized, written and forgotten; the next is made ready meanwhile. The bundle is
+written beside its place and renamed into it, so that a failure or Ctrl-C leaves nothing behind. It prints nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from edgekit.export.made import Made, Make
 from edgekit.export.progress import Report
 from edgekit.export.quantization.grid import as_floats
 from edgekit.export.recipe import Recipe, recipe_for
+from edgekit.export.source_hashes import SourceHashes
 from edgekit.export.text import write_text_files
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.windows import read_text
@@ -109,8 +110,8 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
         with _beside(output) as folder:
             made = make(folder, tokenizer, report)
             write_text_files(folder, made.artifact.config, tokenizer, made.context_length, licence=checkpoint.licence)
-            source = checkpoint.source()
-            files = hash_folder(folder)
+            source = made.source or checkpoint.source()
+            files = hash_folder(folder, made.artifact.sha256)
             manifest = schema.Manifest(
                 name=options.name or checkpoint.name,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -151,7 +152,8 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
     _check_tensors(decoder, checkpoint)
 
     def make(folder: Path, tokenizer: TokenizerFiles, report: Report) -> Made:
-        weights = CheckpointWeights(checkpoint, recipe)
+        # MLX keeps a matrix that is stored whole as it is; ONNX takes it apart.
+        linears = decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()
         total = len(decoder.tensor_shapes())
         done = 0
 
@@ -160,8 +162,13 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
             done += 1
             report("quantize and write", min(done, total), total)
 
-        artifact = writer_for(target)(decoder, weights, folder, progress)
-        report("quantize and write", total, total)
+        with (
+            CheckpointWeights(checkpoint, recipe, (decoder.embedding, *linears)) as weights,
+            SourceHashes(checkpoint, weights.fraction_read) as hashing,
+        ):
+            artifact = writer_for(target)(decoder, weights, folder, progress)
+            report("quantize and write", total, total)
+            source = hashing.result()
         if target.dialect == "onnxruntime":
             from edgekit.export.writers.onnx.genai_config import write_genai_config
 
@@ -174,6 +181,7 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
             context_length=decoder.max_position,
             kv_bytes_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
             used=weights.used,
+            source=source,
         )
 
     return make

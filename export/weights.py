@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from threading import Lock
 from types import TracebackType
 
 import numpy as np
@@ -52,6 +53,9 @@ class CheckpointWeights:
         self._next: tuple[Linear, Future[tuple[Matrix, str]]] | None = None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="quantize")
+        self._lock = Lock()
+        self._read = 0
+        self._total = max(1, sum(linear.out_features * linear.in_features for linear in order))
         self.used: Counter[str] = Counter()
 
     def __enter__(self) -> CheckpointWeights:  # noqa: PYI034  `Self` needs Python 3.11
@@ -63,6 +67,10 @@ class CheckpointWeights:
         # The rows under way end first: they read from the checkpoint, which is about to be closed.
         self._pool.shutdown(cancel_futures=True)
         self._ahead.shutdown(cancel_futures=True)
+
+    def fraction_read(self) -> float:
+        """How much of the matrices in `order` was read, from 0 to 1."""
+        return self._read / self._total
 
     def vector(self, name: str) -> FloatArray:
         """A norm or a bias, float32 `[n]`."""
@@ -94,7 +102,10 @@ class CheckpointWeights:
         rows, width = linear.out_features, linear.in_features
 
         def stored(start: int, stop: int) -> Matrix:
-            return self._checkpoint.read(name, first_row + start, first_row + stop)
+            part = self._checkpoint.read(name, first_row + start, first_row + stop)
+            with self._lock:
+                self._read += (stop - start) * width
+            return part
 
         if self._recipe.method == "none":
             floats = np.empty((rows, width), np.float32)

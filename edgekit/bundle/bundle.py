@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from edgekit.errors import BundleError
 
 __all__ = ["Bundle", "Problem", "hash_file", "hash_folder", "open_bundle", "store_quality", "verify_bundle"]
 
-_CHUNK = 4 * 1024 * 1024
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,13 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> tupl
     """
     digest = hashlib.sha256()
     size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
             if progress:
-                progress(len(chunk))
+                progress(count)
     return size, digest.hexdigest()
 
 
@@ -118,9 +119,20 @@ def list_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def hash_folder(folder: Path) -> tuple[FileEntry, ...]:
-    """Hash every file of a bundle being written, in path order."""
-    return tuple(FileEntry(relative, *hash_file(folder / relative)) for relative in list_files(folder))
+def hash_folder(folder: Path, known: Mapping[str, str] | None = None) -> tuple[FileEntry, ...]:
+    """Hash every file of a bundle being written, in path order.
+
+    Args:
+        folder: The bundle's folder.
+        known: SHA-256 of files that were hashed while they were written, by relative path.
+    """
+    known = known or {}
+    return tuple(
+        FileEntry(relative, (folder / relative).stat().st_size, known[relative])
+        if relative in known
+        else FileEntry(relative, *hash_file(folder / relative))
+        for relative in list_files(folder)
+    )
 
 
 def verify_bundle(bundle: Bundle, progress: Callable[[int], None] | None = None) -> list[Problem]:

@@ -6,7 +6,7 @@ configuration keys: a reader of another format translates. Nothing here knows a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,9 +16,12 @@ import numpy.typing as npt
 from edgekit.errors import ExportError
 from edgekit.export.quantization.grid import GroupedTensor
 
-__all__ = ["Checkpoint", "SourceFile", "TensorInfo", "TokenizerFiles", "row_range"]
+__all__ = ["Checkpoint", "HashProgress", "SourceFile", "TensorInfo", "TokenizerFiles", "row_range"]
 
 FloatArray = npt.NDArray[np.float32]
+
+
+HashProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,12 @@ class Checkpoint(Protocol):
             ExportError: The checkpoint carries none that can be used.
         """
 
-    def source(self) -> tuple[SourceFile, ...]:
-        """The files it was read from, hashed (reads them once more, in chunks)."""
+    def source(self, progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
+        """The files it was read from, hashed (reads them once more, in chunks).
+
+        Args:
+            progress: Called with the bytes hashed so far and those there are; what it raises ends the hashing.
+        """
 
     def close(self) -> None:
         """Release files and maps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy.typing as npt
 
 from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
-from edgekit.export.checkpoints.base import SourceFile
+from edgekit.export.checkpoints.base import HashProgress, SourceFile
+from edgekit.export.page_cache import Trail
 
-__all__ = ["DOWNLOAD_AGAIN", "BoundedFile", "read_json", "read_small", "sha256_of"]
+__all__ = ["DOWNLOAD_AGAIN", "BoundedFile", "hash_files", "read_json", "read_small"]
 
 DOWNLOAD_AGAIN = "the download was cut short or the file was changed: fetch it again"
 # Bytes asked of the system at once: macOS refuses 2 GiB and more.
@@ -177,13 +179,33 @@ def read_json(path: Path, limit: int = 1 << 26) -> dict[str, Any]:
     return value
 
 
-def sha256_of(path: Path) -> SourceFile:
-    """Hash a file in chunks.
+def hash_files(paths: Sequence[Path], progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
+    """Hash files in chunks, in order.
+
+    Args:
+        paths: The files.
+        progress: Called with the bytes hashed so far and those there are.
 
     Raises:
-        ExportError: It cannot be read.
+        ExportError: One cannot be read.
     """
+    found: list[SourceFile] = []
+    done = 0
     try:
-        return SourceFile(path.name, *hash_file(path))
+        total = sum(path.stat().st_size for path in paths)
+        trail = Trail(total)
+        for path in paths:
+            start = done
+
+            def hashed(count: int, path: Path = path, start: int = start) -> None:
+                nonlocal done
+                trail.passed(path, done - start, count)
+                done += count
+                if progress:
+                    progress(done, total)
+
+            found.append(SourceFile(path.name, *hash_file(path, hashed)))
+        trail.end()
     except OSError as error:
-        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+        raise ExportError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    return tuple(found)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ExportError
-from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles, row_range
-from edgekit.export.checkpoints.files import sha256_of
+from edgekit.export.checkpoints.base import FloatArray, HashProgress, SourceFile, TensorInfo, TokenizerFiles, row_range
+from edgekit.export.checkpoints.files import hash_files
 from edgekit.export.checkpoints.fixes import TextFixes
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS, Block
 from edgekit.export.checkpoints.gguf_config import hf_config
@@ -126,9 +126,9 @@ class GgufCheckpoint:
         """The tokenizer and the chat template, with the catalogue's corrections."""
         return build_tokenizer(self._container.metadata, self._file.name, int(self._config["vocab_size"]), self._fixes)
 
-    def source(self) -> tuple[SourceFile, ...]:
+    def source(self, progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
         """The files, hashed."""
-        found = tuple(sha256_of(file.path) for file in self._files)
+        found = hash_files([file.path for file in self._files], progress)
         if self._sha256 is not None and found[0].sha256 != self._sha256:
             raise ExportError(
                 f"{self._file.path} is not the file that was fetched: its SHA-256 has changed",

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from edgekit.errors import ExportError
-from edgekit.export.checkpoints.base import FloatArray, SourceFile, TensorInfo, TokenizerFiles
-from edgekit.export.checkpoints.files import read_json, read_small, sha256_of
+from edgekit.export.checkpoints.base import FloatArray, HashProgress, SourceFile, TensorInfo, TokenizerFiles
+from edgekit.export.checkpoints.files import hash_files, read_json, read_small
 from edgekit.export.checkpoints.licences import spdx
 from edgekit.export.checkpoints.quantized import SETTINGS, layout_of, unpacked
 from edgekit.export.checkpoints.safetensors import INDEX, Shards
@@ -127,11 +127,11 @@ class FolderCheckpoint:
             },
         )
 
-    def source(self) -> tuple[SourceFile, ...]:
+    def source(self, progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
         """Configuration, tokenizer and weights, hashed."""
         names = ("config.json", *SETTINGS, "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
         small = [self._folder / name for name in names if (self._folder / name).is_file()]
-        return tuple(sha256_of(path) for path in (*small, *self._shards.paths))
+        return hash_files((*small, *self._shards.paths), progress)
 
     def close(self) -> None:
         """Close the weights."""

@@ -39,12 +39,15 @@ _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.flo
 _NO_GAIN = np.float32(-1)
 _NO_SPREAD = np.float32(1e-30)
 _SIGN_SHIFT, _ALL_BUT_SIGN, _INFINITY = np.int32(31), np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+# As a place in the order of the floats; so is infinity, whose place is its bits.
+_MINUS_INFINITY = np.int32(-0x7F800001)
 
 
 @helper()
 def _ordered(bits: np.int32) -> np.int32:
     """Float bits as integers in the order of the floats, and back."""
-    return np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _ALL_BUT_SIGN))
+    place: np.int32 = np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _ALL_BUT_SIGN))
+    return place
 
 
 @helper()
@@ -59,7 +62,8 @@ def _range(group: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> bool:
         low = min(low, place)
         high = max(high, place)
     ends[0], ends[1] = _ordered(low), _ordered(high)
-    return high < _INFINITY and low > _ordered(np.int32(-_ALL_BUT_SIGN - 1 | _INFINITY))
+    finite: bool = high < _INFINITY and low > _MINUS_INFINITY
+    return finite
 
 
 @kernel("boolean(float32[:,::1], float32[::1], float32[::1])")
@@ -109,18 +113,20 @@ def nearest_codes(
 
 @helper(fastmath=_AS_WRITTEN)
 def _centred_code(x: np.float32, inverse: np.float32, zero: np.float32, middle: np.float32) -> np.float32:
-    return min(max(np.rint(x * inverse + zero), -middle), middle - _ONE)
+    code: np.float32 = min(max(np.rint(x * inverse + zero), -middle), middle - _ONE)
+    return code
 
 
 @helper(fastmath=_AS_WRITTEN)
 def _normalised(weight: np.float32, center: np.float32, inverse: np.float32) -> np.float32:
-    return (weight - center) * inverse
+    x: np.float32 = (weight - center) * inverse
+    return x
 
 
 @helper(fastmath=_SUMS)
 def _normalise(weights: FloatArray, center: np.float32, inverse: np.float32, x: FloatArray) -> np.float32:
     """Move and scale a group into [-1, 1], and return its sum."""
-    total = _ZERO
+    total: np.float32 = _ZERO
     for j in range(x.shape[0]):
         x[j] = _normalised(weights[j], center, inverse)
         total += x[j]
@@ -214,7 +220,7 @@ def _place(s: FloatArray, g: int, low: np.float32, high: np.float32, kind: int) 
         center, half = _ZERO, max(-low, high)
     # A group without a spread keeps one value; its scale does not matter.
     half = half if half > _NO_SPREAD else _ZERO
-    inverse = _ONE / half if half > _ZERO else _ZERO
+    inverse: np.float32 = _ONE / half if half > _ZERO else _ZERO
     s[_CENTER + g], s[_SPREAD + g] = center, half
     s[_LOW + g], s[_HIGH + g] = min(low * inverse, _ZERO), max(high * inverse, _ZERO)
     return inverse

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -44,10 +44,12 @@ class Artifact:
     Attributes:
         files: Paths relative to the bundle's folder, in the order written.
         config: The `config.json` to put beside them.
+        sha256: Of those files that were hashed while they were written.
     """
 
     files: tuple[str, ...]
     config: dict[str, object]
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 class Writer(Protocol):

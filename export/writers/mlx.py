@@ -41,11 +41,12 @@ class MlxWriter:
     Attributes:
         dtype: Of scales, norms, biases and unquantized matrices; mlx computes in it. float16 rather than
             bfloat16: M1 and M2 have no bfloat16 arithmetic.
-        max_shard_bytes: Larger models are cut into shards, at 5 GiB as mlx-lm does.
+        max_shard_bytes: Larger models are cut into shards. mlx-lm's have 5 GiB; of smaller ones, each is hashed and
+            moved on to the disk while the next is written.
     """
 
     dtype: Literal["float16", "float32"] = "float16"
-    max_shard_bytes: int = 5 << 30
+    max_shard_bytes: int = 1 << 30
 
     def __call__(self, decoder: Decoder, weights: Weights, folder: Path, progress: Progress) -> Artifact:
         """Write the artifact.
@@ -73,8 +74,8 @@ class MlxWriter:
                         self._add_floats(shards, name, matrix)
                 progress(name)
             parameters = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            files = shards.finish(parameters)
-        return Artifact(files=files, config=self._config(decoder, grids))
+            files, hashes = shards.finish(parameters)
+        return Artifact(files=files, config=self._config(decoder, grids), sha256=hashes)
 
     def _add_floats(self, shards: ShardWriter, name: str, values: FloatArray) -> None:
         def parts() -> Iterator[npt.NDArray[np.generic]]:

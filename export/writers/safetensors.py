@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,9 @@ from typing import BinaryIO, final
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
+from edgekit.export.page_cache import forget
 
 __all__ = ["INDEX", "ShardWriter"]
 
@@ -55,6 +58,8 @@ class ShardWriter:
         self._room += -self._room % 8
         self._max = max_shard_bytes
         self._shards: list[tuple[Path, dict[str, _Entry]]] = []
+        self._hashing: list[Future[str]] = []
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._file: BinaryIO | None = None
         self._entries: dict[str, _Entry] = {}
         self._written = 0
@@ -68,6 +73,7 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._behind.shutdown(cancel_futures=True)
         for path, _ in self._shards:
             path.unlink(missing_ok=True)
 
@@ -93,16 +99,17 @@ class ShardWriter:
             raise ExportError(f"`{name}`: {self._written - start} bytes were written where {size} are due")
         self._entries[name] = _Entry(dtype, shape, start, self._written)
 
-    def finish(self, parameters: int) -> tuple[str, ...]:
+    def finish(self, parameters: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """Close the last shard, give all their final names and write the index.
 
         Args:
             parameters: The model's weights counted before packing, for the index.
 
         Returns:
-            File names, the shards first and the index last.
+            File names, the shards first and the index last; and the shards' SHA-256.
         """
         self._close_shard()
+        hashes = [hashing.result() for hashing in self._hashing]
         count = len(self._shards)
         weight_map: dict[str, str] = {}
         files = []
@@ -119,7 +126,7 @@ class ShardWriter:
             "weight_map": dict(sorted(weight_map.items())),
         }
         (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        return (*files, INDEX)
+        return (*files, INDEX), dict(zip(files, hashes, strict=True))
 
     def _open_shard(self) -> None:
         self._close_shard()
@@ -147,6 +154,15 @@ class ShardWriter:
         self._file.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
         self._file.close()
         self._file = None
+        before = self._shards[-2][0] if len(self._shards) > 1 else None
+        self._hashing.append(self._behind.submit(_hash, self._shards[-1][0], before))
+
+
+def _hash(path: Path, before: Path | None) -> str:
+    """Hash a shard that was closed; the one before it, hashed by now, is moved on to the disk."""
+    if before is not None:
+        forget(before, written=True)
+    return hash_file(path)[1]
 
 
 def _name_bytes(name: str) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
+
+from edgekit.export.writers.streamed import StreamedFile
 
 __all__ = ["DATA_FILE", "MODEL_FILE", "Dims", "Graph"]
 
@@ -39,6 +40,9 @@ class Graph:
 
     Used as a context manager, so that the data file is closed whatever happens.
 
+    Attributes:
+        data_sha256: Of `model.onnx.data`, once the graph is closed.
+
     Args:
         folder: Receives `model.onnx` and `model.onnx.data`.
         opsets: Operator set version by domain.
@@ -52,7 +56,8 @@ class Graph:
         self._proto = onnx.GraphProto(name="decoder")
         self._places: dict[str, tuple[int, int]] = {}
         self._values: set[str] = set()
-        self._data: BufferedWriter = (folder / DATA_FILE).open("wb")
+        self.data_sha256 = ""
+        self._data = StreamedFile(folder / DATA_FILE)
 
     def __enter__(self) -> Graph:  # noqa: PYI034  `Self` needs Python 3.11
         return self
@@ -60,7 +65,7 @@ class Graph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._data.close()
+        self.data_sha256 = self._data.close()
 
     def input(self, name: str, dtype: int, dims: Dims) -> str:
         """Declare a graph input; `dtype` is a `TensorProto.DataType`, a text in `dims` is a symbolic dimension."""

@@ -65,4 +65,5 @@ class OnnxWriter:
                 metadata["edgekit.dialect"] = genai.DIALECT
                 graph.save(metadata, producer_version=__version__, file=genai.GENAI_FILE)
                 files.insert(1, genai.GENAI_FILE)
-        return Artifact(files=tuple(files), config=hf_config(decoder, computes))
+        hashes = {DATA_FILE: graph.data_sha256}
+        return Artifact(files=tuple(files), config=hf_config(decoder, computes), sha256=hashes)
