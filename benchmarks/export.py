@@ -1,7 +1,7 @@
 """Time and memory of exporting a model of 7B: edgekit, mlx-lm's converter and onnxruntime-genai's builder, in one run.
 
-    python benchmarks/export.py --work work            makes the checkpoint (15.2 GB) and exports it; wants 60 GB of disk
-    python benchmarks/export.py --work work --shape 0.5b        to try things
+    python benchmarks/export.py                 makes the checkpoint (15.2 GB) and exports it; wants 40 GB of disk
+    python benchmarks/export.py --shape 0.5b    to try things
 
 Every tool runs alone, in a process of its own, with no page of the checkpoint in the page cache; its output is deleted
 before the next one starts. Memory is the process's peak resident set; "private" leaves out pages mapped from files,
