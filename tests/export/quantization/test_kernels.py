@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgekit.export.quantization.grid import Grid, Offset
+from edgekit.export.quantization.kernels import FLOAT, SYMMETRIC, ZERO_POINT, fit_lines, group_ranges, nearest_codes
+from edgekit.export.quantization.lsq import lsq
+
+FloatArray = npt.NDArray[np.float32]
+STARTS = np.array([1.04, 0.97, 0.9, 0.83, 0.76], np.float32)
+
+
+def groups(count: int, size: int) -> FloatArray:
+    return (np.random.default_rng(count * size).standard_t(4, (count, size)) * 0.03).astype(np.float32)
+
+
+def errors(block: FloatArray, scales: FloatArray, offsets: FloatArray, bits: int = 4) -> npt.NDArray[np.float64]:
+    """Squared error of each group, on its best codes, in double precision."""
+    x, s, o = block.astype(np.float64), scales.astype(np.float64)[:, None], offsets.astype(np.float64)[:, None]
+    codes = np.clip(np.rint((x - o) / s), 0, (1 << bits) - 1)
+    error: npt.NDArray[np.float64] = ((codes * s + o - x) ** 2).sum(axis=1)
+    return error
+
+
+def searched(block: FloatArray, kind: int, refinements: int = 2) -> tuple[FloatArray, FloatArray]:
+    scales, offsets = np.empty(len(block), np.float32), np.empty(len(block), np.float32)
+    assert fit_lines(block, 4, kind, STARTS, refinements, scales, offsets)
+    return scales, offsets
+
+
+def reference(block: FloatArray, kind: int) -> npt.NDArray[np.float64]:
+    """The same search in plain numpy and double precision: the smallest error over all lines it passes."""
+    x = block.astype(np.float64)
+    low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    center = (low + high) / 2 if kind == FLOAT else np.zeros_like(low)
+    half = (high - low) / 2 if kind == FLOAT else np.maximum(-low, high)
+    x = (x - center) / half
+    low, high = np.minimum((low - center) / half, 0), np.maximum((high - center) / half, 0)
+    best = np.full((len(x), 1), np.inf)
+    line = np.zeros((len(x), 2))
+    for step in range(len(STARTS) + 2):
+        if step < len(STARTS):
+            scale = np.full_like(low, 2 * STARTS[step] / 15)
+            zero = np.full_like(low, -0.5 if kind == FLOAT else 0.0)
+            if kind == ZERO_POINT:
+                scale = (high - low) * STARTS[step] / 15
+                zero = np.clip(np.rint(-8 - low * STARTS[step] / scale), -8, 7)
+        else:
+            scale, zero = line[:, :1].copy(), line[:, 1:].copy()
+        codes = np.clip(np.rint(x / scale + zero), -8, 7)
+        if kind != SYMMETRIC:
+            mean = codes.mean(axis=1, keepdims=True)
+            slope = ((codes - mean) * x).sum(axis=1, keepdims=True) / ((codes - mean) ** 2).sum(axis=1, keepdims=True)
+            zero = mean - x.mean(axis=1, keepdims=True) / slope
+            if kind == ZERO_POINT:
+                zero = np.clip(np.rint(zero), -8, 7)
+        scale = ((codes - zero) * x).sum(axis=1, keepdims=True) / ((codes - zero) ** 2).sum(axis=1, keepdims=True)
+        error = ((scale * (codes - zero) - x) ** 2).sum(axis=1, keepdims=True)
+        line = np.where(error < best, np.concatenate([scale, zero], axis=1), line)
+        best = np.minimum(best, error)
+    found: npt.NDArray[np.float64] = errors(block, *_stored(line, half, center))
+    return found
+
+
+def _stored(line: npt.NDArray[np.float64], half: FloatArray, center: FloatArray) -> tuple[FloatArray, FloatArray]:
+    scales = line[:, :1] * half
+    offsets = center - (line[:, 1:] + 8) * scales
+    return scales[:, 0].astype(np.float32), offsets[:, 0].astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
+def test_the_compiled_search_leaves_the_error_of_the_same_search_in_double_precision(kind: int, size: int) -> None:
+    block = groups(2000, size)
+    ours, theirs = errors(block, *searched(block, kind)), reference(block, kind)
+    assert ours.sum() == pytest.approx(theirs.sum(), rel=1e-4)
+    assert np.mean(np.abs(ours - theirs) <= 1e-3 * theirs) > 0.995
+
+
+@pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
+def test_a_group_is_searched_alike_wherever_it_stands(kind: int) -> None:
+    # Sixteen are searched side by side; 37 leave an incomplete batch.
+    block = groups(37, 64)
+    whole = searched(block, kind)
+    for first in (0, 1, 5, 16, 36):
+        part = searched(np.ascontiguousarray(block[first:]), kind)
+        np.testing.assert_array_equal(part[0], whole[0][first:])
+        np.testing.assert_array_equal(part[1], whole[1][first:])
+
+
+def test_refining_lowers_the_error() -> None:
+    block = groups(500, 64)
+    error = [errors(block, *searched(block, FLOAT, refinements)).sum() for refinements in (0, 1, 4)]
+    assert error[0] > error[1] > error[2]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (3, 31), (20, 63)])
+def test_a_weight_that_is_not_finite_stops_the_work(value: float, place: tuple[int, int]) -> None:
+    block = groups(21, 64)
+    block[place] = value
+    lows, highs = np.empty(21, np.float32), np.empty(21, np.float32)
+    assert not group_ranges(block, lows, highs)
+    assert not fit_lines(block, 4, FLOAT, STARTS, 2, lows, highs)
+
+
+def test_ranges_are_those_of_numpy_down_to_zeros_and_subnormals() -> None:
+    block = groups(50, 32)
+    block[1], block[2] = 0.0, -0.0
+    block[3] *= np.float32(1e-43 / 0.03)
+    block[4, 0], block[5, 0] = np.finfo(np.float32).max, -np.finfo(np.float32).max
+    lows, highs = np.empty(50, np.float32), np.empty(50, np.float32)
+    assert group_ranges(block, lows, highs)
+    np.testing.assert_array_equal(lows, block.min(axis=1))
+    np.testing.assert_array_equal(highs, block.max(axis=1))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_the_nearest_ones_and_stay_within_their_bits(bits: int) -> None:
+    block = groups(64, 128)
+    scales = np.full(64, 0.3 / (1 << bits), np.float32)
+    offsets = np.linspace(-0.2, 0.0, 64, dtype=np.float32)
+    codes = np.empty(block.shape, np.uint8)
+    nearest_codes(block, bits, scales, offsets, codes)
+    expected = np.clip(np.rint((block - offsets[:, None]) / scales[:, None]), 0, (1 << bits) - 1)
+    np.testing.assert_array_equal(codes, expected)
+    assert codes.min() == 0
+    assert codes.max() == (1 << bits) - 1
+
+
+def test_rows_quantized_apart_are_the_rows_of_the_whole() -> None:
+    weight = groups(90, 320)
+    grid = Grid(4, 64, Offset.FLOAT, np.float16)
+    whole = lsq(weight, grid)
+    for start, stop in ((0, 1), (17, 60), (89, 90)):
+        part = lsq(weight[start:stop], grid)
+        np.testing.assert_array_equal(part.codes, whole.codes[start:stop])
+        np.testing.assert_array_equal(part.offsets, whole.offsets[start:stop])
+
+
+def test_where_nothing_can_be_cached_kernels_are_compiled_all_the_same() -> None:
+    script = """
+import numba.core.caching as caching
+for locator in caching.CacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda cls, function, path: None)
+from edgekit.export.compiled import kernel
+assert kernel("int64(int64)")(lambda n: n + 1)(41) == 42
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_lines_help_and_catalogue_load_no_compiler() -> None:
+    script = """
+import sys
+from click.testing import CliRunner
+from edgekit.cli import main
+import edgekit.cli.export
+CliRunner().invoke(edgekit.cli.export.models, ["--json"], catch_exceptions=False)
+import edgekit.export.pipeline
+assert "numba" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
