@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Linear
+from edgekit.export.buffers import Buffers
 from edgekit.export.checkpoints.base import Checkpoint
 from edgekit.export.quantization.grid import GroupedTensor, as_floats
 from edgekit.export.recipe import Recipe
@@ -53,6 +54,7 @@ class CheckpointWeights:
         self._next: tuple[Linear, Future[tuple[Matrix, str]]] | None = None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="quantize")
+        self._buffers = Buffers()
         self._lock = Lock()
         self._read = 0
         self._total = max(1, sum(linear.out_features * linear.in_features for linear in order))
@@ -135,7 +137,8 @@ class CheckpointWeights:
         self, rows: int, width: int, bits: int, group_size: int, part: Callable[[int, int], Matrix]
     ) -> GroupedTensor:
         """Put together a tensor from parts of its rows."""
-        whole = GroupedTensor.empty(rows, width, bits, group_size)
+        codes = self._buffers.take(rows * width).reshape(rows, width)
+        whole = GroupedTensor.empty(codes, bits, group_size)
 
         def put(start: int, stop: int) -> None:
             made = part(start, stop)

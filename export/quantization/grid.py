@@ -78,10 +78,10 @@ class GroupedTensor:
         return int(self.codes.shape[1]) // int(self.scales.shape[1])
 
     @classmethod
-    def empty(cls, rows: int, width: int, bits: int, group_size: int) -> GroupedTensor:
-        """Return a tensor to be filled row by row."""
-        shape = (rows, width // group_size)
-        return cls(np.empty((rows, width), np.uint8), np.empty(shape, np.float32), np.empty(shape, np.float32), bits)
+    def empty(cls, codes: npt.NDArray[np.uint8], bits: int, group_size: int) -> GroupedTensor:
+        """Return a tensor to be filled row by row, with this array for its codes."""
+        shape = (codes.shape[0], codes.shape[1] // group_size)
+        return cls(codes, np.empty(shape, np.float32), np.empty(shape, np.float32), bits)
 
     def rows(self, start: int, stop: int) -> GroupedTensor:
         """Return some rows, as a view."""

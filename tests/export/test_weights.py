@@ -13,6 +13,7 @@ import pytest
 from edgekit.errors import ExportError
 from edgekit.export import source_hashes, weights
 from edgekit.export.architectures.decoder import Linear
+from edgekit.export.buffers import Buffers
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, HashProgress, SourceFile
 from edgekit.export.quantization.grid import GroupedTensor, as_floats
@@ -156,3 +157,20 @@ def test_hashing_that_nobody_wants_any_more_ends_at_once(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt), SourceHashes(files, lambda: 0.0):  # type: ignore[arg-type]
         raise KeyboardInterrupt
     assert files.done < 20
+
+
+def test_memory_is_given_again_only_when_the_last_view_of_it_is_gone() -> None:
+    buffers = Buffers()
+    first = buffers.take(1000)
+    first[:] = 7
+    view = first.reshape(10, 100)[2:]
+    place = first.ctypes.data
+    del first
+    other = buffers.take(1000)
+    assert other.ctypes.data != place
+    other[:] = 9
+    assert (view == 7).all()
+    del view
+    again = buffers.take(500)
+    assert again.ctypes.data == place
+    assert buffers.take(1000).ctypes.data not in {place, other.ctypes.data}

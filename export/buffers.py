@@ -1,0 +1,54 @@
+"""Memory that is used again: the codes of one matrix after another, without asking the system for new pages.
+
+A system zeroes every page that it gives; for the codes of a whole model that is as much writing as the model has
+weights.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import weakref
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Buffers"]
+
+# Free ones that are kept.
+_KEPT = 2
+
+
+class Buffers:
+    """Gives arrays, and takes their memory back when the last view of one is gone."""
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+        self._lock = Lock()
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return an array of this size, with whatever stands in it."""
+        with self._lock:
+            buffer = min((free for free in self._free if len(free) >= size), key=len, default=None)
+            if buffer is not None:
+                self._free.remove(buffer)
+        if buffer is None:
+            buffer = _memory(size)
+        # Views of an array refer to it, and not to its memory, because that belongs to no array.
+        array = np.frombuffer(buffer, np.uint8, size)
+        weakref.finalize(array, self._give_back, buffer).atexit = False
+        return array
+
+    def _give_back(self, buffer: mmap.mmap) -> None:
+        with self._lock:
+            self._free = sorted([*self._free, buffer], key=len)[-_KEPT:]
+
+
+def _memory(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, max(1, size))
+    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
