@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME
-from edgekit.errors import ConfigError, ExportError, IncompatibleBundleError
+from edgekit.errors import ConfigError, EdgekitError, ExportError, IncompatibleBundleError
 from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
 from edgekit.export.artifact_sizes import Rows, Sizes, predicted_sizes, sizes_of_files
@@ -269,8 +269,8 @@ def note_on_context(bundle: Path, target: Target, options: ExportOptions) -> str
         return None
     try:
         plan = plan_model(str(bundle), target).plan
-    except ExportError:
-        # An architecture that another exporter wrote.
+    except EdgekitError:
+        # An artifact of another exporter's: the export itself went well.
         return None
     if plan.fits is None or plan.context == plan.most:
         return None
