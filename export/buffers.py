@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 __all__ = ["Buffers"]
 
-# Free ones that are kept.
-_KEPT = 2
+# Free ones that are kept, and how many times as large as what is asked for one may be: the memory of the token table
+# is not for a small matrix, which would still be in it when the output head wants it.
+_KEPT, _TIMES = 3, 8
 
 
 class Buffers:
@@ -30,7 +31,7 @@ class Buffers:
     def take(self, size: int) -> npt.NDArray[np.uint8]:
         """Return an array of this size, with whatever stands in it."""
         with self._lock:
-            buffer = min((free for free in self._free if len(free) >= size), key=len, default=None)
+            buffer = min((free for free in self._free if size <= len(free) <= _TIMES * size), key=len, default=None)
             if buffer is not None:
                 self._free.remove(buffer)
         if buffer is None:
