@@ -165,7 +165,7 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
     longest, context = manifest.context_length, options.context_length
     if context is not None and not 0 < context <= longest:
         raise ConfigError(f"the bundle holds {longest} tokens, not {context}", hint="export again for a longer context")
-    decoder = _described_bundle(read_json(bundle.path / "config.json"))
+    decoder = describe(read_json(bundle.path / "config.json"))
     sizes = sizes_of_files(bundle.path, artifact.kind, decoder)
     runner = "onnxruntime" if target.accepts[-1] in manifest.compatible else target.runners[0]
     element = max(1, manifest.memory.kv_cache_per_token // max(1, decoder.kv_bytes_per_token(1)))
@@ -173,14 +173,6 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
     plan = _plan(footprint, target, context, longest, parallel)
     recipe = str(manifest.recipe.get("method", "unknown"))
     return ModelPlan(manifest.name, "the bundle's files", target, runner, recipe, sizes, plan)
-
-
-def _described_bundle(config: dict[str, Any]) -> Decoder:
-    """Our own config.json says twice what libraries look for in two places, and names biases of every architecture."""
-    nested = config.get("rope_parameters")
-    if isinstance(nested, dict) and "full_attention" not in nested:
-        config = {key: value for key, value in config.items() if key != "rope_parameters"}
-    return describe(config, ignore=("attention_bias", "mlp_bias", "rope_scaling"))
 
 
 def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Footprint:
