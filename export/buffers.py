@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import sys
 import weakref
+from collections import deque
 from threading import Lock
 
 import numpy as np
@@ -26,11 +27,16 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
+        # A buffer comes back whenever an array dies, which may be within `take`: here no lock is needed.
+        self._returned: deque[mmap.mmap] = deque()
         self._lock = Lock()
 
     def take(self, size: int) -> npt.NDArray[np.uint8]:
         """Return an array of this size, with whatever stands in it."""
         with self._lock:
+            while self._returned:
+                self._free.append(self._returned.popleft())
+            self._free = sorted(self._free, key=len)[-_KEPT:]
             buffer = min((free for free in self._free if size <= len(free) <= _TIMES * size), key=len, default=None)
             if buffer is not None:
                 self._free.remove(buffer)
@@ -38,12 +44,8 @@ class Buffers:
             buffer = _memory(size)
         # Views of an array refer to it, and not to its memory, because that belongs to no array.
         array = np.frombuffer(buffer, np.uint8, size)
-        weakref.finalize(array, self._give_back, buffer).atexit = False
+        weakref.finalize(array, self._returned.append, buffer).atexit = False
         return array
-
-    def _give_back(self, buffer: mmap.mmap) -> None:
-        with self._lock:
-            self._free = sorted([*self._free, buffer], key=len)[-_KEPT:]
 
 
 def _memory(size: int) -> mmap.mmap:
