@@ -42,8 +42,10 @@ from edgekit.target import load_target
 
 MODELS = ("stories15m", "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct")
 LENGTH = 256
-# 4-bit codes with two half-precision numbers per 64 weights: what `mlx_lm.convert -q` makes.
-BITS = 4.5
+# stories15M's 288 inputs do not divide by 64.
+GROUPS = {"stories15m": 32}
+# Windows of 512 tokens to calibrate on: every layer is run some seven times over all of them.
+CALIBRATION = {"stories15m": 64, "qwen2.5-coder-1.5b-instruct": 8}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def measure(model: str, windows: int, folder: Path) -> None:
     weights = sum(prod(shape) for shape in decoder.tensor_shapes().values())
     rows: list[Measured] = []
     perplexity = 0.0
-    for name, make in candidates(floats, folder, calibration, weights):
+    for name, make in candidates(floats, folder, calibration, weights, model):
         start = time.monotonic()
         made = make()
         seconds = time.monotonic() - start
@@ -110,7 +112,7 @@ def texts(model: str, folder: Path) -> tuple[Path, str]:
     """The file to calibrate on, and the text to measure on: a story teller's own stories, Wikipedia for the others."""
     told = folder / "calibration.txt"
     if model == "stories15m":
-        told.write_text(stories(stories15m(), "calibration", 40_000), encoding="utf-8")
+        told.write_text(stories(stories15m(), "calibration"), encoding="utf-8")
         return told, stories(stories15m(), "evaluation")
     told.write_text(wikipedia("calibration"), encoding="utf-8")
     return told, wikipedia("evaluation")
@@ -119,8 +121,14 @@ def texts(model: str, folder: Path) -> tuple[Path, str]:
 Made = tuple[Tensors, int] | None
 
 
-def candidates(floats: Path, folder: Path, calibration: Path, weights: int) -> list[tuple[str, Callable[[], Made]]]:
+def candidates(
+    floats: Path, folder: Path, calibration: Path, weights: int, model: str
+) -> list[tuple[str, Callable[[], Made]]]:
     """Every candidate's name, and what makes it: its weights, and the bytes they take."""
+    group = GROUPS.get(model, 64)
+    # Codes, and two half-precision numbers per group: what `mlx_lm.convert -q` makes.
+    bits = 4 + 32 / group
+    text = {"calibrate_on": calibration, "calibration_windows": CALIBRATION.get(model, 32)}
 
     def ours(label: str, **options: object) -> tuple[str, Callable[[], Made]]:
         def make() -> Made:
@@ -131,14 +139,14 @@ def candidates(floats: Path, folder: Path, calibration: Path, weights: int) -> l
 
         return f"edgekit {label}", make
 
-    budget = int(weights * BITS / 8)
+    budget = int(weights * bits / 8)
     return [
-        ours("rtn", recipe="rtn", group_size=64),
-        ours("lsq", recipe="lsq", group_size=64),
-        ours("awq", recipe="awq", group_size=64, calibration=calibration),
-        ours("gptq", recipe="gptq", group_size=64, calibration=calibration),
-        ours("mixed", recipe="gptq", group_size=128, calibration=calibration, fit_bytes=budget),
-        ("mlx-lm convert -q", lambda: mlx_lm(floats, folder / "mlx-lm")),
+        ours("rtn", recipe="rtn", group_size=group),
+        ours("lsq", recipe="lsq", group_size=group),
+        ours("awq", recipe="awq", group_size=group, **text),
+        ours("gptq", recipe="gptq", group_size=group, **text),
+        ours("mixed", recipe="gptq", group_size=2 * group, fit_bytes=budget, **text),
+        ("mlx-lm convert -q", lambda: mlx_lm(floats, folder / "mlx-lm", group)),
         *((f"llama.cpp {kind}", lambda kind=kind: llama_cpp(floats, folder, kind)) for kind in ("Q4_0", "Q4_K_S")),
     ]
 
@@ -149,10 +157,11 @@ def against(decoder: Decoder, reference: Tensors, other: Tensors, ids: np.ndarra
     return divergence.figures(), divergence.perplexity()
 
 
-def mlx_lm(floats: Path, out: Path) -> Made:
-    """mlx-lm's own conversion with its defaults: 4 bits, groups of 64."""
+def mlx_lm(floats: Path, out: Path, group: int) -> Made:
+    """mlx-lm's own conversion with its default of 4 bits; its default group is 64."""
     if not out.exists():
         command = [sys.executable, "-m", "mlx_lm", "convert", "--hf-path", str(floats), "-q", "--mlx-path", str(out)]
+        command += ["--q-group-size", str(group)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return MlxTensors(out), sum(path.stat().st_size for path in out.glob("*.safetensors"))
 

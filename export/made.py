@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ class Made:
         parameters: Number of weights.
         context_length: Longest sequence in tokens.
         kv_bytes_per_token: KV cache bytes that one token takes.
-        used: How many matrices each treatment of the recipe was applied to.
+        recipe: What the manifest says of the recipe.
         source: The checkpoint's files, where they were hashed meanwhile.
     """
 
@@ -35,7 +34,7 @@ class Made:
     parameters: int
     context_length: int
     kv_bytes_per_token: int
-    used: Counter[str]
+    recipe: Mapping[str, object]
     source: tuple[SourceFile, ...] = ()
 
 

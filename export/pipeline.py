@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -21,20 +21,30 @@ from edgekit.bundle import manifest as schema
 from edgekit.bundle.bundle import Bundle, hash_folder, open_bundle
 from edgekit.errors import ConfigError, ExportError
 from edgekit.export.architectures import describe
-from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.architectures.rope import with_yarn
+from edgekit.export.calibrated_weights import CalibratedWeights
+from edgekit.export.calibration import (
+    CALIBRATION_LENGTH,
+    CALIBRATION_WINDOWS,
+    Calibration,
+    calibration_text,
+    choose_windows,
+)
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, SourceFile, TokenizerFiles
 from edgekit.export.evaluate import EvaluationOptions, evaluate
+from edgekit.export.forward import CheckpointTensors
 from edgekit.export.made import Made, Make
 from edgekit.export.progress import Report
 from edgekit.export.quantization.grid import as_floats
-from edgekit.export.recipe import Recipe, recipe_for
+from edgekit.export.recipe import CALIBRATED, Recipe, recipe_for
 from edgekit.export.source_hashes import SourceHashes
 from edgekit.export.text import write_text_files
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.windows import read_text
 from edgekit.export.writers import writer_for
+from edgekit.export.writers.base import Artifact
 from edgekit.target import Target
 
 __all__ = ["ExportOptions", "export_bundle"]
@@ -53,6 +63,11 @@ class ExportOptions:
         context_length: Longest sequence in tokens; None takes the longest that the model allows.
         yarn: Stretch the context by this factor, as Qwen2.5's model card describes; None leaves it.
         ignore_keys: Keys of config.json that edgekit does not know and the user declares harmless.
+        calibrate_on: A text to calibrate on, where the recipe or `fit_bytes` needs one; None takes the default.
+        calibration_windows: How much of it, in windows of 512 tokens; None takes the default.
+        head_bits: Bits of the output head, 4, 8 or 16; None leaves it to the recipe.
+        embedding_bits: Bits of the embedding.
+        fit_bytes: Give 8 bits to the matrices that matter most, as far as the weights fit; None is as the recipe says.
         evaluate_on: A text to measure the bundle on, against the checkpoint; None measures nothing.
         exporter: `edgekit`, our own writers, or `optimum`, Optimum's and our INT4 pass.
         memory_gib: The device's memory as the user states it, GiB; None where they do not.
@@ -67,6 +82,11 @@ class ExportOptions:
     context_length: int | None = None
     yarn: float | None = None
     ignore_keys: tuple[str, ...] = ()
+    calibrate_on: Path | None = None
+    calibration_windows: int | None = None
+    head_bits: int | None = None
+    embedding_bits: int | None = None
+    fit_bytes: int | None = None
     evaluate_on: Path | None = None
     exporter: Literal["edgekit", "optimum"] = "edgekit"
     memory_gib: float | None = None
@@ -120,7 +140,7 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 architecture=made.architecture,
                 parameters=made.parameters,
                 artifact=schema.Artifact(kind=target.artifact, dialect=made.dialect),
-                recipe=recipe.summary(made.used),
+                recipe=made.recipe,
                 context_length=made.context_length,
                 memory=schema.MemoryTable(
                     weights=sum(file.size for file in files if file.path in made.artifact.files),
@@ -147,11 +167,28 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
             raise ConfigError("--yarn is for edgekit's own exporter", hint="write rope_scaling into config.json")
         if options.evaluate_on is not None:
             raise ConfigError("--eval is for edgekit's own exporter", hint="leave it out")
+        if recipe.method in CALIBRATED or options.head_bits or options.embedding_bits or options.fit_bytes:
+            raise ConfigError(
+                "calibrated recipes and chosen bits are for edgekit's own exporter",
+                hint="use --recipe rtn, lsq or none",
+            )
         return by_optimum(checkpoint, target, recipe, options.context_length)
     decoder = options.describe(checkpoint.config)
     _check_tensors(decoder, checkpoint)
+    _check_bits(recipe, options)
+    plain = recipe.with_bits(decoder, head=options.head_bits, embedding=options.embedding_bits)
 
     def make(folder: Path, tokenizer: TokenizerFiles, report: Report) -> Made:
+        calibration = _calibration(plain, tokenizer, decoder, options)
+        recipe = plain
+        if options.fit_bytes is not None and calibration is not None:
+            from edgekit.export.mixed_bits import fit_to_size
+
+            tensors, ids = CheckpointTensors(checkpoint), calibration.ids
+            form = target.dialect or target.artifact
+            recipe = fit_to_size(
+                plain, decoder, tensors, ids, size=options.fit_bytes, artifact_format=form, report=report
+            )
         # MLX keeps a matrix that is stored whole as it is; ONNX takes it apart.
         linears = decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()
         total = len(decoder.tensor_shapes())
@@ -163,12 +200,13 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
             report("quantize and write", min(done, total), total)
 
         with (
-            CheckpointWeights(checkpoint, recipe, (decoder.embedding, *linears)) as weights,
+            _weights(checkpoint, decoder, recipe, calibration, (decoder.embedding, *linears)) as weights,
             SourceHashes(checkpoint, weights.fraction_read) as hashing,
         ):
             artifact = writer_for(target)(decoder, weights, folder, progress)
             report("quantize and write", total, total)
             source = hashing.result()
+        _check_size(folder, artifact, options.fit_bytes)
         if target.dialect == "onnxruntime":
             from edgekit.export.writers.onnx.genai_config import write_genai_config
 
@@ -180,11 +218,61 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
             parameters=_parameters(decoder),
             context_length=decoder.max_position,
             kv_bytes_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
-            used=weights.used,
+            recipe=recipe.summary(weights.used, calibration.as_dict() if calibration else None),
             source=source,
         )
 
     return make
+
+
+def _check_bits(recipe: Recipe, options: ExportOptions) -> None:
+    """Refuse options about bits and texts that the recipe does not take, before any work."""
+    if options.fit_bytes is not None and recipe.method in {"auto", "exact", "none"}:
+        raise ConfigError(
+            f"--fit chooses bits, and so does --recipe {recipe.method}",
+            hint="use --fit with --recipe gptq, awq, lsq or rtn",
+        )
+    wants_text = recipe.method in CALIBRATED or options.fit_bytes is not None
+    if not wants_text and (options.calibrate_on is not None or options.calibration_windows is not None):
+        raise ConfigError(
+            f"--recipe {recipe.method} needs no text", hint=f"those that do: {', '.join(CALIBRATED)}; and --fit"
+        )
+
+
+def _calibration(
+    recipe: Recipe, tokenizer: TokenizerFiles, decoder: Decoder, options: ExportOptions
+) -> Calibration | None:
+    """The windows to calibrate on; None where nothing asks for them."""
+    if recipe.method not in CALIBRATED and options.fit_bytes is None:
+        return None
+    text = calibration_text(options.calibrate_on)
+    length = min(CALIBRATION_LENGTH, decoder.max_position)
+    windows = options.calibration_windows or CALIBRATION_WINDOWS
+    return choose_windows(tokenizer.tokenizer_json, text, length=length, windows=windows)
+
+
+def _weights(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    order: Sequence[Linear],
+) -> CheckpointWeights | CalibratedWeights:
+    """Where the writer's numbers come from."""
+    if recipe.method in CALIBRATED and calibration is not None:
+        return CalibratedWeights(checkpoint, decoder, recipe, calibration.ids)
+    return CheckpointWeights(checkpoint, recipe, order)
+
+
+def _check_size(folder: Path, artifact: Artifact, limit: int | None) -> None:
+    """Make sure that what was promised before writing holds after it."""
+    # A graph's structure is no weight.
+    size = sum((folder / name).stat().st_size for name in artifact.files if not name.endswith((".onnx", ".json")))
+    if limit is not None and size > limit:
+        raise ExportError(
+            f"the weights take {size / 2**20:.1f} MiB, more than the {limit / 2**20:.1f} MiB of --fit",
+            hint=f"ask for {(limit - 1.05 * (size - limit)) / 2**20:.1f} MiB",
+        )
 
 
 def _entry(file: SourceFile) -> dict[str, object]:

@@ -6,14 +6,14 @@ It says *what* to do with a tensor; the functions of `edgekit.export.quantizatio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ConfigError, ExportError, nearest
-from edgekit.export.architectures.decoder import Linear
+from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.quantization.exact import fits
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset, as_floats
 from edgekit.export.quantization.lsq import lsq
@@ -21,7 +21,7 @@ from edgekit.export.quantization.repack import repack
 from edgekit.export.quantization.rtn import rtn
 from edgekit.target import Target
 
-__all__ = ["METHODS", "Fitting", "Holds", "Recipe", "recipe_for"]
+__all__ = ["BITS", "CALIBRATED", "METHODS", "Fitting", "Holds", "Recipe", "recipe_for"]
 
 FloatArray = npt.NDArray[np.float32]
 Fit = Callable[[FloatArray, Grid], GroupedTensor]
@@ -31,8 +31,14 @@ METHODS = {
     "exact": "a quantized checkpoint's own codes wherever the target can hold them, else as auto",
     "lsq": "4-bit, least-squares scale and offset with clipping; needs no calibration data",
     "rtn": "4-bit, round to nearest between the smallest and the largest weight of a group",
+    "gptq": "4-bit, calibrated on a text: each weight makes good the rounding of those before it",
+    "awq": "4-bit, calibrated on a text: weights whose inputs are large are rounded more finely",
     "none": "floating point, not quantized",
 }
+CALIBRATED = ("gptq", "awq")
+"""Those of `METHODS` that need a text; the embedding and the output head are quantized by `lsq` under them."""
+BITS = (4, 8, 16)
+"""Bits that a tensor can be given; 16 leaves it in the artifact's floating point."""
 _FITS: dict[str, Fit] = {"lsq": lsq, "rtn": rtn}
 
 
@@ -97,11 +103,63 @@ class Recipe:
         method: A key of `METHODS`.
         holds: What the artifact format can hold.
         groups: Group sizes to use, the preferred one first; the first that divides a matrix's inputs is taken.
+        chosen_bits: Bits of single matrices, by the name of what the checkpoint stores; the rest get the default.
     """
 
     method: str
     holds: Holds
     groups: tuple[int, ...]
+    chosen_bits: Mapping[str, int] = field(default_factory=dict)
+
+    def bits(self, linear: Linear) -> int:
+        """Bits that a matrix is to be fitted with: 4, 8 or 16."""
+        return self.chosen_bits.get(linear.stored.name, self.holds.bits[0])
+
+    def grid(self, linear: Linear, bits: int) -> Grid:
+        """Return the grid to fit a matrix on, with 4 or 8 bits.
+
+        Raises:
+            ExportError: No group size divides its inputs.
+        """
+        groups = self.holds.wide_groups if bits == 8 else self.groups
+        group = next((size for size in groups if linear.in_features % size == 0), None)
+        if group is None:
+            raise ExportError(
+                f"no group size fits `{linear.name}`: none of {', '.join(map(str, groups))} "
+                f"divides its {linear.in_features} inputs",
+                hint="try another --group-size, or --recipe none",
+            )
+        offset = self.holds.widened if bits == 8 else self.holds.fitted
+        return Grid(bits, group, offset, self.holds.scale_dtype)
+
+    def with_bits(self, decoder: Decoder, *, head: int | None, embedding: int | None) -> Recipe:
+        """Return the recipe with bits for the output head and the embedding as a user chose them.
+
+        Args:
+            decoder: The model. Where its head is tied to the embedding, one choice serves both.
+            head: 4, 8 or 16; None leaves it to the method.
+            embedding: Likewise.
+
+        Raises:
+            ConfigError: The two share a tensor and are to differ, or the method is `none`.
+        """
+        for option, bits in (("--head-bits", head), ("--embedding-bits", embedding)):
+            if bits is not None and bits not in BITS:
+                raise ConfigError(f"{option} {bits} is not a choice", hint="choose 4, 8 or 16")
+        if head is None and embedding is None:
+            return self
+        if self.method == "none":
+            raise ConfigError("--recipe none keeps all tensors in floating point", hint="leave the bits out")
+        if decoder.tied and None not in {head, embedding} and head != embedding:
+            raise ConfigError(
+                "this model's output head is its embedding: both have the same bits",
+                hint="give --embedding-bits alone",
+            )
+        chosen = dict(self.chosen_bits)
+        for linear, bits in ((decoder.embedding, embedding or (head if decoder.tied else None)), (decoder.head, head)):
+            if bits is not None:
+                chosen[linear.name] = bits
+        return replace(self, chosen_bits=chosen)
 
     def apply(
         self, linear: Linear, stored: GroupedTensor | FloatArray, encoding: str
@@ -116,13 +174,17 @@ class Recipe:
         Returns:
             The matrix, and what was done to it in a few words for the manifest.
         """
-        if self.method == "none":
+        if self.leaves_floats(linear):
             return as_floats(stored), "floating point"
-        kept = self.keep(stored)
+        kept = self.keep(linear, stored)
         if kept is not None:
             return kept
         fitting = self.fitting(linear, encoding)
         return fitting.fit(as_floats(stored), fitting.grid), fitting.summary
+
+    def leaves_floats(self, linear: Linear) -> bool:
+        """Whether a matrix stays in floating point."""
+        return self.method == "none" or self.chosen_bits.get(linear.stored.name) == 16
 
     def fitting(self, linear: Linear, encoding: str) -> Fitting:
         """Return how a matrix is put on a grid that does not hold it already.
@@ -136,29 +198,31 @@ class Recipe:
         """
         # A second 4-bit grid over the first one's points would cost far more than 8 bits cost memory
         # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
-        if self.keeps and (encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}):
-            return self._fitting(linear, bits=8, fit=rtn, name="8-bit")
-        fit = _FITS.get(self.method, lsq)
-        return self._fitting(linear, bits=self.holds.bits[0], fit=fit, name=f"{fit.__name__} {self.holds.bits[0]}-bit")
+        if self.keeps(linear) and (encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}):
+            grid = self.grid(linear, 8)
+            return Fitting(rtn, grid, f"8-bit, group {grid.group_size}")
+        fit, grid = _FITS.get(self.method, lsq), self.grid(linear, self.bits(linear))
+        return Fitting(fit, grid, f"{fit.__name__} {grid.bits}-bit, group {grid.group_size}")
 
-    def summary(self, used: Counter[str]) -> dict[str, object]:
+    def summary(self, used: Counter[str], calibration: Mapping[str, object] | None = None) -> dict[str, object]:
         """Return what the manifest says of the recipe.
 
         Args:
             used: How many matrices each treatment was applied to.
+            calibration: What is to be said of the text, if there was one.
         """
         counts = used.most_common()
         words = counts[0][0] if len(counts) == 1 else ", ".join(f"{name} ({count})" for name, count in counts)
-        return {"method": self.method, "summary": words, "matrices": dict(counts)}
+        said: dict[str, object] = {"method": self.method, "summary": words, "matrices": dict(counts)}
+        return said if calibration is None else {**said, "calibration": dict(calibration)}
 
-    @property
-    def keeps(self) -> bool:
+    def keeps(self, linear: Linear) -> bool:
         """Whether a quantized tensor is carried over where the format can hold it."""
-        return self.method in {"auto", "exact"}
+        return self.method in {"auto", "exact"} and linear.stored.name not in self.chosen_bits
 
-    def keep(self, stored: GroupedTensor | FloatArray) -> tuple[GroupedTensor, str] | None:
+    def keep(self, linear: Linear, stored: GroupedTensor | FloatArray) -> tuple[GroupedTensor, str] | None:
         """Carry a quantized tensor over with its codes, if the recipe wants it and the format can hold it."""
-        if not self.keeps or not isinstance(stored, GroupedTensor):
+        if not self.keeps(linear) or not isinstance(stored, GroupedTensor):
             return None
         for grid in self._grids(stored):
             exact = fits(stored, grid)
@@ -176,18 +240,6 @@ class Recipe:
         bits = sorted(b for b in self.holds.bits if b >= stored.bits)
         offset = self.holds.widest if self.method == "exact" else self.holds.carried
         return [Grid(b, g, offset, self.holds.scale_dtype) for b in bits for g in groups]
-
-    def _fitting(self, linear: Linear, *, bits: int, fit: Fit, name: str) -> Fitting:
-        groups = self.holds.wide_groups if bits == 8 else self.groups
-        group = next((size for size in groups if linear.in_features % size == 0), None)
-        if group is None:
-            raise ExportError(
-                f"no group size fits `{linear.name}`: none of {', '.join(map(str, groups))} "
-                f"divides its {linear.in_features} inputs",
-                hint="try another --group-size, or --recipe none",
-            )
-        offset = self.holds.widened if bits == 8 else self.holds.fitted
-        return Fitting(fit, Grid(bits, group, offset, self.holds.scale_dtype), f"{name}, group {group}")
 
 
 def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:

@@ -109,7 +109,7 @@ class CheckpointWeights:
                 self._read += (stop - start) * width
             return part
 
-        if self._recipe.method == "none":
+        if self._recipe.leaves_floats(linear):
             floats = np.empty((rows, width), np.float32)
 
             def copy(start: int, stop: int) -> None:
@@ -119,9 +119,9 @@ class CheckpointWeights:
             return floats, "floating point"
         source = stored
         first = stored(0, 1)
-        if self._recipe.keeps and isinstance(first, GroupedTensor):
+        if self._recipe.keeps(linear) and isinstance(first, GroupedTensor):
             whole = self._collect(rows, width, first.bits, first.group_size, stored)
-            kept = self._recipe.keep(whole)
+            kept = self._recipe.keep(linear, whole)
             if kept is not None:
                 return kept
             source = whole.rows

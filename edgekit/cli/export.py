@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +16,50 @@ from edgekit.cli.quality import quality_table
 __all__ = ["export", "models"]
 
 
-@click.command(name="export")
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes, with or without a unit: `900MiB`, `1.2GB`."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMG])(i?))?B?", value, re.IGNORECASE)
+    if not match:
+        raise click.BadParameter(f"{value!r} is not a size such as 900MiB or 1.2GB", ctx, param)
+    number, prefix, binary = match.groups()
+    power = " KMG".index((prefix or " ").upper())
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+class _ExportCommand(click.Command):
+    """Lists the recipes under the options; they are looked up only when the help is shown."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from edgekit.export.recipe import METHODS
+
+        with formatter.section("Recipes"):
+            formatter.write_dl(list(METHODS.items()))
+        super().format_epilog(ctx, formatter)
+
+
+@click.command(name="export", cls=_ExportCommand)
 @click.argument("model")
 @click.option("-t", "--target", "target_name", required=True, help="Device to export for; see `edgekit targets`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle [MODEL-TARGET].")
-@click.option("--recipe", default="auto", show_default=True, help="auto, exact, lsq, rtn or none.")
+@click.option(
+    "--recipe", metavar="NAME", default="auto", show_default=True, help="How weights are quantized; see below."
+)
 @click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128 [the target's].")
+@click.option("--head-bits", type=int, help="Bits of the output head: 4, 8 or 16 [the recipe's].")
+@click.option("--embedding-bits", type=int, help="Bits of the embedding: 4, 8 or 16 [the recipe's].")
+@click.option(
+    "--fit",
+    "fit_bytes",
+    metavar="SIZE",
+    callback=_size,
+    help="8 bits where they help most, weights of at most SIZE: 900MiB, 1.2GB.",
+)
+@click.option(
+    "--calibration", "calibrate_on", type=click.Path(path_type=Path), metavar="FILE", help="Text to calibrate on."
+)
+@click.option("--calibration-windows", type=click.IntRange(1, 1024), help="Windows of 512 tokens of it [32].")
 @click.option("--context", "context_length", type=int, help="Longest sequence in tokens [the model's].")
 @click.option("--yarn", type=float, metavar="FACTOR", help="Stretch the context with YaRN: 4 makes 128K of 32K.")
 @click.option(
@@ -50,6 +89,11 @@ def export(
     output: Path | None,
     recipe: str,
     group_size: int | None,
+    head_bits: int | None,
+    embedding_bits: int | None,
+    fit_bytes: int | None,
+    calibrate_on: Path | None,
+    calibration_windows: int | None,
     context_length: int | None,
     yarn: float | None,
     ignore_keys: tuple[str, ...],
@@ -80,6 +124,11 @@ def export(
         name=name,
         revision=revision,
         force=force,
+        head_bits=head_bits,
+        embedding_bits=embedding_bits,
+        fit_bytes=fit_bytes,
+        calibrate_on=calibrate_on,
+        calibration_windows=calibration_windows,
         context_length=context_length,
         yarn=yarn,
         ignore_keys=ignore_keys,

@@ -140,6 +140,24 @@ class LayerRunner:
         after = self.run(layer, tensors, hidden, observe=keep)
         return after, {name: np.concatenate(parts) for name, parts in kept.items()}
 
+    def read_by(self, layer: Layer, tensors: Tensors, hidden: FloatArray, group: str) -> FloatArray:
+        """Return what one group of a layer's matrices reads; what comes after it is not computed.
+
+        Args:
+            layer: One of the decoder's.
+            tensors: The model's numbers.
+            hidden: Hidden states of a few windows before the layer, float32 `[windows, tokens, hidden]`.
+            group: `attention`, `o`, `mlp` or `down`.
+
+        Returns:
+            Float32 `[windows, tokens, features]`.
+        """
+        options = self._ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+        feeds = {**self._feeds(layer, tensors, hidden.shape[1]), "hidden": np.ascontiguousarray(hidden)}
+        read: FloatArray = self._session(Kind.of(layer)).run([INPUTS[group]], feeds, options)[0]
+        return read
+
     def final(self, tensors: Tensors, hidden: FloatArray) -> FloatArray:
         """Apply the norm before the head to hidden states `[…, hidden]` after the last layer."""
         d = self._d

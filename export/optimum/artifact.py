@@ -81,7 +81,7 @@ def by_optimum(checkpoint: Checkpoint, target: Target, recipe: Recipe, context_l
             parameters=parameters,
             context_length=longest,
             kv_bytes_per_token=source.kv_bytes_per_token,
-            used=used,
+            recipe=recipe.summary(used),
         )
 
     return make

@@ -1,0 +1,132 @@
+"""Gathers what the matrices of one layer read: second moments, drift and samples. It knows no recipe.
+
+Two streams of hidden states run side by side: one of the model as it was, one of the model whose earlier layers are
+quantized. A matrix is quantized for the inputs that it will meet, and for the outputs that it was to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.export.architectures.decoder import Layer, Linear
+from edgekit.export.forward import LayerRunner, Tensors
+
+__all__ = ["READERS", "HeldLayer", "Moments", "Stream", "gather"]
+
+FloatArray = npt.NDArray[np.float32]
+
+READERS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "down": ("down",)}
+"""Which matrices read the same inputs, by the name of the inputs."""
+
+# Tokens at a time through both streams.
+_TOKENS = 1024
+# Tokens of a sample: the error of an output over so many tells which scaling is best.
+_SAMPLE = 512
+
+
+class HeldLayer:
+    """`Tensors` of one layer that are asked for several times: its matrices are read once and kept."""
+
+    def __init__(self, tensors: Tensors, layer: Layer, matrices: Mapping[str, FloatArray] | None = None) -> None:
+        """Read the layer's matrices, or take those given, by part name."""
+        self._tensors = tensors
+        parts = ("q", "k", "v", "o", "gate", "up", "down")
+        linears = dict(zip(parts, layer.linears(), strict=True))
+        self.matrices = dict(matrices or {part: tensors.matrix(linear) for part, linear in linears.items()})
+        self._names = {linear.name: part for part, linear in linears.items()}
+        self.vectors: dict[str, FloatArray] = {}
+
+    def norm(self, name: str) -> FloatArray:
+        """See `Tensors.norm`."""
+        return self.vectors[name] if name in self.vectors else self._tensors.norm(name)
+
+    def bias(self, linear: Linear) -> FloatArray:
+        """See `Tensors.bias`."""
+        name = linear.bias_name
+        return self.vectors[name] if name in self.vectors else self._tensors.bias(linear)
+
+    def matrix(self, linear: Linear, start: int = 0, stop: int | None = None) -> FloatArray:
+        """See `Tensors.matrix`."""
+        return self.matrices[self._names[linear.name]][start:stop]
+
+
+@dataclass(slots=True)
+class Stream:
+    """The hidden states of a text before a layer, float32 `[windows, tokens, hidden]`, and the layer's numbers."""
+
+    hidden: FloatArray
+    held: HeldLayer
+
+    def read_by(self, runner: LayerRunner, layer: Layer, site: str, span: slice) -> FloatArray:
+        """What the matrices at a site read of some windows, `[windows * tokens, in]`."""
+        read = runner.read_by(layer, self.held, self.hidden[span], site)
+        return read.reshape(-1, read.shape[-1])
+
+    def narrow(self, site: str) -> dict[str, FloatArray]:
+        """The matrices at a site if they have fewer outputs than inputs, else none."""
+        matrices = {part: self.held.matrices[part] for part in READERS[site]}
+        rows = sum(len(weight) for weight in matrices.values())
+        return matrices if rows < next(iter(matrices.values())).shape[1] else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What the matrices that share their inputs read.
+
+    Attributes:
+        hessian: Mean of `x xᵀ`, float32 `[in, in]`, where x are the inputs in the quantized model.
+        drifts: Mean of `W (x' - x) xᵀ` by part, float32 `[out, in]`, where x' are the inputs in the float model;
+            empty where that was not wanted.
+        sample: Some of the x, float32 `[tokens, in]`.
+    """
+
+    hessian: FloatArray
+    drifts: dict[str, FloatArray]
+    sample: FloatArray
+
+
+def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, original: Stream | None) -> Moments:
+    """Run the text through a layer as far as some matrices, and gather what they read.
+
+    Args:
+        runner: Of the model.
+        layer: One of its layers.
+        site: `attention`, `o`, `mlp` or `down`.
+        quantized: The hidden states before the layer in the quantized model, and the layer's numbers as far as they
+            have been quantized.
+        original: The same in the float model. None gathers no drift.
+    """
+    windows, tokens = quantized.hidden.shape[:2]
+    step = max(1, _TOKENS // tokens)
+    total = np.float32(windows * tokens)
+    sampled = max(1, _SAMPLE // -(-windows // step))
+    sums: dict[str, FloatArray] = {}
+    sample: list[FloatArray] = []
+    for start in range(0, windows, step):
+        x = quantized.read_by(runner, layer, site, slice(start, start + step))
+        _add(sums, "hessian", x.T @ x)
+        sample.append(x[:: max(1, len(x) // sampled)][:sampled].copy())
+        if original is not None:
+            change = original.read_by(runner, layer, site, slice(start, start + step)) - x
+            for part, weight in original.narrow(site).items():
+                # Projected first: `[out, in]` is the smaller array.
+                _add(sums, part, (change @ weight.T).T @ x)
+            if not original.narrow(site):
+                _add(sums, "change", change.T @ x)
+    hessian = sums.pop("hessian") / total
+    drifts: dict[str, FloatArray] = {}
+    if original is not None:
+        for part in READERS[site]:
+            drifts[part] = (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
+    return Moments(hessian=hessian, drifts=drifts, sample=np.concatenate(sample))
+
+
+def _add(sums: dict[str, FloatArray], name: str, values: FloatArray) -> None:
+    if name in sums:
+        sums[name] += values
+    else:
+        sums[name] = values

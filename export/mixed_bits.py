@@ -1,0 +1,177 @@
+"""Mixed bits: the matrices that matter most get 8 bits, within a size that the user names.
+
+What a matrix matters is measured: the model runs with it alone in 4 bits, and the divergence of its answers from the
+float model's is the effect. All variants stream through the layers together, so that each layer is read once; q, k
+and v count as one, and so do gate and up, for runners compute them as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import ConfigError
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.artifact_sizes import Rows, predicted_sizes
+from edgekit.export.divergence import Divergence
+from edgekit.export.forward import LayerRunner, Tensors
+from edgekit.export.layer_moments import READERS, HeldLayer
+from edgekit.export.progress import Report
+from edgekit.export.quantization.allocate import allocate
+from edgekit.export.quantization.lsq import lsq
+from edgekit.export.recipe import Recipe
+
+__all__ = ["fit_to_size", "measure_effects"]
+
+FloatArray = npt.NDArray[np.float32]
+
+# Tokens that the effects are measured on: each variant keeps their hidden states in memory.
+_WINDOWS, _TOKENS = 2, 256
+# One row in so many goes through the output head.
+_STRIDE = 4
+# Kept back for what is beside the numbers, headers and padding: a part of the whole, and so much for each matrix.
+_MARGIN, _PADDING = 0.001, 2048
+# Rows that tell which kind of offsets a matrix will have.
+_SAMPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """The model with some matrices in 4 bits: hidden states so far, float32 `[windows, tokens, hidden]`."""
+
+    hidden: FloatArray
+    head: bool = False
+
+
+def fit_to_size(
+    recipe: Recipe,
+    decoder: Decoder,
+    tensors: Tensors,
+    ids: npt.NDArray[np.int64],
+    *,
+    size: int,
+    artifact_format: str,
+    report: Report,
+) -> Recipe:
+    """Return the recipe with 8 bits where they help most, such that the artifact's weights fit into a size.
+
+    Args:
+        recipe: Bits that it has chosen already stay as they are.
+        decoder: The model.
+        tensors: Its numbers.
+        ids: A text, `[windows, tokens]`; the first 512 tokens or so are used.
+        size: Bytes.
+        artifact_format: What will be written: a dialect, or `mlx`.
+        report: Receives progress.
+
+    Raises:
+        ConfigError: Even with 4 bits everywhere the model is larger.
+    """
+    groups = _groups(recipe, decoder)
+    predict = _Sizes(decoder, tensors, artifact_format)
+    least = predict(recipe)
+    room = int(size * (1 - _MARGIN)) - _PADDING * (2 + 7 * len(decoder.layers)) - least
+    if room < 0:
+        raise ConfigError(
+            f"the model takes {least / 2**20:.1f} MiB with {recipe.holds.bits[0]} bits, "
+            f"and {size / 2**20:.1f} MiB were asked for",
+            hint="ask for more, for a larger --group-size, or for fewer --head-bits and --embedding-bits",
+        )
+    extra = [predict(_widened(recipe, group)) - least for group in groups]
+    effects = measure_effects(recipe, decoder, tensors, ids, report)
+    for group, wide in zip(groups, allocate(extra, effects, room), strict=True):
+        recipe = _widened(recipe, group) if wide else recipe
+    return recipe
+
+
+def _widened(recipe: Recipe, group: list[Linear]) -> Recipe:
+    return replace(recipe, chosen_bits={**recipe.chosen_bits, **{linear.stored.name: 8 for linear in group}})
+
+
+class _Sizes:
+    """Predicts an artifact's bytes under a recipe; a few rows of each matrix are fitted once per width of codes."""
+
+    def __init__(self, decoder: Decoder, tensors: Tensors, artifact_format: str) -> None:
+        self._decoder = decoder
+        self._tensors = tensors
+        self._format = artifact_format
+        self._rows: dict[tuple[str, int], Rows] = {}
+
+    def __call__(self, recipe: Recipe) -> int:
+        return predicted_sizes(self._decoder, self._format, lambda linear: self._sample(recipe, linear)).stored
+
+    def _sample(self, recipe: Recipe, linear: Linear) -> Rows:
+        key = (linear.weight, recipe.bits(linear))
+        if key not in self._rows:
+            rows = self._tensors.matrix(linear, 0, min(_SAMPLE, linear.out_features))
+            self._rows[key] = rows if key[1] == 16 else lsq(np.ascontiguousarray(rows), recipe.grid(linear, key[1]))
+        return self._rows[key]
+
+
+def measure_effects(
+    recipe: Recipe, decoder: Decoder, tensors: Tensors, ids: npt.NDArray[np.int64], report: Report
+) -> list[float]:
+    """Measure what 4 bits cost each group of matrices: the mean divergence from the float model, in nats.
+
+    Returns:
+        For each group, in the order of use: the embedding, the groups of each layer, the output head; those whose
+        bits are chosen already are left out.
+    """
+    runner = LayerRunner(decoder)
+    ids = ids[:_WINDOWS, :_TOKENS]
+    float_hidden = runner.embed(tensors, ids)
+    variants: list[_Variant] = []
+    if decoder.embedding.name not in recipe.chosen_bits:
+        used, places = np.unique(ids, return_inverse=True)
+        table = _narrow(runner.embed(tensors, used[None])[0], recipe, decoder.embedding)
+        variants.append(_Variant(table[places.reshape(ids.shape)], head=decoder.tied))
+    for layer in decoder.layers:
+        report("measure what 4 bits cost", layer.index, len(decoder.layers))
+        held = HeldLayer(tensors, layer)
+        for variant in variants:
+            runner.run(layer, held, variant.hidden, out=variant.hidden)
+        for readers in READERS.values():
+            linears: Mapping[str, Linear] = {part: getattr(layer, part) for part in readers}
+            if not any(linear.stored.name in recipe.chosen_bits for linear in linears.values()):
+                narrow = {part: _narrow(held.matrices[part], recipe, linear) for part, linear in linears.items()}
+                changed = HeldLayer(tensors, layer, {**held.matrices, **narrow})
+                variants.append(_Variant(runner.run(layer, changed, float_hidden)))
+        runner.run(layer, held, float_hidden, out=float_hidden)
+    if not decoder.tied and decoder.head.name not in recipe.chosen_bits:
+        variants.append(_Variant(float_hidden, head=True))
+    return _divergences(runner, recipe, tensors, float_hidden, variants)
+
+
+def _divergences(
+    runner: LayerRunner, recipe: Recipe, tensors: Tensors, float_hidden: FloatArray, variants: list[_Variant]
+) -> list[float]:
+    decoder = runner.decoder
+    head = decoder.embedding if decoder.tied else decoder.head
+
+    def rows(hidden: FloatArray) -> FloatArray:
+        return runner.final(tensors, hidden.reshape(-1, hidden.shape[-1])[::_STRIDE])
+
+    reference, finals = rows(float_hidden), [rows(variant.hidden) for variant in variants]
+    every = slice(0, len(reference))
+    collected = [Divergence(np.zeros(len(reference), np.int64)) for _ in variants]
+    for start, weight in runner.head_blocks(tensors):
+        expected = reference @ weight.T
+        narrow = _narrow(weight, recipe, head).T if any(variant.head for variant in variants) else weight.T
+        for variant, final, divergence in zip(variants, finals, collected, strict=True):
+            divergence.add(every, start, expected, final @ (narrow if variant.head else weight.T))
+    return [float(divergence.kl().mean()) for divergence in collected]
+
+
+def _narrow(weight: FloatArray, recipe: Recipe, linear: Linear) -> FloatArray:
+    return lsq(np.ascontiguousarray(weight), recipe.grid(linear, recipe.holds.bits[0])).dequantize()
+
+
+def _groups(recipe: Recipe, decoder: Decoder) -> list[list[Linear]]:
+    """What may be widened, in the order of `measure_effects`."""
+    groups = [[decoder.embedding]]
+    groups += [[getattr(layer, part) for part in readers] for layer in decoder.layers for readers in READERS.values()]
+    groups += [] if decoder.tied else [[decoder.head]]
+    return [group for group in groups if not any(linear.stored.name in recipe.chosen_bits for linear in group)]

@@ -1,0 +1,235 @@
+"""Calibrated recipes on whole models: every architecture, streamed as an export streams it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgekit.bundle.bundle import Bundle, verify_bundle
+from edgekit.errors import ConfigError
+from edgekit.export import mixed_bits
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.calibrated_weights import CalibratedWeights
+from edgekit.export.calibration import calibration_text, choose_windows
+from edgekit.export.checkpoints import open_checkpoint
+from edgekit.export.checkpoints.base import Checkpoint
+from edgekit.export.forward import CheckpointTensors, LayerRunner, Tensors
+from edgekit.export.mixed_bits import fit_to_size, measure_effects
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.progress import silent
+from edgekit.export.quantization.grid import as_floats
+from edgekit.export.quantization.rtn import rtn
+from edgekit.export.recipe import FORMATS, Recipe
+from edgekit.export.weights import CheckpointWeights
+from edgekit.export.writers.base import Weights
+from edgekit.target import load_target
+from tests.models import tiny_checkpoint, tiny_decoder
+from tests.variants import VARIANTS, variant
+
+FloatArray = npt.NDArray[np.float32]
+# Fewer tokens than these, and a text tells more of itself than of the model.
+IDS = np.random.default_rng(0).integers(0, 500, (100, 40))
+HELD_OUT = np.random.default_rng(1).integers(0, 500, (6, 40))
+
+
+class Asked:
+    """All of a model's numbers as a writer got them, for the forward pass."""
+
+    def __init__(self, decoder: Decoder, weights: Weights) -> None:
+        # As the MLX writer does: matrices as they are stored, layer by layer, and the norms at the end.
+        linears = {linear.weight: linear for linear in (decoder.embedding, *decoder.stored_linears())}
+        self._tensors = {
+            name: as_floats(weights.matrix(linears[name])) if name in linears else weights.vector(name)
+            for name in decoder.tensor_shapes()
+        }
+
+    def norm(self, name: str) -> FloatArray:
+        return self._tensors[name]
+
+    def bias(self, linear: Linear) -> FloatArray:
+        return self._tensors[linear.stored.bias_name][linear.rows]
+
+    def matrix(self, linear: Linear, start: int = 0, stop: int | None = None) -> FloatArray:
+        return self._tensors[linear.stored.weight][linear.rows][start:stop]
+
+
+def outputs(decoder: Decoder, tensors: Tensors) -> FloatArray:
+    """What the output head reads, `[windows * tokens, hidden]`, for text that was not calibrated on."""
+    runner = LayerRunner(decoder, threads=1)
+    hidden = runner.embed(tensors, HELD_OUT)
+    for layer in decoder.layers:
+        runner.run(layer, tensors, hidden, out=hidden)
+    return runner.final(tensors, hidden.reshape(-1, hidden.shape[-1]))
+
+
+def loss(decoder: Decoder, checkpoint: Checkpoint, weights: Weights) -> float:
+    expected = outputs(decoder, CheckpointTensors(checkpoint))
+    found = outputs(decoder, Asked(decoder, weights))
+    return float(np.square(found - expected).sum() / np.square(expected).sum())
+
+
+def recipe(method: str, **chosen: int) -> Recipe:
+    return Recipe(method, FORMATS["mlx"], (32,), chosen)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_gptq_keeps_more_of_every_architecture_than_a_recipe_without_data(name: str, tmp_path: Path) -> None:
+    folder = variant(name, tmp_path)
+    decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
+    plain = loss(decoder, checkpoint, CheckpointWeights(checkpoint, recipe("lsq")))
+    calibrated = CalibratedWeights(checkpoint, decoder, recipe("gptq"), IDS)
+    assert loss(decoder, checkpoint, calibrated) < 0.9 * plain
+    matrices = 7 * len(decoder.layers)
+    assert calibrated.used["gptq 4-bit, group 32"] == matrices
+    assert sum(calibrated.used.values()) == matrices + (1 if decoder.tied else 2)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_awq_moves_scales_between_tensors_and_changes_nothing_else(name: str, tmp_path: Path) -> None:
+    folder = variant(name, tmp_path)
+    decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
+    wide = {linear.stored.name: 16 for linear in (decoder.embedding, *decoder.linears())}
+    scaled = CalibratedWeights(checkpoint, decoder, recipe("awq", **wide), IDS)
+    asked = Asked(decoder, scaled)
+    before, after = outputs(decoder, CheckpointTensors(checkpoint)), outputs(decoder, asked)
+    assert np.abs(after - before).max() < 2e-3
+    norm = decoder.layers[0].input_norm
+    assert np.abs(asked.norm(norm) - as_floats(checkpoint.read(norm))).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama-biased"])
+def test_awq_keeps_more_of_a_model_than_a_recipe_without_data(name: str, tmp_path: Path) -> None:
+    folder = variant(name, tmp_path)
+    decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
+    plain = loss(decoder, checkpoint, CheckpointWeights(checkpoint, recipe("lsq")))
+    assert loss(decoder, checkpoint, CalibratedWeights(checkpoint, decoder, recipe("awq"), IDS)) < plain
+
+
+def test_layers_may_be_asked_for_in_any_order_and_come_out_the_same(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
+    forth, back = (CalibratedWeights(checkpoint, decoder, recipe("gptq"), IDS) for _ in range(2))
+    for weights in (forth, back):
+        weights.matrix(decoder.embedding)
+    linears = [linear for layer in decoder.layers for linear in layer.linears()]
+    first = {linear.name: as_floats(forth.matrix(linear)) for linear in linears}
+    for linear in reversed(linears):
+        np.testing.assert_array_equal(as_floats(back.matrix(linear)), first[linear.name])
+
+
+def exported(checkpoint: Path, target: str, folder: Path, **options: Any) -> Bundle:
+    return export_bundle(str(checkpoint), load_target(target), folder, ExportOptions(**options), silent)
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_every_artifact_takes_a_calibrated_recipe(method: str, target: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog.\n" * 200, encoding="utf-8")
+    folder = tiny_checkpoint(tmp_path / "model", layers=2)
+    bundle = exported(folder, target, tmp_path / "bundle", recipe=method, calibrate_on=text)
+    assert verify_bundle(bundle) == []
+    said = bundle.manifest.recipe
+    assert said["method"] == method
+    assert any(name.startswith(f"{method} 4-bit") for name in said["matrices"])
+    calibration = said["calibration"]
+    assert calibration["text"] == "text.txt"
+    assert calibration["tokens_per_window"] == 256
+    assert len(calibration["sha256"]) == 64
+
+
+def test_the_output_head_and_the_embedding_get_the_bits_they_are_given(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", tied=False, layers=1)
+    bundle = exported(folder, "m2", tmp_path / "bundle", recipe="lsq", head_bits=8, embedding_bits=16)
+    assert bundle.manifest.recipe["matrices"] == {
+        "lsq 4-bit, group 64": 7,
+        "lsq 8-bit, group 128": 1,
+        "floating point": 1,
+    }
+    tied = tiny_checkpoint(tmp_path / "tied", tied=True, layers=1)
+    bundle = exported(tied, "cpu", tmp_path / "tied-bundle", recipe="rtn", head_bits=8)
+    assert bundle.manifest.recipe["matrices"]["rtn 8-bit, group 128"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"recipe": "lsq", "head_bits": 5}, "--head-bits 5"),
+        ({"recipe": "lsq", "head_bits": 4, "embedding_bits": 8}, "output head is its embedding"),
+        ({"recipe": "none", "head_bits": 8}, "floating point"),
+        ({"recipe": "lsq", "calibrate_on": Path("some.txt")}, "needs no text"),
+        ({"recipe": "auto", "fit_bytes": 1 << 20}, "--fit chooses bits"),
+        ({"recipe": "gptq", "fit_bytes": 1 << 10}, "were asked for"),
+        ({"recipe": "gptq", "calibrate_on": Path("missing.txt")}, "missing.txt"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", tied=True, layers=1)
+    with pytest.raises(ConfigError, match=words):
+        exported(folder, "m2", tmp_path / "bundle", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def weights(bundle: Bundle) -> int:
+    """Bytes of an artifact's weights, without its graph."""
+    return sum(file.size for file in bundle.manifest.files if file.path.endswith((".safetensors", ".data")))
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_fit_spends_its_bytes_and_not_more(target: str, tied: bool, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", tied=tied, layers=3, hidden=256, intermediate=512)
+    small, large = (
+        exported(folder, target, tmp_path / name, recipe="lsq", head_bits=bits, embedding_bits=bits)
+        for name, bits in (("small", 4), ("large", 8))
+    )
+    least = weights(small)
+    budget = least + 500_000
+    bundle = exported(folder, target, tmp_path / "fit", recipe="lsq", fit_bytes=budget)
+    assert budget - 150_000 < weights(bundle) <= budget
+    assert least < weights(large)
+    kinds = Counter(name.split()[1] for name in bundle.manifest.recipe["matrices"])
+    assert set(kinds) == {"4-bit,", "8-bit,"}
+
+
+def test_a_matrix_that_loses_nothing_is_the_last_to_get_more_bits(tmp_path: Path) -> None:
+    """Weights that stand on a 4-bit grid already need no more than 4 bits."""
+    folder = tiny_checkpoint(tmp_path, tied=False, layers=3)
+    decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
+    down, plain = decoder.layers[1].down, recipe("gptq")
+
+    class OnTheGrid(CheckpointTensors):
+        def matrix(self, linear: Linear, start: int = 0, stop: int | None = None) -> FloatArray:
+            values = super().matrix(linear, start, stop)
+            return rtn(values, plain.grid(linear, 4)).dequantize() if linear == down else values
+
+    tensors = OnTheGrid(checkpoint)
+    effects = measure_effects(plain, decoder, tensors, IDS, silent)
+    # The embedding, four groups in each of three layers, the head.
+    assert len(effects) == 14
+    assert int(np.argmin(effects)) == 1 + 4 + 3
+    assert min(effects) < 0.1 * np.median(effects)
+    everything = replace(plain, chosen_bits={linear.name: 8 for linear in (decoder.embedding, *decoder.linears())})
+    size = int((mixed_bits._Sizes(decoder, tensors, "mlx")(everything) + 23 * 2048 - 100) / 0.999)
+    chosen = fit_to_size(plain, decoder, tensors, IDS, size=size, artifact_format="mlx", report=silent).chosen_bits
+    assert down.name not in chosen
+    assert len(chosen) == 22
+
+
+def test_windows_are_chosen_from_the_whole_text_and_the_same_ones_each_time(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    tokenizer_json = (folder / "tokenizer.json").read_bytes()
+    text = calibration_text(None)
+    first, again = (choose_windows(tokenizer_json, text, windows=8, length=64) for _ in range(2))
+    other = choose_windows(tokenizer_json, text, windows=8, length=64, seed=1)
+    assert first.ids.shape == (8, 64)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    assert not np.array_equal(first.ids, other.ids)
+    assert len(np.unique(first.ids, axis=0)) == 8
+    assert len(text.contents) > 200_000
