@@ -29,6 +29,9 @@ __all__ = ["CalibratedWeights"]
 
 FloatArray = npt.NDArray[np.float32]
 
+_DAMPING, _SCARCE_DAMPING = 0.01, 0.1
+_DRIFT, _SCARCE_DRIFT = 0.5, 2.0
+
 
 class CalibratedWeights:
     """Quantizes a layer when one of its tensors is asked for, and keeps it until all have been. A context manager.
@@ -138,6 +141,8 @@ class CalibratedWeights:
     def _fit(self, layer: Layer, site: str, held: HeldLayer, moments: Moments) -> None:
         """Quantize the matrices that read the same inputs."""
         factors: dict[int, Factored] = {}
+        # A text of few tokens says little of many inputs, and what it says of their correlations is partly chance.
+        scarcity = len(moments.hessian) / moments.tokens
         for part in READERS[site]:
             linear: Linear = getattr(layer, part)
             weight, bits = held.matrices[part], self._recipe.bits(linear)
@@ -150,8 +155,11 @@ class CalibratedWeights:
                     tensor = weighted_lsq(weight, grid, moments.hessian.diagonal())
                 else:
                     if grid.group_size not in factors:
-                        factors[grid.group_size] = factor_moments(moments.hessian, grid.group_size)
-                    tensor = gptq(weight, grid, factors[grid.group_size], drift=moments.drifts.pop(part))
+                        factors[grid.group_size] = factor_moments(
+                            moments.hessian, grid.group_size, damping=_DAMPING + _SCARCE_DAMPING * scarcity
+                        )
+                    drift = moments.drifts.pop(part) * np.float32(_DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity))
+                    tensor = gptq(weight, grid, factors[grid.group_size], drift=drift)
             self._ready[linear.name] = tensor
             self.used[treatment] += 1
             held.matrices[part] = as_floats(tensor)

@@ -82,11 +82,13 @@ class Moments:
         drifts: Mean of `W (x' - x) xᵀ` by part, float32 `[out, in]`, where x' are the inputs in the float model;
             empty where that was not wanted.
         sample: Some of the x, float32 `[tokens, in]`.
+        tokens: How many tokens it is the mean of.
     """
 
     hessian: FloatArray
     drifts: dict[str, FloatArray]
     sample: FloatArray
+    tokens: int
 
 
 def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, original: Stream | None) -> Moments:
@@ -122,7 +124,7 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
     if original is not None:
         for part in READERS[site]:
             drifts[part] = (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
-    return Moments(hessian=hessian, drifts=drifts, sample=np.concatenate(sample))
+    return Moments(hessian=hessian, drifts=drifts, sample=np.concatenate(sample), tokens=windows * tokens)
 
 
 def _add(sums: dict[str, FloatArray], name: str, values: FloatArray) -> None:
