@@ -61,8 +61,10 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
     step = max(1, _BLOCK // grid.group_size)
     for start in range(0, rows.shape[0], step):
         span = slice(start, start + step)
-        scales[span], offsets[span] = choose(rows[span], grid)
-        nearest_codes(rows[span], grid.bits, scales[span], offsets[span], codes[span])
+        # The kernels are compiled for arrays that may be written to; a mapped file's may not.
+        block = rows[span] if rows.flags.writeable else rows[span].copy()
+        scales[span], offsets[span] = choose(block, grid)
+        nearest_codes(block, grid.bits, scales[span], offsets[span], codes[span])
     groups = width // grid.group_size
     return GroupedTensor(
         codes=codes.reshape(out, width),

@@ -161,3 +161,14 @@ def test_threads_and_block_borders_do_not_change_a_row(recipe: Recipe) -> None:
     whole, part = recipe(weight, grid), recipe(weight[2000:2010], grid)
     np.testing.assert_array_equal(whole.codes[2000:2010], part.codes)
     np.testing.assert_array_equal(whole.scales[2000:2010], part.scales)
+
+
+@pytest.mark.parametrize("recipe", [rtn, lsq])
+def test_an_array_that_may_not_be_written_to_gives_the_same(recipe: Recipe) -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    grid = Grid(4, 32, Offset.FLOAT, np.float16)
+    expected = recipe(weight, grid)
+    weight.setflags(write=False)
+    found = recipe(weight, grid)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scales, expected.scales)
