@@ -139,13 +139,16 @@ def candidates(
 
         return f"edgekit {label}", make
 
-    budget = int(weights * bits / 8)
+    # Mixed bits at equal size need a coarser grid to save on, which not every width has; else half a bit more is given.
+    widths = json.loads((floats / "config.json").read_text(encoding="utf-8"))
+    coarser = widths["hidden_size"] % (2 * group) == 0
+    mixed = {"group_size": 2 * group if coarser else group, "fit_bytes": int(weights * (bits + (not coarser) / 2) / 8)}
     return [
         ours("rtn", recipe="rtn", group_size=group),
         ours("lsq", recipe="lsq", group_size=group),
         ours("awq", recipe="awq", group_size=group, **text),
         ours("gptq", recipe="gptq", group_size=group, **text),
-        ours("mixed", recipe="gptq", group_size=2 * group, fit_bytes=budget, **text),
+        ours("mixed", recipe="gptq", **mixed, **text),
         ("mlx-lm convert -q", lambda: mlx_lm(floats, folder / "mlx-lm", group)),
         *((f"llama.cpp {kind}", lambda kind=kind: llama_cpp(floats, folder, kind)) for kind in ("Q4_0", "Q4_K_S")),
     ]

@@ -29,6 +29,8 @@ __all__ = ["CalibratedWeights"]
 
 FloatArray = npt.NDArray[np.float32]
 
+# With d inputs and n tokens, damping grows by so much of d / n, and drift is made good less by so much of it: what a
+# short text says of correlations is partly chance (docs/decisions/0014 has what was measured).
 _DAMPING, _SCARCE_DAMPING = 0.01, 0.1
 _DRIFT, _SCARCE_DRIFT = 0.5, 2.0
 

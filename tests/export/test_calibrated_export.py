@@ -33,7 +33,6 @@ from tests.models import tiny_checkpoint, tiny_decoder
 from tests.variants import VARIANTS, variant
 
 FloatArray = npt.NDArray[np.float32]
-# Fewer tokens than these, and a text tells more of itself than of the model.
 IDS = np.random.default_rng(0).integers(0, 500, (100, 40))
 HELD_OUT = np.random.default_rng(1).integers(0, 500, (6, 40))
 
@@ -88,6 +87,15 @@ def test_gptq_keeps_more_of_every_architecture_than_a_recipe_without_data(name: 
     matrices = 7 * len(decoder.layers)
     assert calibrated.used["gptq 4-bit, group 32"] == matrices
     assert sum(calibrated.used.values()) == matrices + (1 if decoder.tied else 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_short_text_does_not_lead_gptq_astray(name: str, tmp_path: Path) -> None:
+    """Three tokens for each input of the widest matrix: hardly more than chance."""
+    folder = variant(name, tmp_path)
+    decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
+    plain = loss(decoder, checkpoint, CheckpointWeights(checkpoint, recipe("lsq")))
+    assert loss(decoder, checkpoint, CalibratedWeights(checkpoint, decoder, recipe("gptq"), IDS[:15])) < plain
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
