@@ -5,34 +5,25 @@ It is for looking at a Jetson bundle's answers on a workstation, not for serving
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.runners.base import Chunk
-from edgekit.runners.masks import Masks
-from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from edgekit.runners.checking import CheckingRunner
 
 __all__ = ["PortableRunner", "portable_logits"]
 
 FloatArray = npt.NDArray[np.float32]
 
 
-class PortableRunner(OnnxRuntimeRunner):
+class PortableRunner(CheckingRunner):
     """A `Runner` of `portable` graphs over onnxruntime's CPU provider; arguments as for `OnnxRuntimeRunner`."""
 
     _dialect: ClassVar[str] = "portable"
-    # onnxruntime turns DequantizeLinear and MatMul into its own operator; 1 keeps it from rounding activations.
-    _entries: ClassVar[Mapping[str, str]] = {"session.qdq_matmulnbits_accuracy_level": "1"}
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        super().__init__(folder, **options)
-        inputs = [value.name for value in self._session.get_inputs()]
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self._masks = Masks.of_graph(inputs, metadata, self._cache[0].dtype)
 
     def _run(self, chunk: Chunk, tokens: npt.NDArray[np.int64]) -> FloatArray:
         held, count = self._lengths[chunk.slot], tokens.size
