@@ -15,6 +15,7 @@ from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 from edgekit.target import load_target
+from tests.export.writers.test_onnx_ort import WINDOWS_RUN
 from tests.models import tiny_tensors
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
@@ -34,6 +35,8 @@ def test_every_architecture_is_exported_for_every_target_and_runs(name: str, tar
         with pytest.raises(ExportError, match="sliding window"):
             export_bundle(str(source), profile, tmp_path / "bundle", options, lambda *_: None)
         return
+    if target == "cpu" and name in {"qwen2-window", "mistral-window", "gemma3_text"} and not WINDOWS_RUN:
+        pytest.skip("onnxruntime before 1.24 counts a sliding window one token short")
     bundle = export_bundle(str(source), profile, tmp_path / "bundle", options, lambda *_: None)
     artifact = bundle.manifest.artifact
     runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=128, threads=1)
