@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -189,4 +188,3 @@ def llama_cpp(floats: Path, folder: Path, kind: str) -> Made:
 
 if __name__ == "__main__":
     main()
-    shutil.rmtree("__pycache__", ignore_errors=True)
