@@ -26,6 +26,7 @@ class Limits:
         max_chunk: Most tokens of one slot in one `run`: the prefill step.
         vocab_size: Width of a row of logits.
         kv_bytes_per_token: KV cache bytes of one token in one slot.
+        batch: Most slots whose single tokens share one pass over the weights; 1 where each takes its own.
     """
 
     context_length: int
@@ -33,6 +34,7 @@ class Limits:
     max_chunk: int
     vocab_size: int
     kv_bytes_per_token: int
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,14 @@ class Chunk:
         slot: The sequence slot.
         tokens: At least one, at most `Limits.max_chunk`.
         logits: For which of them logits are wanted.
+        exact: Logits and KV cache must be the same, bit by bit, however the sequence is cut into chunks and whatever
+            else is in the step. It may cost time; without it the runner takes its fastest way.
     """
 
     slot: int
     tokens: Sequence[int]
     logits: Literal["none", "last", "all"] = "last"
+    exact: bool = False
 
 
 class Runner(Protocol):
@@ -75,7 +80,7 @@ class Runner(Protocol):
         """Tokens the slot holds."""
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget everything from position `length` on; `truncate(slot, 0)` frees the slot.
+        """Forget everything from position `length` on; `truncate(slot, 0)` gives the slot's memory back to the system.
 
         Raises:
             RunnerError: The slot holds fewer tokens.
