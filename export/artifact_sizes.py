@@ -131,7 +131,8 @@ def predicted_sizes(decoder: Decoder, artifact_format: str, sample: Sample) -> S
 def _rope_bytes(decoder: Decoder, dialect: str) -> int:
     ropes = {layer.rope for layer in decoder.layers}
     if dialect == "onnxruntime":
-        return sum(2 * 4 * decoder.max_position * (decoder.head_dim // 2) for _ in ropes)
+        # One more than the context: see the dialect.
+        return sum(2 * 4 * (decoder.max_position + 1) * (decoder.head_dim // 2) for _ in ropes)
     return sum(2 * 2 * decoder.max_position * (rope.dim // 2) for rope in ropes)
 
 

@@ -92,7 +92,7 @@ class Runner(Protocol):
         Only `write_kv` of the same runner on the same bundle understands it.
         """
 
-    def write_kv(self, slot: int, start: int, data: bytes) -> int:
+    def write_kv(self, slot: int, start: int, data: bytes | memoryview) -> int:
         """Put back what `read_kv` gave, at position `start` (the slot's length), and return the new length.
 
         Raises:

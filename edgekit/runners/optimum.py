@@ -22,19 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import RunnerError
-from edgekit.runners.base import Chunk, Limits, first_line
-from edgekit.runners.onnxruntime import open_session
+from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.session import context_of, open_session
+from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 
 __all__ = ["OptimumRunner"]
-
-FloatArray = npt.NDArray[np.float32]
 
 _PAST, _PRESENT = "past_key_values.", "present."
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
-class OptimumRunner:
+class OptimumRunner(SlotRunner):
     """A `Runner` over onnxruntime's CPU provider. Memory of the KV cache is that of the tokens it holds.
 
     Args:
@@ -48,6 +46,8 @@ class OptimumRunner:
         BundleError: The folder holds no graph of this dialect.
         RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
     """
+
+    _backend = "onnxruntime"
 
     def __init__(
         self,
@@ -63,13 +63,7 @@ class OptimumRunner:
 
         self._session: Any = session
         self._value = ort.OrtValue.ortvalue_from_numpy
-        longest = int(session.get_modelmeta().custom_metadata_map["edgekit.context_length"])
-        if context_length is not None and not 0 < context_length <= longest:
-            raise RunnerError(
-                f"the context length must be between 1 and {longest}, not {context_length}",
-                hint=f"the model was exported for {longest} tokens",
-            )
-        context = context_length or longest
+        context = context_of(session, context_length)
         inputs = {value.name: value for value in session.get_inputs()}
         logits = next(value for value in session.get_outputs() if value.name == "logits")
         self._names = [name.removeprefix(_PAST) for name in inputs if name.startswith(_PAST)]
@@ -87,50 +81,27 @@ class OptimumRunner:
         )
         self._past = [self._empty() for _ in range(sequence_slots)]
 
-    @property
-    def limits(self) -> Limits:
-        """What this runner can do."""
-        return self._limits
+    def close(self) -> None:
+        """Release the model and the KV cache."""
+        self._closed = True
+        self._session = None
+        self._past = []
 
-    def run(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
-        """Append each chunk to its slot; see `Runner.run`."""
-        tokens = [self._check(chunk) for chunk in chunks]
-        if len({chunk.slot for chunk in chunks}) != len(chunks):
-            raise RunnerError("a step takes at most one chunk per sequence slot")
-        before = list(self._past)
-        try:
-            return [self._run(chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)]
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            self._past = before
-            raise RunnerError(f"onnxruntime failed: {first_line(error)}") from error
+    def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
+        return [self._run(chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)]
 
-    def length(self, slot: int) -> int:
-        """Tokens the slot holds."""
-        return int(self._past[self._slot(slot)][0].shape()[2])
+    def _held(self, slot: int) -> int:
+        return int(self._past[slot][0].shape()[2])
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget everything from position `length` on; see `Runner.truncate`."""
-        held = self.length(slot)
-        if not 0 <= length <= held:
-            raise RunnerError(f"slot {slot} holds {held} tokens; it cannot be cut to {length}")
-        if length < held:
+    def _cut(self, slot: int, length: int) -> None:
+        if length < self._held(slot):
             self._past[slot] = [self._kept(value.numpy()[:, :, :length]) for value in self._past[slot]]
 
-    def read_kv(self, slot: int, start: int, stop: int) -> bytes:
-        """The KV cache of positions `start:stop`: for every cache in the graph's order `[heads, positions, dim]`."""
-        held = self.length(slot)
-        if not 0 <= start <= stop <= held:
-            raise RunnerError(f"slot {slot} holds {held} tokens, not positions {start} to {stop}")
-        return b"".join(value.numpy()[0, :, start:stop].tobytes() for value in self._past[slot])
+    def _read(self, slot: int, start: int, stop: int) -> bytes:
+        """For every cache in the graph's order `[heads, positions, dim]`."""
+        return b"".join(head[start:stop].data for value in self._past[slot] for head in value.numpy()[0])
 
-    def write_kv(self, slot: int, start: int, data: bytes) -> int:
-        """Put back what `read_kv` gave; see `Runner.write_kv`."""
-        held = self.length(slot)
-        if start != held:
-            raise RunnerError(f"slot {slot} holds {held} tokens; position {start} does not follow them")
-        count, rest = divmod(len(data), self._limits.kv_bytes_per_token)
-        if rest or start + count > self._limits.context_length:
-            raise RunnerError(f"{len(data)} bytes are not KV cache that fits this runner at position {start}")
+    def _write(self, slot: int, count: int, data: memoryview) -> None:
         longer, at = [], 0
         for (heads, dim), value in zip(self._rows, self._past[slot], strict=True):
             size = heads * count * dim
@@ -138,15 +109,15 @@ class OptimumRunner:
             longer.append(self._kept(np.concatenate([value.numpy(), part], axis=2)))
             at += size * self._dtype.itemsize
         self._past[slot] = longer
-        return held + count
 
-    def close(self) -> None:
-        """Release the model and the KV cache."""
-        self._session = None
-        self._past = [[] for _ in self._past]
+    def _snapshot(self) -> list[Any]:
+        return list(self._past)
 
-    def _run(self, chunk: Chunk, tokens: npt.NDArray[np.int64]) -> FloatArray:
-        held, count = self.length(chunk.slot), tokens.size
+    def _restore(self, before: list[Any]) -> None:
+        self._past = before
+
+    def _run(self, chunk: Chunk, tokens: TokenArray) -> FloatArray:
+        held, count = self._held(chunk.slot), tokens.size
         rows = np.arange(count) if chunk.logits == "all" else np.array([count - 1])
         steering = {
             "input_ids": tokens[None],
@@ -170,26 +141,3 @@ class OptimumRunner:
     def _kept(self, array: npt.NDArray[np.generic]) -> Any:
         """A value of onnxruntime's with a copy of the array."""
         return self._value(np.ascontiguousarray(array))
-
-    def _slot(self, slot: int) -> int:
-        if self._session is None:
-            raise RunnerError("the runner is closed")
-        if not 0 <= slot < self._limits.sequence_slots:
-            raise RunnerError(f"there is no sequence slot {slot}; there are {self._limits.sequence_slots}")
-        return slot
-
-    def _check(self, chunk: Chunk) -> npt.NDArray[np.int64]:
-        """Refuse what would harm a cache, before anything is run."""
-        held, limits = self.length(chunk.slot), self._limits
-        tokens = np.asarray(chunk.tokens, np.int64)
-        if not 1 <= tokens.size <= limits.max_chunk:
-            raise RunnerError(f"a chunk has 1 to {limits.max_chunk} tokens, not {tokens.size}")
-        if held + tokens.size > limits.context_length:
-            raise RunnerError(
-                f"{held} + {tokens.size} tokens do not fit the context of {limits.context_length}",
-                code="context_length_exceeded",
-            )
-        # onnxruntime would read outside the embedding.
-        if int(tokens.min()) < 0 or int(tokens.max()) >= limits.vocab_size:
-            raise RunnerError(f"token ids run from 0 to {limits.vocab_size - 1}")
-        return tokens

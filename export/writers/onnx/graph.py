@@ -144,6 +144,10 @@ class Graph:
             del declared[:]
             declared.extend(kept)
 
+    def nodes_of(self, op: str) -> list[onnx.NodeProto]:
+        """The nodes of an operator, to be changed in place."""
+        return [node for node in self._proto.node if node.op_type == op]
+
     @contextmanager
     def in_front(self) -> Iterator[None]:
         """Put the nodes that are added meanwhile before those that are there: they may make what was an input."""

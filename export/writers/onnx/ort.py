@@ -39,6 +39,11 @@ def _window(layer: Layer, decoder: Decoder) -> int:
     return -1 if layer.window is None or layer.window >= decoder.max_position else layer.window
 
 
+def _positions(decoder: Decoder) -> int:
+    """Positions of RoPE's tables: one more than the context, where a runner may put a token of padding."""
+    return decoder.max_position + 1
+
+
 class OnnxRuntime:
     """Writes one model into one graph.
 
@@ -65,8 +70,8 @@ class OnnxRuntime:
         """Write inputs, layers and outputs.
 
         Returns:
-            Metadata: the onnxruntime that the graph needs. A window of n tokens was one of n + 1 before 1.24
-            (measured: 1.23.2 against 1.24.4).
+            Metadata: the positions that RoPE's tables have, and the onnxruntime that the graph needs. A window of n
+            tokens was one of n + 1 before 1.24 (measured: 1.23.2 against 1.24.4).
 
         Raises:
             ExportError: The heads are of a size, or a tensor on a grid, that onnxruntime does not take.
@@ -101,7 +106,10 @@ class OnnxRuntime:
             self._matrices.linears(normed, [d.head], "/lm_head", output="logits")
         else:
             self._matrices.apply(normed, head, "/lm_head", output="logits")
-        return {"edgekit.onnxruntime": "1.24"} if any(_window(layer, d) > 0 for layer in d.layers) else {}
+        metadata = {"edgekit.positions": str(_positions(d))}
+        if any(_window(layer, d) > 0 for layer in d.layers):
+            metadata["edgekit.onnxruntime"] = "1.24"
+        return metadata
 
     # normed ─ attention ─ o_proj ─ (norm) ─ SkipNorm ─ mlp ─ (norm) ─ SkipNorm ─▶ normed of the next layer
     # residual ──────────────────────────────┘    └────────────────────┘    └─▶ residual
@@ -177,7 +185,7 @@ class OnnxRuntime:
         """Cosines and sines; layers that turn alike share them."""
         if rope not in self._tables:
             suffix = f".{len(self._tables)}" if self._tables else ""
-            cos, sin = whole_tables(rope, self._d.head_dim, self._d.max_position)
+            cos, sin = whole_tables(rope, self._d.head_dim, _positions(self._d))
             self._tables[rope] = (
                 self._g.constant(f"cos_cache{suffix}", cos),
                 self._g.constant(f"sin_cache{suffix}", sin),

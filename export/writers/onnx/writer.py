@@ -12,7 +12,7 @@ from edgekit import __version__
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
-from edgekit.export.writers.onnx import genai, ort
+from edgekit.export.writers.onnx import batched, genai, ort
 from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
 from edgekit.export.writers.onnx.native import Native
 from edgekit.export.writers.onnx.portable import Portable
@@ -27,7 +27,7 @@ _IR_VERSIONS = {"portable": 10, "onnxruntime": 10, "native": 12}
 
 @dataclass(frozen=True, slots=True)
 class OnnxWriter:
-    """A `Writer` of `model.onnx` and `model.onnx.data`, and of a second graph for onnxruntime-genai where it fits.
+    """A `Writer` of `model.onnx` and `model.onnx.data`, and for the CPU of further graphs over the same data.
 
     Attributes:
         dialect: `portable` (primitive operators, for any TensorRT), `native` (one operator for each part of a
@@ -61,9 +61,13 @@ class OnnxWriter:
                 metadata |= dialect(graph, decoder, weights, progress, dtype).write()
             graph.save(metadata, producer_version=__version__)
             if dialect is None:
+                with batched.counted_rows(graph):
+                    graph.save(
+                        metadata | batched.METADATA, producer_version=__version__, file=batched.BATCHED_FILE
+                    )
                 genai.count_by_mask(graph, decoder)
                 metadata["edgekit.dialect"] = genai.DIALECT
                 graph.save(metadata, producer_version=__version__, file=genai.GENAI_FILE)
-                files.insert(1, genai.GENAI_FILE)
+                files[1:1] = [batched.BATCHED_FILE, genai.GENAI_FILE]
         hashes = {DATA_FILE: graph.data_sha256}
         return Artifact(files=tuple(files), config=hf_config(decoder, computes), sha256=hashes)

@@ -15,8 +15,8 @@ from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.runners.masks import Masks
-from edgekit.runners.native import NativeRunner, native_logits
-from edgekit.runners.onnxruntime import open_session
+from edgekit.runners.native import NativeRunner
+from edgekit.runners.session import open_session
 from edgekit.runners.portable import PortableRunner
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.reference import forward
@@ -56,7 +56,7 @@ def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dty
     write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
     atol = FP16 if dtype == "float16" else 2e-3
-    np.testing.assert_allclose(native_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=atol)
+    np.testing.assert_allclose(NativeRunner.logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=atol)
 
 
 @EVERY
@@ -105,21 +105,21 @@ def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) 
         tensors[f"model.layers.{layer}.post_feedforward_layernorm.weight"] += 100_000
     write(source, tmp_path / "onnx", TensorWeights(tensors))
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
-    np.testing.assert_allclose(native_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
+    np.testing.assert_allclose(NativeRunner.logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
 
 
 def test_a_step_writes_its_rows_into_the_cache_that_it_was_given_and_nothing_else(tmp_path: Path) -> None:
     source = variant("qwen2", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
     runner = NativeRunner(tmp_path / "onnx", context_length=64, sequence_slots=2, threads=1)
-    place = runner._cache[0].ctypes.data
+    place = runner._kv.arrays[0].ctypes.data
     in_pieces(runner, [20], slot=1)
     before = runner.read_kv(1, 0, 20)
     runner.run([Chunk(1, TOKENS[20:25])])
     assert runner.read_kv(1, 0, 20) == before
-    assert all(cache[1, :, 20:25].any() and not cache[1, :, 25:].any() for cache in runner._cache)
-    assert not any(cache[0].any() for cache in runner._cache)
-    assert runner._cache[0].ctypes.data == place
+    assert all(cache[1, :, 20:25].any() and not cache[1, :, 25:].any() for cache in runner._kv.arrays)
+    assert not any(cache[0].any() for cache in runner._kv.arrays)
+    assert runner._kv.arrays[0].ctypes.data == place
 
 
 def test_what_a_truncated_slot_held_is_not_seen_again(tmp_path: Path) -> None:

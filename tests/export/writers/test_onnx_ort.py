@@ -194,7 +194,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 32, Offset.ZERO_POINT)))
     artifact, _ = write(source, tmp_path / "one", weights)
     write(source, tmp_path / "two", weights)
-    assert artifact.files == ("model.onnx", "model_genai.onnx", "model.onnx.data")
+    assert artifact.files == ("model.onnx", "model_batched.onnx", "model_genai.onnx", "model.onnx.data")
     for name in artifact.files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -202,12 +202,19 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 def test_the_model_files_hold_no_weights_and_say_what_they_are(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
-    for name, dialect in (("model.onnx", "onnxruntime"), ("model_genai.onnx", "onnxruntime-genai")):
+    needed = {"edgekit.onnxruntime": "1.32"}
+    for name, dialect, more in (
+        ("model.onnx", "onnxruntime", {}),
+        ("model_batched.onnx", "onnxruntime", needed),
+        ("model_genai.onnx", "onnxruntime-genai", {}),
+    ):
         model = onnx.load(tmp_path / "onnx" / name, load_external_data=False)
         assert max(len(tensor.raw_data) for tensor in model.graph.initializer) <= 256
         assert {prop.key: prop.value for prop in model.metadata_props} == {
             "edgekit.dialect": dialect,
             "edgekit.context_length": "256",
+            "edgekit.positions": "257",
+            **more,
         }
 
 

@@ -15,8 +15,8 @@ from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk
 from edgekit.runners.masks import Masks
-from edgekit.runners.onnxruntime import open_session
-from edgekit.runners.portable import PortableRunner, portable_logits
+from edgekit.runners.session import open_session
+from edgekit.runners.portable import PortableRunner
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
@@ -54,7 +54,7 @@ def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dty
     write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
     atol = FP16 if dtype == "float16" else 2e-3
-    np.testing.assert_allclose(portable_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=atol)
+    np.testing.assert_allclose(PortableRunner.logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=atol)
 
 
 @EVERY
@@ -86,7 +86,7 @@ def test_every_grid_gives_the_logits_of_the_dequantized_model(
     decoder = tiny_decoder(source)
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, grid))
     write(source, tmp_path / "onnx", weights, dtype)
-    got = portable_logits(tmp_path / "onnx", TOKENS, threads=1)
+    got = PortableRunner.logits(tmp_path / "onnx", TOKENS, threads=1)
     expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
     np.testing.assert_allclose(got, expected, atol=FP16 if dtype == "float16" else 2e-3)
     if grid.bits == 4:
@@ -113,7 +113,7 @@ def test_negative_and_zero_scales_are_held_although_tensorrt_takes_positive_ones
     assert len(scales) == 21
     assert all((values > 0).all() for values in scales)
     expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
-    np.testing.assert_allclose(portable_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=2e-3)
+    np.testing.assert_allclose(PortableRunner.logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=2e-3)
 
 
 @DTYPES
@@ -191,7 +191,7 @@ def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) 
         tensors[f"model.layers.{layer}.post_feedforward_layernorm.weight"] += 100_000
     write(source, tmp_path / "onnx", TensorWeights(tensors))
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
-    np.testing.assert_allclose(portable_logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
+    np.testing.assert_allclose(PortableRunner.logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
 
 
 def test_large_keys_do_not_overflow_fp16(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_large_keys_do_not_overflow_fp16(tmp_path: Path) -> None:
         tensors[f"model.layers.{layer}.self_attn.k_proj.bias"] += 300
         tensors[f"model.layers.{layer}.self_attn.q_proj.bias"] += 20
     write(source, tmp_path / "onnx", TensorWeights(tensors))
-    assert np.isfinite(portable_logits(tmp_path / "onnx", TOKENS, threads=1)).all()
+    assert np.isfinite(PortableRunner.logits(tmp_path / "onnx", TOKENS, threads=1)).all()
 
 
 def test_weights_are_int4_blocks_along_the_inputs_with_no_transpose_before_the_product(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""What the runners of our own ONNX dialects share: one session, and a KV cache that its graph reads and writes in place.
+
+It knows names of inputs and outputs that all these dialects have; what else a step is told is the dialect's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgekit.runners.base import Limits
+from edgekit.runners.kv_cache import KvCache
+from edgekit.runners.session import context_of, open_session
+from edgekit.runners.slots import SlotRunner
+
+__all__ = ["GraphRunner"]
+
+
+class GraphRunner(SlotRunner):
+    """A `Runner` over onnxruntime's CPU provider; its subclasses take the steps.
+
+    Args:
+        folder: Holds the graph and its data file.
+        context_length: Tokens per slot; None takes the model's own.
+        sequence_slots: How many sequences may live at the same time.
+        max_chunk: Most tokens of one slot in one step.
+        threads: None takes one per physical core.
+
+    Raises:
+        BundleError: The folder holds no graph of this dialect.
+        RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
+    """
+
+    _backend = "onnxruntime"
+    _dialect: ClassVar[str]
+    _entries: ClassVar[Mapping[str, str]] = {}
+    _batched: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        context_length: int | None = None,
+        sequence_slots: int = 1,
+        max_chunk: int = 512,
+        threads: int | None = None,
+    ) -> None:
+        session = open_session(folder, self._dialect, threads=threads, entries=self._entries, batched=self._batched)
+        import onnxruntime as ort
+
+        self._session: Any = session
+        self._value = ort.OrtValue.ortvalue_from_numpy
+        self._metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        self._names = [i.name.removeprefix("past_") for i in session.get_inputs() if i.name.startswith("past_")]
+        self._shapes = {i.name: i.shape for i in (*session.get_inputs(), *session.get_outputs())}
+        _, heads, _, head_dim = self._shapes[f"past_{self._names[0]}"]
+        half = any("float16" in i.type for i in session.get_inputs())
+        context, positions = self._positions(context_of(session, context_length))
+        dtype = np.float16 if half else np.float32
+        self._kv = KvCache(len(self._names), sequence_slots, int(heads), positions, int(head_dim), dtype)
+        self._lengths = [0] * sequence_slots
+        self._limits = Limits(
+            context_length=context,
+            sequence_slots=sequence_slots,
+            max_chunk=min(max_chunk, context),
+            vocab_size=int(self._shapes["logits"][2]),
+            kv_bytes_per_token=self._kv.bytes_per_token,
+            batch=self._batch(sequence_slots),
+        )
+
+    def close(self) -> None:
+        """Release the model and the KV cache."""
+        self._closed = True
+        self._session = None
+        self._kv.arrays.clear()
+
+    def _positions(self, context: int) -> tuple[int, int]:
+        """Return the context that can be kept of one asked for, and the positions its buffers need."""
+        return context, context
+
+    def _batch(self, slots: int) -> int:  # noqa: ARG002
+        """See `Limits.batch`."""
+        return 1
+
+    def _held(self, slot: int) -> int:
+        return self._lengths[slot]
+
+    def _cut(self, slot: int, length: int) -> None:
+        self._lengths[slot] = length
+        if length == 0:
+            self._kv.release(slot)
+
+    def _read(self, slot: int, start: int, stop: int) -> bytes:
+        return self._kv.read(slot, start, stop)
+
+    def _write(self, slot: int, count: int, data: memoryview) -> None:
+        self._kv.write(slot, self._lengths[slot], count, data)
+        self._lengths[slot] += count
+
+    def _snapshot(self) -> list[int]:
+        return list(self._lengths)
+
+    def _restore(self, before: list[int]) -> None:
+        self._lengths = before
+
+    def _cache_of(self, low: int, high: int) -> list[Any]:
+        """onnxruntime's values over slots `low` to `high - 1` of every buffer."""
+        return [self._value(array[low:high]) for array in self._kv.arrays]
+
+    def _bind(self, cache: list[Any], inputs: Mapping[str, Any], logits: Any) -> Any:
+        """Bind values to a run, past and present to the same ones. They must live as long as what is returned."""
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(self._names, cache, strict=True):
+            binding.bind_ortvalue_input(f"past_{name}", value)
+            binding.bind_ortvalue_output(name.replace("key_values", "present"), value)
+        binding.bind_ortvalue_output("logits", logits)
+        return binding
