@@ -1,0 +1,139 @@
+r"""Calls as Hermes 2 Pro and Qwen2.5 write them, any number in a row.
+
+    <tool_call>
+    {"name": "get_weather", "arguments": {"city": "Paris"}}
+    </tool_call>
+
+Qwen2.5-Coder's published template shows the object in doubled braces by mistake, so models may write it so; the parser
+takes that too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
+
+from edgekit.generation.request import Tool, ToolChoice
+from edgekit.generation.tools.base import ToolFormat
+from edgekit.generation.tools.lark import ANY_TEXT, NEWLINE, arguments, callable_tools, literal, text_without, token
+from edgekit.generation.tools.parser import ToolParser
+
+__all__ = ["Hermes", "HermesParser"]
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+# Qwen3-Coder and GLM write XML between the same tags.
+_OTHERS = ("<function=", "<arg_key>")
+_TAIL = "}\n"
+
+
+class Hermes(ToolFormat):
+    """JSON objects between `<tool_call>` tags."""
+
+    MARKERS: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
+
+    @classmethod
+    def matches(cls, source: str) -> bool:
+        """It mentions the tag and one of the object's keys."""
+        return OPEN in source and "arguments" in source and not any(mark in source for mark in _OTHERS)
+
+    def lark(
+        self,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,
+        *,
+        thinking: bool = False,
+        content: str | None = None,
+    ) -> str | None:
+        """As `ToolFormat.lark`."""
+        if not tools:
+            return None
+        before, unfinished = self._before(thinking=thinking), self._unfinished(thinking=thinking)
+        rules = [f"TEXT: {text_without(OPEN)}{self._not_before()}", f"ANY: {ANY_TEXT}", *self._rules()]
+        if choice.mode == "none":
+            return "\n".join([f"start: {before}({content or 'TEXT'}){unfinished}", *rules, ""])
+        allowed = callable_tools(tools, choice)
+        objects = " | ".join(f"{literal(_head(tool))} {arguments(tool)}" for tool in allowed)
+        again = f" ({NEWLINE} call)*" if parallel and choice.name is None else ""
+        rules += [
+            f"call: {token(self.tokens, OPEN)} opened",
+            f"opened: {NEWLINE} object {literal(_TAIL)} {token(self.tokens, CLOSE)}",
+            f"object: {objects}",
+        ]
+        if choice.mode == "required":
+            rules.insert(0, f"start: {before}call{again}")
+        elif content is not None:
+            rules.insert(0, f"start: {before}({content} | call{again}){unfinished}")
+        elif OPEN in self.tokens:
+            # A special token has no characters, so text ends where it comes.
+            rules.insert(0, f"start: {before}TEXT (call{again})?{unfinished}")
+        else:
+            # Lazy: the opening ends text as soon as it is complete.
+            rules[:0] = [f"start: {before}(TEXT | head opened{again}){unfinished}", f"head[lazy]: HEAD {literal(OPEN)}"]
+            rules.append(f"HEAD: {ANY_TEXT}{self._not_before()}")
+        return "\n".join([*rules, ""])
+
+    def parser(
+        self,
+        ids: Callable[[], str],
+        tools: Sequence[Tool],
+        *,
+        enforced: bool = False,
+        thinking: bool = False,  # noqa: ARG002  these models have none
+    ) -> ToolParser:
+        """As `ToolFormat.parser`."""
+        return HermesParser(ids, [tool.name for tool in tools], stream=enforced)
+
+    def _before(self, *, thinking: bool) -> str:  # noqa: ARG002
+        """What comes before text and calls: a rule's beginning."""
+        return ""
+
+    def _unfinished(self, *, thinking: bool) -> str:  # noqa: ARG002
+        """An answer that ends within that: a rule's end."""
+        return ""
+
+    def _rules(self) -> list[str]:
+        """Further rules that this needs."""
+        return []
+
+    def _not_before(self) -> str:
+        """How text must not begin, because it would be that: the end of a terminal."""
+        return ""
+
+
+class HermesParser(ToolParser):
+    """Finds the tags and what is between them."""
+
+    OPENINGS = (OPEN,)
+
+    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool) -> None:
+        super().__init__(ids, names, stream=stream)
+        self._doubled = False
+
+    def _opened(self) -> bool:
+        rest = self._buffer.lstrip()
+        if rest == "{":
+            # A second brace may follow.
+            return False
+        self._doubled = rest.startswith("{{")
+        if self._doubled:
+            self._advance(self._buffer.index("{") + 1)
+        return super()._opened()
+
+    def _closing(self) -> bool:
+        rest = self._buffer.lstrip()
+        if self._doubled and rest:
+            if rest[0] == "}":
+                self._buffer = rest[1:]
+            self._doubled = False
+            return True
+        if rest.startswith(CLOSE):
+            self._buffer = rest[len(CLOSE) :]
+        elif CLOSE.startswith(rest):
+            return False
+        self._state = self._gap
+        return True
+
+
+def _head(tool: Tool) -> str:
+    return f'{{"name": "{tool.name}", "arguments": '

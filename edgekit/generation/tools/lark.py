@@ -1,0 +1,54 @@
+"""Pieces of llguidance's Lark that the formats' grammars are made of.
+
+Schemas are embedded with `%json {…}`; a token is written by its id, because its text would be ordinary characters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekit.generation.request import Tool, ToolChoice
+
+__all__ = ["ANY_TEXT", "NEWLINE", "arguments", "callable_tools", "literal", "pattern", "text_without", "token"]
+
+ANY_TEXT = "/(?s:.*)/"
+NEWLINE = r'"\n"'
+# As templates write calls (json.dumps): what a model was trained on, and what its next prompt will hold.
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def literal(text: str) -> str:
+    """Return a terminal that is exactly this text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def token(tokens: Mapping[str, int], text: str) -> str:
+    """Return what matches a marker: its token if it is a special one, else its text."""
+    return f"<[{tokens[text]}]>" if text in tokens else literal(text)
+
+
+def pattern(text: str) -> str:
+    """Return a regular expression's body, without slashes, that matches exactly this text."""
+    return "".join(char if char.isalnum() or char in " _\"'<>=,:" else f"\\x{{{ord(char):x}}}" for char in text)
+
+
+def text_without(*parts: str) -> str:
+    """Return a terminal's body: any text in which none of these texts stands."""
+    return " & ".join([ANY_TEXT, *(f"~/(?s:.*){pattern(part)}(?s:.*)/" for part in parts)])
+
+
+def arguments(tool: Tool) -> str:
+    """Return what matches a tool's arguments: a strict tool's schema, or else any JSON object."""
+    schema: Mapping[str, Any] = {"type": "object"}
+    if tool.parameters is None:
+        schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    elif tool.strict:
+        schema = tool.parameters
+    return f"%json {json.dumps({**schema, 'x-guidance': _STYLE}, ensure_ascii=True)}"
+
+
+def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
+    """Return the tools that the choice leaves to call."""
+    return [tool for tool in tools if choice.name is None or tool.name == choice.name]

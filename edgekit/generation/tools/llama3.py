@@ -1,0 +1,108 @@
+r"""Calls as Llama 3.1 and 3.2 write them: an object instead of an answer, sometimes behind a token.
+
+    {"name": "get_weather", "parameters": {"city": "Paris"}}
+    <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}
+
+The templates take back one call per turn, so the grammar lets no model make more; the parser takes several, parted by
+`;`. Python code behind the token is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from edgekit.generation.request import Tool, ToolChoice
+from edgekit.generation.tools.base import ToolFormat
+from edgekit.generation.tools.lark import arguments, callable_tools, literal, pattern, text_without
+from edgekit.generation.tools.parser import ToolParser
+
+__all__ = ["Llama3"]
+
+TAG = "<|python_tag|>"
+
+
+class Llama3(ToolFormat):
+    """A JSON object with `name` and `parameters`."""
+
+    MARKERS = (TAG,)
+
+    @classmethod
+    def matches(cls, source: str) -> bool:
+        """It shows the object with `parameters` between Llama 3's headers."""
+        return "<|start_header_id|>" in source and "parameters" in source and "tool_calls" in source
+
+    def lark(
+        self,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,  # noqa: ARG002  there is never more than one
+        *,
+        thinking: bool = False,  # noqa: ARG002  these models have none
+        content: str | None = None,
+    ) -> str | None:
+        """As `ToolFormat.lark`."""
+        if not tools:
+            return None
+        # Text that begins like a call of one of the tools would be taken for one; other JSON is text.
+        names = "|".join(pattern(tool.name) for tool in tools)
+        free = rf"{text_without(TAG)} & ~/\s*\x7b\s*\"name\"\s*:\s*\"({names})\"(?s:.*)/"
+        if choice.mode == "none":
+            return f"start: {content or 'TEXT'}\nTEXT: {free}\n"
+        objects = " | ".join(f"{literal(_head(tool))} {arguments(tool)}" for tool in callable_tools(tools, choice))
+        tag = f"<[{self.tokens[TAG]}]>? " if TAG in self.tokens else ""
+        rules = [f"call: {tag}object {literal('}')}", f"object: {objects}"]
+        if choice.mode == "required":
+            rules.insert(0, "start: call")
+        else:
+            rules[:0] = [f"start: {content or 'TEXT'} | call", f"TEXT: {free}"]
+        return "\n".join(rules) + "\n"
+
+    def parser(
+        self,
+        ids: Callable[[], str],
+        tools: Sequence[Tool],
+        *,
+        enforced: bool = False,
+        thinking: bool = False,  # noqa: ARG002  these models have none
+    ) -> ToolParser:
+        """As `ToolFormat.parser`."""
+        return _Parser(ids, [tool.name for tool in tools], stream=enforced)
+
+
+class _Parser(ToolParser):
+    """Looks for an object at the start, and for the token anywhere."""
+
+    OPENINGS = (TAG,)
+    ARGUMENTS = ("parameters", "arguments")
+
+    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool) -> None:
+        super().__init__(ids, names, stream=stream)
+        self._state = self._begin
+
+    def _begin(self) -> bool:
+        rest = self._buffer.lstrip()
+        if not rest:
+            return False
+        if rest[0] == "{":
+            self._advance(len(self._buffer) - len(rest))
+            self._begin_object()
+        elif rest.startswith(TAG):
+            self._advance(len(self._buffer) - len(rest) + len(TAG))
+            self._state = self._opened
+        elif TAG.startswith(rest):
+            return False
+        else:
+            self._state = self._text
+        return True
+
+    def _gap(self) -> bool:
+        rest = self._buffer.lstrip().removeprefix(";").lstrip()
+        if rest.startswith("{"):
+            self._advance(len(self._buffer) - len(rest))
+            self._begin_object()
+            return True
+        return super()._gap() if rest else False
+
+
+def _head(tool: Tool) -> str:
+    return f'{{"name": "{tool.name}", "parameters": '

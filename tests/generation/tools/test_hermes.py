@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from edgekit.generation.tools.hermes import Hermes
+from tests.generation.tools.pieces import parse
+
+HERMES = Hermes("", {})
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def test_calls_in_a_row_have_ids_of_their_own_and_no_text_between_them() -> None:
+    assert parse(HERMES, [f"{PARIS}\n{NOW}\n"]) == [("id0", "weather", '{"city": "Paris"}'), ("id1", "now", "{}")]
+
+
+def test_text_before_a_call_keeps_all_but_the_line_feed_that_the_template_puts_there() -> None:
+    assert parse(HERMES, [f"Let me see.\n\n{NOW}"]) == ["Let me see.\n", ("id0", "now", "{}")]
+
+
+def test_text_after_a_call_is_text() -> None:
+    assert parse(HERMES, [f"{NOW}\nDone."]) == [("id0", "now", "{}"), "\nDone."]
+
+
+def test_keys_may_come_in_any_order_and_in_any_layout() -> None:
+    text = '<tool_call>{\n "arguments": {"a" : 1},\n "id": 3, "name":"find"}</tool_call>'
+    for enforced in (False, True):
+        assert parse(HERMES, [text], enforced=enforced) == [("id0", "find", '{"a" : 1}')]
+
+
+def test_a_missing_closing_tag_is_forgiven() -> None:
+    assert parse(HERMES, [PARIS.removesuffix("\n</tool_call>")]) == [("id0", "weather", '{"city": "Paris"}')]
+    assert parse(HERMES, [PARIS[:-3]]) == [("id0", "weather", '{"city": "Paris"}')]
+
+
+def test_doubled_braces_as_a_faulty_template_teaches_them_are_read() -> None:
+    text = '<tool_call>\n{{"name": "weather", "arguments": {"city": "Paris"}}}\n</tool_call>\n' + NOW
+    assert parse(HERMES, [text]) == [("id0", "weather", '{"city": "Paris"}'), ("id1", "now", "{}")]
+
+
+def test_arguments_in_a_string_are_what_the_string_holds() -> None:
+    text = '<tool_call>\n{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}\n</tool_call>'
+    assert parse(HERMES, [text]) == [("id0", "weather", '{"city": "Paris"}')]
+
+
+def test_a_good_call_after_a_bad_one_is_made() -> None:
+    bad = '<tool_call>\n{"name": "weather", "arguments": {"city": }}\n</tool_call>'
+    assert parse(HERMES, [f"{bad}\n{NOW}"]) == [bad, ("id0", "now", "{}")]
+    assert parse(HERMES, [f"<tool_call>\n{NOW}"]) == ["<tool_call>", ("id0", "now", "{}")]
+
+
+@pytest.mark.parametrize("text", ["a < b", "<tool", "<tool_calls>", "x\n", "\n\n<b>"])
+def test_what_only_looks_like_a_tag_is_text(text: str) -> None:
+    assert parse(HERMES, list(text)) == [text]

@@ -1,0 +1,114 @@
+"""What all formats have in common."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edgekit.generation.tools import ToolFormat
+from edgekit.generation.tools.hermes import Hermes
+from edgekit.generation.tools.llama3 import Llama3
+from edgekit.generation.tools.mistral import Mistral
+from edgekit.generation.tools.qwen3 import Qwen3
+from tests.generation.tools.pieces import TOOLS, cuts, parse
+
+HERMES, QWEN3, LLAMA3 = Hermes("", {}), Qwen3("", {}), Llama3("", {})
+LISTED, NAMED = Mistral("", {}), Mistral("[ARGS]", {})
+FORMATS = [HERMES, QWEN3, LLAMA3, LISTED, NAMED]
+FRAGMENTS = [
+    *("<tool_call>", "</tool_call>", "<think>", "</think>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+    *('{"name": "weather", ', '"arguments": ', '"parameters": ', '{"city": "Paris"}', "weather", "now", "unknown"),
+    *('{"name": "unknown", "arguments": {}}', '{"name": "now", "arguments": {}}', '{"name": "now", "parameters": {}}'),
+    *("{", "}", "[", "]", ",", ";", "\n", " ", '"', "<", "text", "é世", "abcdefgh1", '"{}"', "\\"),
+]
+TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
+
+
+def call(format_: ToolFormat, name: str, arguments: str) -> str:
+    """A call as a model of this format writes it."""
+    if format_ in {HERMES, QWEN3}:
+        return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+    if format_ is LLAMA3:
+        return f'{{"name": "{name}", "parameters": {arguments}}}'
+    if format_ is LISTED:
+        return f'[TOOL_CALLS] [{{"name": "{name}", "arguments": {arguments}}}]'
+    return f"[TOOL_CALLS]{name}[ARGS]{arguments}"
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("enforced", [False, True])
+@given(text=TEXTS, data=st.data())
+def test_pieces_cut_anywhere_give_what_one_piece_gives(
+    format_: ToolFormat, enforced: bool, text: str, data: st.DataObject
+) -> None:
+    pieces = data.draw(cuts(text))
+    whole = parse(format_, [text], enforced=enforced)
+    assert parse(format_, pieces, enforced=enforced) == whole
+    assert parse(format_, list(text), enforced=enforced) == whole
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@given(text=TEXTS)
+@example("\n<tool_call>\n<tool_call>\n{")
+@example('[TOOL_CALLS] [{"name": "unknown", "arguments": {}}]')
+def test_a_text_without_a_good_call_comes_out_exactly_as_it_went_in(format_: ToolFormat, text: str) -> None:
+    found = parse(format_, [text])
+    texts = [piece if isinstance(piece, str) else piece[1] for piece in found]
+    if all(isinstance(piece, str) or piece[0] == "thinking" for piece in found):
+        assert "".join(texts) == text
+    # And beside good calls no character of the text is made up or moved.
+    rest = iter(text)
+    assert all(char in rest for piece in found if isinstance(piece, str) for char in piece)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@given(text=TEXTS)
+def test_only_tools_that_are_there_are_called_and_with_json_objects(format_: ToolFormat, text: str) -> None:
+    for piece in parse(format_, [text]):
+        if not isinstance(piece, str) and piece[0] != "thinking":
+            assert piece[1] in {"weather", "now", "find"}
+            assert isinstance(json.loads(piece[2]), dict)
+
+
+@pytest.mark.parametrize("enforced", [False, True])
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("arguments", ['{"city": "Paris"}', '{ "city":\n"P\\u00e9\\"}{" , "x":[1.50, {}]}', "{}"])
+def test_the_arguments_are_the_json_text_byte_for_byte(format_: ToolFormat, enforced: bool, arguments: str) -> None:
+    text = call(format_, "weather", arguments)
+    assert parse(format_, [text], enforced=enforced) == [("id0", "weather", arguments)]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_arguments_that_a_grammar_vouches_for_are_passed_on_as_they_come(format_: ToolFormat) -> None:
+    text = call(format_, "weather", '{"city": "Paris"}')
+    parser = format_.parser(lambda: "id", TOOLS, enforced=True)
+    start = text.index("Par")
+    assert len(parser.push(text[:start])) == 2
+    assert [piece.text for piece in parser.push("Pa")] == ["Pa"]  # type: ignore[union-attr]
+    held = format_.parser(lambda: "id", TOOLS)
+    assert held.push(text[: start + 5]) == []
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("bad", ['{"city": "Paris"', '{"city": Paris}', "[1]", '"x"', "7", '{"city": "Pa\nris"}'])
+def test_a_malformed_call_is_text(format_: ToolFormat, bad: str) -> None:
+    text = call(format_, "weather", bad)
+    assert parse(format_, [text]) == [text]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_call_of_an_unknown_tool_is_text_even_if_it_quotes_a_call(format_: ToolFormat) -> None:
+    quoted = json.dumps({"q": call(format_, "now", "{}")})
+    text = call(format_, "unknown", quoted)
+    assert parse(format_, [text]) == [text]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_call_cut_short_is_text_unless_its_beginning_is_out(format_: ToolFormat) -> None:
+    text = call(format_, "weather", '{"city": "Paris"}')
+    cut = text[: text.index("ris")]
+    assert parse(format_, [cut]) == [cut]
+    assert parse(format_, [cut], enforced=True) == [("id0", "weather", '{"city": "Pa')]
