@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import RequestError
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.request import Delta, Event, Failure, Finish, Timings, Usage
+from edgekit.generation.request import Delta, Event, Failure, Finish, Timings, ToolCallDelta, Usage
 
 
 def test_events_are_counted_by_door_and_passed_on_in_order() -> None:
@@ -24,6 +26,40 @@ def test_events_are_counted_by_door_and_passed_on_in_order() -> None:
     assert "edgekit_decode_tokens_per_second_sum 20.0" in text
 
 
+def test_what_an_answer_took_is_counted() -> None:
+    metrics = Metrics()
+    receive = metrics.track("http", lambda _: None)
+    usage = Usage(100, 21, cached_tokens=60, accepted_tokens=8, rejected_tokens=4)
+    timings = Timings(queue_s=0.25, prefill_s=0.5, decode_s=2.0, slowest_token_s=0.75, steps=10)
+    receive(ToolCallDelta(0, 0, "", id="c", name="f"))
+    receive(Finish("tool_calls", usage, timings))
+    text = metrics.render()[0].decode()
+    for line in (
+        'edgekit_requests_total{door="http",outcome="tool_calls"} 1.0',
+        'edgekit_first_delta_seconds_count{door="http"} 1.0',
+        'edgekit_cached_prompt_tokens_total{door="http"} 60.0',
+        'edgekit_drafted_tokens_total{door="http"} 12.0',
+        'edgekit_accepted_tokens_total{door="http"} 8.0',
+        'edgekit_rejected_tokens_total{door="http"} 4.0',
+        'edgekit_prefill_seconds_sum{door="http"} 0.5',
+        'edgekit_first_token_seconds_sum{door="http"} 0.75',
+        'edgekit_step_seconds_sum{door="http"} 0.2',
+        'edgekit_slowest_token_seconds_sum{door="http"} 0.75',
+        # 40 tokens in half a second; 20 after the first in two.
+        "edgekit_prompt_tokens_per_second_sum 80.0",
+        "edgekit_decode_tokens_per_second_sum 10.0",
+    ):
+        assert f"{line}\n" in text
+
+
+def test_what_never_began_has_no_first_token() -> None:
+    metrics = Metrics()
+    metrics.track("http", lambda _: None)(Finish("cancelled", Usage(9, 0), Timings(0.5, 0.0, 0.0)))
+    text = metrics.render()[0].decode()
+    assert 'edgekit_queue_seconds_count{door="http"} 1.0' in text
+    assert 'edgekit_first_token_seconds_count{door="http"}' not in text
+
+
 def test_failures_and_refusals_are_counted_by_code() -> None:
     metrics = Metrics()
     error = RequestError("late", code="deadline_exceeded")
@@ -32,6 +68,8 @@ def test_failures_and_refusals_are_counted_by_code() -> None:
     text = metrics.render()[0].decode()
     assert 'edgekit_requests_total{door="http",outcome="deadline_exceeded"} 1.0' in text
     assert 'edgekit_requests_total{door="http",outcome="overloaded"} 1.0' in text
+    assert 'edgekit_refusals_total{code="overloaded",door="http"} 1.0' in text
+    assert 'edgekit_refusals_total{code="deadline_exceeded"' not in text
 
 
 def test_the_schedulers_state_is_read_when_scraped() -> None:
@@ -44,6 +82,42 @@ def test_the_schedulers_state_is_read_when_scraped() -> None:
     assert "edgekit_queue_length 5.0" in text
     assert "edgekit_heartbeat_age_seconds 1.5" in text
     assert 'edgekit_model_info{context_length="64",name="m"} 1.0' in text
+
+
+@dataclass
+class State:
+    """The core's state, as a test sets it."""
+
+    running: int = 3
+    waiting: int = 2
+    kv_bytes: int = 4096
+    cache_hits: int = 7
+    cache_misses: int = 5
+    cache_bytes: int = 1024
+
+
+def test_the_cores_state_is_read_once_per_scrape() -> None:
+    metrics = Metrics()
+    states: list[State] = []
+
+    def stats() -> State:
+        states.append(State(running=len(states)))
+        return states[-1]
+
+    metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=stats)
+    assert states == []
+    text = metrics.render()[0].decode()
+    for line in (
+        "edgekit_running_sequences 0.0",
+        "edgekit_waiting_requests 2.0",
+        "edgekit_kv_bytes 4096.0",
+        "edgekit_prefix_cache_bytes 1024.0",
+        "edgekit_prefix_cache_hits_total 7.0",
+        "edgekit_prefix_cache_misses_total 5.0",
+    ):
+        assert f"{line}\n" in text
+    assert len(states) == 1
+    assert "edgekit_running_sequences 1.0" in metrics.render()[0].decode()
 
 
 def test_two_daemons_in_one_process_do_not_mix() -> None:
