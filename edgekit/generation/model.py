@@ -32,11 +32,21 @@ class ModelInfo:
     Attributes:
         created: Seconds since the epoch.
         context_length: Tokens a prompt and its answer may have together.
+        architecture: Hugging Face's `model_type`; empty if unknown.
+        parameters: How many weights; 0 if unknown.
+        format: Kind of the artifact: `onnx`, `mlx`.
+        size_bytes: Of the bundle's files.
+        capabilities: What it can do, in Ollama's words: `completion`, `tools`.
     """
 
     name: str
     created: int
     context_length: int
+    architecture: str = ""
+    parameters: int = 0
+    format: str = ""
+    size_bytes: int = 0
+    capabilities: tuple[str, ...] = ("completion",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,10 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
             name=manifest.name,
             created=_epoch(manifest.created),
             context_length=min(length, runner.limits.context_length),
+            architecture=manifest.architecture,
+            parameters=manifest.parameters,
+            format=artifact.kind,
+            size_bytes=sum(file.size for file in manifest.files),
         ),
         runner=runner,
         tokenizer=tokenizer,

@@ -27,13 +27,13 @@ class Receiver:
     def __call__(self, event: Event) -> None:
         assert not self.over.is_set(), "an event after the last"
         self.events.append(event)
-        if not isinstance(event, Delta):
+        if isinstance(event, Finish | Failure):
             self.over.set()
 
     def wait(self) -> Finish | Failure:
         assert self.over.wait(20)
         last = self.events[-1]
-        assert not isinstance(last, Delta)
+        assert isinstance(last, Finish | Failure)
         return last
 
     @property
@@ -249,7 +249,7 @@ def test_whoever_asks_again_at_the_last_event_finds_the_place_free() -> None:
     outcomes: list[str] = []
 
     def again(event: Event) -> None:
-        if isinstance(event, Delta):
+        if not isinstance(event, Finish | Failure):
             return
         outcomes.append(_code(event))
         if len(outcomes) < 20:
