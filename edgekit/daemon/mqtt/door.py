@@ -26,10 +26,10 @@ from edgekit.daemon.mqtt.link import Link
 from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, default_device_id
-from edgekit.daemon.wire import parse_chat, printable
+from edgekit.daemon.wire import Gathered, parse_chat, parse_completion, printable
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.request import ChatRequest, Delta, Event, Failure
+from edgekit.generation.request import ChatRequest, Event, Failure, Finish
 from edgekit.generation.scheduler import OnEvent
 
 __all__ = ["MqttDoor", "Submits"]
@@ -260,7 +260,16 @@ class MqttDoor:
         request = self._parse(envelope, request_id, reply.topic, came.expiry_s)
         if self._stopping.is_set():
             raise RequestError("the daemon is stopping", code="shutting_down", retry_after_s=5.0)
-        job = Job(key, request_id, chosen is not None, reply, envelope.stream, digest)
+        job = Job(
+            key,
+            request_id,
+            named=chosen is not None,
+            reply=reply,
+            stream=envelope.stream,
+            digest=digest,
+            written=Gathered(request.n),
+            logprobs=request.logprobs is not None,
+        )
         # Events may come before `submit` returns; they wait in the queue until this thread is free.
         on_event: OnEvent = partial(self._hand_over, job)
         if self._metrics is not None:
@@ -271,7 +280,9 @@ class MqttDoor:
     def _parse(self, envelope: messages.Envelope, request_id: str, client: str, expiry_s: float | None) -> ChatRequest:
         limits = [limit for limit in (envelope.deadline_s, expiry_s) if limit is not None]
         body = {**envelope.body, "deadline_s": min(limits)} if limits else envelope.body
-        request, options = parse_chat(body, request_id=request_id, client=client)
+        # A text to continue in place of a chat.
+        parse = parse_completion if "prompt" in body and "messages" not in body else parse_chat
+        request, options = parse(body, request_id=request_id, client=client)
         if options.model is not None and options.model != self._info.name:
             raise RequestError(
                 f"this device does not serve `{printable(options.model)}`",
@@ -305,10 +316,10 @@ class MqttDoor:
         self._link.wake()
 
     def _on_event(self, job: Job, event: Event) -> None:
-        if isinstance(event, Delta):
-            job.add(event.text)
-        else:
+        if isinstance(event, Finish | Failure):
             job.end = event
+        else:
+            job.add(event)
 
     def _flush_or_fail(self, job: Job) -> None:
         try:
@@ -320,13 +331,14 @@ class MqttDoor:
             self._fail(job.reply, job.id, EdgekitError("the answer could not be sent"))
 
     def _flush(self, job: Job) -> None:
-        """Send what is due of one job: pending text while the broker keeps up, then the last message."""
+        """Send what is due of one job: pending pieces while the broker keeps up, then the last message."""
         now = time.monotonic()
         while job.pending and (job.end is not None or (now >= job.flush_at and self._link.relaxed)):
             limit = self._link.max_packet // 8
-            text = job.take_pending(min(MAX_DELTA_CHARS, limit) if limit else MAX_DELTA_CHARS)
-            self._publish(job.reply, messages.delta(job.id, job.seq, text), unheard=job)
-            job.seq += 1
+            for batch in job.pending.take(min(MAX_DELTA_CHARS, limit) if limit else MAX_DELTA_CHARS):
+                message = messages.delta(job.id, job.seq, batch, logprobs=job.logprobs)
+                self._publish(job.reply, message, unheard=job)
+                job.seq += 1
             job.flush_at = now + self._config.coalesce_ms / 1000
         if job.end is None or (self._jobs.get(job.key) is not job):
             return
@@ -334,7 +346,8 @@ class MqttDoor:
         if isinstance(job.end, Failure):
             self._fail(job.reply, job.id, job.end.error)
             return
-        payload = messages.encode(messages.final(job.id, job.seq, "".join(job.written), job.end, self._info.name))
+        final = messages.final(job.id, job.seq, job.written, job.end, self._info.name, logprobs=job.logprobs)
+        payload = messages.encode(final)
         if job.named and job.end.reason != "cancelled":
             self._record.put(job.key, Finished(job.digest, payload, now))
         self._answer(job.reply, job.id, payload)

@@ -9,7 +9,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgekit.generation.request import Failure, Finish
+from edgekit.daemon.mqtt.pieces import Pending
+from edgekit.daemon.wire import Gathered
+from edgekit.generation.request import Delta, Failure, Finish, ToolCallDelta
 
 __all__ = ["Cancels", "Finished", "Job", "JobKey", "Record", "Reply"]
 
@@ -43,11 +45,12 @@ class Job:
     Attributes:
         id: The id that replies carry.
         named: Whether the caller chose the id (or Correlation Data), so that it can ask again.
+        logprobs: Whether replies carry log probabilities.
         ticket: None until `submit` has returned.
         seq: Number of the next delta.
-        pending: Text that no delta has carried yet.
-        written: All text so far.
-        flush_at: `time.monotonic()` before which the pending text is not sent.
+        pending: Pieces that no delta has carried yet.
+        written: All of the answers so far.
+        flush_at: `time.monotonic()` before which the pending pieces are not sent.
         end: The last event, once it has come.
     """
 
@@ -57,24 +60,19 @@ class Job:
     reply: Reply
     stream: bool
     digest: bytes
+    written: Gathered
+    logprobs: bool = False
     ticket: Cancels | None = None
     seq: int = 0
-    pending: list[str] = field(default_factory=list)
-    written: list[str] = field(default_factory=list)
+    pending: Pending = field(default_factory=Pending)
     flush_at: float = 0.0
     end: Finish | Failure | None = None
 
-    def add(self, text: str) -> None:
-        """Take a piece of the answer."""
-        self.written.append(text)
+    def add(self, piece: Delta | ToolCallDelta) -> None:
+        """Take a piece of an answer."""
+        self.written.add(piece)
         if self.stream:
-            self.pending.append(text)
-
-    def take_pending(self, limit: int) -> str:
-        """Take at most `limit` characters of the pending text; the rest stays."""
-        text = "".join(self.pending)
-        self.pending = [text[limit:]] if len(text) > limit else []
-        return text[:limit]
+            self.pending.add(piece)
 
     def cancel(self) -> None:
         """Tell the scheduler; the job ends with its last event."""

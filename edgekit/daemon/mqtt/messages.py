@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from edgekit.daemon.wire import error_body, timings_body, usage_body
+from edgekit.daemon.mqtt.pieces import Batch
+from edgekit.daemon.wire import (
+    Gathered,
+    call_delta_body,
+    error_body,
+    logprobs_body,
+    message_body,
+    reasons,
+    timings_body,
+    usage_body,
+)
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.request import Finish
 
@@ -51,7 +61,7 @@ class Envelope:
         reply_to: The payload's response topic, unchecked; for callers without MQTT 5 properties.
         deadline_s: Seconds the caller is willing to wait.
         stream: Whether deltas are wanted.
-        body: The chat-completions body that remains.
+        body: The body of a chat, or of a completion, that remains.
     """
 
     id: str | None
@@ -109,31 +119,54 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
-def delta(request_id: str, seq: int, text: str) -> dict[str, Any]:
-    """A piece of a streamed answer."""
-    return {"type": "delta", "id": request_id, "seq": seq, "text": text}
+def delta(request_id: str, seq: int, batch: Batch, *, logprobs: bool = False) -> dict[str, Any]:
+    """A piece of a streamed answer.
+
+    Args:
+        request_id: The request's id.
+        seq: Number of this message.
+        batch: The text, and pieces of calls that follow it; the text is there even if it is empty.
+        logprobs: Whether the caller asked for them.
+    """
+    message: dict[str, Any] = {"type": "delta", "id": request_id, "seq": seq, "text": batch.text}
+    if batch.index:
+        message["index"] = batch.index
+    if batch.calls:
+        message["tool_calls"] = [call_delta_body(piece) for piece in batch.calls]
+    if logprobs:
+        message["logprobs"] = logprobs_body(batch.logprobs)
+    return message
 
 
-def final(request_id: str, seq: int, text: str, finish: Finish, model: str) -> dict[str, Any]:
-    """The whole answer; the last message of a request.
+def final(
+    request_id: str, seq: int, answers: Gathered, finish: Finish, model: str, *, logprobs: bool = False
+) -> dict[str, Any]:
+    """The whole answer, or all of them; the last message of a request.
 
     Args:
         request_id: The request's id.
         seq: The number after the last delta's; 0 if there was none.
-        text: All of the answer, so that a caller that missed a delta has lost nothing.
+        answers: Everything, so that a caller that missed a delta has lost nothing.
         finish: Why it ended, and what it cost.
         model: The name of the model that answered.
+        logprobs: Whether the caller asked for them.
     """
-    return {
+    choices = []
+    for index, (answer, reason) in enumerate(zip(answers.answers, reasons(finish, len(answers.answers)), strict=True)):
+        choice: dict[str, Any] = {"index": index, "message": message_body(answer), "finish_reason": reason}
+        if logprobs:
+            choice["logprobs"] = logprobs_body(answer.logprobs)
+        choices.append(choice)
+    message = {
         "type": "final",
         "id": request_id,
         "seq": seq,
-        "message": {"role": "assistant", "content": text},
-        "finish_reason": finish.reason,
+        **{name: value for name, value in choices[0].items() if name != "index"},
         "model": model,
         "usage": usage_body(finish.usage),
         "timings": timings_body(finish.timings, finish.usage),
     }
+    return message if len(choices) == 1 else {**message, "choices": choices}
 
 
 def error(request_id: str | None, problem: EdgekitError) -> dict[str, Any]:

@@ -1,15 +1,38 @@
-"""A scheduler that plays a script: the door's only dependency, made to do whatever a test needs, when it needs it."""
+"""A scheduler that plays a script: a door's only dependency, made to do whatever a test needs, when it needs it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, FinishReason, Timings, Usage
+from edgekit.generation.request import (
+    ChatRequest,
+    Delta,
+    Event,
+    Failure,
+    Finish,
+    FinishReason,
+    Timings,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 
-__all__ = ["WORDS", "Playing", "ScriptedScheduler", "finish", "speak", "wait_for_cancel"]
+__all__ = [
+    "ARGUMENTS",
+    "WORDS",
+    "Playing",
+    "ScriptedScheduler",
+    "answer_twice",
+    "call_tools",
+    "finish",
+    "speak",
+    "tell_logprobs",
+    "wait_for_cancel",
+]
 
+ARGUMENTS = ('{"city": "Orléans"}', '{"zone": "CET"}')
 WORDS = ("Paris", " is", " the", " capital", " of", " France", " (法国", "的首都) 🗼.")
 
 
@@ -29,7 +52,11 @@ Script = Callable[[Playing], None]
 
 
 def finish(reason: FinishReason = "stop", words: int = len(WORDS)) -> Finish:
-    return Finish(reason, Usage(11, words, cached_tokens=4), Timings(queue_s=0.25, prefill_s=0.5, decode_s=1.0))
+    return Finish(
+        reason,
+        Usage(11, words, cached_tokens=4, accepted_tokens=2, rejected_tokens=1),
+        Timings(queue_s=0.25, prefill_s=0.5, decode_s=1.0, slowest_token_s=0.5, steps=5, kv_bytes=4096),
+    )
 
 
 def speak(playing: Playing) -> None:
@@ -47,6 +74,36 @@ def wait_for_cancel(playing: Playing) -> None:
             playing.on_event(finish("cancelled", seq + 1))
             return
     playing.on_event(Failure(AssertionError("nobody cancelled")))  # type: ignore[arg-type]
+
+
+def call_tools(playing: Playing) -> None:
+    """Call `weather` and `time`, in pieces."""
+    seq = 0
+    for number, (name, arguments) in enumerate(zip(("weather", "time"), ARGUMENTS, strict=True)):
+        playing.on_event(ToolCallDelta(seq, number, "", id=f"call_{number}", name=name))
+        seq += 1
+        for start in range(0, len(arguments), 7):
+            playing.on_event(ToolCallDelta(seq, number, arguments[start : start + 7]))
+            seq += 1
+    playing.on_event(finish("tool_calls"))
+
+
+def answer_twice(playing: Playing) -> None:
+    """Two answers, in turns; the second is cut off."""
+    for seq, word in enumerate(WORDS):
+        playing.on_event(Delta(2 * seq, word))
+        playing.on_event(Delta(2 * seq + 1, word.upper(), index=1))
+    playing.on_event(replace(finish(), reasons=("stop", "length")))
+
+
+def tell_logprobs(playing: Playing) -> None:
+    """Say "Hi 🗼", the tower in two tokens."""
+    tower = "🗼".encode()
+    hi = TokenLogprob(5, b"Hi", -0.5, top=((5, b"Hi", -0.5), (6, b"Ho", -1.5)))
+    halves = (TokenLogprob(7, b" " + tower[:2], -1.0), TokenLogprob(8, tower[2:], -0.0))
+    playing.on_event(Delta(0, "Hi", logprobs=(hi,)))
+    playing.on_event(Delta(1, " 🗼", logprobs=halves))
+    playing.on_event(finish())
 
 
 class ScriptedScheduler:

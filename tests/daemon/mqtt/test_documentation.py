@@ -6,14 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgekit.generation.request import Delta, TokenLogprob, ToolCallDelta
 from tests.broker import Broker, Caller, tool
 from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeDoor, chat
-from tests.daemon.mqtt.scripted import WORDS, ScriptedScheduler, wait_for_cancel
+from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedScheduler, finish, wait_for_cancel
 
 pytestmark = pytest.mark.broker
 
@@ -24,13 +26,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def documented(kind: str) -> dict[str, Any]:
-    (found,) = [message for message in map(json.loads, blocks("json")) if message.get("type") == kind]
-    return dict(found)
+def documented(kind: str) -> list[dict[str, Any]]:
+    """The page's messages of a type, the plainest first."""
+    return [message for message in map(json.loads, blocks("json")) if message.get("type") == kind]
 
 
 def shape(value: Any) -> Any:
-    return {name: shape(item) for name, item in value.items()} if isinstance(value, dict) else type(value)
+    """The fields and types of a message; a list has the shapes of its items."""
+    if isinstance(value, dict):
+        return {name: shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    return type(value)
 
 
 @pytest.mark.usefixtures("door")
@@ -46,12 +53,49 @@ def test_every_message_of_the_page_has_the_fields_and_types_of_the_real_one(brok
     for message in real:
         if "type" not in message:
             continue  # our own requests, which come along on `edgekit/box/#`
-        expected = shape(documented(message["type"]))
+        expected = shape(documented(message["type"])[0])
         if message["type"] == "error":
             # This error names a parameter, and waiting would not help; the page's is the other way about.
             expected["error"] |= {"param": str, "hint": type(None)}
             del expected["error"]["retry_after_s"]
         assert shape(message) == expected
+
+
+def call_then_say(playing: Playing) -> None:
+    """What the page's second `final` shows, in the pieces that its deltas show."""
+    token = TokenLogprob(7, b" Paris", -0.02, top=((7, b" Paris", -0.02),))
+    for event in (
+        ToolCallDelta(0, 0, '{"city": "Par', id="call_8d1f", name="weather"),
+        ToolCallDelta(1, 0, 'is"}'),
+        Delta(2, " Paris", index=1, logprobs=(token,)),
+    ):
+        playing.on_event(event)
+        playing.cancelled.wait(0.2)
+    playing.on_event(replace(finish("tool_calls"), reasons=("tool_calls", "length")))
+
+
+@pytest.mark.usefixtures("door")
+def test_calls_answers_and_log_probabilities_look_as_on_the_page(broker: Broker, scheduler: ScriptedScheduler) -> None:
+    scheduler.script = call_then_say
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    with Caller(broker.port, "replies/a") as caller:
+        body = chat(stream=True, tools=tools, n=2, logprobs=True, top_logprobs=1)
+        caller.publish(REQUEST, body, ResponseTopic="replies/a")
+        *deltas, final = caller.until("final")
+    first, second, third = documented("delta")[1:]
+    # The page shows calls without log probabilities.
+    for message in deltas[:2]:
+        assert message.pop("logprobs") == {"content": [], "refusal": None}
+    assert [shape(message) for message in deltas] == [shape(first), shape(second), shape(third)]
+    assert [deltas[0]["tool_calls"], deltas[1]["tool_calls"]] == [
+        [{**call, "id": "call_8d1f"} if "id" in call else call for call in message["tool_calls"]]
+        for message in (first, second)
+    ]
+    expected = documented("final")[1]
+    # The page's token has no alternatives.
+    final["choices"][1]["logprobs"]["content"][0]["top_logprobs"] = []
+    assert shape(final) == shape(expected)
+    assert (final["message"], final["choices"]) == (expected["message"], expected["choices"])
 
 
 def test_the_python_example_prints_the_answer(broker: Broker, make_door: MakeDoor) -> None:

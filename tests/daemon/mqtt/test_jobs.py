@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.daemon.mqtt.jobs import Finished, Job, Record, Reply
+from edgekit.daemon.mqtt.jobs import Finished, Record
 
 
 def test_the_record_forgets_the_oldest_when_it_is_full() -> None:
@@ -31,11 +31,3 @@ def test_the_record_knows_an_answer_by_topic_id_and_body_and_only_for_a_while() 
     assert record.get(("topic", "1"), b"e", 100.0) is None
     assert record.get(("topic", "1"), b"d", 110.1) is None
     assert len(record) == 0
-
-
-def test_pending_text_is_cut_between_characters_and_nothing_is_lost() -> None:
-    job = Job(("t", "1"), "1", named=True, reply=Reply("t"), stream=True, digest=b"")
-    for text in ("ab", "c🗼", "é"):
-        job.add(text)
-    assert [job.take_pending(2) for _ in range(4)] == ["ab", "c🗼", "é", ""]
-    assert "".join(job.written) == "abc🗼é"

@@ -1,0 +1,166 @@
+"""Calls, several answers and log probabilities, through a real mosquitto."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from edgekit.daemon.mqtt.door import MqttDoor
+from edgekit.generation.request import Delta, ResponseFormat, TokenLogprob, Tool, ToolChoice
+from tests.broker import Broker, Caller
+from tests.daemon.mqtt.conftest import REQUEST, MakeDoor, chat
+from tests.daemon.mqtt.scripted import (
+    ARGUMENTS,
+    WORDS,
+    Playing,
+    ScriptedScheduler,
+    answer_twice,
+    call_tools,
+    finish,
+    tell_logprobs,
+)
+
+pytestmark = pytest.mark.broker
+
+TOKEN = TokenLogprob(1, b"a", -1.0, top=tuple((number, b"a", -1.0) for number in range(20)))
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "time")]
+
+
+def joined(deltas: list[Any]) -> dict[int, dict[str, Any]]:
+    """The calls that streamed pieces make, by their number, as a caller would put them together."""
+    calls: dict[int, dict[str, Any]] = {}
+    for piece in (piece for message in deltas for piece in message.get("tool_calls", ())):
+        call = calls.setdefault(piece["index"], {"function": {"arguments": ""}})
+        call["function"]["arguments"] += piece["function"]["arguments"]
+        if "id" in piece:
+            call |= {"id": piece["id"], "type": piece["type"]}
+            call["function"]["name"] = piece["function"]["name"]
+    return calls
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.usefixtures("door")
+def test_calls_are_in_the_final_message_and_streamed_pieces_join_to_them(
+    broker: Broker, scheduler: ScriptedScheduler, *, stream: bool
+) -> None:
+    scheduler.script = call_tools
+    with Caller(broker.port, "caller/t") as caller:
+        body = chat(tools=TOOLS, tool_choice="required", stream=stream)
+        caller.publish(REQUEST, body, ResponseTopic="caller/t")
+        *deltas, final = caller.until("final")
+    assert final["message"] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": ARGUMENTS[number]}}
+            for number, name in enumerate(("weather", "time"))
+        ],
+    }
+    assert final["finish_reason"] == "tool_calls"
+    assert "choices" not in final
+    if stream:
+        assert [message["seq"] for message in [*deltas, final]] == list(range(len(deltas) + 1))
+        # A caller that knows no calls sees text, and none of it.
+        assert {message["text"] for message in deltas} == {""}
+        assert [joined(deltas)[number] for number in (0, 1)] == final["message"]["tool_calls"]
+    request = scheduler.played[0].request
+    assert request.tools == (Tool("weather"), Tool("time"))
+    assert request.tool_choice == ToolChoice("required")
+
+
+def test_each_of_several_answers_is_streamed_under_its_index(
+    broker: Broker, make_door: MakeDoor, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = answer_twice
+    make_door(coalesce_ms=0)
+    with Caller(broker.port, "caller/n") as caller:
+        caller.publish(REQUEST, chat(n=2, stream=True), ResponseTopic="caller/n")
+        *deltas, final = caller.until("final")
+    texts: dict[int, str] = defaultdict(str)
+    for message in deltas:
+        texts[message.get("index", 0)] += message["text"]
+    said = "".join(WORDS)
+    assert texts == {0: said, 1: said.upper()}
+    assert [message["seq"] for message in [*deltas, final]] == list(range(len(deltas) + 1))
+    assert [(choice["index"], choice["message"]["content"]) for choice in final["choices"]] == [
+        (0, said),
+        (1, said.upper()),
+    ]
+    assert [choice["finish_reason"] for choice in final["choices"]] == ["stop", "length"]
+    assert (final["message"]["content"], final["finish_reason"]) == (said, "stop")
+
+
+@pytest.mark.usefixtures("door")
+def test_log_probabilities_are_in_deltas_and_whole_in_the_final_message(
+    broker: Broker, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = tell_logprobs
+    with Caller(broker.port, "caller/p") as caller:
+        caller.publish(REQUEST, chat(logprobs=True, top_logprobs=2, stream=True), ResponseTopic="caller/p")
+        *deltas, final = caller.until("final")
+        caller.publish(REQUEST, chat(stream=True), ResponseTopic="caller/p")
+        without = caller.until("final")
+    tokens = final["logprobs"]["content"]
+    assert [token["logprob"] for token in tokens] == [-0.5, -1.0, 0.0]
+    assert bytes(byte for token in tokens for byte in token["bytes"]).decode() == "Hi 🗼"
+    assert [token for message in deltas for token in message["logprobs"]["content"]] == tokens
+    assert all("logprobs" not in message for message in without)
+
+
+def test_log_probabilities_that_exceed_a_packet_take_several_messages(
+    broker: Broker, scheduler: ScriptedScheduler, door: MqttDoor
+) -> None:
+    def burst(playing: Playing) -> None:
+        for seq in range(300):
+            playing.on_event(Delta(seq, "a", logprobs=(TOKEN,)))
+        playing.on_event(finish())
+
+    scheduler.script = burst
+    with Caller(broker.port, "caller/m") as caller:
+        caller.publish(REQUEST, chat(logprobs=True, top_logprobs=20, stream=True), ResponseTopic="caller/m")
+        *deltas, final = caller.until("final")
+    assert door.dropped == 0
+    assert sum(len(message["logprobs"]["content"]) for message in deltas) == len(final["logprobs"]["content"]) == 300
+    assert max(len(message["logprobs"]["content"]) for message in deltas) < 10
+    assert "".join(message["text"] for message in deltas) == "a" * 300
+
+
+@pytest.mark.usefixtures("door")
+def test_a_text_is_continued_where_there_is_a_prompt_in_place_of_messages(
+    broker: Broker, scheduler: ScriptedScheduler
+) -> None:
+    with Caller(broker.port, "caller/c") as caller:
+        body = {"prompt": "Once", "max_tokens": 9, "echo": True, "logprobs": 1, "id": "c"}
+        caller.publish(REQUEST, body, ResponseTopic="caller/c")
+        final = caller.next()
+    assert final["message"]["content"] == "".join(WORDS)
+    request = scheduler.played[0].request
+    assert (request.prompt, request.max_tokens, request.echo, request.logprobs) == ("Once", 9, True, 1)
+
+
+@pytest.mark.usefixtures("door")
+def test_the_same_fields_are_read_as_over_http(broker: Broker, scheduler: ScriptedScheduler) -> None:
+    fields = {
+        "response_format": {"type": "regex", "regex": "a+"},
+        "repeat_penalty": 1.2,
+        "logit_bias": {"7": -100},
+        "priority": 3,
+        "truncation": "auto",
+        "speculation": False,
+        "cache_prompt": False,
+    }
+    with Caller(broker.port, "caller/h") as caller:
+        caller.publish(REQUEST, chat(**fields), ResponseTopic="caller/h")
+        caller.next()
+    request = scheduler.played[0].request
+    assert request.response_format == ResponseFormat("regex", "a+")
+    assert (request.sampling.repetition_penalty, request.sampling.logit_bias) == (1.2, {7: -100})
+    assert (request.priority, request.truncation, request.speculation, request.cache_prompt) == (
+        3,
+        "auto",
+        False,
+        False,
+    )
+    assert (request.tenant, request.client) == ("", "caller/h")
