@@ -7,20 +7,25 @@ import contextlib
 import logging
 import socket
 import threading
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgekit.config import HttpConfig
-from edgekit.daemon.http.chat import ChatEndpoint, check_model
+from edgekit.daemon.http import ollama
+from edgekit.daemon.http.chat import ChatReply
+from edgekit.daemon.http.completions import CompletionReply
+from edgekit.daemon.http.endpoint import Dialect, Endpoint
 from edgekit.daemon.http.errors import error_response, http_error
 from edgekit.daemon.http.guard import Guard, is_loopback
+from edgekit.daemon.http.models import Models
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError, RequestError
 from edgekit.generation.model import ModelInfo
@@ -131,16 +136,14 @@ class HttpDoor:
         self._server = self._thread = None
 
     def _application(self) -> Starlette:
-        chat = ChatEndpoint(self._backend, self._metrics, self._config.max_body_bytes)
-
-        async def complete(request: Request) -> Response:
-            return await chat(request)
-
+        models = Models(lambda: self._info, lambda: self._backend()[1])
         routes = [
-            Route("/v1/chat/completions", complete, methods=["POST"]),
-            Route("/v1/models", self._models, methods=["GET"]),
-            # Names may hold slashes.
-            Route("/v1/models/{name:path}", self._model, methods=["GET"]),
+            self._endpoint("/v1/chat/completions", ChatReply),
+            self._endpoint("/v1/completions", CompletionReply),
+            self._endpoint("/api/chat", ollama.chat_dialect, ollama.refusal),
+            self._endpoint("/api/generate", ollama.generate_dialect, ollama.refusal),
+            self._endpoint("/api/show", ollama.show_dialect, ollama.refusal),
+            *models.routes(),
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
             Route("/metrics", self._show_metrics, methods=["GET"]),
@@ -151,21 +154,22 @@ class HttpDoor:
             exception_handlers={HTTPException: _on_http_error, EdgekitError: _on_error, Exception: _on_fault},
         )
 
+    def _endpoint(
+        self, path: str, dialect: Dialect, refusal: Callable[[EdgekitError], Response] = error_response
+    ) -> Route:
+        endpoint = Endpoint(self._backend, self._metrics, self._config.max_body_bytes, dialect, refusal)
+
+        async def answer(request: Request) -> Response:
+            return await endpoint(request)
+
+        return Route(path, answer, methods=["POST"])
+
     def _backend(self) -> tuple[Scheduler, ModelInfo]:
         if self._scheduler is None or self._info is None:
             raise RequestError(
                 "the model is still loading", hint="ask again in a moment", code="not_ready", retry_after_s=5.0
             )
         return self._scheduler, self._info
-
-    async def _models(self, _: Request) -> Response:
-        data = [] if self._info is None else [_describe(self._info)]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def _model(self, request: Request) -> Response:
-        _, info = self._backend()
-        check_model(request.path_params["name"], info)
-        return JSONResponse(_describe(info))
 
     async def _healthz(self, _: Request) -> Response:
         if self._health is None or self._health.healthy:
@@ -184,29 +188,23 @@ class HttpDoor:
         return Response(body, headers={"Content-Type": kind})
 
 
-def _describe(info: ModelInfo) -> dict[str, Any]:
-    return {
-        "id": info.name,
-        "object": "model",
-        "created": info.created,
-        "owned_by": "edgekit",
-        "context_length": info.context_length,
-    }
-
-
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return error_response(http_error(status))
+    return _refuse(request, http_error(status))
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgekitError)  # noqa: S101  the handler is registered for it
-    return error_response(error)
+    return _refuse(request, error)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(EdgekitError("internal error", hint="the daemon's log has the details"))
+    return _refuse(request, EdgekitError("internal error", hint="the daemon's log has the details"))
+
+
+def _refuse(request: Request, error: EdgekitError) -> Response:
+    return ollama.refusal(error) if request.url.path.startswith("/api/") else error_response(error)
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

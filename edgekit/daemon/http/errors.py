@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -33,8 +34,13 @@ def status_of(error: EdgekitError) -> int:
     return _STATUS.get(error.code, 400 if isinstance(error, RequestError) else 500)
 
 
-def error_response(error: EdgekitError) -> Response:
-    """Return an error as a response, with `Retry-After` where waiting helps."""
+def error_response(error: EdgekitError, body: dict[str, Any] | None = None) -> Response:
+    """Return an error as a response, with `Retry-After` where waiting helps.
+
+    Args:
+        error: What went wrong.
+        body: How the dialect says it; the OpenAI API's way unless given.
+    """
     status = status_of(error)
     headers = {}
     if isinstance(error, RequestError) and error.retry_after_s is not None:
@@ -44,13 +50,11 @@ def error_response(error: EdgekitError) -> Response:
         headers["X-Should-Retry"] = "false"
     if status == 500:
         logger.error("answered 500: %s", error.message)
-    return JSONResponse(error_body(error), status, headers)
+    return JSONResponse(error_body(error) if body is None else body, status, headers)
 
 
 def http_error(status: int) -> EdgekitError:
     """Return the error for a status that the router gives: 404 or 405."""
     if status == 405:
         return RequestError("this path does not take that method", code="method_not_allowed")
-    return RequestError(
-        "there is nothing at this path", hint="see /v1/chat/completions and /v1/models", code="not_found"
-    )
+    return RequestError("there is nothing at this path", hint="see docs/http.md for what there is", code="not_found")

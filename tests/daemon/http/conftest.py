@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httpx
+import ollama
 import openai
 import pytest
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.http.door import HttpDoor
 from edgekit.daemon.metrics import Metrics
-from edgekit.generation.model import TextModel
+from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.scheduler import Scheduler
+from tests.daemon.mqtt.scripted import ScriptedScheduler
 
+MODEL = ModelInfo("tiny", 1_700_000_000, 2048, "llama", 134_515_008, "onnx", 141_000_000, ("completion", "tools"))
 ASK = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 
 
@@ -56,3 +59,31 @@ def serve() -> Iterator[Serve]:
         served.http.close()
         served.scheduler.stop()
         served.door.stop()
+
+
+@dataclass
+class Played:
+    """A running door in front of a scheduler that plays a script."""
+
+    door: HttpDoor
+    scheduler: ScriptedScheduler
+    metrics: Metrics
+    http: httpx.Client
+    openai: openai.OpenAI
+    ollama: ollama.Client
+
+
+@pytest.fixture
+def played() -> Iterator[Played]:
+    """A door whose answers a test writes itself: what it says is told apart from what the engine can."""
+    scheduler, metrics = ScriptedScheduler(), Metrics()
+    door = HttpDoor(HttpConfig(port=0), scheduler, MODEL, metrics)  # type: ignore[arg-type]  # it uses submit alone
+    door.start()
+    with (
+        httpx.Client(base_url=door.url, timeout=20) as http,
+        openai.OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0) as openais,
+        ollama.Client(door.url, timeout=20) as ollamas,
+    ):
+        yield Played(door, scheduler, metrics, http, openais, ollamas)
+    scheduler.stop()
+    door.stop()

@@ -87,8 +87,9 @@ def test_models_are_listed_and_shown_by_name(serve: Serve) -> None:
         (b"{}", 400, "invalid_request", "messages"),
         ({"messages": []}, 400, "invalid_request", "messages"),
         ({**ASK, "temperature": 9}, 400, "invalid_request", "temperature"),
-        ({**ASK, "n": 2}, 400, "unsupported_parameter", "n"),
-        ({**ASK, "logit_bias": {"1": 5}}, 400, "unsupported_parameter", "logit_bias"),
+        ({**ASK, "n": 99}, 400, "invalid_request", "n"),
+        ({**ASK, "audio": {"voice": "x"}}, 400, "unsupported_parameter", "audio"),
+        ({**ASK, "tools": [{"type": "web_search"}]}, 400, "unsupported_parameter", "tools[0].type"),
         ({**ASK, "model": "gpt-4"}, 404, "model_not_found", "model"),
         ({"messages": [{"role": "user", "content": "x" * 2000}]}, 400, "context_length_exceeded", "messages"),
         ({"messages": [{"role": "user", "content": "x" * 70_000}]}, 413, "body_too_large", None),
@@ -206,10 +207,11 @@ def test_every_reply_carries_a_request_id_and_a_callers_own_is_kept(serve: Serve
 def test_metrics_count_requests_and_tokens(serve: Serve) -> None:
     served = serve(echo_model())
     served.http.post(CHAT, json=ASK)
-    served.http.post(CHAT, json={**ASK, "n": 3})
+    served.http.post(CHAT, json={**ASK, "mirostat": 3})
     text = served.http.get("/metrics").text
     assert 'edgekit_requests_total{door="http",outcome="stop"} 1.0' in text
     assert 'edgekit_requests_total{door="http",outcome="unsupported_parameter"} 1.0' in text
+    assert 'edgekit_refusals_total{code="unsupported_parameter",door="http"} 1.0' in text
     assert f'edgekit_completion_tokens_total{{door="http"}} {len(ANSWER) + 1:.1f}' in text
     assert 'edgekit_model_info{context_length="1024",name="echo"} 1.0' in text
     assert "edgekit_queue_length 0.0" in text
