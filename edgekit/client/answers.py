@@ -27,15 +27,24 @@ def read_finish(reason: object, usage: object, timings: object) -> Finish:
     known = reason if reason in get_args(FinishReason) else "stop"
     tokens = usage if isinstance(usage, Mapping) else {}
     seconds = timings if isinstance(timings, Mapping) else {}
-    details = tokens.get("prompt_tokens_details")
+    prompt, completion = (_inner(tokens, f"{part}_tokens_details") for part in ("prompt", "completion"))
     return Finish(
         cast("FinishReason", known),
         Usage(
             int(_number(tokens.get("prompt_tokens"))),
             int(_number(tokens.get("completion_tokens"))),
-            int(_number(details.get("cached_tokens") if isinstance(details, Mapping) else 0)),
+            cached_tokens=int(_number(prompt.get("cached_tokens"))),
+            accepted_tokens=int(_number(completion.get("accepted_prediction_tokens"))),
+            rejected_tokens=int(_number(completion.get("rejected_prediction_tokens"))),
         ),
-        Timings(_number(seconds.get("queue_s")), _number(seconds.get("prefill_s")), _number(seconds.get("decode_s"))),
+        Timings(
+            _number(seconds.get("queue_s")),
+            _number(seconds.get("prefill_s")),
+            _number(seconds.get("decode_s")),
+            slowest_token_s=_number(seconds.get("slowest_token_s")),
+            steps=int(_number(seconds.get("steps"))),
+            kv_bytes=int(_number(seconds.get("kv_bytes"))),
+        ),
     )
 
 
@@ -60,6 +69,11 @@ def unreadable(what: str) -> EdgekitError:
         hint="is it an edgekit daemon that answers there?",
         code="bad_reply",
     )
+
+
+def _inner(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: object) -> float:

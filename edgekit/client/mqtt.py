@@ -229,7 +229,8 @@ class _Call:
                     yield Delta(seq, text)
                     seq += 1
             elif kind == "final":
-                content = str((message.get("message") or {}).get("content", ""))
+                # Null where there is nothing but calls.
+                content = str((message.get("message") or {}).get("content") or "")
                 if content.startswith(said) and len(content) > len(said):
                     yield Delta(seq, content[len(said) :])
                 yield read_finish(message.get("finish_reason"), message.get("usage"), message.get("timings"))
