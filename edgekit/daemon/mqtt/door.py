@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -138,9 +139,9 @@ class MqttDoor:
         self._beat = time.monotonic()
         while self._events:
             job, event = self._events.popleft()
-            self._on_event(job, event)
+            self._or_fail(job, partial(self._on_event, job, event))
         for job in [*self._jobs.values()]:
-            self._flush_or_fail(job)
+            self._or_fail(job, partial(self._flush, job))
         due = self._presence.repair_due
         if due is not None and time.monotonic() >= due:
             self._link.send(self._presence.online())
@@ -321,9 +322,9 @@ class MqttDoor:
         else:
             job.add(event)
 
-    def _flush_or_fail(self, job: Job) -> None:
+    def _or_fail(self, job: Job, step: Callable[[], None]) -> None:
         try:
-            self._flush(job)
+            step()
         except Exception:  # noqa: BLE001 - one request must not take the others along
             _log.exception("mqtt: a request failed inside the door")
             self._jobs.pop(job.key, None)

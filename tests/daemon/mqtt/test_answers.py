@@ -164,3 +164,19 @@ def test_the_same_fields_are_read_as_over_http(broker: Broker, scheduler: Script
         False,
     )
     assert (request.tenant, request.client) == ("", "caller/h")
+
+
+def test_an_answer_that_nobody_asked_for_fails_its_request_and_leaves_the_door_working(
+    broker: Broker, scheduler: ScriptedScheduler, door: MqttDoor
+) -> None:
+    def stray(playing: Playing) -> None:
+        playing.on_event(Delta(0, "?", index=5))
+
+    with Caller(broker.port, "caller/s") as caller:
+        scheduler.script = stray
+        caller.publish(REQUEST, chat(), ResponseTopic="caller/s")
+        assert caller.next()["error"]["code"] == "internal_error"
+        scheduler.script = answer_twice
+        caller.publish(REQUEST, chat(n=2), ResponseTopic="caller/s")
+        assert len(caller.next()["choices"]) == 2
+    assert door.connections == 1
