@@ -97,7 +97,7 @@ class _Answer:
         self.prompt_tokens = len(tokens)
         room = model.info.context_length - len(tokens)
         most = room if request.max_tokens is None else min(room, request.max_tokens)
-        sampler = Sampler(request.sampling)
+        sampler = Sampler(request.sampling, vocab_size=runner.limits.vocab_size, prompt=tokens)
         text = _Text(model, request)
 
         def step(chunk: Chunk) -> npt.NDArray[np.float32]:
@@ -111,7 +111,7 @@ class _Answer:
             runner.truncate(_SLOT, 0)
             logits = _prefill(runner, tokens, step)
             while True:
-                token = sampler.choose(logits[-1])
+                token = sampler.choose(logits[-1]).token
                 self.completion_tokens += 1
                 if self.first is None:
                     self.first = time.monotonic()

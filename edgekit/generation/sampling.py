@@ -1,122 +1,199 @@
-"""Logits to the next token, in numpy. It knows no model and no text."""
+"""Logits to the next token, in numpy. It knows no model and no text.
+
+Order: grammar mask and penalties (see penalties.py), then top_k, temperature, typical_p, top_p, min_p, and one draw.
+That is llama.cpp's default chain, except that temperature stands where Ollama, vLLM and Transformers have it: before
+the filters that look at probabilities, so that `top_p` is a share of the distribution that is drawn from.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import RunnerError
+from edgekit.errors import EdgekitError, RunnerError
+from edgekit.generation.filters import draw, largest, nucleus, softmax_floor, typical
+from edgekit.generation.logprobs import likeliest, log_normalizer
+from edgekit.generation.penalties import Penalties
 from edgekit.generation.request import Sampling
 
-__all__ = ["Sampler"]
+__all__ = ["Choice", "Sampler"]
 
 Logits = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.intp]
 
-# First guess at how many tokens hold the probability that top_p asks for; it grows until they do.
-_NUCLEUS = 128
-# The largest of many values are looked for among the largest of blocks of this many.
-_BLOCK = 64
-# Colder than this, float32 cannot tell the second token from none.
-_COLD = 1e-6
+# For each byte of a mask, what its eight tokens may be at most: infinity, or nothing.
+_LIMITS: Logits = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1, np.inf, -np.inf
+).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token, and how likely it was to the model itself.
+
+    Attributes:
+        logprob: Of the raw logits; None unless asked for.
+        top: The likeliest tokens with their logprobs, best first; the chosen one need not be among them.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
-    """Chooses the tokens of one answer: temperature, then top_k, top_p and min_p, then a draw.
+    """Chooses the tokens of one answer.
+
+    A seeded sampler draws once for each token, whatever the filters leave: the answer to the same logits is the same,
+    one token at a time or many (speculation).
 
     Args:
-        sampling: With a seed, the same logits give the same tokens.
+        sampling: How to choose.
+        vocab_size: Width of a row of logits.
+        prompt: The prompt's tokens, for the repetition penalty.
+        top_logprobs: How many of the likeliest tokens to report with each choice; None reports no logprobs at all.
+
+    Raises:
+        RequestError: `logit_bias` names a token that is not in the vocabulary.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        vocab_size: int,
+        prompt: Sequence[int] = (),
+        top_logprobs: int | None = None,
+    ) -> None:
         self._sampling = sampling
+        self._vocab_size = vocab_size
+        self._top_logprobs = top_logprobs
+        self._penalties = Penalties(sampling, vocab_size=vocab_size, prompt=prompt)
+        self._greedy = sampling.greedy
         seed = sampling.seed
         # A seed may be negative in the OpenAI API; numpy wants a natural number.
         self._random = np.random.Generator(np.random.PCG64(None if seed is None else seed & (2**64 - 1)))
 
-    def choose(self, logits: Logits) -> int:
-        """Return a token id.
+    def choose(self, logits: Logits, allowed: Mask | None = None) -> Choice:
+        """Choose a token and count it.
 
         Args:
             logits: float32 `[vocab]`; they are not changed.
+            allowed: Which tokens may be chosen: int32 `[ceil(vocab / 32)]`, token i is bit i % 32 of word i // 32.
+                None allows all.
 
         Raises:
-            RunnerError: They hold NaN or infinity, or no token is possible.
+            RunnerError: The logits hold NaN or infinity, or no token is possible.
+            EdgekitError: None of the allowed tokens is possible.
         """
+        best = self._best(logits)
+        if allowed is not None and allowed.size * 32 < logits.size:
+            raise EdgekitError(f"the grammar's mask knows {allowed.size * 32} tokens, the model {logits.size}")
+        if self._greedy and not self._penalties.active and (allowed is None or _allows(allowed, best)):
+            token = best
+        else:
+            token = self._choose(logits, allowed)
+        choice = self._describe(logits, best, token) if self._top_logprobs is not None else Choice(token)
+        self.accept(token)
+        return choice
+
+    def accept(self, token: int) -> None:
+        """Count a token of the answer that was not chosen: the grammar left no other."""
+        self._penalties.accept(token)
+
+    def score(self, logits: Logits, token: int) -> Choice:
+        """Say how likely a given token was: of a prompt, or one that the grammar forced. It is not counted.
+
+        Raises:
+            RunnerError: The logits hold NaN or infinity.
+        """
+        return self._describe(logits, self._best(logits), token)
+
+    def _best(self, logits: Logits) -> int:
+        if logits.shape != (self._vocab_size,):
+            raise RunnerError(f"the model computed logits of shape {logits.shape}, not ({self._vocab_size},)")
         # argmax finds the first NaN where there is one, so one pass serves the check and the greedy choice.
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise RunnerError("the model computed logits that are not numbers", hint="check it: edgekit verify DIR")
-        if self._sampling.temperature < _COLD or self._sampling.top_k == 1:
-            return best
-        ids, weights = self._candidates(logits, float(logits[best]))
-        index = _draw(weights, self._random.random())
-        return index if ids is None else int(ids[index])
+        return best
 
-    def _candidates(self, logits: Logits, best: float) -> tuple[npt.NDArray[np.intp] | None, Logits]:
-        """The tokens that may be drawn (None: all) and their weights, which need not add up to 1."""
+    def _choose(self, logits: Logits, allowed: Mask | None) -> int:
         sampling = self._sampling
-        ids: npt.NDArray[np.intp] | None = None
+        logits = self._penalties.apply(logits)
+        ids: Indices | None = None
+        if allowed is not None:
+            logits, ids = _restrict(logits, allowed)
+        best = int(logits.argmax()) if logits.size else -1
+        if best < 0 or logits[best] == -np.inf:
+            raise EdgekitError(
+                "none of the tokens that the grammar allows here is possible", hint="the grammar may be too narrow"
+            )
+        if self._greedy:
+            return best if ids is None else int(ids[best])
+        peak = logits[best]
         if 0 < sampling.top_k < logits.size:
-            ids = _largest(logits, sampling.top_k)
-            logits = logits[ids]
+            logits, ids = _pick(logits, ids, largest(logits, sampling.top_k))
+        else:
+            logits, ids = _drop_unlikely(logits, ids, peak - np.float32(self._spread(logits.size)))
         # Beside the best token the rest may underflow to 0, which is what a small temperature asks for.
         with np.errstate(under="ignore", over="ignore"):
-            weights = np.exp((logits - np.float32(best)) / np.float32(sampling.temperature))
+            scores = logits - peak
+            scores *= np.float32(1 / sampling.temperature)
+            weights = np.exp(scores)
+        if sampling.typical_p < 1:
+            weights, ids = _pick(weights, ids, typical(scores, weights, sampling.typical_p))
         if sampling.top_p < 1:
-            kept = _nucleus(weights, sampling.top_p)
-            ids = kept if ids is None else ids[kept]
-            weights = weights[kept]
+            weights, ids = _pick(weights, ids, nucleus(weights, sampling.top_p))
         if sampling.min_p > 0:
-            # The best token's weight is exactly 1.
-            kept = np.flatnonzero(weights >= sampling.min_p)
-            ids = kept if ids is None else ids[kept]
-            weights = weights[kept]
-        return ids, weights
+            weights, ids = _pick(weights, ids, np.flatnonzero(weights >= sampling.min_p * float(weights.max())))
+        index = draw(weights, self._random.random())
+        return index if ids is None else int(ids[index])
+
+    def _spread(self, size: int) -> float:
+        """How far below the best logit one of `size` may be to matter."""
+        spread = softmax_floor(size)
+        if self._sampling.min_p > 0 and self._sampling.top_p == self._sampling.typical_p == 1:
+            # No filter asks for the sum of all, and the last one drops these anyway.
+            spread = min(spread, -math.log(self._sampling.min_p) + 1e-3)
+        return spread * self._sampling.temperature
+
+    def _describe(self, logits: Logits, best: int, token: int) -> Choice:
+        normalizer = log_normalizer(logits, logits[best])
+        top = [
+            (other, float(logits[other]) - normalizer)
+            for other in (likeliest(logits, self._top_logprobs) if self._top_logprobs else ())
+        ]
+        return Choice(token, float(logits[token]) - normalizer, tuple(top))
 
 
-def _draw(weights: Logits, chance: float) -> int:
-    """Index of the weight that `chance`, in [0, 1), falls on."""
-    # First the block, then the place in it: one pass over a large vocabulary instead of a running sum.
-    starts = np.arange(0, weights.size, _BLOCK)
-    running = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
-    # Below the end even after rounding, so that a block is found and it is not one of zeros.
-    wanted = min(chance * running[-1], np.nextafter(running[-1], 0.0))
-    block = int(np.searchsorted(running, wanted, side="right"))
-    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
-    before = running[block - 1] if block else 0.0
-    index = int(np.searchsorted(inside, wanted - before, side="right"))
-    # Rounding may point past the block; its last weight that is not 0 is meant.
-    return int(starts[block]) + (index if index < inside.size else int(np.searchsorted(inside, inside[-1])))
+def _allows(allowed: Mask, token: int) -> bool:
+    return bool(int(allowed[token >> 5]) >> (token & 31) & 1)
 
 
-def _largest(values: Logits, count: int) -> npt.NDArray[np.intp]:
-    """Ids of the `count` largest values, ascending; of equal ones at the border the first."""
-    blocks = values.size // _BLOCK
-    if count > blocks:
-        return _largest_of(values, np.arange(values.size), count)
-    # As many blocks as are wanted each have a value at or above this, so that every wanted value is too.
-    maxima = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-    bound = np.partition(maxima, blocks - count)[blocks - count]
-    ids = np.flatnonzero(values >= bound)
-    return _largest_of(values[ids], ids, count)
+def _restrict(logits: Logits, allowed: Mask) -> tuple[Logits, Indices | None]:
+    """What the mask allows: the logits of few tokens with their ids, or of all with -infinity among them."""
+    size = logits.size
+    octets = np.ascontiguousarray(allowed, dtype="<i4").view(np.uint8)[: (size + 7) // 8]
+    bits = np.unpackbits(octets, count=size, bitorder="little").view(np.bool_)
+    if np.count_nonzero(bits) <= size // 2:
+        ids = np.flatnonzero(bits)
+        return logits[ids], ids
+    return np.minimum(logits, _LIMITS.take(octets, axis=0).ravel()[:size]), None
 
 
-def _largest_of(values: Logits, ids: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
-    border = np.partition(values, values.size - count)[values.size - count]
-    above = np.flatnonzero(values > border)
-    equal = np.flatnonzero(values == border)[: count - above.size]
-    kept: npt.NDArray[np.intp] = ids[np.sort(np.concatenate([above, equal]))]
-    return kept
+def _drop_unlikely(logits: Logits, ids: Indices | None, floor: np.float32) -> tuple[Logits, Indices | None]:
+    likely = logits >= floor
+    # Nothing is gained where most are likely.
+    if np.count_nonzero(likely) > logits.size // 2:
+        return logits, ids
+    return _pick(logits, ids, np.flatnonzero(likely))
 
 
-def _nucleus(weights: Logits, top_p: float) -> npt.NDArray[np.intp]:
-    """Ids of the fewest tokens that together hold `top_p` of the weight, at least one; likeliest first."""
-    wanted = top_p * float(weights.sum(dtype=np.float64))
-    count = min(_NUCLEUS, weights.size)
-    while True:
-        ids = _largest(weights, count) if count < weights.size else np.arange(weights.size)
-        ids = ids[np.argsort(-weights[ids], kind="stable")]
-        cumulative = np.cumsum(weights[ids], dtype=np.float64)
-        if cumulative[-1] >= wanted or count == weights.size:
-            return ids[: int(np.searchsorted(cumulative, wanted, side="left")) + 1]
-        count = min(count * 8, weights.size)
+def _pick(values: Logits, ids: Indices | None, kept: Indices) -> tuple[Logits, Indices]:
+    return values[kept], kept if ids is None else ids[kept]
