@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, RequestError
-from edgekit.generation.detokenizer import Clusters, Detokenizer
+from edgekit.generation.detokenizer import Detokenizer
+from edgekit.generation.graphemes import Clusters
 from edgekit.generation.model import TextModel
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, FinishReason, Timings, Usage
 from edgekit.generation.sampling import Sampler

@@ -6,7 +6,7 @@ It knows which ids are special, and can encode text so that special tokens in it
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -32,6 +32,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         specials = [token for token in added.values() if token.special]
+        self.special_tokens: Mapping[str, int] = {added[number].content: number for number in self.special_ids}
         self._special_texts = tuple(token.content for token in specials if token.content)
         # A normalizer may turn harmless text into such a token; then only encoding tells.
         self._hidden = backend.normalizer is not None and any(token.normalized for token in specials)
@@ -69,6 +70,18 @@ class Tokenizer:
             finally:
                 self._backend.encode_special_tokens = False
 
+    def encode_text(self, text: str) -> list[int]:
+        """Return token ids of a text that stands alone: special tokens in it are text, and before it is what the
+        tokenizer puts before every text, such as a token that begins it.
+        """
+        return [*self._before(), *self.encode(text, obey_special=False)]
+
+    def _before(self) -> list[int]:
+        with self._lock:
+            whole = self._backend.encode("a", add_special_tokens=True).ids
+            bare = self._backend.encode("a", add_special_tokens=False).ids
+        return list(whole[: _find(whole, bare)])
+
     def special_spans(self, text: str) -> list[tuple[int, int]]:
         """Return where `encode` would find special tokens: `(start, stop)` in characters, in order."""
         if not self._hidden and not any(special in text for special in self._special_texts):
@@ -78,6 +91,19 @@ class Tokenizer:
         spans = zip(encoding.ids, encoding.offsets, strict=True)
         return [span for number, span in spans if number in self.special_ids and span[0] < span[1]]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids; special tokens have none, and a cut character becomes U+FFFD."""
+    def decode(self, ids: Sequence[int], *, visible: frozenset[int] = frozenset()) -> str:
+        """Return the text of token ids; a cut character becomes U+FFFD.
+
+        Args:
+            ids: Any ids; those of no token are left out.
+            visible: Special tokens that have their text; the others have none.
+        """
+        if visible:
+            shown = [number for number in ids if number in visible or number not in self.special_ids]
+            return str(self._backend.decode(shown, skip_special_tokens=False))
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+
+def _find(whole: Sequence[int], part: Sequence[int]) -> int:
+    """Where `part` begins in `whole`; 0 if it does not stand there."""
+    return next((start for start in range(len(whole)) if whole[start : start + len(part)] == part), 0)

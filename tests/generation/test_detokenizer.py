@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from edgekit.generation.detokenizer import Clusters, Detokenizer
+from edgekit.generation.detokenizer import Detokenizer
+from edgekit.generation.graphemes import Clusters
 from edgekit.generation.tokenizer import Tokenizer
 from tests.generation.tiny import byte_tokenizer
 
@@ -88,11 +89,6 @@ def test_what_a_reader_sees_as_one_character_comes_in_one_piece(cluster: str) ->
     pieces = _stream(tokenizer, tokenizer.encode(f"a{cluster}b"))
     assert pieces[0] == "a"
     assert sum(cluster in piece for piece in pieces) == 1
-
-
-def test_latin_and_han_text_is_never_kept_waiting() -> None:
-    clusters = Clusters()
-    assert [clusters.push(piece) for piece in ("Paris", "巴", "黎", "é", "1.")] == ["Paris", "巴", "黎", "é", "1."]
 
 
 def test_endless_broken_bytes_do_not_wait_for_ever() -> None:

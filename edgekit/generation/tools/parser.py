@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Collection
 from typing import ClassVar
 
+from edgekit.generation.stops import overlap
 from edgekit.generation.tools.base import CallArguments, CallStart, Piece, TextPiece
 from edgekit.generation.tools.json_scan import ObjectScanner
 
-__all__ = ["ToolParser", "overlap"]
+__all__ = ["ToolParser"]
 
 
 class ToolParser:
@@ -208,11 +209,3 @@ class ToolParser:
             return False
         self._pieces += [CallStart(number or self._ids(), name), CallArguments(arguments)]
         return True
-
-
-def overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that begins `marker` and is not all of it."""
-    for length in range(min(len(text), len(marker) - 1), 0, -1):
-        if text.endswith(marker[:length]):
-            return length
-    return 0

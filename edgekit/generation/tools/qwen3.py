@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from edgekit.generation.request import Tool
+from edgekit.generation.stops import overlap
 from edgekit.generation.tools.base import Piece
 from edgekit.generation.tools.hermes import Hermes, HermesParser
 from edgekit.generation.tools.lark import literal, pattern, token
-from edgekit.generation.tools.parser import ToolParser, overlap
+from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Qwen3"]
 
