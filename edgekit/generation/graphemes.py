@@ -20,7 +20,7 @@ _MAX_CLUSTER = 32
 _JOINING = frozenset("\u200c\u200d\uff9e\uff9f\u0e33\u0eb3").union(
     map(chr, range(0x1F3FB, 0x1F400)), map(chr, range(0xE0020, 0xE0080))
 )
-# Digits, # and * become keycaps; a carriage return and a line feed are one.
+# Without what becomes a keycap and, before a line feed, the carriage return.
 _ASCII = frozenset(map(chr, range(128))) - frozenset("0123456789#*\r")
 _CLOSED = (
     (0x00C0, 0x024F),  # Latin

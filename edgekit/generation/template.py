@@ -1,34 +1,29 @@
-"""The chat template: messages to the text a model was trained on.
+"""The chat template: messages and tools to the text a model was trained on.
 
-A template comes with a checkpoint and is hostile until proven otherwise: it runs in Jinja's immutable sandbox, with
-limits on time and size. It knows no tokens.
+It runs in `sandbox.py`. It knows no tokens.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import re
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgekit.errors import BundleError, RequestError
+from edgekit.generation.sandbox import LimitError, Limits, Sandbox, check_size
 
 __all__ = ["ChatTemplate"]
 
 _MAX_SOURCE = 262_144
-_MAX_OUTPUT = 16 * 1_048_576
-_MAX_WIDTH = 10_000
 _MAX_SECONDS = 5.0
+_MAX_ARGUMENTS = 32
+_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class ChatTemplate:
@@ -45,7 +40,7 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
         if len(source) > _MAX_SOURCE:
             raise BundleError(f"the chat template has {len(source)} characters; at most {_MAX_SOURCE} are read")
-        environment = _Environment(
+        environment = Sandbox(
             # As Hugging Face renders them: other whitespace would be other tokens.
             trim_blocks=True,
             lstrip_blocks=True,
@@ -53,42 +48,52 @@ class ChatTemplate:
             # The output is tokens, not HTML.
             autoescape=False,
         )
-        environment.filters["tojson"] = _tojson
-        for name in ("center", "indent", "wordwrap", "batch", "slice", "format", "truncate"):
-            environment.filters[name] = _bounded(environment.filters[name])
+        environment.add_filter("tojson", _tojson)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _strftime_now
+        self.source = source
         self._variables = dict(variables or {})
+        self._taken = _GIVEN.union(self._variables, environment.globals)
         try:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as error:
             raise BundleError(f"the chat template is not valid: {_line(error)}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """Return the prompt.
 
         Args:
-            messages: Objects with `role` and `content`.
+            messages: Objects as Hugging Face's templates take them, with `role` and `content` at least.
+            tools: Functions that the model may call, in the same library's shape.
+            arguments: Further variables; none that the template has already.
             add_generation_prompt: End with the opening of the assistant's turn.
 
         Raises:
-            RequestError: The template refuses these messages (`raise_exception`).
+            RequestError: The template refuses these messages (`raise_exception`), or an argument has no good name.
             BundleError: The template failed, or passed a limit.
         """
         values = {
-            "tools": None,
             "documents": None,
+            **self._checked(arguments or {}),
             **self._variables,
+            "tools": [dict(tool) for tool in tools] if tools else None,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         pieces: list[str] = []
         size = 0
         try:
-            with _TimeLimit(_MAX_SECONDS):
+            with Limits(_MAX_SECONDS):
                 for piece in self._template.generate(values):
                     size += len(piece)
-                    _check_size(size)
+                    check_size(size)
                     pieces.append(piece)
         except _RefusedError as error:
             raise RequestError(f"the chat template refuses these messages: {_line(error)}", param="messages") from error
@@ -96,64 +101,19 @@ class ChatTemplate:
             raise BundleError(f"the chat template failed: {_line(error)}") from error
         return "".join(pieces)
 
+    def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        if len(arguments) > _MAX_ARGUMENTS:
+            raise RequestError(f"a chat template takes at most {_MAX_ARGUMENTS} arguments", param="template_arguments")
+        for name in arguments:
+            if not name.isidentifier() or name.startswith("_"):
+                raise RequestError(f"`{name}` is no name of a template's variable", param="template_arguments")
+            if name in self._taken:
+                raise RequestError(f"the template argument `{name}` is set already", param="template_arguments")
+        return arguments
+
 
 class _RefusedError(Exception):
     """The template called `raise_exception`."""
-
-
-class _LimitError(Exception):
-    """The template passed a limit."""
-
-
-class _TimeLimit:
-    """Interrupts Python code of this thread after some seconds, whatever loops it nests.
-
-    A trace function sees every line that runs; one C call is not interrupted, so widths are bounded elsewhere.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._trace)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-
-    def _trace(self, frame: FrameType, event: str, arg: object) -> Any:  # noqa: ARG002  the interpreter's signature
-        if time.monotonic() > self._until:
-            raise _LimitError(f"ran longer than {self._seconds:g} s")
-        return self._trace
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with bounds on what one operation may make."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse operators that make much out of little."""
-        if operator == "**" and (abs(left) > _MAX_WIDTH or abs(right) > 64):
-            raise _LimitError("raises to too high a power")
-        if operator == "*":
-            for value, times in ((left, right), (right, left)):
-                if isinstance(value, str | list | tuple) and len(value) * times > _MAX_OUTPUT:
-                    raise _LimitError("repeats too often")
-            if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > 4096:
-                raise _LimitError("multiplies too large numbers")
-        if operator == "%" and isinstance(left, str) and re.search(r"\d{4,}|\*", left):
-            raise _LimitError("formats too wide")
-        return super().call_binop(context, operator, left, right)
-
-    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Refuse calls with widths that would fill memory: `ljust`, `zfill`, `range`."""
-        # str.format hides its widths in the text; templates format with filters and `~`.
-        if getattr(function, "__name__", "") in {"format", "format_map"}:
-            raise _LimitError("uses str.format, which is not available")
-        _check_widths(args, kwargs)
-        return super().call(context, function, *args, **kwargs)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -167,30 +127,6 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _check_size(size: int) -> None:
-    if size > _MAX_OUTPUT:
-        raise _LimitError(f"made more than {_MAX_OUTPUT} characters")
-
-
-def _check_widths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, int) and abs(value) > _MAX_WIDTH:
-            raise _LimitError(f"passes a number above {_MAX_WIDTH} to a function")
-
-
-def _bounded(function: Any) -> Any:
-    # Jinja hands some filters the environment first, by a mark on the function.
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_widths(args, kwargs)
-        if any(isinstance(item, str) and re.search(r"%[^%a-zA-Z]*(\d{4,}|\*)", item) for item in args):
-            raise _LimitError("formats too wide")
-        return function(*args, **kwargs)
-
-    if hasattr(function, "jinja_pass_arg"):
-        bounded.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
-    return bounded
-
-
 def _tojson(
     value: object,
     ensure_ascii: bool = False,
@@ -199,7 +135,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     if indent is not None and not 0 <= int(indent) <= 16:
-        raise _LimitError("indents too far")
+        raise LimitError("indents too far")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

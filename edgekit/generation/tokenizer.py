@@ -71,8 +71,9 @@ class Tokenizer:
                 self._backend.encode_special_tokens = False
 
     def encode_text(self, text: str) -> list[int]:
-        """Return token ids of a text that stands alone: special tokens in it are text, and before it is what the
-        tokenizer puts before every text, such as a token that begins it.
+        """Return token ids of a text that stands alone; special tokens in it are text.
+
+        Before it comes what the tokenizer puts before every text, such as the token that begins one.
         """
         return [*self._before(), *self.encode(text, obey_special=False)]
 
