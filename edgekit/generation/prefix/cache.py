@@ -27,8 +27,11 @@ __all__ = ["BLOCK_TOKENS", "PrefixCache", "PrefixStats"]
 logger = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 32
-"""Tokens of a block unless said otherwise. Half of it is lost where a prefix ends, on average, and computing tokens costs
-more than finer blocks do: with blocks of 32 to 256 tokens, putting 1,472 back took the same time."""
+"""Tokens of a block unless said otherwise.
+
+Half a block is lost where a prefix ends, on average, and computing those tokens costs more than finer blocks do: with
+blocks of 32 to 256 tokens, putting 1,472 tokens back took the same time.
+"""
 
 # How long a block from disk is waited for before it is known how fast the model computes.
 _PATIENCE_S = 2.0
@@ -265,9 +268,9 @@ class PrefixCache:
                 took = time.monotonic() - started
                 spent[source] += took
                 if not written:
-                    if block is None and took >= limit:
-                        # Late beyond hope: not asked again for a while.
+                    if block is None and took >= limit and self._store:
                         self._pace.fetched("disk", self._block_tokens, took)
+                        self._store.late()
                     break
                 done[source] += 1
                 if block is not None and source == "disk" and number < self._memory_fits:
@@ -302,7 +305,7 @@ class PrefixCache:
     def _patience(self, blocks: int) -> float:
         """Seconds to wait for a block from disk, while so many are to come: a part of what they save."""
         one = self._pace.to_compute(self._block_tokens)
-        return _PATIENCE_S if one is None else max(one, blocks * one / 4)
+        return _PATIENCE_S if one is None else max(2 * one, blocks * one / 4)
 
     def _remember(self, key: bytes, data: bytes) -> None:
         with self._lock:

@@ -95,6 +95,8 @@ class DiskStore:
         self._closing = False
         self._deadline = 0.0
         self._quiet_until = 0.0
+        self._reading = 0
+        self._late = False
         self._warned = False
         self._stamp = 0
         self._read_bytes = self._written_bytes = self._evictions = self._damaged = self._dropped = 0
@@ -122,7 +124,7 @@ class DiskStore:
 
     def __contains__(self, key: bytes) -> bool:
         with self._changed:
-            return not self._closing and (key in self._pending or (key in self._index and key not in self._undead))
+            return not (self._closing or self._late) and (key in self._pending or self._has(key))
 
     def capacity(self, payload_bytes: int) -> int:
         """Return how many blocks of this size there is room for in all."""
@@ -134,21 +136,22 @@ class DiskStore:
             waiting = self._pending.get(key)
             if waiting is not None:
                 return waiting
-            if self._closing or key not in self._index or key in self._undead:
+            if self._closing or self._late or not self._has(key):
                 return None
+            self._reading += 1
         try:
-            payload = read_block(self._path(key), fingerprint=self._fingerprint, key=key)
-        except FileNotFoundError:  # evicted meanwhile, or removed by somebody
+            payload = self._read(key)
+        finally:
             with self._changed:
-                self._index.remove(key)
-            return None
-        except (DamagedBlockError, OSError) as error:
-            logger.warning("a cached prefix on disk is unusable and is removed: %s", error)
-            self._discard(key)
-            return None
-        with self._changed:
-            self._read_bytes += len(payload)
+                self._reading -= 1
+                if not self._reading:
+                    self._late = False
         return payload
+
+    def late(self) -> None:
+        """Take note that a read does not end: nothing more is read until it does."""
+        with self._changed:
+            self._late = self._reading > 0
 
     def put(self, key: bytes, payload: bytes) -> bool:
         """Queue a block to be written, and return at once.
@@ -160,7 +163,7 @@ class DiskStore:
         with self._changed:
             if self._closing or size > self._max_bytes or time.monotonic() < self._quiet_until:
                 return False
-            if key in self._pending or (key in self._index and key not in self._undead):
+            if key in self._pending or self._has(key):
                 return True
             if self._pending_bytes + len(payload) > self._queue_bytes:
                 self._dropped += 1
@@ -242,6 +245,24 @@ class DiskStore:
 
     def _path(self, key: bytes) -> Path:
         return self._folder / f"{self._tag}-{key.hex()}.kv"
+
+    def _has(self, key: bytes) -> bool:
+        return key in self._index and key not in self._undead
+
+    def _read(self, key: bytes) -> bytes | None:
+        try:
+            payload = read_block(self._path(key), fingerprint=self._fingerprint, key=key)
+        except FileNotFoundError:  # evicted meanwhile, or removed by somebody
+            with self._changed:
+                self._index.remove(key)
+            return None
+        except (DamagedBlockError, OSError) as error:
+            logger.warning("a cached prefix on disk is unusable and is removed: %s", error)
+            self._discard(key)
+            return None
+        with self._changed:
+            self._read_bytes += len(payload)
+        return payload
 
     def _discard(self, key: bytes) -> None:
         with self._changed:

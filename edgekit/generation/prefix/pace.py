@@ -14,7 +14,7 @@ __all__ = ["Pace", "Source"]
 Source = Literal["memory", "disk"]
 
 # Weight of the newest measurement, which forgets a stall within a few requests.
-_NEWEST = 0.3
+_NEWEST = 0.5
 # A source that lost is tried again after so long: whatever slowed it may be over.
 _RETRY_S = 60.0
 

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.bundle.bundle import open_bundle
+from edgekit.generation.prefix.keys import block_keys, model_fingerprint, root_key
+from tests.generation.bundles import tiny_bundle
+from tests.generation.prefix.rows import RowRunner
+
+TOKENS = st.lists(st.integers(0, 3) | st.integers(0, 2**32 - 1), max_size=12)
+
+
+@given(TOKENS, TOKENS)
+def test_two_prompts_share_exactly_the_keys_of_the_blocks_they_begin_with_alike(one: list[int], two: list[int]) -> None:
+    first, second = (block_keys(b"root", tokens, 2) for tokens in (one, two))
+    assert (len(first), len(second)) == (len(one) // 2, len(two) // 2)
+    for number, (left, right) in enumerate(zip(first, second, strict=False)):
+        assert (left == right) == (one[: 2 * number + 2] == two[: 2 * number + 2])
+    for (i, left), (j, right) in product(enumerate(first), enumerate(second)):
+        assert left != right or i == j
+
+
+def test_tenants_models_and_block_sizes_share_no_key() -> None:
+    roots = [root_key(*parts) for parts in product(("a", 'a", 2, "', ""), (2, 4), ("", "a", '", 2, "a'))]
+    assert len(set(roots)) == len(roots)
+
+
+def test_a_fingerprint_is_the_same_for_the_same_bundle_and_runner_only(tmp_path: Path) -> None:
+    manifest = open_bundle(tiny_bundle(tmp_path, "onnx")).manifest
+    runner = RowRunner()
+    assert model_fingerprint(manifest, runner) == model_fingerprint(manifest, RowRunner())
+
+    class OtherRunner(RowRunner):
+        pass
+
+    assert model_fingerprint(manifest, OtherRunner()) != model_fingerprint(manifest, runner)
+    assert "onnxruntime" in model_fingerprint(manifest, runner)
