@@ -22,6 +22,13 @@ TopicLevels = Annotated[
 ]
 TopicLevel = Annotated[str, Matches(r"[^+#$/\s]+", "must be one topic level: no / + # $ or spaces")]
 
+# Variables that systemd sets, and the line of the unit that makes it do so.
+_SYSTEMD = {
+    "CACHE_DIRECTORY": "CacheDirectory=",
+    "CREDENTIALS_DIRECTORY": "LoadCredential=",
+    "STATE_DIRECTORY": "StateDirectory=",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
@@ -84,11 +91,17 @@ class GenerationConfig:
         context_length: Tokens a sequence may hold; None takes the bundle's own.
         max_queue: Requests that may wait; one more is answered `overloaded`.
         threads: Threads of the runner; None takes one per physical core.
+        prefix_memory_mib: KV cache of prompts' beginnings kept in memory; 0 keeps none.
+        prefix_folder: Where it is kept on disk as well, and outlives a restart; None keeps none.
+        prefix_disk_mib: Never more than this on disk.
     """
 
     context_length: Annotated[int, Between(64, 1 << 24)] | None = None
     max_queue: Annotated[int, Between(1, 10_000)] = 16
     threads: Annotated[int, Between(1, 1024)] | None = None
+    prefix_memory_mib: Annotated[int, Between(0, 999_999)] = 256
+    prefix_folder: Path | None = None
+    prefix_disk_mib: Annotated[int, Between(1, 999_999)] = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +180,8 @@ def _path_reader(folder: Path, env: Mapping[str, str]) -> Callable[[str], Path]:
     def variable(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if not env.get(name):
-            hint = "systemd sets it where the unit has LoadCredential=" if name == "CREDENTIALS_DIRECTORY" else None
+            setting = _SYSTEMD.get(name)
+            hint = setting and f"systemd sets it where the unit has {setting}"
             raise ConfigError(f"${name} is not set, and a path in the configuration uses it", hint=hint)
         return env[name]
 

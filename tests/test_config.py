@@ -60,6 +60,11 @@ def test_a_path_that_uses_an_unset_variable_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\$CREDENTIALS_DIRECTORY is not set") as caught:
         load_config(path, env={}, overrides={})
     assert "LoadCredential" in (caught.value.hint or "")
+    path = write(tmp_path, "generation: {prefix_folder: $CACHE_DIRECTORY}\n")
+    with pytest.raises(ConfigError, match=r"\$CACHE_DIRECTORY is not set") as caught:
+        load_config(path, env={}, overrides={})
+    assert "CacheDirectory=" in (caught.value.hint or "")
+    assert load_config(path, env={"CACHE_DIRECTORY": "/c"}, overrides={}).generation.prefix_folder == Path("/c")
 
 
 def test_a_wrong_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path: Path) -> None:
@@ -82,6 +87,8 @@ def test_a_wrong_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path: 
         ("mqtt: {prefix: $SYS}", "`mqtt.prefix` must be topic levels"),
         ("mqtt: {prefix: a/}", "`mqtt.prefix` must be topic levels"),
         ("generation: {max_queue: 0}", "`generation.max_queue` must be between 1 and 10000"),
+        ("generation: {prefix_memory_mib: -1}", "`generation.prefix_memory_mib` must be between 0 and 999999"),
+        ("generation: {prefix_disk_mib: 0}", "`generation.prefix_disk_mib` must be between 1 and 999999"),
         ("log_level: loud", "`log_level` must be one of debug, info, warning, error"),
     ],
 )

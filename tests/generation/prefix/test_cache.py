@@ -9,6 +9,7 @@ import pytest
 
 from edgekit.errors import RunnerError
 from edgekit.generation.prefix import disk
+from edgekit.generation.prefix.block_file import read_block
 from edgekit.generation.prefix.cache import PrefixCache
 from edgekit.generation.prefix.disk import DiskStore
 from edgekit.generation.prefix.pace import Pace
@@ -219,7 +220,7 @@ def test_nothing_is_written_to_a_disk_that_is_too_slow_to_be_read(tmp_path: Path
 
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    real = disk.read_block
+    real = read_block
 
     def slow(path: Path, *, fingerprint: bytes, key: bytes) -> bytes:
         time.sleep(seconds)
@@ -245,7 +246,7 @@ def test_a_disk_that_does_not_answer_holds_a_request_up_for_a_part_of_what_it_co
     on_disk: PrefixCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    real = disk.read_block
+    real = read_block
 
     def hang(path: Path, *, fingerprint: bytes, key: bytes) -> bytes:
         assert go.wait(60)
@@ -268,9 +269,7 @@ def test_a_disk_that_does_not_answer_holds_a_request_up_for_a_part_of_what_it_co
     assert restored(on_disk, PROMPT) == 20
 
 
-def test_a_block_that_the_runner_refuses_ends_the_restoring_and_leaves_what_was_good(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_block_that_the_runner_refuses_ends_the_restoring_and_leaves_what_was_good() -> None:
     cache = memory_cache()
     save(cache, PROMPT)
 

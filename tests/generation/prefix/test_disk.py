@@ -61,13 +61,14 @@ def files(folder: Path) -> list[Path]:
 
 def taken(folder: Path) -> int:
     """Bytes of everything in the folder, in whole pages."""
-    total = 0
-    for entry in os.scandir(folder / "prefix"):
-        try:
-            total += -(-entry.stat(follow_symlinks=False).st_size // PAGE) * PAGE
-        except FileNotFoundError:
-            continue
-    return total
+    return sum(-(-size(entry) // PAGE) * PAGE for entry in os.scandir(folder / "prefix"))
+
+
+def size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_what_was_used_last_stays_after_a_restart_too_whatever_the_clock_says(
         fill(store, 1, 2, 3)
         store.touch([key(1)])
         store.flush(10)
-    monkeypatch.setattr(disk.time, "time_ns", lambda: 1_000)
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000)
     with opened(tmp_path, blocks=4) as store:
         fill(store, 4)
         store.touch([key(2)])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from edgekit.generation.prefix.lru import Lru
 
 KEYS = st.sampled_from([bytes([number]) for number in range(6)])
+Step = tuple[str, bytes | list[bytes], int]
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), KEYS, st.integers(1, 9)),
@@ -17,7 +18,9 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_the_order_and_the_bytes_are_those_of_a_list_kept_by_hand(steps: list[tuple[str, bytes | list[bytes], int]]) -> None:
+def test_the_order_and_the_bytes_are_those_of_a_list_kept_by_hand(
+    steps: list[tuple[str, bytes | list[bytes], int]],
+) -> None:
     lru: Lru[int] = Lru()
     model: list[tuple[bytes, int]] = []
     for step, what, size in steps:

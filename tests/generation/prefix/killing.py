@@ -1,0 +1,183 @@
+"""Kills a process that saves prefixes, at any moment, and looks at what is left: for the tests and `benchmarks/`.
+
+The process answers prompts of a small pool with a real runner and a cache whose disk has room for half of them, so that
+it writes and evicts all the time. After each SIGKILL the folder must be within its cap and open at once; no block may
+be damaged, since each has its name only when it is whole; and what is put back, and the logits computed behind it,
+must be those of a run without a cache, bit by bit. Between two kills a file is torn as a power cut may leave it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.bundle import open_bundle
+from edgekit.generation.prefix import DiskStore, PrefixCache, model_fingerprint
+from edgekit.generation.prefix.block_file import HEADER_BYTES
+from edgekit.runners.base import Chunk
+from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+
+__all__ = ["Outcome", "kill_again_and_again"]
+
+BLOCK_TOKENS = 16
+PROMPTS = 12
+# Whole blocks and an even rest.
+PROMPT_TOKENS = 8 * BLOCK_TOKENS + 6
+TENANT = "kitchen"
+PAGE = 4096
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was seen.
+
+    Attributes:
+        kills: Processes killed.
+        halves: Kills in the middle of a write: there was a file without a name.
+        torn: Files that were torn by hand.
+        refused: Torn files that were refused; evicted ones never come to that.
+        restored: Tokens put back and found right.
+        slowest_open_s: The longest it took to open the folder.
+    """
+
+    kills: int = 0
+    halves: int = 0
+    torn: int = 0
+    refused: int = 0
+    restored: int = 0
+    slowest_open_s: float = 0.0
+
+
+def kill_again_and_again(bundle: Path, folder: Path, kills: int, *, seed: int = 0) -> Outcome:
+    """Do as above so many times; any fault is an AssertionError."""
+    rng, witness = np.random.default_rng(seed), _Witness(bundle, folder)
+    outcome = witness.outcome
+    for number in range(kills):
+        _kill(bundle, folder, seed=seed * 1_000_000 + number, after_s=rng.uniform(0, 0.25))
+        outcome.kills += 1
+        outcome.halves += (folder / "prefix" / "writing.tmp").exists()
+        before = outcome.restored
+        assert witness.look() == 0, "the kill damaged a block"
+        assert outcome.restored > before, "nothing outlived the process"
+        if _tear(folder, rng):
+            outcome.torn += 1
+            outcome.refused += witness.look()
+    return outcome
+
+
+class _Witness:
+    """Knows what every prompt gives without a cache, and compares."""
+
+    def __init__(self, bundle: Path, folder: Path) -> None:
+        self.outcome = Outcome()
+        self._bundle, self._folder = bundle, folder
+        self._runner = OnnxRuntimeRunner(bundle, threads=1)
+        self._prompts = _prompts(self._runner)
+        self._expected = [_compute(self._runner, prompt, 0) for prompt in self._prompts]
+
+    def look(self) -> int:
+        """Put back whatever is there and compare; return how many damaged blocks were found."""
+        runner, outcome = self._runner, self.outcome
+        assert _taken(self._folder) <= _cap(runner), "the cap was passed"
+        started = time.monotonic()
+        store, cache = _open(self._bundle, self._folder, runner)
+        outcome.slowest_open_s = max(outcome.slowest_open_s, time.monotonic() - started)
+        assert not (self._folder / "prefix" / "writing.tmp").exists(), "half a block was left"
+        for prompt, (kv, logits) in zip(self._prompts, self._expected, strict=True):
+            runner.truncate(0, 0)
+            start = cache.restore(runner, 0, prompt, TENANT)
+            got_kv, got_logits = _compute(runner, prompt, start)
+            assert got_kv == kv, "another KV cache"
+            assert np.array_equal(got_logits, logits), "another answer"
+            outcome.restored += start
+        cache.close()
+        return store.stats().damaged
+
+
+def _prompts(runner: OnnxRuntimeRunner) -> list[list[int]]:
+    """The pool: every three begin alike."""
+    rng, half = np.random.default_rng(7), PROMPT_TOKENS // 2
+    parts = rng.integers(runner.limits.vocab_size, size=(PROMPTS, 2, half))
+    parts[:, 0] = parts[np.arange(PROMPTS) // 3, 0]
+    return [list(map(int, prompt)) for prompt in parts.reshape(PROMPTS, PROMPT_TOKENS)]
+
+
+def _cap(runner: OnnxRuntimeRunner) -> int:
+    block = -(-(BLOCK_TOKENS * runner.limits.kv_bytes_per_token + HEADER_BYTES) // PAGE) * PAGE
+    return PROMPTS * (PROMPT_TOKENS // BLOCK_TOKENS) // 2 * block
+
+
+def _open(bundle: Path, folder: Path, runner: OnnxRuntimeRunner) -> tuple[DiskStore, PrefixCache]:
+    fingerprint = model_fingerprint(open_bundle(bundle).manifest, runner)
+    store = DiskStore(folder, max_bytes=_cap(runner), fingerprint=fingerprint)
+    assert store.active, "the folder does not open"
+    size = runner.limits.kv_bytes_per_token
+    return store, PrefixCache(
+        store, memory_bytes=0, block_tokens=BLOCK_TOKENS, kv_bytes_per_token=size, fingerprint=fingerprint
+    )
+
+
+def _compute(runner: OnnxRuntimeRunner, prompt: list[int], start: int) -> tuple[bytes, npt.NDArray[np.float32]]:
+    """Compute a prompt from `start` on: its KV cache and its last logits."""
+    runner.truncate(0, start)
+    (logits,) = runner.run([Chunk(0, prompt[start:])])
+    return runner.read_kv(0, 0, len(prompt)), logits.copy()
+
+
+def _tear(folder: Path, rng: np.random.Generator) -> bool:
+    """Do to one file what a power cut may do: cut it short, or leave pages empty."""
+    files = sorted((folder / "prefix").glob("*.kv"))
+    if not files:
+        return False
+    victim = files[rng.integers(len(files))]
+    size = victim.stat().st_size
+    if rng.random() < 0.5:
+        os.truncate(victim, int(rng.integers(size)))
+    else:
+        place = int(rng.integers(-(-size // PAGE))) * PAGE
+        with victim.open("r+b") as file:
+            file.seek(place)
+            file.write(bytes(min(PAGE, size - place)))
+    return True
+
+
+def _taken(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // PAGE) * PAGE for path in (folder / "prefix").iterdir())
+
+
+def _kill(bundle: Path, folder: Path, *, seed: int, after_s: float) -> None:
+    command = [sys.executable, "-m", "tests.generation.prefix.killing", str(bundle), str(folder), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "working\n", "the process did not start"
+        time.sleep(after_s)
+        assert process.poll() is None, "the process ended by itself"
+        process.send_signal(signal.SIGKILL)
+
+
+def _work(bundle: Path, folder: Path, seed: int) -> None:
+    """The process that is killed."""
+    rng = np.random.default_rng(seed)
+    runner = OnnxRuntimeRunner(bundle, threads=1)
+    store, cache = _open(bundle, folder, runner)
+    pool = _prompts(runner)
+    for number in range(1_000_000):
+        prompt = pool[rng.integers(len(pool))]
+        runner.truncate(0, 0)
+        _compute(runner, prompt, cache.restore(runner, 0, prompt, TENANT))
+        cache.save(runner, 0, prompt, TENANT, upto=len(prompt))
+        if number == 0:
+            assert store.flush(60)
+            print("working", flush=True)  # noqa: T201  the signal to the parent
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
