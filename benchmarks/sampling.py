@@ -84,7 +84,7 @@ def cases(vocab: int) -> dict[str, Callable[[Logits], object]]:
     """Return what is timed, by name."""
     masked = masks(vocab)
     prompt = [int(token) for token in np.random.default_rng(2).integers(0, vocab, 2000)]
-    bias = {token: 1.0 for token in prompt[:300]}
+    bias = dict.fromkeys(prompt[:300], 1.0)
 
     def sampler(top: int | None = None, **fields: object) -> Sampler:
         made = Sampler(Sampling(seed=1, **fields), vocab_size=vocab, prompt=prompt, top_logprobs=top)

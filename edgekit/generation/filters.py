@@ -159,19 +159,19 @@ def draw(weights: Floats, chance: float) -> int:
 
     The weights stand one after the other, column by column, and need not add up to 1.
     """
-    columns = 1 if weights.size <= _FEW else weights.size // _COLUMN
+    if weights.size <= _FEW:
+        running = np.cumsum(weights, dtype=np.float64)
+        return _fall(running, chance * running[-1])[0]
+    # First the column, then the place in it: a running sum over all would take several times as long.
+    columns = weights.size // _COLUMN
+    # What is left over is less than a row, and belongs to the first columns.
     whole = weights.size // columns * columns
-    sums = weights if columns == 1 else weights[:whole].reshape(-1, columns).sum(axis=0)
-    if columns > 1:
-        # What is left over belongs to the first columns.
-        sums[: weights.size - whole] += weights[whole:]
-        running = np.cumsum(sums, dtype=np.float64)
-        column, inside = _fall(running, chance * running[-1])
-        rows = np.cumsum(weights[column::columns], dtype=np.float64)
-        row, _ = _fall(rows, inside)
-        return row * columns + column
+    sums = weights[:whole].reshape(-1, columns).sum(axis=0)
+    sums[: weights.size - whole] += weights[whole:]
     running = np.cumsum(sums, dtype=np.float64)
-    return _fall(running, chance * running[-1])[0]
+    column, inside = _fall(running, chance * running[-1])
+    row, _ = _fall(np.cumsum(weights[column::columns], dtype=np.float64), inside)
+    return row * columns + column
 
 
 def _fall(running: npt.NDArray[np.float64], wanted: float) -> tuple[int, float]:

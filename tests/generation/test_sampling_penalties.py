@@ -24,6 +24,7 @@ TOKENS = st.lists(st.integers(0, 19), max_size=200)
     bias=st.dictionaries(st.integers(0, 19), st.floats(-100, 100), max_size=5),
 )
 def test_penalties_are_those_written_out_plainly(
+    *,
     prompt: list[int],
     answer: list[int],
     presence: float,
