@@ -1,0 +1,130 @@
+"""A model without weights, and the shortest loop that answers with it, with drafts or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import RunnerError
+from edgekit.generation.drafting import Drafter
+from edgekit.generation.sampling import Sampler
+from edgekit.generation.verify import accept_drafts
+from edgekit.runners.base import Chunk, Limits
+
+__all__ = ["Answer", "HashRunner", "answer", "copying", "hashed", "smollm2_cost"]
+
+Model = Callable[[Sequence[int]], npt.NDArray[np.float32]]
+
+
+def hashed(vocab: int, *, sharpness: float = 2.0, salt: int = 0) -> Model:
+    """Logits that depend on the last two tokens, and on nothing else."""
+
+    def model(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        random = np.random.default_rng([salt, *tokens[-2:]])
+        return random.normal(0, sharpness, vocab).astype(np.float32)
+
+    return model
+
+
+def copying(text: Sequence[int], vocab: int, *, prompt: int) -> Model:
+    """A model that, after a prompt of this length, is nearly certain to say `text`, over and over."""
+
+    def model(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        logits = np.zeros(vocab, np.float32)
+        logits[text[(len(tokens) - prompt) % len(text)]] = 20.0
+        return logits
+
+    return model
+
+
+def smollm2_cost(drafted: int) -> float:
+    """Milliseconds measured for SmolLM2-135M, exact, on two cores: a step with so many drafts."""
+    return float(np.interp(drafted + 1, [1, 4, 8, 16], [8.3, 9.9, 13.4, 24.8]))
+
+
+@dataclass
+class Answer:
+    """What came out, and what it took."""
+
+    tokens: list[int] = field(default_factory=list)
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    cost: float = 0.0
+
+
+def answer(
+    model: Model,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    sampler: Sampler,
+    drafter: Drafter | None = None,
+    cost: Callable[[int], float] = smollm2_cost,
+) -> Answer:
+    """Answer with `count` tokens."""
+    result, tokens = Answer(), list(prompt)
+    while len(result.tokens) < count:
+        room = count - len(result.tokens) - 1
+        drafted = drafter.draft(tokens, room) if drafter else []
+        assert len(drafted) <= room
+        logits = np.stack([model([*tokens, *drafted[:step]]) for step in range(len(drafted) + 1)])
+        choices = accept_drafts(sampler, logits, drafted)
+        accepted = len(choices) - 1
+        if drafter and drafted:
+            drafter.learn(len(drafted), accepted)
+        tokens += [choice.token for choice in choices]
+        result.tokens += [choice.token for choice in choices]
+        result.passes += 1
+        result.drafted += len(drafted)
+        result.accepted += accepted
+        result.cost += cost(len(drafted))
+    return result
+
+
+class HashRunner:
+    """A runner over such a model; it keeps the tokens of its slots, and fails from a step on if told to."""
+
+    def __init__(self, model: Model, vocab: int, *, context_length: int = 4096, max_chunk: int = 16) -> None:
+        self._model = model
+        self.slots: dict[int, list[int]] = {0: [], 1: []}
+        self._limits = Limits(context_length, 2, max_chunk, vocab, 0)
+        self.steps = 0
+        self.fails_at: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def run(self, chunks: Sequence[Chunk]) -> list[npt.NDArray[np.float32]]:
+        self.steps += 1
+        if self.fails_at is not None and self.steps >= self.fails_at:
+            raise RunnerError("out of memory")
+        results = []
+        for chunk in chunks:
+            held = self.slots[chunk.slot]
+            assert 1 <= len(chunk.tokens) <= self._limits.max_chunk
+            assert len(held) + len(chunk.tokens) <= self._limits.context_length
+            held += chunk.tokens
+            rows = [self._model(held)] if chunk.logits == "last" else []
+            results.append(np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size))
+        return results
+
+    def length(self, slot: int) -> int:
+        return len(self.slots[slot])
+
+    def truncate(self, slot: int, length: int) -> None:
+        assert length <= len(self.slots[slot])
+        del self.slots[slot][length:]
+
+    def read_kv(self, slot: int, start: int, stop: int) -> bytes:
+        raise NotImplementedError
+
+    def write_kv(self, slot: int, start: int, data: bytes | memoryview[int]) -> int:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
