@@ -1,4 +1,4 @@
-"""What the runners of our own ONNX dialects share: one session, and a KV cache that its graph reads and writes in place.
+"""What the runners of our own ONNX dialects share: a session, and a KV cache that its graph uses in place.
 
 It knows names of inputs and outputs that all these dialects have; what else a step is told is the dialect's.
 """
@@ -60,7 +60,9 @@ class GraphRunner(SlotRunner):
         half = any("float16" in i.type for i in session.get_inputs())
         context, positions = self._positions(context_of(session, context_length))
         dtype = np.float16 if half else np.float32
-        self._kv = KvCache(len(self._names), sequence_slots, int(heads), positions, int(head_dim), dtype)
+        self._kv = KvCache(
+            len(self._names), sequence_slots, heads=heads, positions=positions, head_dim=head_dim, dtype=dtype
+        )
         self._lengths = [0] * sequence_slots
         self._limits = Limits(
             context_length=context,
@@ -107,7 +109,7 @@ class GraphRunner(SlotRunner):
         self._lengths = before
 
     def _cache_of(self, low: int, high: int) -> list[Any]:
-        """onnxruntime's values over slots `low` to `high - 1` of every buffer."""
+        """Values of onnxruntime's over slots `low` to `high - 1` of every buffer."""
         return [self._value(array[low:high]) for array in self._kv.arrays]
 
     def _bind(self, cache: list[Any], inputs: Mapping[str, Any], logits: Any) -> Any:

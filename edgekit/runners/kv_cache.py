@@ -10,6 +10,7 @@ import contextlib
 import math
 import mmap
 import sys
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ class KvCache:
     """
 
     def __init__(
-        self, count: int, slots: int, heads: int, positions: int, head_dim: int, dtype: npt.DTypeLike
+        self, count: int, slots: int, *, heads: int, positions: int, head_dim: int, dtype: npt.DTypeLike
     ) -> None:
         self._dtype = np.dtype(dtype)
         position = heads * head_dim * self._dtype.itemsize
@@ -38,8 +39,11 @@ class KvCache:
         self.capacity = -(-positions // step) * step
         self._slot_bytes = self.capacity * position
         shape = (slots, heads, self.capacity, head_dim)
+        self._heads = (heads, head_dim)
         self._maps = [_reserve(slots * self._slot_bytes) for _ in range(count)]
-        self.arrays = [np.frombuffer(memory, self._dtype).reshape(shape) for memory in self._maps]
+        self.arrays: list[npt.NDArray[Any]] = [
+            np.frombuffer(memory, self._dtype).reshape(shape) for memory in self._maps
+        ]
         self.bytes_per_token = count * position
 
     def release(self, slot: int) -> None:
@@ -55,7 +59,7 @@ class KvCache:
 
     def write(self, slot: int, start: int, count: int, data: memoryview) -> None:
         """Put `count` positions, as `read` gave them, at `start`."""
-        _, heads, _, head_dim = self.arrays[0].shape
+        heads, head_dim = self._heads
         rows = np.frombuffer(data, self._dtype).reshape(len(self.arrays), heads, count, head_dim)
         for array, part in zip(self.arrays, rows, strict=True):
             array[slot, :, start : start + count] = part

@@ -131,7 +131,7 @@ class MlxRunner:
             parts.append(np.array(span).tobytes())
         return b"".join(parts)
 
-    def write_kv(self, slot: int, start: int, data: bytes) -> int:
+    def write_kv(self, slot: int, start: int, data: bytes | memoryview) -> int:
         """Put back what `read_kv` gave, at position `start` (the slot's length), and return the new length.
 
         Raises:
@@ -139,7 +139,7 @@ class MlxRunner:
         """
         held = self.length(slot)
         per_token = self._limits.kv_bytes_per_token
-        count, rest = divmod(len(data), per_token)
+        count, rest = divmod(memoryview(data).nbytes, per_token)
         if rest:
             raise RunnerError(f"{len(data)} bytes of KV cache are not a multiple of {per_token} per token")
         if start != held:

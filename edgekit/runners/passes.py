@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 __all__ = ["Pass", "plan_passes"]
 
@@ -37,15 +38,13 @@ def plan_passes(rows: Mapping[int, int], room: Sequence[int], *, together: int) 
     plans: list[list[Pass]] = [[]]
     # Of the first n slots: the cheapest plan of some, and one pass over the rest.
     for end in range(1, len(slots) + 1):
-        high, most, best = slots[end - 1] + 1, 0, None
+        high, most, ways = slots[end - 1] + 1, 0, []
         for start in reversed(range(end)):
             low, most = slots[start], max(most, rows[slots[start]])
             if start < end - 1 and (most > together or min(room[low:high]) < most):
                 break
-            cost = costs[start] + _PASS + (high - low) * most
-            if best is None or cost < best[0]:
-                best = cost, [*plans[start], Pass(low, high, most)]
-        assert best is not None
-        costs.append(best[0])
-        plans.append(best[1])
+            ways.append((costs[start] + _PASS + (high - low) * most, start, Pass(low, high, most)))
+        cost, start, last = min(ways, key=itemgetter(0))
+        costs.append(cost)
+        plans.append([*plans[start], last])
     return plans[-1]

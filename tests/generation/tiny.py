@@ -105,7 +105,7 @@ class EchoRunner:
     def read_kv(self, slot: int, start: int, stop: int) -> bytes:
         raise NotImplementedError
 
-    def write_kv(self, slot: int, start: int, data: bytes) -> int:
+    def write_kv(self, slot: int, start: int, data: bytes | memoryview) -> int:
         raise NotImplementedError
 
     def close(self) -> None:

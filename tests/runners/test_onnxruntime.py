@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +154,29 @@ def test_a_chunk_past_the_context_is_refused_before_any_cache_is_touched(opened:
     assert (runner.length(0), runner.length(1)) == (40, 0)
     assert runner.read_kv(0, 0, 40) == before
     assert runner.run([Chunk(0, TOKENS[:8])])[0].shape == (1, 512)
+
+
+def test_a_step_that_fails_halfway_leaves_every_slot_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = OnnxRuntimeRunner(folder, sequence_slots=2, threads=1)
+    expected = everything(runner, [40])
+    runner.truncate(0, 10)
+    real, calls = runner._session, []
+
+    class FailsAtTheSecondPass:
+        io_binding = real.io_binding
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            calls.append(binding)
+            if len(calls) == 2:
+                raise RuntimeError("out of memory\nand a stack")
+            real.run_with_iobinding(binding)
+
+    monkeypatch.setattr(runner, "_session", FailsAtTheSecondPass())
+    with pytest.raises(RunnerError, match=r"onnxruntime failed: out of memory$"):
+        runner.run([Chunk(0, TOKENS[10:]), Chunk(1, TOKENS[:2])])
+    assert [runner.length(slot) for slot in range(2)] == [10, 0]
+    rows = runner.run([Chunk(0, TOKENS[10:], "all"), Chunk(1, TOKENS[:2])])
+    np.testing.assert_allclose(rows[0], expected[10:], atol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [[], [0] * 33, [512], [-1], [3, 10**9]])

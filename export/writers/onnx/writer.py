@@ -63,7 +63,7 @@ class OnnxWriter:
             if dialect is None:
                 with batched.counted_rows(graph):
                     graph.save(
-                        metadata | batched.METADATA, producer_version=__version__, file=batched.BATCHED_FILE
+                        {**metadata, **batched.METADATA}, producer_version=__version__, file=batched.BATCHED_FILE
                     )
                 genai.count_by_mask(graph, decoder)
                 metadata["edgekit.dialect"] = genai.DIALECT

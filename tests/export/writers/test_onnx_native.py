@@ -16,8 +16,8 @@ from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.runners.masks import Masks
 from edgekit.runners.native import NativeRunner
-from edgekit.runners.session import open_session
 from edgekit.runners.portable import PortableRunner
+from edgekit.runners.session import open_session
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.reference import forward
 from tests.variants import VARIANTS, variant

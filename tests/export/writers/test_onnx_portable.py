@@ -15,8 +15,8 @@ from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk
 from edgekit.runners.masks import Masks
-from edgekit.runners.session import open_session
 from edgekit.runners.portable import PortableRunner
+from edgekit.runners.session import open_session
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
