@@ -94,7 +94,7 @@ class _Answer:
     def run(self, prompt: Sequence[int] | None, checkpoint: Callable[[], None] | None) -> Iterator[Event]:
         """Yield the events; any error leaves as an exception."""
         model, request, runner = self.model, self.request, self.model.runner
-        tokens = model.prompt(request) if prompt is None else prompt
+        tokens = model.prompt(request).tokens if prompt is None else prompt
         self.prompt_tokens = len(tokens)
         room = model.info.context_length - len(tokens)
         most = room if request.max_tokens is None else min(room, request.max_tokens)

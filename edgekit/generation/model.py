@@ -6,6 +6,7 @@ It knows where a bundle keeps its text side, and nothing of how the artifact is 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, ConfigError, RequestError, RunnerError
-from edgekit.generation.prompt import encode_chat
-from edgekit.generation.request import ChatRequest
+from edgekit.generation.prompt import Prompt, encode_chat
+from edgekit.generation.request import ChatRequest, Message
 from edgekit.generation.template import ChatTemplate
 from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.tools import ToolFormat, find_format
+from edgekit.generation.truncation import leave_out
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 
@@ -55,6 +58,7 @@ class TextModel:
 
     Attributes:
         eos_token_ids: Tokens that end an answer.
+        tool_format: How the model calls tools; None if its template knows none.
     """
 
     info: ModelInfo
@@ -62,26 +66,68 @@ class TextModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     eos_token_ids: frozenset[int]
+    tool_format: ToolFormat | None = None
 
-    def prompt(self, request: ChatRequest) -> list[int]:
-        """Return the prompt's tokens.
+    @property
+    def visible(self) -> frozenset[int]:
+        """Special tokens whose text belongs to an answer, because calls are written with them."""
+        markers = self.tool_format.markers if self.tool_format else ()
+        return frozenset(self.tokenizer.special_tokens[marker] for marker in markers)
+
+    def prompt(self, request: ChatRequest) -> Prompt:
+        """Return the prompt.
 
         Raises:
-            RequestError: `context_length_exceeded`, or the template refuses the messages.
+            RequestError: `context_length_exceeded`, or the template refuses the messages, or knows no tools.
             BundleError: The template failed.
         """
-        tokens = encode_chat(self.tokenizer, self.template, request.messages)
+        if request.prompt is not None:
+            prompt = Prompt(self.tokenizer.encode_text(request.prompt))
+        else:
+            prompt = self._chat(request)
+        length = self.info.context_length
         # At least one token of the answer must fit too.
-        if len(tokens) >= self.info.context_length:
+        if len(prompt.tokens) >= length:
             raise RequestError(
-                f"the prompt has {len(tokens)} tokens; the context holds {self.info.context_length}, answer included",
-                hint="shorten the messages or leave out old ones",
+                f"the prompt has {len(prompt.tokens)} tokens; the context holds {length}, answer included",
+                hint="shorten the messages or leave out old ones" if request.prompt is None else "shorten the prompt",
                 code="context_length_exceeded",
-                param="messages",
+                param="messages" if request.prompt is None else "prompt",
             )
-        if not tokens:
-            raise RequestError("the chat template makes an empty prompt of these messages", param="messages")
-        return tokens
+        if not prompt.tokens:
+            if request.prompt is None:
+                raise RequestError("the chat template makes an empty prompt of these messages", param="messages")
+            raise RequestError("the prompt is empty, and this model has no token to begin a text with", param="prompt")
+        return prompt
+
+    def _chat(self, request: ChatRequest) -> Prompt:
+        tools = request.tools
+        if self.tool_format is None:
+            if tools and request.tool_choice.mode != "none":
+                raise _no_tools("tools")
+            if any(message.tool_calls for message in request.messages):
+                # The template would leave them out without a word.
+                raise _no_tools("messages")
+            tools = ()
+
+        def encode(messages: Sequence[Message]) -> Prompt:
+            return encode_chat(
+                self.tokenizer,
+                self.template,
+                messages,
+                tools=tools,
+                arguments=request.template_arguments,
+                prompt_id=self.tool_format.prompt_id if self.tool_format else str,
+            )
+
+        prompt = encode(request.messages)
+        if request.truncation == "auto":
+            length = self.info.context_length
+            # Room for the answer that is wanted, but not so much that the chat is forgotten for it.
+            room = min(request.max_tokens or length // 4, length // 2)
+            if len(prompt.tokens) > length - max(room, 1):
+                prompt = leave_out(request.messages, encode, length - max(room, 1))
+        return prompt
 
     def close(self) -> None:
         """Release the runner."""
@@ -114,6 +160,7 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
     tokenizer = Tokenizer.load(bundle.path / "tokenizer.json")
     settings = _read_json(bundle.path / "tokenizer_config.json")
     template = ChatTemplate(_template_source(bundle.path, settings), _special_texts(settings))
+    tool_format = find_format(template.source, tokenizer.special_tokens)
     artifact = manifest.artifact
     runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=length, threads=threads)
     try:
@@ -130,11 +177,22 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
             parameters=manifest.parameters,
             format=artifact.kind,
             size_bytes=sum(file.size for file in manifest.files),
+            capabilities=("completion", "tools") if tool_format else ("completion",),
         ),
         runner=runner,
         tokenizer=tokenizer,
         template=template,
         eos_token_ids=frozenset(manifest.eos_token_ids),
+        tool_format=tool_format,
+    )
+
+
+def _no_tools(param: str) -> RequestError:
+    return RequestError(
+        "this model's chat template has no way to call tools",
+        hint="serve a model that was trained to call them, such as Qwen2.5-Instruct",
+        code="unsupported_parameter",
+        param=param,
     )
 
 

@@ -105,7 +105,7 @@ class Scheduler:
         submitted = time.monotonic()
         with self._changed:
             self._refuse_if_full()
-        ticket = Ticket(request, self._model.prompt(request), on_event, submitted, self._wake)
+        ticket = Ticket(request, self._model.prompt(request).tokens, on_event, submitted, self._wake)
         with self._changed:
             self._refuse_if_full()
             self._queue.append(ticket)

@@ -34,6 +34,12 @@ class Tokenizer:
         specials = [token for token in added.values() if token.special]
         self.special_tokens: Mapping[str, int] = {added[number].content: number for number in self.special_ids}
         self._special_texts = tuple(token.content for token in specials if token.content)
+        self.longest_special = max(map(len, self._special_texts), default=0)
+        # Every beginning of a special token, and what is then missing.
+        self._rests: dict[str, list[str]] = {}
+        for text in self._special_texts:
+            for length in range(1, len(text)):
+                self._rests.setdefault(text[:length], []).append(text[length:])
         # A normalizer may turn harmless text into such a token; then only encoding tells.
         self._hidden = backend.normalizer is not None and any(token.normalized for token in specials)
 
@@ -91,6 +97,10 @@ class Tokenizer:
             encoding = self._backend.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
         return [span for number, span in spans if number in self.special_ids and span[0] < span[1]]
+
+    def special_rests(self, beginning: str) -> Sequence[str]:
+        """Return what after this text would make special tokens of it."""
+        return self._rests.get(beginning, ())
 
     def decode(self, ids: Sequence[int], *, visible: frozenset[int] = frozenset()) -> str:
         """Return the text of token ids; a cut character becomes U+FFFD.

@@ -113,7 +113,7 @@ def test_genai_and_our_runner_give_the_real_model_the_same_prompt_and_the_same_a
     prompt = tokenizer.apply_chat_template(messages=json.dumps(messages), add_generation_prompt=True)
     ids = [int(token) for token in tokenizer.encode(prompt)]
     model = load_model(folder, context_length=256, threads=1)
-    assert ids == model.prompt(ChatRequest("one", (Message("user", QUESTION),)))
+    assert ids == model.prompt(ChatRequest("one", (Message("user", QUESTION),))).tokens
     model.close()
     answer = theirs(folder, [ids], 40)[0]
     assert answer == ours(folder, ids, 40)

@@ -45,7 +45,7 @@ def test_the_answer_arrives_whole_whatever_the_chunks(
     else:
         assert (finish.reason, finish.usage.completion_tokens) == ("length", max_tokens)
         assert _text(events) == model.tokenizer.decode(tokens[:max_tokens])
-    assert finish.usage.prompt_tokens == len(model.prompt(_ask(prompt)))
+    assert finish.usage.prompt_tokens == len(model.prompt(_ask(prompt)).tokens)
     assert model.runner.length(0) == 0
 
 
@@ -89,7 +89,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers_before_any
 
 def test_a_prompt_that_leaves_room_for_one_token_gets_one() -> None:
     model = echo_model()
-    length = len(model.prompt(_ask()))
+    length = len(model.prompt(_ask()).tokens)
     events = list(generate(echo_model(context_length=length + 1), _ask()))
     assert isinstance(events[-1], Finish)
     assert (events[-1].reason, events[-1].usage.completion_tokens, _text(events)) == ("length", 1, "P")

@@ -102,3 +102,26 @@ def test_special_tokens_have_no_text() -> None:
     tokenizer = byte_tokenizer()
     ids = [*tokenizer.encode("a"), *tokenizer.encode("<|im_end|>"), *tokenizer.encode("b")]
     assert "".join(_stream(tokenizer, ids)) == "ab"
+
+
+def test_visible_special_tokens_have_their_text_and_users_cannot_write_them() -> None:
+    for tokenizer in TOKENIZERS.values():
+        for marker, number in tokenizer.special_tokens.items():
+            detokenizer = Detokenizer(tokenizer, visible=frozenset({number}))
+            ids = [*tokenizer.encode("ab"), number, number, *tokenizer.encode("c"), number]
+            pieces = [detokenizer.push(token) for token in ids]
+            assert "".join(pieces) + detokenizer.finish() == f"ab{marker}{marker}c{marker}"
+            assert number not in tokenizer.encode(f"a{marker}b", obey_special=False)
+            # The same text from a user, which is no token, looks the same and is not one.
+            hidden = Detokenizer(tokenizer)
+            assert [hidden.push(number), hidden.push(number)] == ["", ""]
+
+
+def test_silent_tokens_cost_nothing_however_many_there_are() -> None:
+    tokenizer = byte_tokenizer()
+    (special,) = tokenizer.encode("<|im_end|>")
+    detokenizer = Detokenizer(tokenizer)
+    detokenizer.push(tokenizer.encode("a")[0])
+    for _ in range(10_000):
+        detokenizer.push(special)
+    assert detokenizer._context == tokenizer.encode("a")

@@ -58,7 +58,7 @@ def test_greedy_decoding_is_what_the_reference_computes_token_by_token(model: Te
     checkpoint = bundle.parent / "checkpoint"
     tensors = tiny_tensors(checkpoint)
     decoder = tiny_decoder(checkpoint)
-    tokens = model.prompt(request)
+    tokens = [*model.prompt(request).tokens]
     start = len(tokens)
     while len(tokens) < start + 12 and tokens[-1] != 2:
         tokens.append(int(np.argmax(forward(decoder, tensors.__getitem__, tokens)[-1])))
@@ -124,7 +124,7 @@ def test_the_template_of_the_tokenizers_settings_is_the_second_choice(bundle: Pa
     copy = _copy(bundle, tmp_path)
     (copy / "chat_template.jinja").unlink()
     model = load_model(copy, threads=1)
-    assert model.prompt(_ask())
+    assert model.prompt(_ask()).tokens
     model.close()
     settings = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
     del settings["chat_template"]

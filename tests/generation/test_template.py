@@ -140,7 +140,7 @@ def test_endless_loops_are_interrupted_and_the_thread_is_left_as_it_was(monkeypa
     ],
 )
 def test_what_doubles_ends_by_size_or_time(step: str) -> None:
-    with pytest.raises(BundleError, match="makes more than|ran longer than"):
+    with pytest.raises(BundleError, match=r"makes more than|ran longer than"):
         ChatTemplate(DOUBLED.replace("NEXT", step)).render(USER)
 
 
