@@ -94,6 +94,10 @@ class GenerationConfig:
         prefix_memory_mib: KV cache of prompts' beginnings kept in memory; 0 keeps none.
         prefix_folder: Where it is kept on disk as well, and outlives a restart; None keeps none.
         prefix_disk_mib: Never more than this on disk.
+        parallel: Answers that are made at the same time.
+        kv_cache_mib: Most KV cache in memory; None takes what the memory plan leaves.
+        kv_cache_bits: 8 halves the KV cache, where the runner can; None keeps it as the model computes it.
+        speculation: Guess tokens ahead where it pays, for requests that do not say.
     """
 
     context_length: Annotated[int, Between(64, 1 << 24)] | None = None
@@ -102,6 +106,10 @@ class GenerationConfig:
     prefix_memory_mib: Annotated[int, Between(0, 999_999)] = 256
     prefix_folder: Path | None = None
     prefix_disk_mib: Annotated[int, Between(1, 999_999)] = 4096
+    parallel: Annotated[int, Between(1, 64)] = 8
+    kv_cache_mib: Annotated[int, Between(1, 1 << 20)] | None = None
+    kv_cache_bits: Annotated[int, Between(8, 8)] | None = None
+    speculation: bool = True
 
 
 @dataclass(frozen=True, slots=True)

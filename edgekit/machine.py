@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Gpu", "Machine", "available_gib", "cache_folder", "parse_nvidia_smi", "probe"]
+__all__ = ["Gpu", "Machine", "available_bytes", "available_gib", "cache_folder", "parse_nvidia_smi", "probe"]
 
 GIB = 1024**3
 
@@ -98,6 +98,29 @@ def _device_tree(root: Path) -> tuple[str, ...]:
 def available_gib(root: Path = Path("/")) -> float | None:
     """Memory that a new process could have, page cache included, GiB; None where the kernel does not say."""
     return _meminfo_gib(root, "MemAvailable")
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this process could still have, within its cgroup's limit, bytes; None where the kernel is silent."""
+    free = _meminfo_gib(root, "MemAvailable")
+    limits = [int(free * GIB)] if free is not None else []
+    return min([*limits, *_cgroup_bytes(root)], default=None)
+
+
+def _cgroup_bytes(root: Path) -> list[int]:
+    """What the process's cgroup and each above it have left (cgroup v2); those without a limit are left out."""
+    left = []
+    try:
+        group = (root / "proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        folder = root / "sys/fs/cgroup" / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            file = place / "memory.max"
+            limit = file.read_text().strip() if file.is_file() else "max"
+            if limit != "max":
+                left.append(max(0, int(limit) - int((place / "memory.current").read_text())))
+    except (OSError, ValueError):
+        return left
+    return left
 
 
 def _meminfo_gib(root: Path, key: str) -> float | None:

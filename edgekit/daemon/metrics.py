@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,43 +12,16 @@ from prometheus_client.registry import Collector
 
 from edgekit import __version__
 from edgekit.errors import EdgekitError
+from edgekit.generation.engine import EngineStats
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.request import Event, Failure, Finish
 
-__all__ = ["EngineState", "Metrics"]
+__all__ = ["Metrics"]
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _RATES = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 200.0, 500.0, 1000.0)
 _PROMPT_RATES = (10.0, 25.0, 50.0, 100.0, 200.0, 300.0, 500.0, 750.0, 1000.0, 2000.0, 5000.0, 10_000.0, 50_000.0)
-
-
-class EngineState(Protocol):
-    """What the generation core says of itself at one moment; read at each scrape."""
-
-    @property
-    def running(self) -> int:
-        """Sequences that are being prefilled or decoded."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have not begun."""
-
-    @property
-    def kv_bytes(self) -> int:
-        """KV cache that sequences hold."""
-
-    @property
-    def cache_hits(self) -> int:
-        """Prompts since the start whose beginning was in the prefix cache."""
-
-    @property
-    def cache_misses(self) -> int:
-        """Prompts since the start of which it held nothing."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """KV cache that the prefix cache holds."""
 
 
 class Metrics:
@@ -105,7 +77,7 @@ class Metrics:
         *,
         queue_length: Callable[[], int],
         heartbeat_age: Callable[[], float],
-        stats: Callable[[], EngineState] | None = None,
+        stats: Callable[[], EngineStats] | None = None,
     ) -> None:
         """Name the model, and read the scheduler's state at each scrape.
 
@@ -187,7 +159,7 @@ class Metrics:
 class _Engine(Collector):
     """Reads all of the core's state at once, so that the figures of one scrape belong together."""
 
-    def __init__(self, stats: Callable[[], EngineState]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
 
     def describe(self) -> Iterable[Metric]:
@@ -201,13 +173,34 @@ class _Engine(Collector):
             "edgekit_running_sequences", "Sequences being prefilled or decoded.", value=state.running
         )
         yield GaugeMetricFamily("edgekit_waiting_requests", "Requests that have not begun.", value=state.waiting)
-        yield GaugeMetricFamily("edgekit_kv_bytes", "KV cache that sequences hold.", value=state.kv_bytes)
-        yield GaugeMetricFamily(
-            "edgekit_prefix_cache_bytes", "KV cache that the prefix cache holds.", value=state.cache_bytes
+        yield GaugeMetricFamily("edgekit_kv_bytes", "KV cache in the sequence slots.", value=state.kv_bytes)
+        yield GaugeMetricFamily("edgekit_kv_budget_bytes", "Most it may be.", value=state.kv_budget_bytes)
+        yield CounterMetricFamily(
+            "edgekit_preempted_sequences", "Sequences that gave their slot up for others.", value=state.preempted
+        )
+        if state.prefix is None:
+            return
+        prefix, disk = state.prefix, state.prefix.disk
+        held = GaugeMetricFamily("edgekit_prefix_cache_bytes", "What the prefix cache holds.", labels=["where"])
+        held.add_metric(["memory"], prefix.memory_bytes)
+        read = CounterMetricFamily("edgekit_prefix_cache_read_bytes", "KV cache put back.", labels=["where"])
+        read.add_metric(["memory"], prefix.from_memory_bytes)
+        evicted = CounterMetricFamily("edgekit_prefix_cache_evictions", "Blocks given up for others.", labels=["where"])
+        evicted.add_metric(["memory"], prefix.memory_evictions)
+        if disk is not None:
+            held.add_metric(["disk"], disk.used_bytes)
+            read.add_metric(["disk"], prefix.from_disk_bytes)
+            evicted.add_metric(["disk"], disk.evictions)
+            yield CounterMetricFamily(
+                "edgekit_prefix_cache_damaged", "Blocks on disk that were not what they should be.", value=disk.damaged
+            )
+            yield CounterMetricFamily("edgekit_prefix_cache_dropped", "Blocks not written to disk.", value=disk.dropped)
+        yield from (held, read, evicted)
+        yield CounterMetricFamily(
+            "edgekit_prefix_cache_hit_tokens", "Prompt tokens put back by the prefix cache.", value=prefix.hits
         )
         yield CounterMetricFamily(
-            "edgekit_prefix_cache_hits", "Prompts whose beginning was cached.", value=state.cache_hits
-        )
-        yield CounterMetricFamily(
-            "edgekit_prefix_cache_misses", "Prompts of which nothing was cached.", value=state.cache_misses
+            "edgekit_prefix_cache_miss_tokens",
+            "Prompt tokens it was asked for and did not put back.",
+            value=prefix.misses,
         )

@@ -6,9 +6,10 @@ It knows where a bundle keeps its text side, and nothing of how the artifact is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import numpy as np
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, ConfigError, RequestError, RunnerError
+from edgekit.generation.grammar import Grammar, GrammarCompiler, token_bytes
+from edgekit.generation.grammar.rule import format_rule
 from edgekit.generation.prompt import Prompt, encode_chat
 from edgekit.generation.request import ChatRequest, Message
 from edgekit.generation.template import ChatTemplate
+from edgekit.generation.ticket import OnEvent, Ticket
 from edgekit.generation.tokenizer import Tokenizer
 from edgekit.generation.tools import ToolFormat, find_format
 from edgekit.generation.truncation import leave_out
@@ -58,6 +62,7 @@ class TextModel:
 
     Attributes:
         eos_token_ids: Tokens that end an answer.
+        grammars: Compiles what answers are held to.
         tool_format: How the model calls tools; None if its template knows none.
     """
 
@@ -66,6 +71,7 @@ class TextModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     eos_token_ids: frozenset[int]
+    grammars: GrammarCompiler
     tool_format: ToolFormat | None = None
 
     @property
@@ -129,18 +135,79 @@ class TextModel:
                 prompt = leave_out(request.messages, encode, length - max(room, 1))
         return prompt
 
+    def ticket(
+        self,
+        request: ChatRequest,
+        on_event: OnEvent,
+        *,
+        submitted: float,
+        wake: Callable[[], None] = lambda: None,
+    ) -> Ticket:
+        """Make a request ready for the engine: its prompt's tokens, and what holds its answers to a form.
+
+        Raises:
+            RequestError: As `prompt`; or the grammar cannot be enforced, the model knows no tools.
+            BundleError: The template failed.
+        """
+        unknown = [token for token in request.sampling.logit_bias if token >= self.runner.limits.vocab_size]
+        if unknown:
+            raise RequestError(
+                f"`logit_bias` names token {unknown[0]}; there are {self.runner.limits.vocab_size}", param="logit_bias"
+            )
+        prompt = self.prompt(request)
+        # What the model thinks is told apart even where it may call nothing.
+        chat = request.prompt is None and self.tool_format is not None
+        tools = self.tool_format if chat and (request.tools or prompt.thinking) else None
+        return Ticket(
+            request,
+            prompt.tokens,
+            on_event,
+            submitted=submitted,
+            wake=wake,
+            grammar=self._grammar(request, tools, thinking=prompt.thinking),
+            tools=tools,
+            thinking=prompt.thinking,
+        )
+
+    def spell(self, token: int) -> bytes:
+        """Return a token's bytes; a special token's are its name."""
+        spellings = _spellings(self.tokenizer)
+        return spellings[token] if token < len(spellings) else b""
+
+    def _grammar(self, request: ChatRequest, tools: ToolFormat | None, *, thinking: bool) -> Grammar | None:
+        wanted = request.response_format
+        if tools is None:
+            return None if wanted is None else self.grammars.compile(wanted)
+        lark = tools.lark(
+            request.tools,
+            request.tool_choice,
+            request.parallel_tool_calls,
+            thinking=thinking,
+            content=None if wanted is None else format_rule(wanted),
+        )
+        return None if lark is None else self.grammars.compile_lark(lark, param="tools")
+
     def close(self) -> None:
         """Release the runner."""
         self.runner.close()
 
 
-def load_model(bundle: Path | Bundle, *, context_length: int | None = None, threads: int | None = None) -> TextModel:
+def load_model(
+    bundle: Path | Bundle,
+    *,
+    context_length: int | None = None,
+    threads: int | None = None,
+    parallel: int = 1,
+    kv_bits: int | None = None,
+) -> TextModel:
     """Load a bundle.
 
     Args:
         bundle: The bundle, or its folder.
         context_length: Tokens a sequence may hold; None takes the bundle's own.
         threads: Threads of a runner on the CPU; None takes one per physical core.
+        parallel: Sequences held at the same time.
+        kv_bits: 8 for a KV cache of 8 bits; None keeps it as the model computes it.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -162,7 +229,15 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
     template = ChatTemplate(_template_source(bundle.path, settings), _special_texts(settings))
     tool_format = find_format(template.source, tokenizer.special_tokens)
     artifact = manifest.artifact
-    runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=length, threads=threads)
+    runner = open_runner(
+        bundle.path,
+        artifact.kind,
+        artifact.dialect,
+        context_length=length,
+        threads=threads,
+        sequence_slots=parallel,
+        kv_bits=kv_bits,
+    )
     try:
         _warm_up(runner, min(manifest.eos_token_ids, default=0))
     except BaseException:
@@ -183,8 +258,14 @@ def load_model(bundle: Path | Bundle, *, context_length: int | None = None, thre
         tokenizer=tokenizer,
         template=template,
         eos_token_ids=frozenset(manifest.eos_token_ids),
+        grammars=GrammarCompiler(tokenizer, vocab_size=runner.limits.vocab_size, eos_token_ids=manifest.eos_token_ids),
         tool_format=tool_format,
     )
+
+
+@lru_cache(maxsize=2)
+def _spellings(tokenizer: Tokenizer) -> list[bytes]:
+    return token_bytes(tokenizer)
 
 
 def _no_tools(param: str) -> RequestError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edgekit.errors import EdgekitError, RequestError
@@ -167,6 +167,12 @@ class Sampling:
     def repeatable(self) -> bool:
         """Whether the same request must give the same answer: it is greedy, or names a seed."""
         return self.greedy or self.seed is not None
+
+    def for_answer(self, index: int) -> Sampling:
+        """The sampling of one of several answers: each has a seed of its own."""
+        if self.seed is None or index == 0:
+            return self
+        return replace(self, seed=(self.seed + index + 2**63) % 2**64 - 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,12 +348,14 @@ class Delta:
         seq: Number of this delta within its request, from 0, without gaps.
         index: Which of the `n` answers.
         logprobs: The tokens that came since the delta before; only if they were asked for.
+        reasoning: It is of what the model thinks before it answers, and not of the answer.
     """
 
     seq: int
     text: str
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)

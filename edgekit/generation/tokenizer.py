@@ -58,6 +58,11 @@ class Tokenizer:
             raise BundleError(f"{path.name} is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
 
     @property
+    def backend(self) -> Backend:
+        """The library's tokenizer, to read; its switches are set by this class alone."""
+        return self._backend
+
+    @property
     def vocab_size(self) -> int:
         """Ids run from 0 to this, exclusive; a model's vocabulary may be wider."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))

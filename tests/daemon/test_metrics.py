@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import RequestError
+from edgekit.generation.engine import EngineStats
 from edgekit.generation.model import ModelInfo
+from edgekit.generation.prefix import DiskStats, PrefixStats
 from edgekit.generation.request import Delta, Event, Failure, Finish, Timings, ToolCallDelta, Usage
 
 
@@ -84,24 +85,23 @@ def test_the_schedulers_state_is_read_when_scraped() -> None:
     assert 'edgekit_model_info{context_length="64",name="m"} 1.0' in text
 
 
-@dataclass
-class State:
-    """The core's state, as a test sets it."""
-
-    running: int = 3
-    waiting: int = 2
-    kv_bytes: int = 4096
-    cache_hits: int = 7
-    cache_misses: int = 5
-    cache_bytes: int = 1024
-
-
 def test_the_cores_state_is_read_once_per_scrape() -> None:
     metrics = Metrics()
-    states: list[State] = []
+    states: list[EngineStats] = []
+    disk = DiskStats(blocks=1, used_bytes=512, read_bytes=0, written_bytes=0, evictions=6, damaged=1, dropped=2)
+    prefix = PrefixStats(
+        hits=7,
+        misses=5,
+        from_memory_bytes=64,
+        from_disk_bytes=32,
+        memory_bytes=1024,
+        memory_evictions=3,
+        slower=0,
+        disk=disk,
+    )
 
-    def stats() -> State:
-        states.append(State(running=len(states)))
+    def stats() -> EngineStats:
+        states.append(EngineStats(len(states), 2, 4096, 8192, 4, prefix))
         return states[-1]
 
     metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=stats)
@@ -111,9 +111,14 @@ def test_the_cores_state_is_read_once_per_scrape() -> None:
         "edgekit_running_sequences 0.0",
         "edgekit_waiting_requests 2.0",
         "edgekit_kv_bytes 4096.0",
-        "edgekit_prefix_cache_bytes 1024.0",
-        "edgekit_prefix_cache_hits_total 7.0",
-        "edgekit_prefix_cache_misses_total 5.0",
+        "edgekit_kv_budget_bytes 8192.0",
+        "edgekit_preempted_sequences_total 4.0",
+        'edgekit_prefix_cache_bytes{where="memory"} 1024.0',
+        'edgekit_prefix_cache_bytes{where="disk"} 512.0',
+        'edgekit_prefix_cache_evictions_total{where="disk"} 6.0',
+        "edgekit_prefix_cache_hit_tokens_total 7.0",
+        "edgekit_prefix_cache_miss_tokens_total 5.0",
+        "edgekit_prefix_cache_dropped_total 2.0",
     ):
         assert f"{line}\n" in text
     assert len(states) == 1

@@ -317,7 +317,7 @@ def test_every_accepted_request_ends_exactly_once_under_random_load(seed: int) -
     assert len(accepted) + len(refused) == 180
     assert accepted
     assert scheduler.queue_length() == 0
-    assert model.runner.length(0) == 0
+    assert scheduler.stats().running == 0
 
 
 def test_requests_wait_for_their_turn_and_the_wait_is_measured() -> None:

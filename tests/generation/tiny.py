@@ -1,6 +1,6 @@
 """A small, deterministic runner and the text model around it, for what does not depend on a real model's weights.
 
-`EchoRunner` keeps real state: the tokens of its slot. Its logits name the next byte of a fixed answer, so that every
+`EchoRunner` keeps real state: the tokens of its slots. Its logits name the next byte of a fixed answer, so that every
 token, truncation and chunk shows in the text that comes out.
 """
 
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from edgekit.errors import RunnerError
+from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.template import ChatTemplate
 from edgekit.generation.tokenizer import Tokenizer
@@ -35,7 +36,10 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class EchoRunner:
-    """Answers each prompt with `answer`, then ends; the prompt's own tokens are checked to be there.
+    """Answers each prompt with `answer`, then ends.
+
+    What it says next depends on nothing but the tokens that a slot holds, as with a real model: the answer's tokens so
+    far are those behind the last opening of an assistant's turn. A token that was lost or made up shows at once.
 
     Args:
         answer: Text of every answer.
@@ -49,15 +53,18 @@ class EchoRunner:
         *,
         context_length: int = 1024,
         max_chunk: int = 16,
+        sequence_slots: int = 1,
         before_step: Callable[[int], object] | None = None,
     ) -> None:
         self._answer = [*tokenizer.encode(answer, obey_special=False), *tokenizer.encode(SPECIAL[2])]
-        self._limits = Limits(context_length, 1, max_chunk, tokenizer.vocab_size, 0)
-        self._tokens: list[int] = []
-        self._prompt_length = 0
+        self._opening = tokenizer.encode(f"{SPECIAL[1]}assistant\n")
+        self._limits = Limits(context_length, sequence_slots, max_chunk, tokenizer.vocab_size, 8)
+        self.slots: list[list[int]] = [[] for _ in range(sequence_slots)]
         self._before_step = before_step
         self._owner: int | None = None
         self.steps = 0
+        self.tokens = 0
+        self.widest = 0
         self.closed = False
 
     @property
@@ -68,45 +75,62 @@ class EchoRunner:
         """Append, and point at the next token of the answer."""
         self._check_thread()
         assert not self.closed
-        (chunk,) = chunks
-        assert chunk.slot == 0
-        assert 1 <= len(chunk.tokens) <= self._limits.max_chunk
+        assert len({chunk.slot for chunk in chunks}) == len(chunks)
         self.steps += 1
+        self.widest = max(self.widest, len(chunks))
         if self._before_step:
             self._before_step(self.steps)
-        if len(self._tokens) + len(chunk.tokens) > self._limits.context_length:
-            raise RunnerError("the slot is full")
-        answering = self._prompt_length and len(self._tokens) >= self._prompt_length
-        if answering:
-            expected = self._answer[len(self._tokens) - self._prompt_length]
-            assert list(chunk.tokens) == [expected], "a token was lost or made up"
-        self._tokens += chunk.tokens
-        if chunk.logits == "none":
-            return [np.zeros((0, self._limits.vocab_size), np.float32)]
-        if not answering:
-            self._prompt_length = len(self._tokens)
-        logits = np.full((1, self._limits.vocab_size), -30.0, np.float32)
-        logits[0, self._answer[len(self._tokens) - self._prompt_length]] = 30.0
-        return [logits]
+        for chunk in chunks:
+            assert 1 <= len(chunk.tokens) <= self._limits.max_chunk
+            if len(self.slots[chunk.slot]) + len(chunk.tokens) > self._limits.context_length:
+                raise RunnerError("the slot is full")
+        return [self._run(chunk) for chunk in chunks]
+
+    def _run(self, chunk: Chunk) -> npt.NDArray[np.float32]:
+        held = self.slots[chunk.slot]
+        said = self._said(held)
+        assert said is None or said == self._answer[: len(said)] or self._answer[-1] in said, "a token is not its own"
+        rows = []
+        for token in chunk.tokens:
+            held.append(token)
+            self.tokens += 1
+            rows.append(self._logits(held))
+        wanted = {"none": rows[:0], "last": rows[-1:], "all": rows}[chunk.logits]
+        return np.array(wanted, np.float32).reshape(-1, self._limits.vocab_size)
+
+    def _said(self, held: list[int]) -> list[int] | None:
+        """The answer's tokens so far; None before it begins."""
+        size = len(self._opening)
+        for end in range(len(held), size - 1, -1):
+            if held[end - size : end] == self._opening:
+                return held[end:]
+        return None
+
+    def _logits(self, held: list[int]) -> npt.NDArray[np.float32]:
+        logits = np.full(self._limits.vocab_size, -30.0, np.float32)
+        said = self._said(held)
+        if said is not None:
+            # After a wrong guess anything may follow.
+            right = said == self._answer[: len(said)]
+            logits[self._answer[len(said)] if right and len(said) < len(self._answer) else 0] = 30.0
+        return logits
 
     def length(self, slot: int) -> int:
-        assert slot == 0
-        return len(self._tokens)
+        return len(self.slots[slot])
 
     def truncate(self, slot: int, length: int) -> None:
         self._check_thread()
-        assert slot == 0
-        if length > len(self._tokens):
+        if length > len(self.slots[slot]):
             raise RunnerError("the slot holds fewer tokens")
-        del self._tokens[length:]
-        if length == 0:
-            self._prompt_length = 0
+        del self.slots[slot][length:]
 
     def read_kv(self, slot: int, start: int, stop: int) -> bytes:
-        raise NotImplementedError
+        return np.array(self.slots[slot][start:stop], np.int64).tobytes()
 
     def write_kv(self, slot: int, start: int, data: bytes | memoryview) -> int:
-        raise NotImplementedError
+        assert start == len(self.slots[slot])
+        self.slots[slot] += np.frombuffer(data, np.int64).tolist()
+        return len(self.slots[slot])
 
     def close(self) -> None:
         self.closed = True
@@ -122,15 +146,25 @@ def echo_model(
     *,
     context_length: int = 1024,
     max_chunk: int = 16,
+    sequence_slots: int = 1,
     before_step: Callable[[int], object] | None = None,
 ) -> TextModel:
     """A text model over an `EchoRunner`."""
     tokenizer = byte_tokenizer()
-    runner = EchoRunner(tokenizer, answer, context_length=context_length, max_chunk=max_chunk, before_step=before_step)
+    runner = EchoRunner(
+        tokenizer,
+        answer,
+        context_length=context_length,
+        max_chunk=max_chunk,
+        sequence_slots=sequence_slots,
+        before_step=before_step,
+    )
+    eos = frozenset(tokenizer.encode(SPECIAL[2]))
     return TextModel(
         info=ModelInfo("echo", 1_700_000_000, context_length),
         runner=runner,
         tokenizer=tokenizer,
         template=ChatTemplate(CHATML),
-        eos_token_ids=frozenset(tokenizer.encode(SPECIAL[2])),
+        eos_token_ids=eos,
+        grammars=GrammarCompiler(tokenizer, vocab_size=runner.limits.vocab_size, eos_token_ids=eos),
     )

@@ -43,7 +43,7 @@ class ChatReply(OpenAIReply):
         """A piece of the text, or of a call."""
         if isinstance(piece, ToolCallDelta):
             return event(self.chunk(self._choice(piece.index, {"tool_calls": [call_delta_body(piece)]})))
-        choice = self._choice(piece.index, {"content": piece.text})
+        choice = self._choice(piece.index, {"reasoning_content" if piece.reasoning else "content": piece.text})
         if self.request.logprobs is not None:
             choice["logprobs"] = logprobs_body(piece.logprobs)
         return event(self.chunk(choice))

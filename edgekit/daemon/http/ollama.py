@@ -72,7 +72,8 @@ class _Reply:
     def whole(self, answers: Gathered, finish: Finish) -> dict[str, Any]:
         """The last piece of a stream, with all the text."""
         answer = answers.answers[0]
-        return {**self._piece(answer.text, _calls(answer.tool_calls), answer.logprobs), **_end(finish)}
+        piece = self._piece(answer.text, _calls(answer.tool_calls), answer.logprobs, thinking=answer.reasoning)
+        return {**piece, **_end(finish)}
 
     def opening(self) -> bytes:
         """Nothing."""
@@ -85,7 +86,8 @@ class _Reply:
     def piece(self, event: Delta | ToolCallDelta) -> bytes:
         """A piece of the text, or a call once it is whole."""
         if isinstance(event, Delta):
-            return self._last_call() + _line(self._piece(event.text, logprobs=event.logprobs))
+            text, thinking = ("", event.text) if event.reasoning else (event.text, "")
+            return self._last_call() + _line(self._piece(text, logprobs=event.logprobs, thinking=thinking))
         before = b""
         if self._call is None or self._number != event.number:
             before = self._last_call()
@@ -109,15 +111,24 @@ class _Reply:
         return _line(self._piece("", calls)) if calls else b""
 
     def _piece(
-        self, text: str, calls: Sequence[dict[str, Any]] = (), logprobs: Sequence[TokenLogprob] = ()
+        self,
+        text: str,
+        calls: Sequence[dict[str, Any]] = (),
+        logprobs: Sequence[TokenLogprob] = (),
+        *,
+        thinking: str = "",
     ) -> dict[str, Any]:
         piece: dict[str, Any] = {"model": self._model, "created_at": rfc3339(time.time()), "done": False}
         if self._chat:
             piece["message"] = {"role": "assistant", "content": text}
             if calls:
                 piece["message"]["tool_calls"] = list(calls)
+            if thinking:
+                piece["message"]["thinking"] = thinking
         else:
             piece["response"] = text
+            if thinking:
+                piece["thinking"] = thinking
         if self.request.logprobs is not None:
             piece["logprobs"] = logprobs_body(logprobs)["content"]
         return piece

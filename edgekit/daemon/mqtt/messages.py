@@ -131,6 +131,8 @@ def delta(request_id: str, seq: int, batch: Batch, *, logprobs: bool = False) ->
     message: dict[str, Any] = {"type": "delta", "id": request_id, "seq": seq, "text": batch.text}
     if batch.index:
         message["index"] = batch.index
+    if batch.reasoning:
+        message["reasoning_content"] = batch.reasoning
     if batch.calls:
         message["tool_calls"] = [call_delta_body(piece) for piece in batch.calls]
     if logprobs:

@@ -18,17 +18,19 @@ _LOGPROB_CHARS = 64
 
 @dataclass(slots=True)
 class Batch:
-    """The content of one delta message: text, then calls, of one answer.
+    """The content of one delta message: reasoning, text, then calls, of one answer.
 
     Attributes:
         index: Which of the `n` answers.
         calls: Pieces of calls; those of one call are joined.
+        reasoning: What the model thought before it answered.
     """
 
     index: int
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     calls: list[ToolCallDelta] = field(default_factory=list)
+    reasoning: str = ""
 
 
 class Pending:
@@ -60,8 +62,8 @@ class Pending:
         room = limit
         while pieces and room > 0:
             piece = pieces[0]
-            if isinstance(piece, Delta) and batch.calls:
-                # In one message text comes before calls: this text, which came after, takes the next.
+            if isinstance(piece, Delta) and (batch.calls or (piece.reasoning and batch.text)):
+                # In one message reasoning comes before text, and text before calls: what came after takes the next.
                 break
             head, tail = _split(piece, room)
             _join(batch, head)
@@ -94,7 +96,10 @@ def _split(piece: Delta | ToolCallDelta, room: int) -> tuple[Delta | ToolCallDel
 
 def _join(batch: Batch, piece: Delta | ToolCallDelta) -> None:
     if isinstance(piece, Delta):
-        batch.text += piece.text
+        if piece.reasoning:
+            batch.reasoning += piece.text
+        else:
+            batch.text += piece.text
         batch.logprobs += piece.logprobs
     elif batch.calls and batch.calls[-1].number == piece.number:
         last = batch.calls[-1]

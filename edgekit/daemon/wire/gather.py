@@ -34,16 +34,26 @@ class GatheredCall:
 
 @dataclass(slots=True)
 class Written:
-    """One answer so far."""
+    """One answer so far.
+
+    Attributes:
+        thoughts: Pieces of the model's reasoning, which are not of the answer.
+    """
 
     pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     calls: dict[int, GatheredCall] = field(default_factory=dict)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        """Everything but the calls."""
+        """Everything but the calls and the reasoning."""
         return "".join(self.pieces)
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought before it answered."""
+        return "".join(self.thoughts)
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -65,7 +75,7 @@ class Gathered:
         """Take a piece of one of them."""
         answer = self.answers[event.index]
         if isinstance(event, Delta):
-            answer.pieces.append(event.text)
+            (answer.thoughts if event.reasoning else answer.pieces).append(event.text)
             answer.logprobs += event.logprobs
         else:
             answer.calls.setdefault(event.number, GatheredCall()).add(event)

@@ -31,6 +31,8 @@ def message_body(answer: Written) -> dict[str, Any]:
     """Return an assistant's message; `content` is null if there is nothing but calls."""
     text, calls = answer.text, answer.tool_calls
     body: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
+    if answer.reasoning:
+        body["reasoning_content"] = answer.reasoning
     if calls:
         body["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

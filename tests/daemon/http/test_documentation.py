@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,9 @@ from edgekit.config import HttpConfig
 from edgekit.daemon.http.door import HttpDoor
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.wire import chat, completion, ollama, parse_chat
+from edgekit.generation.engine import EngineStats
 from edgekit.generation.model import ModelInfo
+from edgekit.generation.prefix import DiskStats, PrefixStats
 from edgekit.generation.request import Finish, Timings, Usage
 from tests.daemon.http.conftest import MODEL, Played
 from tests.daemon.mqtt.scripted import WORDS
@@ -74,21 +75,12 @@ def test_every_path_of_the_page_is_served_and_no_other() -> None:
     assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9/]+(?:/NAME)?)[`,]", table)}
 
 
-@dataclass
-class State:
-    """A core at rest."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_bytes: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    cache_bytes: int = 0
+STATE = EngineStats(0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))
 
 
 def test_every_metric_is_on_the_page_and_no_other() -> None:
     metrics = Metrics()
-    metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=State)
+    metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=lambda: STATE)
     metrics.track("http", lambda _: None)(Finish("stop", Usage(1, 1), Timings(0, 0, 0)))
     shown = set(re.findall(r"^# TYPE (\w+)", metrics.render()[0].decode(), re.MULTILINE))
     assert {name for name in shown if not name.endswith("_created")} == rows("Metrics")

@@ -1,0 +1,415 @@
+"""Continuous batching: in each step every running answer takes a token, and a piece of one waiting prompt goes along.
+
+One step is one `Runner.run`. Answers whose next tokens are known (a prompt, a grammar's fast-forward, right guesses)
+take several at once. The piece of a prompt is kept so short that running answers hardly wait for it. When the KV
+cache's budget is exhausted the youngest answer gives its slot up and is computed again later; nobody sees it but by
+the clock.
+
+Everything here happens on one thread. It knows no lock, no door and no file.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekit.errors import EdgekitError, RequestError, RunnerError
+from edgekit.generation.drafting import PromptLookup
+from edgekit.generation.fair_queue import FairQueue
+from edgekit.generation.model import TextModel
+from edgekit.generation.prefix import PrefixCache, PrefixStats
+from edgekit.generation.sequence import Logits, Sequence
+from edgekit.generation.slots import Slots
+from edgekit.generation.step_cost import StepCost
+from edgekit.generation.ticket import Ticket
+from edgekit.runners.base import Chunk
+
+__all__ = ["Engine", "EngineStats"]
+
+logger = logging.getLogger(__name__)
+
+# What a request without `max_tokens` counts for in its client's share.
+_USUAL_TOKENS = 256
+# While answers run, a piece of a prompt may take this much longer than a step without it, but always so long.
+_PREFILL_SHARE = 2.0
+_PREFILL_S = 0.05
+_LEAST_PIECE = 16
+# Tokens: an answer waits for another's prompt while so many more of it are shared.
+_WORTH_WAITING = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing.
+
+    Attributes:
+        running: Answers that have a slot.
+        waiting: Requests that have not begun, and answers that wait for a slot.
+        kv_bytes: KV cache in the slots.
+        kv_budget_bytes: Most it may be.
+        preempted: Answers that gave up their slot, since the start.
+        prefix: The prefix cache's own; None without one.
+    """
+
+    running: int
+    waiting: int
+    kv_bytes: int
+    kv_budget_bytes: int
+    preempted: int
+    prefix: PrefixStats | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What one answer does in a step."""
+
+    sequence: Sequence
+    chunk: Chunk
+    held: int
+    drafted: list[int]
+    whole: bool
+    """Whether all of its tokens are in the runner afterwards, so that the next is chosen."""
+
+
+class Engine:
+    """Answers requests on one model.
+
+    Args:
+        model: Used by nobody else meanwhile.
+        kv_budget_bytes: Most KV cache in memory; None is what the runner's slots can hold.
+        prefix: Keeps KV cache beyond the slots; None keeps none.
+        speculation: Guess tokens for requests that do not say.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        *,
+        kv_budget_bytes: int | None = None,
+        prefix: PrefixCache | None = None,
+        speculation: bool = True,
+    ) -> None:
+        self._model = model
+        self._runner = model.runner
+        self._limits = model.runner.limits
+        self._slots = Slots(model.runner, budget_bytes=kv_budget_bytes, prefix=prefix)
+        self._prefix = prefix
+        self._context = min(model.info.context_length, self._slots.most_tokens)
+        self._speculation = speculation
+        self._queue: FairQueue[Ticket] = FairQueue()
+        # Answers that have no slot yet, or no more: they go before what is queued.
+        self._starting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._open: list[Ticket] = []
+        self._preempted = 0
+        self._eldest = False
+        # Seconds of a step by the tokens of its one chunk, measured.
+        self._cost = StepCost()
+        self._decode_s = 0.0
+        self._prefill_tokens_per_s = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._queue and not self._starting and not self._running
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it is doing; may be read from any thread."""
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._queue) + len(self._starting),
+            kv_bytes=self._slots.kv_bytes,
+            kv_budget_bytes=self._slots.most_tokens * self._limits.kv_bytes_per_token,
+            preempted=self._preempted,
+            prefix=None if self._prefix is None else self._prefix.stats(),
+        )
+
+    def add(self, ticket: Ticket) -> None:
+        """Queue a request. One that could never fit the budget has failed when this returns."""
+        request = ticket.request
+        least, budget = len(ticket.prompt) + 1, self._slots.most_tokens
+        asked = least if request.max_tokens is None else len(ticket.prompt) + request.max_tokens
+        if min(asked, self._limits.context_length) > budget:
+            ticket.fail(
+                RequestError(
+                    f"prompt and answer take {asked} tokens of KV cache; there is memory for {budget}",
+                    hint="shorten the messages, or ask for fewer tokens",
+                    code="context_length_exceeded",
+                    param="messages" if least > budget else "max_tokens",
+                )
+            )
+            return
+        self._open.append(ticket)
+        cost = len(ticket.prompt) + request.n * (request.max_tokens or _USUAL_TOKENS)
+        self._queue.push(ticket, client=request.client, cost=cost, priority=request.priority)
+
+    def sweep(self, abort: EdgekitError | None = None) -> None:
+        """End requests that nobody wants any more: cancelled, or past their deadline.
+
+        Args:
+            abort: End all of them, with this error.
+        """
+        now = time.monotonic()
+        for ticket in list(self._open):
+            if ticket.cancelled:
+                self._drop(ticket)
+                ticket.finish("cancelled")
+                continue
+            try:
+                if abort is not None:
+                    raise abort
+                ticket.check(now)
+            except EdgekitError as error:
+                self._fail(ticket, error)
+
+    def step(self) -> None:
+        """Let every running answer take its next tokens; start what there is room for."""
+        self.sweep()
+        self._admit()
+        planned = self._plan()
+        if planned:
+            self._run(planned)
+
+    def close(self) -> None:
+        """End what still runs as cancelled, and forget what the slots hold."""
+        for ticket in list(self._open):
+            self._drop(ticket)
+            ticket.finish("cancelled")
+        for number in range(self._limits.sequence_slots):
+            self._slots.empty(number)
+
+    def _admit(self) -> None:
+        """Give slots to what waits, in order, while there are any."""
+        while self._slots.free:
+            if not self._starting:
+                if not self._queue:
+                    return
+                self._begin(self._queue.pop())
+                continue
+            sequence = self._starting[0]
+            ticket = sequence.ticket
+            if self._soon_shared(sequence):
+                return
+            try:
+                taken = self._slots.take(sequence.tokens, ticket.request.tenant)
+            except EdgekitError as error:
+                self._fail(ticket, error)
+                continue
+            if taken is None:
+                return
+            self._starting.popleft()
+            sequence.slot, held = taken
+            if sequence.scoring and held:
+                # Its prompt's own logits are wanted.
+                self._slots.cut(sequence.slot, 0)
+                held = 0
+            # The answers of one request share their prompt, and an answer that comes back its own.
+            if ticket.completion_tokens == 0 and sequence.index == 0:
+                ticket.cached_tokens = held
+            ticket.start()
+            self._running.append(sequence)
+
+    def _soon_shared(self, sequence: Sequence) -> bool:
+        """Whether a running answer is about to compute what this one begins with; then it is worth the wait."""
+        if not sequence.waiting_alike:
+            return False
+        for other in self._running:
+            if other.waiting_alike and other.ticket.request.tenant == sequence.ticket.request.tenant:
+                held = self._slots.length(_slot(other))
+                ahead = min(held + _WORTH_WAITING, other.prompt_length, sequence.prompt_length - 1)
+                if held < ahead and other.tokens[:ahead] == sequence.tokens[:ahead]:
+                    return True
+        return False
+
+    def _begin(self, ticket: Ticket) -> None:
+        request = ticket.request
+        speculate = self._speculation if request.speculation is None else request.speculation
+        for index in range(request.n):
+            drafter = PromptLookup(self._cost.verifying) if speculate else None
+            try:
+                self._starting.append(Sequence(self._model, ticket, index, drafter, self._context))
+            except EdgekitError as error:
+                self._fail(ticket, error)
+                return
+
+    def _plan(self) -> list[_Planned]:
+        """What each running answer does in this step; they fit the budget together."""
+        while True:
+            decoding = [sequence for sequence in self._running if self._missing(sequence) == 1]
+            planned = [self._next_token(sequence, alone=len(self._running) == 1) for sequence in decoding]
+            prefilling = self._next_prompt()
+            if prefilling is not None:
+                planned.append(self._piece(prefilling, busy=bool(decoding)))
+            needed = sum(max(0, one.held + len(one.chunk.tokens) - self._slots.high(one.chunk.slot)) for one in planned)
+            if self._slots.make_room(needed):
+                return planned
+            self._preempt()
+
+    def _next_token(self, sequence: Sequence, *, alone: bool) -> _Planned:
+        slot = _slot(sequence)
+        held = self._slots.length(slot)
+        room = min(self._limits.max_chunk - 1, self._limits.context_length - held - 1)
+        # Guessing takes an answer out of the batch: without exactness it pays only where there is none.
+        drafted = sequence.draft(room) if sequence.exact or alone else []
+        chunk = Chunk(slot, [*sequence.tokens[held:], *drafted], "all" if drafted else "last", exact=sequence.exact)
+        return _Planned(sequence, chunk, held, drafted, whole=True)
+
+    def _next_prompt(self) -> Sequence | None:
+        """Whose known tokens the runner takes in this step: the shortest rest, but the eldest every other time."""
+        waiting = [sequence for sequence in self._running if self._missing(sequence) > 1]
+        if not waiting:
+            return None
+        self._eldest = not self._eldest
+        return waiting[0] if self._eldest else min(waiting, key=self._missing)
+
+    def _piece(self, sequence: Sequence, *, busy: bool) -> _Planned:
+        slot = _slot(sequence)
+        held = self._slots.length(slot)
+        most = self._limits.max_chunk
+        if busy:
+            seconds = max(_PREFILL_SHARE * self._decode_s, _PREFILL_S)
+            most = max(_LEAST_PIECE, min(most, int(seconds * self._prefill_tokens_per_s)))
+        tokens = sequence.piece(held, most)
+        whole = held + len(tokens) == len(sequence.tokens)
+        wanted: Literal["none", "last", "all"] = "all" if sequence.scoring else "last" if whole else "none"
+        # Prompts are always computed exactly: what begins alike can then be shared.
+        return _Planned(sequence, Chunk(slot, tokens, wanted, exact=True), held, [], whole)
+
+    def _missing(self, sequence: Sequence) -> int:
+        return len(sequence.tokens) - self._slots.length(_slot(sequence))
+
+    def _preempt(self) -> None:
+        """Take the youngest answer's slot away; it goes on later from where it was."""
+        if len(self._running) == 1:
+            sequence = self._running[0]
+            self._fail(
+                sequence.ticket,
+                RequestError(
+                    f"the answer has no more room: there is memory for {self._slots.most_tokens} tokens of KV cache",
+                    hint="ask for fewer tokens",
+                    code="context_length_exceeded",
+                    param="max_tokens",
+                ),
+            )
+            return
+        sequence = self._running.pop()
+        self._slots.release(_slot(sequence), keep=False)
+        sequence.slot = None
+        self._starting.appendleft(sequence)
+        self._preempted += 1
+
+    def _run(self, planned: list[_Planned]) -> None:
+        started = time.monotonic()
+        try:
+            results = self._runner.run([one.chunk for one in planned])
+        except RunnerError as error:
+            self._run_apart(planned, error)
+            return
+        except Exception as error:
+            logger.exception("a step failed")
+            self._run_apart(planned, _internal(error))
+            return
+        self._observe(planned, time.monotonic() - started)
+        for one, logits in zip(planned, results, strict=True):
+            self._take(one, logits)
+
+    def _run_apart(self, planned: list[_Planned], error: EdgekitError) -> None:
+        """After a step that failed: each answer by itself, so that only the one at fault fails."""
+        for one in planned:
+            slot = one.chunk.slot
+            if len(planned) == 1 or self._runner.length(slot) != one.held:
+                self._fail(one.sequence.ticket, error)
+                continue
+            try:
+                (logits,) = self._runner.run([one.chunk])
+            except Exception as again:  # noqa: BLE001  the answer fails with it
+                self._fail(one.sequence.ticket, again if isinstance(again, EdgekitError) else _internal(again))
+            else:
+                self._take(one, logits)
+
+    def _take(self, one: _Planned, logits: Logits) -> None:
+        """Hand a step's outcome to its answer."""
+        sequence, slot, ticket = one.sequence, one.chunk.slot, one.sequence.ticket
+        if ticket.over:
+            return
+        self._slots.advance(slot, list(one.chunk.tokens), exact=one.chunk.exact)
+        ticket.kv_bytes = max(ticket.kv_bytes, self._slots.slot_bytes(slot))
+        ticket.steps += one.whole and sequence.made > 0
+        try:
+            if one.whole:
+                right = sequence.take(one.held, logits, one.drafted)
+                self._slots.cut(slot, one.held + len(one.chunk.tokens) - len(one.drafted) + right)
+            else:
+                sequence.take_prompt(one.held, logits)
+            if ticket.request.cache_prompt and one.held < sequence.prompt_length:
+                self._slots.save(slot, upto=sequence.prompt_length)
+        except EdgekitError as error:
+            self._fail(ticket, error)
+        except Exception as error:
+            logger.exception("request %s failed", ticket.id)
+            self._fail(ticket, _internal(error))
+        else:
+            if sequence.reason is not None:
+                self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """An answer is complete."""
+        ticket = sequence.ticket
+        self._running.remove(sequence)
+        if ticket.request.cache_prompt:
+            self._slots.save(_slot(sequence), upto=len(sequence.tokens))
+        self._slots.release(_slot(sequence), keep=ticket.request.cache_prompt)
+        sequence.close()
+        if ticket.answered(sequence.index, sequence.reason or "stop"):
+            # Over before anybody hears of it: who asks again at the last event finds the place free.
+            self._open.remove(ticket)
+            ticket.finish()
+
+    def _fail(self, ticket: Ticket, error: EdgekitError) -> None:
+        self._drop(ticket)
+        ticket.fail(error)
+
+    def _drop(self, ticket: Ticket) -> None:
+        """Forget a request and its answers."""
+        self._open.remove(ticket)
+        if ticket in list(self._queue):
+            self._queue.remove(ticket)
+        self._starting = deque(sequence for sequence in self._starting if sequence.ticket is not ticket)
+        for sequence in [sequence for sequence in self._running if sequence.ticket is ticket]:
+            self._running.remove(sequence)
+            # A step that failed may have left anything behind.
+            number = _slot(sequence)
+            sound = self._runner.length(number) == self._slots.length(number)
+            self._slots.release(number, keep=sound and ticket.cancelled and ticket.request.cache_prompt)
+            sequence.close()
+
+    def _observe(self, planned: list[_Planned], seconds: float) -> None:
+        """Learn what steps cost."""
+        if len(planned) == 1 and planned[0].whole:
+            self._cost.observe(len(planned[0].chunk.tokens), seconds)
+        pieces = [one for one in planned if one.held < one.sequence.prompt_length or len(one.chunk.tokens) > 1]
+        if not pieces:
+            self._decode_s += 0.2 * (seconds - self._decode_s) if self._decode_s else seconds
+        elif len(planned) == 1 and len(planned[0].chunk.tokens) >= _LEAST_PIECE:
+            rate = len(planned[0].chunk.tokens) / seconds
+            known = self._prefill_tokens_per_s
+            self._prefill_tokens_per_s += 0.3 * (rate - known) if known else rate
+            if self._prefix is not None:
+                self._prefix.computed(len(planned[0].chunk.tokens), seconds)
+
+
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None  # noqa: S101  running answers have one
+    return sequence.slot
+
+
+def _internal(error: Exception) -> EdgekitError:
+    detail = " ".join(str(error).split())[:200]
+    return EdgekitError(
+        f"internal error: {type(error).__name__}{': ' if detail else ''}{detail}",
+        hint="this is a fault in edgekit; its log has the details",
+    )

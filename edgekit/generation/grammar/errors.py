@@ -1,0 +1,27 @@
+"""How a part of a schema or grammar is refused: first without its place, then with it."""
+
+from __future__ import annotations
+
+from edgekit.errors import RequestError
+
+__all__ = ["Complaint", "refusal"]
+
+
+class Complaint(Exception):
+    """What is wrong with a part; whoever knows where the part stands turns it into a `RequestError`.
+
+    Args:
+        complex_: It is not wrong but too much.
+    """
+
+    def __init__(self, message: str, *, complex_: bool = False, invalid: bool = False, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = "schema_too_complex" if complex_ else "invalid_request" if invalid else "unsupported_schema"
+        self.hint = hint
+
+
+def refusal(complaint: Complaint, *, path: str, param: str) -> RequestError:
+    """Return the error for a request whose schema or grammar has this at `path`."""
+    where = f"{path}: " if path else ""
+    return RequestError(where + complaint.message, hint=complaint.hint, code=complaint.code, param=param)

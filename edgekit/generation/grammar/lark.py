@@ -1,0 +1,213 @@
+"""Grammars in Lark's syntax, as llguidance reads it: quoting, embedding JSON schemas, and checking what a caller wrote.
+
+A caller's grammar is gone through piece by piece before llguidance sees it. Each `%json` schema is replaced by what
+`schema.py` makes of it; names of tokens become numbers; what would make llguidance ignore a rule, keep the engine from
+going back a token, or exhaust its stack is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from llguidance.gbnf_to_lark import any_to_lark
+
+from edgekit.generation.grammar.errors import Complaint, refusal
+from edgekit.generation.grammar.schema import lower_schema
+
+__all__ = ["choice_grammar", "lark_json", "lark_text", "prepare_lark", "regex_grammar", "to_lark"]
+
+MAX_GRAMMAR_CHARS = 128 * 1024
+# llguidance goes down rules by recursion.
+MAX_RULES = 400
+MAX_CHOICES = 2000
+MAX_CHOICE_CHARS = 64 * 1024
+
+_PIECES = re.compile(
+    r"""(?P<comment>//[^\n]*|\#[^\n]*)
+    |(?P<text>"(?:\\.|[^"\\\n])*"i?)
+    |(?P<regex>/(?:\\.|[^/\\])+/[a-z]*)
+    |(?P<token><[^<>\s]+>)
+    |(?P<directive>%(?:json|regex|llguidance)\b\s*)""",
+    re.VERBOSE | re.DOTALL,
+)
+_NUMBERS = re.compile(r"<\[(?:\*|\^?\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\]>")
+# `max_tokens` and `stop` keep llguidance from going back a token, `temperature` is the request's.
+_ATTRIBUTE = re.compile(r"\b(max_tokens|temperature|stop|stop_capture)\s*=")
+_OPTIONS = frozenset(["allow_initial_skip", "ignore_once", "no_forcing"])
+
+
+def lark_text(text: str) -> str:
+    """Return a text as a literal of a grammar."""
+    return json.dumps(text)
+
+
+def lark_json(schema: Mapping[str, Any] | bool, *, param: str, path: str = "#") -> str:
+    """Return a JSON schema as a part of a rule, once it is sure that all of it will be enforced.
+
+    Args:
+        schema: JSON Schema; two or more in one grammar are told apart by llguidance as `anyOf` would.
+        param: The field of the request, for errors.
+        path: What the schema is called in errors, such as `tools[0].parameters`.
+
+    Raises:
+        RequestError: As `lower_schema`.
+    """
+    lower_schema(schema, param=param, path=path)
+    return f"%json {json.dumps(schema)}"
+
+
+def to_lark(text: str, *, param: str) -> str:
+    """Return a grammar in Lark's syntax; llama.cpp's (GBNF) is converted.
+
+    Raises:
+        RequestError: The grammar is too large, or cannot be converted.
+    """
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise refusal(_too_much("grammar", MAX_GRAMMAR_CHARS, "characters"), path="", param=param)
+    if "::=" not in text:
+        return text
+    try:
+        return str(any_to_lark(text))
+    except Exception as error:  # the converter raises several kinds, RecursionError among them
+        shown = " ".join(str(error).split())[:200]
+        raise refusal(Complaint(f"the grammar is not GBNF: {shown}", invalid=True), path="", param=param) from error
+
+
+def choice_grammar(choices: object) -> str:
+    """Return the grammar of a list of texts, one of which is the answer.
+
+    Raises:
+        Complaint: It is not a list of different texts, or too long.
+    """
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise Complaint("`choice` is a list of texts", invalid=True)
+    if not choices or not all(isinstance(text, str) and text for text in choices):
+        raise Complaint("`choice` is a list of texts that are not empty", invalid=True)
+    if len(choices) > MAX_CHOICES:
+        raise _too_much("choice", MAX_CHOICES, "texts")
+    if sum(map(len, choices)) > MAX_CHOICE_CHARS:
+        raise _too_much("choice", MAX_CHOICE_CHARS, "characters")
+    if any("\ud800" <= char <= "\udfff" for text in choices for char in text):
+        raise Complaint("`choice` holds half of a surrogate pair", invalid=True)
+    # A terminal, not a rule: its texts share one automaton.
+    return f"start: CHOICE\nCHOICE: {' | '.join(lark_text(text) for text in dict.fromkeys(choices))}\n"
+
+
+def regex_grammar(expression: str) -> str:
+    """Return the grammar of a regular expression that `patterns.py` wrote."""
+    return f"start: TEXT\nTEXT: /{expression or '(?:)'}/\n"
+
+
+def prepare_lark(
+    text: str,
+    *,
+    param: str,
+    special: Mapping[str, int],
+    plain: Iterable[str],
+    ends: Iterable[int],
+    options: Mapping[str, str],
+) -> str:
+    """Return a grammar that llguidance may be given.
+
+    Args:
+        text: In Lark's syntax.
+        param: The field of the request, for errors.
+        special: Special tokens by name; `<name>` stands for the token.
+        plain: Other tokens with a name; `<name>` stands for their text.
+        ends: Tokens that end an answer, which a grammar does not name.
+        options: llguidance's options of every JSON schema.
+
+    Raises:
+        RequestError: Something in it is not enforced, or malformed.
+    """
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise refusal(_too_much("grammar", MAX_GRAMMAR_CHARS, "characters"), path="", param=param)
+    named = _Names(special, frozenset(plain), frozenset(ends))
+    out: list[str] = []
+    rules: list[str] = []
+    schemas = 0
+    try:
+        for kind, piece in _pieces(text):
+            if kind == "json":
+                schemas += 1
+                lowered = lower_schema(json.loads(piece), param=param, path=f"%json {schemas}: #")
+                out.append(f"%json {lowered.document(lowered.root, options)}")
+            elif kind == "token":
+                out.append(named(piece))
+            else:
+                out.append(piece)
+            rules.append(piece if kind == "code" else " " * len(piece))
+        _check_rules("".join(rules))
+    except Complaint as complaint:
+        raise refusal(complaint, path="", param=param) from None
+    return "".join(out)
+
+
+class _Names:
+    def __init__(self, special: Mapping[str, int], plain: frozenset[str], ends: frozenset[int]) -> None:
+        self._special, self._plain, self._ends = special, plain, ends
+
+    def __call__(self, piece: str) -> str:
+        """What llguidance gets for `<name>`; brackets that are no part of the token's name may be put around it."""
+        if _NUMBERS.fullmatch(piece):
+            return piece
+        for name in (piece, piece[1:-1]):
+            if name in self._special:
+                if self._special[name] in self._ends:
+                    raise Complaint(f"`{piece}` ends an answer; a grammar ends by itself", invalid=True)
+                return f"<[{self._special[name]}]>"
+            if name in self._plain:
+                return lark_text(name)
+        raise Complaint(f"the model has no token `{piece}`", invalid=True)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Split a grammar into `code`, `comment`, `text`, `regex`, `token`, `options` and `json` (the schema alone)."""
+    at = 0
+    decode: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().raw_decode
+    while match := _PIECES.search(text, at):
+        if match.start() > at:
+            yield "code", text[at : match.start()]
+        at = match.end()
+        kind = str(match.lastgroup)
+        if kind != "directive":
+            yield kind, match[0]
+            continue
+        word = match[0].split()[0]
+        try:
+            value, end = decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise Complaint(f"what follows `{word}` is not JSON: {error}", invalid=True) from None
+        if word == "%json":
+            yield "json", text[at:end]
+        else:
+            if word == "%llguidance":
+                _check_options(value)
+            yield "options", match[0] + text[at:end]
+        at = end
+    if at < len(text):
+        yield "code", text[at:]
+
+
+def _check_options(value: object) -> None:
+    if not isinstance(value, dict) or not value.keys() <= _OPTIONS:
+        raise Complaint(
+            f"`%llguidance` takes an object with no others than {', '.join(sorted(_OPTIONS))}", invalid=True
+        )
+
+
+def _check_rules(code: str) -> None:
+    """Check rules and their attributes; `code` is the grammar without texts, expressions and schemas."""
+    if code.count(":") > MAX_RULES:
+        raise _too_much("grammar", MAX_RULES, "rules")
+    if "@" in code:
+        raise Complaint("a grammar does not refer to others (`@`)", invalid=True)
+    if attribute := _ATTRIBUTE.search(code):
+        raise Complaint(f"`{attribute[1]}` of a rule is not enforced", hint="a rule may be `lazy` or have a `suffix`")
+
+
+def _too_much(what: str, most: int, unit: str) -> Complaint:
+    return Complaint(f"a {what} may have {most} {unit}", complex_=True)

@@ -1,0 +1,210 @@
+"""Who holds which sequence slot, and what lies in the others: KV cache is kept until its memory is wanted.
+
+A slot whose answer has ended keeps its tokens. The next prompt that begins like them goes there and computes only the
+rest; one that begins like a slot in use copies from it; else the prefix cache is asked. Whatever is reused was computed
+exactly (`Chunk.exact`), so that an answer does not depend on what was there before. It knows no queue and no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgekit.generation.prefix import PrefixCache
+from edgekit.runners.base import Runner
+
+__all__ = ["Slots"]
+
+# A prefix shorter than this is quicker computed than looked after.
+_WORTH = 16
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What one slot holds.
+
+    Attributes:
+        tokens: Those whose KV cache is there; the runner's length of the slot, always.
+        exact: How many of them, from the first on, were computed exactly.
+        high: Most it held since it was last emptied: its memory.
+        used: Turn of the clock at which it was last used.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    exact: int = 0
+    high: int = 0
+    tenant: str = ""
+    busy: bool = False
+    used: int = 0
+
+
+class Slots:
+    """The slots of one runner.
+
+    Args:
+        runner: It is used here only to move and forget KV cache, and by `advance`'s caller to compute it.
+        budget_bytes: Most KV cache in all slots together; None is what the slots can hold.
+        prefix: Where KV cache is kept beyond the slots.
+    """
+
+    def __init__(self, runner: Runner, *, budget_bytes: int | None = None, prefix: PrefixCache | None = None) -> None:
+        limits = runner.limits
+        self._runner = runner
+        self._prefix = prefix
+        self._slots = [_Slot() for _ in range(limits.sequence_slots)]
+        whole = limits.sequence_slots * limits.context_length
+        self._per_token = limits.kv_bytes_per_token
+        self.most_tokens = whole if budget_bytes is None else min(whole, budget_bytes // max(1, self._per_token))
+        self._clock = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that no answer uses."""
+        return sum(not slot.busy for slot in self._slots)
+
+    @property
+    def kv_bytes(self) -> int:
+        """KV cache in all slots."""
+        return sum(slot.high for slot in self._slots) * self._per_token
+
+    def length(self, number: int) -> int:
+        """Tokens a slot holds."""
+        return len(self._slots[number].tokens)
+
+    def high(self, number: int) -> int:
+        """Tokens that a slot has memory for already."""
+        return self._slots[number].high
+
+    def slot_bytes(self, number: int) -> int:
+        """KV cache of the tokens that a slot holds."""
+        return len(self._slots[number].tokens) * self._per_token
+
+    def take(self, tokens: Sequence[int], tenant: str) -> tuple[int, int] | None:
+        """Give an answer a slot, with as much of its beginning as is there already.
+
+        Args:
+            tokens: What will be computed; the last of them always is.
+            tenant: Only its own prompts are reused.
+
+        Returns:
+            The slot and the tokens it holds; None if no slot or no memory is free.
+        """
+        free = [number for number, slot in enumerate(self._slots) if not slot.busy]
+        if not free:
+            return None
+        most = len(tokens) - 1
+        shared = [self._shared(slot, tokens, tenant, most) for slot in self._slots]
+        best = max(free, key=lambda number: shared[number])
+        source = max(range(len(shared)), key=lambda number: shared[number])
+        cached = 0 if self._prefix is None else self._prefix.lookup(tokens, tenant)
+        if shared[best] < _WORTH or shared[best] < max(shared[source], cached):
+            # Not there: an empty slot, else the one that was not used for longest.
+            best = min(free, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used, number))
+            if shared[source] >= max(_WORTH, cached) and self._slots[source].busy:
+                return self._begin(best, tokens, tenant, copy_from=source, count=shared[source])
+            return self._begin(best, tokens, tenant)
+        return self._begin(best, tokens, tenant, count=shared[best], in_place=True)
+
+    def advance(self, number: int, tokens: Sequence[int], *, exact: bool) -> None:
+        """Note that the runner has appended tokens to a slot."""
+        slot = self._slots[number]
+        if exact and slot.exact == len(slot.tokens):
+            slot.exact += len(tokens)
+        slot.tokens += tokens
+        slot.high = max(slot.high, len(slot.tokens))
+
+    def save(self, number: int, *, upto: int) -> None:
+        """Let the prefix cache have what is there of the first `upto` tokens."""
+        slot = self._slots[number]
+        if self._prefix is not None:
+            self._prefix.save(self._runner, number, slot.tokens, slot.tenant, upto=min(upto, slot.exact))
+
+    def cut(self, number: int, length: int) -> None:
+        """Forget a slot's tokens from `length` on."""
+        slot = self._slots[number]
+        if length < len(slot.tokens):
+            self._runner.truncate(number, length)
+            del slot.tokens[length:]
+            slot.exact = min(slot.exact, length)
+
+    def release(self, number: int, *, keep: bool = True) -> None:
+        """Take a slot back from an answer.
+
+        Args:
+            number: The slot.
+            keep: What it holds may serve later prompts; otherwise it is forgotten.
+        """
+        slot = self._slots[number]
+        slot.busy = False
+        self._touch(slot)
+        if keep:
+            # What was not computed exactly would serve nobody.
+            self.cut(number, slot.exact)
+        else:
+            self.empty(number)
+
+    def empty(self, number: int) -> None:
+        """Forget all that a slot holds, and give its memory back."""
+        slot = self._slots[number]
+        self._runner.truncate(number, 0)
+        slot.tokens, slot.exact, slot.high = [], 0, 0
+
+    def make_room(self, tokens: int) -> bool:
+        """Empty slots that no answer uses until so many more tokens fit; returns whether they do."""
+        while sum(slot.high for slot in self._slots) + tokens > self.most_tokens:
+            idle = [number for number, slot in enumerate(self._slots) if not slot.busy and slot.high]
+            if not idle:
+                return False
+            self.empty(min(idle, key=lambda number: self._slots[number].used))
+        return True
+
+    def forget(self, tenant: str) -> None:
+        """Empty the unused slots that hold a tenant's prompts."""
+        for number, slot in enumerate(self._slots):
+            if not slot.busy and slot.tokens and slot.tenant == tenant:
+                self.empty(number)
+
+    def _begin(
+        self,
+        number: int,
+        tokens: Sequence[int],
+        tenant: str,
+        *,
+        copy_from: int | None = None,
+        count: int = 0,
+        in_place: bool = False,
+    ) -> tuple[int, int] | None:
+        slot = self._slots[number]
+        slot.busy = True
+        try:
+            if in_place:
+                self.cut(number, count)
+            else:
+                self.empty(number)
+            if not self.make_room(len(tokens) - slot.high):
+                slot.busy = False
+                return None
+            slot.tenant = tenant
+            self._touch(slot)
+            if copy_from is not None:
+                self._runner.write_kv(number, 0, self._runner.read_kv(copy_from, 0, count))
+                self.advance(number, list(tokens[:count]), exact=True)
+            elif not in_place and self._prefix is not None:
+                held = self._prefix.restore(self._runner, number, tokens, tenant)
+                self.advance(number, list(tokens[:held]), exact=True)
+        except BaseException:
+            self.release(number, keep=False)
+            raise
+        return number, len(slot.tokens)
+
+    def _shared(self, slot: _Slot, tokens: Sequence[int], tenant: str, most: int) -> int:
+        if slot.tenant != tenant:
+            return 0
+        most = min(most, slot.exact)
+        if slot.tokens[:most] == list(tokens[:most]):
+            return most
+        return next(index for index in range(most) if slot.tokens[index] != tokens[index])
+
+    def _touch(self, slot: _Slot) -> None:
+        self._clock += 1
+        slot.used = self._clock
