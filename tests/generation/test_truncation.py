@@ -39,7 +39,8 @@ def _model(length: int, *, tools: bool = True) -> TextModel:
 
 
 def _ask(messages: tuple[Message, ...] = CHAT, **fields: Any) -> ChatRequest:
-    return ChatRequest("r", messages, **{"truncation": "auto", "max_tokens": 10} | fields)
+    options: dict[str, Any] = {"truncation": "auto", "max_tokens": 10}
+    return ChatRequest("r", messages, **options | fields)
 
 
 def _shown(model: TextModel, prompt: Prompt) -> str:

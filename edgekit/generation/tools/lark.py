@@ -15,8 +15,6 @@ __all__ = ["ANY_TEXT", "NEWLINE", "arguments", "callable_tools", "literal", "pat
 
 ANY_TEXT = "/(?s:.*)/"
 NEWLINE = r'"\n"'
-# As templates write calls (json.dumps): what a model was trained on, and what its next prompt will hold.
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def literal(text: str) -> str:
@@ -46,7 +44,7 @@ def arguments(tool: Tool) -> str:
         schema = {"type": "object", "properties": {}, "additionalProperties": False}
     elif tool.strict:
         schema = tool.parameters
-    return f"%json {json.dumps({**schema, 'x-guidance': _STYLE}, ensure_ascii=True)}"
+    return f"%json {json.dumps(schema)}"
 
 
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:

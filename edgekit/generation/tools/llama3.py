@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import arguments, callable_tools, literal, pattern, text_without
+from edgekit.generation.tools.lark import arguments, callable_tools, literal, pattern, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Llama3"]
@@ -49,13 +49,16 @@ class Llama3(ToolFormat):
         if choice.mode == "none":
             return f"start: {content or 'TEXT'}\nTEXT: {free}\n"
         objects = " | ".join(f"{literal(_head(tool))} {arguments(tool)}" for tool in callable_tools(tools, choice))
-        tag = f"<[{self.tokens[TAG]}]>? " if TAG in self.tokens else ""
-        rules = [f"call: {tag}object {literal('}')}", f"object: {objects}"]
+        tag = token(self.tokens, TAG) if TAG in self.tokens else ""
+        rules = [f"call: object {literal('}')}", f"object: {objects}", f"TEXT: {free}"]
         if choice.mode == "required":
-            rules.insert(0, "start: call")
+            rules.insert(0, f"start: {f'{tag}? ' if tag else ''}call")
+        elif content is None:
+            rules.insert(0, f"start: TEXT | {f'{tag}? ' if tag else ''}call")
         else:
-            rules[:0] = [f"start: {content or 'TEXT'} | call", f"TEXT: {free}"]
-        return "\n".join(rules) + "\n"
+            # Content may be JSON too, and only the token tells it from a call.
+            rules.insert(0, f"start: {content}{f' | {tag} call' if tag else ''}")
+        return "\n".join([*rules, ""])
 
     def parser(
         self,

@@ -1,0 +1,186 @@
+"""What the grammars let pass, with markers that are characters and with markers that are special tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from edgekit.generation.request import Tool, ToolChoice
+from edgekit.generation.tools import ToolFormat
+from edgekit.generation.tools.hermes import Hermes
+from edgekit.generation.tools.llama3 import Llama3
+from edgekit.generation.tools.mistral import Mistral
+from edgekit.generation.tools.qwen3 import Qwen3
+from tests.generation.tools.enforce import TOKENS, allows
+from tests.generation.tools.pieces import TOOLS, parse
+from tests.generation.tools.test_parser import HERMES, LISTED, LLAMA3, NAMED, QWEN3, call
+
+AUTO, NONE, REQUIRED = ToolChoice(), ToolChoice("none"), ToolChoice("required")
+PARIS = '{"city": "Paris"}'
+
+
+@dataclass(frozen=True)
+class Case:
+    """A format with its markers, and how a call of it is written."""
+
+    format: ToolFormat
+    writer: ToolFormat
+    between: str = "\n"
+
+    def call(self, tool: str, arguments: str) -> str:
+        return call(self.writer, tool, arguments)
+
+    def allows(self, choice: ToolChoice, text: str, *, parallel: bool = True, **options: Any) -> bool:
+        lark = self.format.lark(TOOLS, choice, parallel, **options)
+        assert lark is not None
+        return allows(lark, text, special=self.format.markers)
+
+
+def _tokens(*names: str) -> dict[str, int]:
+    return {name: TOKENS[name] for name in names}
+
+
+_TAGS = _tokens("<tool_call>", "</tool_call>")
+_MARKS = _tokens("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+CASES = {
+    "hermes": Case(Hermes("", {}), HERMES),
+    "hermes, tokens": Case(Hermes("", _TAGS), HERMES),
+    "qwen3": Case(Qwen3("", {}), QWEN3),
+    "qwen3, tokens": Case(Qwen3("", _TAGS | _tokens("<think>", "</think>")), QWEN3),
+    "llama3": Case(Llama3("", {}), LLAMA3),
+    "llama3, tokens": Case(Llama3("", _tokens("<|python_tag|>")), LLAMA3),
+    "mistral": Case(Mistral("", _MARKS), LISTED),
+    "mistral, names": Case(Mistral("[ARGS]", _MARKS), NAMED, between=""),
+    "mistral, ids": Case(Mistral("[ARGS] [CALL_ID]", _MARKS), NAMED, between=""),
+}
+everywhere = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+with_text_before = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES.values() if case.writer is not LLAMA3],
+    ids=[name for name in CASES if "llama" not in name],
+)
+
+
+@everywhere
+def test_text_is_free_until_a_call_is_opened(case: Case) -> None:
+    for text in ("", "Hi.\n\n<b>{}[1]</b> \u4e16\U0001f600 tool_call", '{"city": "Paris"}', '{"name": "Bob"}'):
+        assert case.allows(AUTO, text)
+        assert case.allows(NONE, text)
+        assert not case.allows(REQUIRED, text)
+
+
+@everywhere
+def test_a_call_passes_and_not_where_calls_are_forbidden(case: Case) -> None:
+    for text in (case.call("weather", PARIS), case.call("find", '{"x": [1, {}]}'), case.call("now", "{}")):
+        assert case.allows(AUTO, text)
+        assert case.allows(REQUIRED, text)
+        assert not case.allows(NONE, text)
+
+
+@with_text_before
+def test_a_call_may_follow_text(case: Case) -> None:
+    text = f"Let me see.\n{case.call('now', '{}')}"
+    assert case.allows(AUTO, text)
+    assert not case.allows(REQUIRED, text)
+    assert not case.allows(NONE, text)
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("unknown", "{}"),
+        ("weather", "{}"),
+        ("weather", '{"city": 1}'),
+        ("weather", '{"city": "Paris", "more": 1}'),
+        ("weather", '{"city": "Paris"'),
+        ("now", '{"x": 1}'),
+        ("find", "[]"),
+        ("find", '{"x": }'),
+    ],
+)
+def test_an_opened_call_is_held_to_its_tool(case: Case, tool: str, arguments: str) -> None:
+    text = case.call(tool, arguments)
+    assert not case.allows(REQUIRED, text)
+    # Llama's calls are opened by nothing but a tool's name.
+    assert case.allows(AUTO, text) == (case.writer is LLAMA3 and tool == "unknown")
+
+
+@everywhere
+def test_a_named_tool_is_called_and_only_once(case: Case) -> None:
+    named = ToolChoice("required", "now")
+    now = case.call("now", "{}")
+    assert case.allows(named, now)
+    assert not case.allows(named, case.call("weather", PARIS))
+    assert not case.allows(named, "Hi")
+    assert not case.allows(named, now + case.between + now)
+
+
+@with_text_before
+def test_calls_in_a_row_pass_only_if_they_are_allowed(case: Case) -> None:
+    if case.writer is LISTED:
+        one = case.call("now", "{}")
+        two = one[:-1] + ', {"name": "weather", "arguments": {"city": "Paris"}}]'
+    else:
+        two = case.call("now", "{}") + case.between + case.call("weather", PARIS)
+    for choice in (AUTO, REQUIRED):
+        assert case.allows(choice, two)
+        assert not case.allows(choice, two, parallel=False)
+    assert [piece[1] for piece in parse(case.format, [two], enforced=True)] == ["now", "weather"]
+
+
+@everywhere
+def test_an_answer_without_a_call_is_held_to_a_format_if_there_is_one(case: Case) -> None:
+    content = '%json {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}'
+    for choice in (AUTO, NONE):
+        assert case.allows(choice, '{"answer": 1}', content=content)
+        assert not case.allows(choice, "Hi", content=content)
+    # Without its token a call of Llama's could not be told from content.
+    opening = "" if case.writer is not LLAMA3 else "<|python_tag|>"
+    if case is not CASES["llama3"]:
+        assert case.allows(AUTO, opening + case.call("now", "{}"), content=content)
+    assert not case.allows(NONE, case.call("now", "{}"), content=content)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3, tokens"])
+def test_reasoning_may_come_first_whatever_is_asked_for(name: str) -> None:
+    case = CASES[name]
+    thoughts = "Hm, {\n"
+    now = case.call("now", "{}")
+    for opening, options in (("<think>", {}), ("", {"thinking": True})):
+        before = f"{opening}{thoughts}</think>\n\n"
+        assert case.allows(AUTO, f"{before}Hi", **options)
+        assert case.allows(NONE, f"{before}Hi", **options)
+        for choice in (AUTO, REQUIRED):
+            assert case.allows(choice, before + now, **options)
+            assert not case.allows(choice, before + case.call("unknown", "{}"), **options)
+        assert not case.allows(REQUIRED, f"{before}Hi", **options)
+        assert not case.allows(NONE, before + now, **options)
+        # An answer may end within it.
+        assert case.allows(AUTO, opening + thoughts, **options)
+
+
+@everywhere
+def test_without_tools_there_is_nothing_to_enforce(case: Case) -> None:
+    assert case.format.lark([], AUTO, parallel=True) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['"]}\\', "</tool_call>", "<|python_tag|>", "// # %json {", "é世\U0001f600", "a/b\n\t"]
+)
+def test_what_callers_write_into_schemas_is_no_grammar(text: str) -> None:
+    tool = Tool("t", text, {"type": "object", "properties": {text: {"enum": [text]}}, "required": [text]}, strict=True)
+    for case in CASES.values():
+        lark = case.format.lark([tool], ToolChoice("required", "t"), parallel=True)
+        assert lark is not None
+        assert not allows(lark, case.call("t", "{}"), special=case.format.markers)
+
+
+def test_many_tools_make_a_grammar_that_compiles() -> None:
+    tools = [Tool(f"tool_{number}", "", {"type": "object"}, strict=True) for number in range(128)]
+    for case in CASES.values():
+        lark = case.format.lark(tools, AUTO, parallel=True)
+        assert lark is not None
+        assert allows(lark, case.call("tool_77", "{}"), special=case.format.markers)
