@@ -4,13 +4,14 @@ r"""Calls as Hermes 2 Pro and Qwen2.5 write them, any number in a row.
     {"name": "get_weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
-Qwen2.5-Coder's published template shows the object in doubled braces by mistake, so models may write it so; the parser
-takes that too.
+Qwen2.5-Coder's published template shows the object in doubled braces by mistake, so models may write it so; and the
+Coder models, whatever they are shown, tend to put the object in a Markdown fence (```json). The parser takes both. A
+fence is no opening to the grammar, so a strict tool is not called by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from edgekit.generation.request import Tool, ToolChoice
@@ -21,6 +22,7 @@ from edgekit.generation.tools.parser import ToolParser
 __all__ = ["Hermes", "HermesParser"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+FENCE, FENCE_END = "```json\n", "```"
 # Qwen3-Coder and GLM write XML between the same tags.
 _OTHERS = ("<function=", "<arg_key>")
 _TAIL = "}\n"
@@ -82,7 +84,7 @@ class Hermes(ToolFormat):
         thinking: bool = False,  # noqa: ARG002  these models have none
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return HermesParser(ids, [tool.name for tool in tools], stream=enforced)
+        return HermesParser(ids, tools, stream=enforced)
 
     def _before(self, *, thinking: bool) -> str:  # noqa: ARG002
         """What comes before text and calls: a rule's beginning."""
@@ -104,13 +106,16 @@ class Hermes(ToolFormat):
 class HermesParser(ToolParser):
     """Finds the tags and what is between them."""
 
-    OPENINGS = (OPEN,)
+    OPENINGS = (OPEN, FENCE)
 
-    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool) -> None:
-        super().__init__(ids, names, stream=stream)
+    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool) -> None:
+        super().__init__(ids, [tool.name for tool in tools], stream=stream)
+        self._lenient = frozenset(tool.name for tool in tools if not tool.strict)
+        self._fenced = False
         self._doubled = False
 
     def _opened(self) -> bool:
+        self._fenced = self._raw.endswith(FENCE)
         rest = self._buffer.lstrip()
         if rest == "{":
             # A second brace may follow.
@@ -120,6 +125,13 @@ class HermesParser(ToolParser):
             self._advance(self._buffer.index("{") + 1)
         return super()._opened()
 
+    def _known(self, name: str) -> bool:
+        return name in self._lenient if self._fenced else super()._known(name)
+
+    def _pass_on(self) -> None:
+        if not self._fenced:
+            super()._pass_on()
+
     def _closing(self) -> bool:
         rest = self._buffer.lstrip()
         if self._doubled and rest:
@@ -127,9 +139,10 @@ class HermesParser(ToolParser):
                 self._buffer = rest[1:]
             self._doubled = False
             return True
-        if rest.startswith(CLOSE):
-            self._buffer = rest[len(CLOSE) :]
-        elif CLOSE.startswith(rest):
+        close = FENCE_END if self._fenced else CLOSE
+        if rest.startswith(close):
+            self._buffer = rest[len(close) :]
+        elif close.startswith(rest):
             return False
         self._state = self._gap
         return True

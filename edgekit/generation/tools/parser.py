@@ -176,10 +176,13 @@ class ToolParser:
             return None
         return json.loads(self._object[start:stop]), None, *span
 
+    def _known(self, name: str) -> bool:
+        return name in self._names
+
     def _pass_on(self) -> None:
         """Pass on what there is of the arguments of a call that a grammar vouches for."""
         call = self._call()
-        if call is None or call[0] not in self._names:
+        if call is None or not self._known(call[0]):
             return
         name, number, start, stop = call
         if self._sent is None:
@@ -195,7 +198,7 @@ class ToolParser:
     def _accept(self) -> bool:
         """Let a complete call out, if it is one."""
         call = self._call()
-        if call is None or call[0] not in self._names:
+        if call is None or not self._known(call[0]):
             return False
         name, number, start, stop = call
         arguments = self._object[start:stop]

@@ -6,7 +6,7 @@ Reasoning is delivered as text of the answer, tags included, as Ollama and llama
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from edgekit.generation.request import Tool
 from edgekit.generation.stops import overlap
@@ -41,7 +41,7 @@ class Qwen3(Hermes):
         thinking: bool = False,
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return _Parser(ids, [tool.name for tool in tools], stream=enforced, thinking=thinking)
+        return _Parser(ids, tools, stream=enforced, thinking=thinking)
 
     def _before(self, *, thinking: bool) -> str:
         thoughts = f"thoughts {literal(_GAP)} "
@@ -61,8 +61,8 @@ class Qwen3(Hermes):
 class _Parser(HermesParser):
     """Takes reasoning first."""
 
-    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool, thinking: bool) -> None:
-        super().__init__(ids, names, stream=stream)
+    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, thinking: bool) -> None:
+        super().__init__(ids, tools, stream=stream)
         self._state = self._think if thinking else self._begin
 
     def finish(self) -> list[Piece]:

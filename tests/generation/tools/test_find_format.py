@@ -34,7 +34,7 @@ def test_only_markers_that_are_special_tokens_must_be_made_visible() -> None:
     hermes = find_format(HERMES, special)
     assert mistral is not None
     assert hermes is not None
-    assert (mistral.markers, hermes.markers) == ({"[TOOL_CALLS]"}, set())
+    assert (mistral.markers, hermes.markers) == (frozenset({"[TOOL_CALLS]"}), frozenset())
 
 
 def test_ids_are_new_each_time_and_a_caller_s_id_stays() -> None:

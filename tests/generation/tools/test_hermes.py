@@ -52,3 +52,18 @@ def test_a_good_call_after_a_bad_one_is_made() -> None:
 @pytest.mark.parametrize("text", ["a < b", "<tool", "<tool_calls>", "x\n", "\n\n<b>"])
 def test_what_only_looks_like_a_tag_is_text(text: str) -> None:
     assert parse(HERMES, list(text)) == [text]
+
+
+def test_an_object_in_a_fence_is_a_call_if_it_names_a_tool_that_is_not_strict() -> None:
+    text = 'So:\n```json\n{\n  "name": "find",\n  "arguments": {\n    "q": 1\n  }\n}\n```\nDone.'
+    for enforced in (False, True):
+        assert parse(HERMES, [text], enforced=enforced) == ["So:", ("id0", "find", '{\n    "q": 1\n  }'), "\nDone."]
+    for other in ("weather", "unknown"):
+        assert parse(HERMES, [text.replace("find", other)], enforced=True) == [text.replace("find", other)]
+
+
+@pytest.mark.parametrize(
+    "text", ['```json\n{"a": 1}\n```', "```json\n[1]\n```", "```js", "```python\n{}\n```", '```json\n{"name": "find"']
+)
+def test_other_code_is_text(text: str) -> None:
+    assert parse(HERMES, list(text)) == [text]

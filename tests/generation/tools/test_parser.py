@@ -22,6 +22,7 @@ FRAGMENTS = [
     *("<tool_call>", "</tool_call>", "<think>", "</think>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
     *('{"name": "weather", ', '"arguments": ', '"parameters": ', '{"city": "Paris"}', "weather", "now", "unknown"),
     *('{"name": "unknown", "arguments": {}}', '{"name": "now", "arguments": {}}', '{"name": "now", "parameters": {}}'),
+    *("```json\n", "```", '{"name": "find", "arguments": {}}'),
     *("{", "}", "[", "]", ",", ";", "\n", " ", '"', "<", "text", "é世", "abcdefgh1", '"{}"', "\\"),
 ]
 TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
