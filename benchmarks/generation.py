@@ -1,85 +1,144 @@
-"""Prompt and decode speed of edgekit, llama.cpp and onnxruntime-genai: same model, same tokens, same run, as ratios.
+"""Speed of edgekit, llama.cpp and onnxruntime-genai: same model, same tokens, same machine, same run, as ratios.
 
-    python benchmarks/generation.py                                   SmolLM2-135M
-    python benchmarks/generation.py qwen2.5-coder-1.5b-instruct       the headline architecture (1.1 GB download)
+    python benchmarks/generation.py                                   all scenarios on SmolLM2-135M
+    python benchmarks/generation.py smollm2-135m-instruct qwen2.5-coder-1.5b-instruct --chart docs/generation.svg
+    python benchmarks/generation.py --scenario streams --rounds 3     one of them
+    python benchmarks/generation.py --quick                           seconds each: shows that it works, no more
+    python benchmarks/generation.py --show --chart docs/generation.svg      what was measured last, again
+
+Scenarios: `single` (one stream, prompt and decode), `streams` (4 and 8 at once), `extraction` (JSON by schema),
+`copying` (answers that repeat their prompt), `restart` (a known prefix after a restart). In each, every engine is
+loaded once in a process of its own, rounds are interleaved, so that a machine that slows down slows all of them, and
+medians are compared with the better peer's. Edgekit is measured through its scheduler, with the tokenizing and
+detokenizing that its users get; peers are given token ids.
 
 Peers are optional: `pip install llama-cpp-python`, and `pip install onnxruntime-genai torch transformers onnx-ir` for
 onnxruntime-genai and its model builder, into this environment or another one named by `--llama-python` and
-`--genai-python`. Every engine is loaded once in a process of its own; rounds are interleaved, so that a
-machine that slows down slows all of them; the table shows medians and their ratio to the better peer.
-llama.cpp runs the GGUF itself, edgekit the bundle it exports from it, onnxruntime-genai what its own builder makes.
+`--genai-python`. llama.cpp runs the GGUF itself, edgekit the bundle it exports from it, onnxruntime-genai what its own
+builder makes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
+import platform
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
 from pathlib import Path
+from typing import Any
 
 from genai_model import genai_model
+from speed.chart import draw
+from speed.engine import Ask, Options
+from speed.process import Contender, EngineProcess, Place
+from speed.report import markdown, medians, ratios, stored
+from speed.rounds import RESTART, play, restart
+from speed.scenarios import ORDINARY, Prompts, Sizes
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.errors import EdgekitError
 from edgekit.export.catalog import fetch_entry
 from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.generation.tokenizer import Tokenizer
 from edgekit.target import load_target
 
-ENGINES = Path(__file__).with_name("engines.py")
+SCENARIOS = (*ORDINARY, RESTART)
 TEXT = Path(__file__).parent.parent / "README.md"
 
 
-@dataclass
-class Engine:
-    """One engine, loaded in its own process, that times what it is told to."""
-
-    name: str
-    process: subprocess.Popen[str]
-    version: str
-
-    @classmethod
-    def start(cls, name: str, python: str, model: Path, threads: int) -> Engine | None:
-        """Load the engine; None if its library is not installed."""
-        command = [python, str(ENGINES), name, str(model), str(threads)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout
-        first = process.stdout.readline()
-        if not first:
-            process.wait()
-            return None
-        return cls(name, process, json.loads(first)["version"])
-
-    def time(self, prompt: Sequence[int], decode: int) -> dict[str, float]:
-        """Return seconds: `prompt_s` for all of `prompt`, `decode_s` for `decode` greedy tokens after it."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps({"prompt": list(prompt), "decode": decode}) + "\n")
-        self.process.stdin.flush()
-        timing: dict[str, float] = json.loads(self.process.stdout.readline())
-        return timing
-
-    def stop(self) -> None:
-        """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-
-def prompt_tokens(bundle: Path, count: int) -> list[int]:
-    """Return `count` tokens of English text."""
-    from tokenizers import Tokenizer
-
-    text = TEXT.read_text(encoding="utf-8")
-    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return (ids * (count // len(ids) + 1))[:count]
+def main() -> None:
+    """Measure, keep, print, draw."""
+    arguments = _arguments()
+    results: dict[str, Any] = {}
+    if arguments.results.exists():
+        results = json.loads(arguments.results.read_text(encoding="utf-8"))
+    for model in [] if arguments.show else arguments.models:
+        places = _places(arguments, model)
+        prompts = _prompts(places["edgekit"])
+        sizes = Sizes.quick() if arguments.quick else Sizes()
+        for name in arguments.scenario:
+            rounds = arguments.rounds
+            if name == RESTART:
+                outcome = restart(prompts, sizes, arguments.threads, places, rounds=rounds, work=arguments.work)
+            else:
+                outcome = play(ORDINARY[name](prompts, sizes, arguments.threads), places, rounds)
+            facts = {
+                "date": time.strftime("%Y-%m-%d"),
+                "machine": f"{_processor()}, {arguments.threads} threads",
+                "bundle": open_bundle(places["edgekit"].model).manifest.recipe["summary"],
+            }
+            results.setdefault(model, {})[name] = stored(outcome, **facts)
+            # After each scenario: an hour's figures do not hang on the last one.
+            arguments.results.parent.mkdir(parents=True, exist_ok=True)
+            arguments.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    chosen = {
+        model: {name: results[model][name] for name in arguments.scenario if name in results[model]}
+        for model in arguments.models
+        if model in results
+    }
+    for model, tables in chosen.items():
+        for table in tables.values():
+            print(markdown(model, table))
+    print(f"```json\n{json.dumps(_summary(chosen), indent=1)}\n```")
+    if arguments.chart:
+        arguments.chart.write_text(_chart(chosen), encoding="utf-8")
 
 
-def exported(model: str, folder: Path, recipe: str) -> Path:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=["smollm2-135m-instruct"], help="catalogue names of GGUF models")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="this one only; may be repeated")
+    parser.add_argument("--rounds", type=int, help="rounds that count [5]")
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round: the figures mean nothing")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recipe", default="auto")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="where models and prefixes are kept")
+    parser.add_argument("--bundle", type=Path, help="an exported bundle of the (one) model, instead of exporting it")
+    parser.add_argument("--llama-python", default=sys.executable, help="interpreter that has llama-cpp-python")
+    parser.add_argument("--genai-python", default=sys.executable, help="interpreter that has onnxruntime-genai")
+    parser.add_argument(
+        "--results", type=Path, help="every round's figures, added to what is there [WORK/generation.json]"
+    )
+    parser.add_argument("--show", action="store_true", help="measure nothing: print and draw what is in --results")
+    parser.add_argument("--chart", type=Path, help="write the ratios as SVG")
+    arguments = parser.parse_args()
+    if arguments.bundle and len(arguments.models) > 1:
+        parser.error("--bundle goes with one model")
+    arguments.scenario = arguments.scenario or list(SCENARIOS)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    # What means nothing is not mixed with what does.
+    name = "generation-quick.json" if arguments.quick else "generation.json"
+    arguments.results = arguments.results or arguments.work / name
+    return arguments
+
+
+def _places(arguments: argparse.Namespace, model: str) -> dict[str, Place]:
+    """Where each engine that can take part is."""
+    try:
+        bundle = arguments.bundle or _exported(model, arguments.work, arguments.recipe)
+        gguf = fetch_entry(model)
+    except EdgekitError as error:
+        sys.exit(f"error: {error.message}\n\nhint: {error.hint}")
+    places = {"edgekit": Place(sys.executable, bundle), "llama.cpp": Place(arguments.llama_python, gguf)}
+    built = genai_model(model, arguments.work, arguments.genai_python)
+    if built is None:
+        print(
+            f"onnxruntime-genai or its builder is not installed for {arguments.genai_python}: left out", file=sys.stderr
+        )
+    else:
+        places["onnxruntime-genai"] = Place(arguments.genai_python, built)
+    return places
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _exported(model: str, folder: Path, recipe: str) -> Path:
     """Export the model for the CPU, once."""
     bundle = folder / f"{model}-cpu-{recipe}"
     if not bundle.exists():
@@ -88,72 +147,38 @@ def exported(model: str, folder: Path, recipe: str) -> Path:
     return bundle
 
 
-def main() -> None:
-    """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="smollm2-135m-instruct", help="a catalogue name of a GGUF model")
-    parser.add_argument("--prompt", type=int, default=512, help="prompt tokens")
-    parser.add_argument("--decode", type=int, default=128, help="tokens to decode after the prompt")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--recipe", default="auto")
-    parser.add_argument("--work", type=Path, default=Path("work"), help="where the exported bundle is kept")
-    parser.add_argument("--llama-python", default=sys.executable, help="interpreter that has llama-cpp-python")
-    parser.add_argument("--genai-python", default=sys.executable, help="interpreter that has onnxruntime-genai")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    try:
-        bundle = exported(arguments.model, arguments.work, arguments.recipe)
-        gguf = fetch_entry(arguments.model)
-    except EdgekitError as error:
-        sys.exit(f"error: {error.message}\n\nhint: {error.hint}")
-    tokens = prompt_tokens(bundle, arguments.prompt)
-    plan = {"edgekit": (sys.executable, bundle), "llama.cpp": (arguments.llama_python, gguf)}
-    built = genai_model(arguments.model, arguments.work, arguments.genai_python)
-    if built is not None:
-        plan["onnxruntime-genai"] = (arguments.genai_python, built)
-    engines = []
-    for name, (python, model) in plan.items():
-        engine = Engine.start(name, python, model, arguments.threads)
-        if engine is None:
-            print(f"{name} is not installed for {python}: left out", file=sys.stderr)
-        else:
-            engines.append(engine)
-    results: dict[str, dict[str, list[float]]] = {engine.name: {"prompt": [], "decode": []} for engine in engines}
-    try:
-        for number in range(arguments.rounds + 1):
-            for engine in engines:
-                timing = engine.time(tokens, arguments.decode)
-                if number:  # the first round warms up
-                    results[engine.name]["prompt"].append(len(tokens) / timing["prompt_s"])
-                    results[engine.name]["decode"].append(arguments.decode / timing["decode_s"])
-    finally:
-        for engine in engines:
-            engine.stop()
-    _print(arguments, engines, results, bundle)
+def _prompts(place: Place) -> Prompts:
+    """What chats are cut out of, for this model's tokenizer and template."""
+    tokenizer = Tokenizer.load(place.model / "tokenizer.json")
+    process = EngineProcess(Contender("edgekit", "edgekit", Options()), place)
+    probe = process.render([Ask([{"role": "user", "content": "x"}], max_tokens=1)])[0]
+    process.stop()
+    text = TEXT.read_text(encoding="utf-8")
+    return Prompts(tokenizer.encode, tokenizer.decode, len(probe.tokens) - 1, text)
 
 
-def _print(
-    arguments: argparse.Namespace, engines: list[Engine], results: dict[str, dict[str, list[float]]], bundle: Path
-) -> None:
-    median = {name: {what: statistics.median(rates) for what, rates in both.items()} for name, both in results.items()}
-    peers = [name for name in median if name != "edgekit"]
-    ratios = {
-        what: median["edgekit"][what] / max(median[name][what] for name in peers) if peers else None
-        for what in ("prompt", "decode")
+def _summary(chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        model: {
+            name: {"medians": {label: medians(table, label) for label in table["rows"]}, "ratios": ratios(table)}
+            for name, table in tables.items()
+        }
+        for model, tables in chosen.items()
     }
-    if arguments.json:
-        print(json.dumps({"model": arguments.model, "median_tokens_per_s": median, "ratio_to_better_peer": ratios}))
-        return
-    print(f"{arguments.model}: {arguments.prompt} prompt and {arguments.decode} decoded tokens, ", end="")
-    print(f"{arguments.threads} threads, median of {arguments.rounds} interleaved rounds")
-    print(f"bundle: {open_bundle(bundle).manifest.recipe['summary']}")
-    print(f"{'':28}{'prompt tok/s':>14}{'decode tok/s':>14}")
-    for engine in engines:
-        rates = median[engine.name]
-        print(f"{engine.name + ' ' + engine.version:28}{rates['prompt']:14.1f}{rates['decode']:14.1f}")
-    if peers:
-        print(f"{'edgekit / better peer':28}{ratios['prompt']:13.2f}x{ratios['decode']:13.2f}x")
+
+
+def _chart(chosen: dict[str, dict[str, Any]]) -> str:
+    panels = []
+    dates = set()
+    for model, tables in chosen.items():
+        bars = []
+        for name, table in tables.items():
+            titles = {figure["key"]: figure["title"] for figure in table["figures"]}
+            bars += [(f"{name}: {titles[key]}", ratio) for key, ratio in ratios(table).items()]
+            dates.add(table["date"])
+        panels.append((model, bars))
+    caption = "edgekit against the better of llama.cpp and onnxruntime-genai; above 1 edgekit is faster. "
+    return draw(panels, caption + " to ".join(sorted({min(dates), max(dates)}) if dates else []))
 
 
 if __name__ == "__main__":
