@@ -21,9 +21,12 @@ __all__ = ["Choose", "put_on_grid", "refuse_infinite", "store"]
 FloatArray = npt.NDArray[np.float32]
 
 Choose = Callable[[FloatArray, Grid], tuple[FloatArray, FloatArray]]
-"""`(block [groups, group_size], grid) -> scales, offsets [groups]`, both as `store` leaves them."""
+"""`(block [groups, group_size], grid) -> scales, offsets [groups]`, both as `store` leaves them.
 
-# Weights in one block: 1 MiB of float32.
+A block is some whole rows of the matrix, one after the other.
+"""
+
+# Weights in one block: 1 MiB of float32, or one row.
 _BLOCK = 1 << 18
 
 
@@ -46,7 +49,7 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
     if weight.ndim != 2:
         raise ExportError(f"only a matrix can be quantized, not an array shaped {weight.shape}")
     out, width = weight.shape
-    if width % grid.group_size:
+    if width == 0 or width % grid.group_size:
         raise ExportError(
             f"{width} input features do not divide into groups of {grid.group_size}",
             hint="choose a smaller group size, or leave this tensor in floating point",
@@ -58,14 +61,14 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
     codes = np.empty(rows.shape, dtype=np.uint8)
     scales = np.empty(rows.shape[0], dtype=np.float32)
     offsets = np.empty(rows.shape[0], dtype=np.float32)
-    step = max(1, _BLOCK // grid.group_size)
+    groups = width // grid.group_size
+    step = max(1, _BLOCK // width) * groups
     for start in range(0, rows.shape[0], step):
         span = slice(start, start + step)
         # The kernels are compiled for arrays that may be written to; a mapped file's may not.
         block = rows[span] if rows.flags.writeable else rows[span].copy()
         scales[span], offsets[span] = choose(block, grid)
         nearest_codes(block, grid.bits, scales[span], offsets[span], codes[span])
-    groups = width // grid.group_size
     return GroupedTensor(
         codes=codes.reshape(out, width),
         scales=scales.reshape(out, groups),

@@ -1,7 +1,7 @@
 """The loops of the recipes, compiled. They know groups of weights, and neither a tensor nor a format.
 
-The search of `lsq` takes sixteen groups side by side. What is added up over a group is a vector of its weights; what is
-then worked out from the sums is a vector of groups. Floats are added in whatever order is fastest: the same group
+The search for lines takes sixteen groups side by side. What is added up over a group is a vector of its weights; what
+is then worked out from the sums is a vector of groups. Floats are added in whatever order is fastest: the same group
 gives the same result wherever in a matrix it is, but the last bits may differ from one processor to another.
 
 All of it is one file, because numba compiles anew when the file of a kernel changes, and looks no further.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgekit.export.compiled import helper, kernel
 
-__all__ = ["FLOAT", "SYMMETRIC", "ZERO_POINT", "fit_lines", "group_ranges", "nearest_codes"]
+__all__ = ["FLOAT", "SYMMETRIC", "ZERO_POINT", "fit_lines", "fit_weighted_lines", "group_ranges", "nearest_codes"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -38,6 +38,8 @@ _STATE = 14 * _GROUPS
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _NO_GAIN = np.float32(-1)
 _NO_SPREAD = np.float32(1e-30)
+# Where weighted sums leave less variance than this part of the largest squared code, rounding has made it.
+_NOISE = np.float32(1e-6)
 _SIGN_SHIFT, _ALL_BUT_SIGN, _INFINITY = np.int32(31), np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 # As a place in the order of the floats; so is infinity, whose place is its bits.
 _MINUS_INFINITY = np.int32(-0x7F800001)
@@ -124,26 +126,29 @@ def _normalised(weight: np.float32, center: np.float32, inverse: np.float32) -> 
 
 
 @helper(fastmath=_SUMS)
-def _normalise(weights: FloatArray, center: np.float32, inverse: np.float32, x: FloatArray) -> np.float32:
-    """Move and scale a group into [-1, 1], and return its sum."""
+def _normalise(
+    weights: FloatArray, h: FloatArray | None, center: np.float32, inverse: np.float32, x: FloatArray
+) -> np.float32:
+    """Move and scale a group into [-1, 1], and return its sum; `h` is what each summand counts, None all alike."""
     total: np.float32 = _ZERO
     for j in range(x.shape[0]):
         x[j] = _normalised(weights[j], center, inverse)
-        total += x[j]
+        total += x[j] if h is None else h[j] * x[j]
     return total
 
 
 @helper(fastmath=_SUMS)
 def _sums(
-    x: FloatArray, inverse: np.float32, zero: np.float32, middle: np.float32
+    x: FloatArray, h: FloatArray | None, inverse: np.float32, zero: np.float32, middle: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
     """Assign codes by a line, and return the sums of the codes, of their products with `x` and of their squares."""
     c_sum, xc_sum, cc_sum = _ZERO, _ZERO, _ZERO
     for j in range(x.shape[0]):
         code = _centred_code(x[j], inverse, zero, middle)
-        c_sum += code
-        xc_sum += x[j] * code
-        cc_sum += code * code
+        counted = code if h is None else h[j] * code
+        c_sum += counted
+        xc_sum += x[j] * counted
+        cc_sum += code * counted
     return c_sum, xc_sum, cc_sum
 
 
@@ -164,10 +169,11 @@ def _start(s: FloatArray, span: np.float32, kind: int, middle: np.float32) -> No
 
 
 @helper(fastmath=_AS_WRITTEN)
-def _refit(s: FloatArray, n: np.float32, kind: int, middle: np.float32) -> None:
+def _refit(s: FloatArray, n: np.float32, least: np.float32, kind: int, middle: np.float32) -> None:
     """Find the least-squares line through each group's codes, and keep it where it explains more of `sum(x**2)`.
 
-    Choices are selections and not branches, which no processor could guess.
+    `n` is the sum of a group's weights. Codes that vary by no more than `least` have no line through them. Choices
+    are selections and not branches, which no processor could guess.
     """
     part = _ONE / n
     for g in range(_GROUPS):
@@ -175,7 +181,7 @@ def _refit(s: FloatArray, n: np.float32, kind: int, middle: np.float32) -> None:
         x_sum, c_sum, xc_sum, cc_sum = s[_X_SUM + g], s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g]
         mean = c_sum * part
         covariance, variance = xc_sum - x_sum * mean, cc_sum - c_sum * mean
-        usable = (variance > _ZERO) & (covariance > _ZERO)
+        usable = (variance > least) & (covariance > _ZERO)
         slope = covariance / variance if usable else scale
         if kind == FLOAT:
             gain = covariance * slope + x_sum * x_sum * part if usable else _NO_GAIN
@@ -185,7 +191,7 @@ def _refit(s: FloatArray, n: np.float32, kind: int, middle: np.float32) -> None:
                 zero = min(max(np.rint(mean - x_sum * part / slope), -middle), middle - _ONE)
             product = xc_sum - zero * x_sum
             square = cc_sum - _TWO * zero * c_sum + n * zero * zero
-            usable = (square > _ZERO) & (product > _ZERO)
+            usable = (square > least) & (product > _ZERO)
             slope = product / square if usable else scale
             gain = product * slope if usable else _NO_GAIN
         better = gain > s[_BEST_GAIN + g]
@@ -226,6 +232,55 @@ def _place(s: FloatArray, g: int, low: np.float32, high: np.float32, kind: int) 
     return inverse
 
 
+@helper(fastmath=_AS_WRITTEN)
+def _search(  # noqa: PLR0917  numba calls by position
+    block: FloatArray,
+    weights: FloatArray | None,
+    bits: int,
+    kind: int,
+    starts: FloatArray,
+    refinements: int,
+    scales: FloatArray,
+    offsets: FloatArray,
+) -> bool:
+    """Both searches; what only the other one needs, numba leaves out."""
+    middle = np.float32(1 << (bits - 1))
+    groups, n = block.shape
+    # Without weights, sums of codes are whole numbers, and exact.
+    total, least = (np.float32(n), _ZERO) if weights is None else (_ONE, _NOISE * middle * middle)
+    words = block.view(np.int32)
+    ends = np.empty(2, np.int32)
+    values = ends.view(np.float32)
+    x = np.empty((_GROUPS, n), np.float32)
+    s = np.ones(_STATE, np.float32)
+    for first in range(0, groups, _GROUPS):
+        count = min(_GROUPS, groups - first)
+        for g in range(count):
+            if not _range(words[first + g], ends):
+                return False
+            h = None if weights is None else weights[(first + g) % len(weights)]
+            inverse = _place(s, g, values[0], values[1], kind)
+            s[_X_SUM + g] = _normalise(block[first + g], h, s[_CENTER + g], inverse, x[g])
+        _start(s, _ONE, kind, middle)
+        _begin(s)
+        for k in range(starts.shape[0] + refinements):
+            if k < starts.shape[0]:
+                _start(s, starts[k], kind, middle)
+            else:
+                _again(s)
+            for g in range(count):
+                h = None if weights is None else weights[(first + g) % len(weights)]
+                sums = _sums(x[g], h, s[_INVERSE + g], s[_ZERO_AT + g], middle)
+                s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g] = sums
+            _refit(s, total, least, kind, middle)
+        for g in range(count):
+            scale = s[_BEST_SCALE + g] * s[_SPREAD + g]
+            scales[first + g] = scale
+            # A code counts from zero in storage.
+            offsets[first + g] = s[_CENTER + g] - (s[_BEST_ZERO + g] + middle) * scale
+    return True
+
+
 @kernel("boolean(float32[:,::1], int64, int64, float32[::1], int64, float32[::1], float32[::1])", fastmath=_AS_WRITTEN)
 def fit_lines(  # noqa: PLR0917  numba calls by position
     block: FloatArray,
@@ -253,34 +308,38 @@ def fit_lines(  # noqa: PLR0917  numba calls by position
     Returns:
         Whether all weights are finite; if not, work stopped at one that is not.
     """
-    middle = np.float32(1 << (bits - 1))
-    groups, n = block.shape
-    words = block.view(np.int32)
-    ends = np.empty(2, np.int32)
-    values = ends.view(np.float32)
-    x = np.empty((_GROUPS, n), np.float32)
-    s = np.ones(_STATE, np.float32)
-    for first in range(0, groups, _GROUPS):
-        count = min(_GROUPS, groups - first)
-        for g in range(count):
-            if not _range(words[first + g], ends):
-                return False
-            inverse = _place(s, g, values[0], values[1], kind)
-            s[_X_SUM + g] = _normalise(block[first + g], s[_CENTER + g], inverse, x[g])
-        _start(s, _ONE, kind, middle)
-        _begin(s)
-        for k in range(starts.shape[0] + refinements):
-            if k < starts.shape[0]:
-                _start(s, starts[k], kind, middle)
-            else:
-                _again(s)
-            for g in range(count):
-                sums = _sums(x[g], s[_INVERSE + g], s[_ZERO_AT + g], middle)
-                s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g] = sums
-            _refit(s, np.float32(n), kind, middle)
-        for g in range(count):
-            scale = s[_BEST_SCALE + g] * s[_SPREAD + g]
-            scales[first + g] = scale
-            # A code counts from zero in storage.
-            offsets[first + g] = s[_CENTER + g] - (s[_BEST_ZERO + g] + middle) * scale
-    return True
+    found: bool = _search(block, None, bits, kind, starts, refinements, scales, offsets)
+    return found
+
+
+@kernel(
+    "boolean(float32[:,::1], float32[:,::1], int64, int64, float32[::1], int64, float32[::1], float32[::1])",
+    fastmath=_AS_WRITTEN,
+)
+def fit_weighted_lines(  # noqa: PLR0917  numba calls by position
+    block: FloatArray,
+    weights: FloatArray,
+    bits: int,
+    kind: int,
+    starts: FloatArray,
+    refinements: int,
+    scales: FloatArray,
+    offsets: FloatArray,
+) -> bool:
+    """As `fit_lines`, where a squared error counts as much as a weight says.
+
+    Args:
+        block: `[groups, group_size]`.
+        weights: `[period, group_size]`, not negative, each row's sum is one: of the group `i`, row `i % period`.
+        bits: See `fit_lines`, and so for the rest.
+        kind: See there.
+        starts: See there.
+        refinements: See there.
+        scales: See there.
+        offsets: See there.
+
+    Returns:
+        Whether all numbers of the block are finite.
+    """
+    found: bool = _search(block, weights, bits, kind, starts, refinements, scales, offsets)
+    return found

@@ -11,13 +11,15 @@ arXiv:2308.13137) learns the clipping from data. No calibration data is used her
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.export.quantization.blocks import put_on_grid, refuse_infinite, store
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 
-__all__ = ["lsq"]
+__all__ = ["best_lines", "lsq"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -37,10 +39,31 @@ def lsq(weight: FloatArray, grid: Grid) -> GroupedTensor:
     Raises:
         ExportError: The shape does not divide into groups, or a weight is not finite or too large.
     """
-    return put_on_grid(weight, grid, _fit)
+    return put_on_grid(weight, grid, lambda block, grid: best_lines(block, grid, _STARTS, _REFINE))
 
 
-def _fit(block: FloatArray, grid: Grid) -> tuple[FloatArray, FloatArray]:
+def best_lines(
+    block: FloatArray,
+    grid: Grid,
+    starts: Mapping[int, tuple[float, ...]],
+    refinements: int,
+    weights: FloatArray | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Search for the scales and offsets of some groups.
+
+    Args:
+        block: Float32 `[groups, group_size]`, contiguous.
+        grid: What the target's format can hold.
+        starts: How much of a group's range the starting grids span, by bits.
+        refinements: How often the best line is improved.
+        weights: How much a squared error counts, see `fit_weighted_lines`; None counts all alike.
+
+    Returns:
+        Scales and offsets `[groups]`, as the format stores them.
+
+    Raises:
+        ExportError: A weight is not finite or too large.
+    """
     from edgekit.export.quantization import kernels
 
     kind = {
@@ -49,7 +72,11 @@ def _fit(block: FloatArray, grid: Grid) -> tuple[FloatArray, FloatArray]:
         Offset.FLOAT: kernels.FLOAT,
     }[grid.offset]
     scales, offsets = np.empty(len(block), np.float32), np.empty(len(block), np.float32)
-    starts = np.array(_STARTS.get(grid.bits, (1.0,)), np.float32)
-    if not kernels.fit_lines(block, grid.bits, kind, starts, _REFINE, scales, offsets):
+    spans = np.array(starts.get(grid.bits, (1.0,)), np.float32)
+    if weights is None:
+        finite = kernels.fit_lines(block, grid.bits, kind, spans, refinements, scales, offsets)
+    else:
+        finite = kernels.fit_weighted_lines(block, weights, grid.bits, kind, spans, refinements, scales, offsets)
+    if not finite:
         refuse_infinite(block)
     return store(scales, offsets, grid)

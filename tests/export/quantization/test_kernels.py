@@ -8,7 +8,15 @@ import numpy.typing as npt
 import pytest
 
 from edgekit.export.quantization.grid import Grid, Offset
-from edgekit.export.quantization.kernels import FLOAT, SYMMETRIC, ZERO_POINT, fit_lines, group_ranges, nearest_codes
+from edgekit.export.quantization.kernels import (
+    FLOAT,
+    SYMMETRIC,
+    ZERO_POINT,
+    fit_lines,
+    fit_weighted_lines,
+    group_ranges,
+    nearest_codes,
+)
 from edgekit.export.quantization.lsq import lsq
 
 FloatArray = npt.NDArray[np.float32]
@@ -19,27 +27,49 @@ def groups(count: int, size: int) -> FloatArray:
     return (np.random.default_rng(count * size).standard_t(4, (count, size)) * 0.03).astype(np.float32)
 
 
-def errors(block: FloatArray, scales: FloatArray, offsets: FloatArray, bits: int = 4) -> npt.NDArray[np.float64]:
+def importances(period: int, size: int) -> FloatArray:
+    """Weights of inputs that are of very different size, `[period, size]`; each row's sum is one."""
+    weights = np.exp(2 * np.random.default_rng(size).standard_normal((period, size)))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+def errors(
+    block: FloatArray, scales: FloatArray, offsets: FloatArray, weights: FloatArray | None = None, bits: int = 4
+) -> npt.NDArray[np.float64]:
     """Squared error of each group, on its best codes, in double precision."""
     x, s, o = block.astype(np.float64), scales.astype(np.float64)[:, None], offsets.astype(np.float64)[:, None]
     codes = np.clip(np.rint((x - o) / s), 0, (1 << bits) - 1)
-    error: npt.NDArray[np.float64] = ((codes * s + o - x) ** 2).sum(axis=1)
+    error: npt.NDArray[np.float64] = (_of(weights, block) * (codes * s + o - x) ** 2).sum(axis=1)
     return error
 
 
-def searched(block: FloatArray, kind: int, refinements: int = 2) -> tuple[FloatArray, FloatArray]:
+def _of(weights: FloatArray | None, block: FloatArray) -> npt.NDArray[np.float64]:
+    """The weights of all groups, `[groups, size]`."""
+    if weights is None:
+        return np.ones(block.shape)
+    return np.resize(weights.astype(np.float64), block.shape)
+
+
+def searched(
+    block: FloatArray, kind: int, refinements: int = 2, weights: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     scales, offsets = np.empty(len(block), np.float32), np.empty(len(block), np.float32)
-    assert fit_lines(block, 4, kind, STARTS, refinements, scales, offsets)
+    if weights is None:
+        assert fit_lines(block, 4, kind, STARTS, refinements, scales, offsets)
+    else:
+        assert fit_weighted_lines(block, weights, 4, kind, STARTS, refinements, scales, offsets)
     return scales, offsets
 
 
-def reference(block: FloatArray, kind: int) -> npt.NDArray[np.float64]:
+def reference(block: FloatArray, kind: int, weights: FloatArray | None = None) -> npt.NDArray[np.float64]:
     """The same search in plain numpy and double precision: the smallest error over all lines it passes."""
     x = block.astype(np.float64)
     low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
     center = (low + high) / 2 if kind == FLOAT else np.zeros_like(low)
     half = (high - low) / 2 if kind == FLOAT else np.maximum(-low, high)
     x = (x - center) / half
+    h = _of(weights, block)
+    h /= h.sum(axis=1, keepdims=True)
     low, high = np.minimum((low - center) / half, 0), np.maximum((high - center) / half, 0)
     best = np.full((len(x), 1), np.inf)
     line = np.zeros((len(x), 2))
@@ -54,17 +84,21 @@ def reference(block: FloatArray, kind: int) -> npt.NDArray[np.float64]:
             scale, zero = line[:, :1].copy(), line[:, 1:].copy()
         codes = np.clip(np.rint(x / scale + zero), -8, 7)
         if kind != SYMMETRIC:
-            mean = codes.mean(axis=1, keepdims=True)
-            slope = ((codes - mean) * x).sum(axis=1, keepdims=True) / ((codes - mean) ** 2).sum(axis=1, keepdims=True)
-            zero = mean - x.mean(axis=1, keepdims=True) / slope
+            mean = _sum(h * codes)
+            slope = _sum(h * (codes - mean) * x) / _sum(h * (codes - mean) ** 2)
+            zero = mean - _sum(h * x) / slope
             if kind == ZERO_POINT:
                 zero = np.clip(np.rint(zero), -8, 7)
-        scale = ((codes - zero) * x).sum(axis=1, keepdims=True) / ((codes - zero) ** 2).sum(axis=1, keepdims=True)
-        error = ((scale * (codes - zero) - x) ** 2).sum(axis=1, keepdims=True)
+        scale = _sum(h * (codes - zero) * x) / _sum(h * (codes - zero) ** 2)
+        error = _sum(h * (scale * (codes - zero) - x) ** 2)
         line = np.where(error < best, np.concatenate([scale, zero], axis=1), line)
         best = np.minimum(best, error)
-    found: npt.NDArray[np.float64] = errors(block, *_stored(line, half, center))
-    return found
+    return errors(block, *_stored(line, half, center), weights)
+
+
+def _sum(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    total: npt.NDArray[np.float64] = values.sum(axis=1, keepdims=True)
+    return total
 
 
 def _stored(line: npt.NDArray[np.float64], half: FloatArray, center: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -73,11 +107,14 @@ def _stored(line: npt.NDArray[np.float64], half: FloatArray, center: FloatArray)
     return scales[:, 0].astype(np.float32), offsets[:, 0].astype(np.float32)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
-def test_the_compiled_search_leaves_the_error_of_the_same_search_in_double_precision(kind: int, size: int) -> None:
-    block = groups(2000, size)
-    ours, theirs = errors(block, *searched(block, kind)), reference(block, kind)
+def test_the_compiled_search_leaves_the_error_of_the_same_search_in_double_precision(
+    kind: int, size: int, weighted: bool
+) -> None:
+    block, weights = groups(2000, size), importances(7, size) if weighted else None
+    ours, theirs = errors(block, *searched(block, kind, weights=weights), weights), reference(block, kind, weights)
     assert ours.sum() == pytest.approx(theirs.sum(), rel=1e-4)
     assert np.mean(np.abs(ours - theirs) <= 1e-3 * theirs) > 0.995
 
@@ -85,12 +122,21 @@ def test_the_compiled_search_leaves_the_error_of_the_same_search_in_double_preci
 @pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
 def test_a_group_is_searched_alike_wherever_it_stands(kind: int) -> None:
     # Sixteen are searched side by side; 37 leave an incomplete batch.
-    block = groups(37, 64)
-    whole = searched(block, kind)
-    for first in (0, 1, 5, 16, 36):
-        part = searched(np.ascontiguousarray(block[first:]), kind)
-        np.testing.assert_array_equal(part[0], whole[0][first:])
-        np.testing.assert_array_equal(part[1], whole[1][first:])
+    block, weights = groups(37, 64), importances(3, 64)
+    for each in (None, weights):
+        whole = searched(block, kind, weights=each)
+        for first in (0, 1, 5, 16, 36):
+            turned = None if each is None else np.roll(each, -first, axis=0)
+            part = searched(np.ascontiguousarray(block[first:]), kind, weights=turned)
+            np.testing.assert_array_equal(part[0], whole[0][first:])
+            np.testing.assert_array_equal(part[1], whole[1][first:])
+
+
+@pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
+def test_weights_lower_the_error_that_they_weigh(kind: int) -> None:
+    block, weights = groups(500, 64), importances(5, 64)
+    plain, weighted = (errors(block, *searched(block, kind, weights=each), weights) for each in (None, weights))
+    assert weighted.sum() < 0.8 * plain.sum()
 
 
 def test_refining_lowers_the_error() -> None:
@@ -107,6 +153,7 @@ def test_a_weight_that_is_not_finite_stops_the_work(value: float, place: tuple[i
     lows, highs = np.empty(21, np.float32), np.empty(21, np.float32)
     assert not group_ranges(block, lows, highs)
     assert not fit_lines(block, 4, FLOAT, STARTS, 2, lows, highs)
+    assert not fit_weighted_lines(block, importances(1, 64), 4, FLOAT, STARTS, 2, lows, highs)
 
 
 def test_ranges_are_those_of_numpy_down_to_zeros_and_subnormals() -> None:
