@@ -1,6 +1,7 @@
 """A Hugging Face folder of float weights as a GGUF file, for llama.cpp's quantizer. It carries no tokenizer.
 
-Written with ggml's own `gguf` library. Llama's q and k rows go into the order that its converters use.
+Written with ggml's own `gguf` library, which also knows what GGUF calls each tensor. Llama's q and k rows go into the
+order that its converters use.
 """
 
 from __future__ import annotations
@@ -14,21 +15,6 @@ import numpy as np
 
 from edgekit.export.checkpoints.hf_folder import FolderCheckpoint
 from edgekit.export.quantization.grid import as_floats
-
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_float_gguf(folder: Path, path: Path) -> None:
@@ -46,6 +32,8 @@ def write_float_gguf(folder: Path, path: Path) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(known[arch], config["num_hidden_layers"])
     with closing(FolderCheckpoint(folder)) as checkpoint:
         for name in checkpoint.tensors:
             values = as_floats(checkpoint.read(name))
@@ -53,16 +41,9 @@ def write_float_gguf(folder: Path, path: Path) -> None:
             if arch == "llama" and shared is not None:
                 halves = values.reshape(shared, 2, len(values) // shared // 2, *values.shape[1:])
                 values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-            writer.add_tensor(_gguf_name(name), values.astype(np.float16 if values.ndim == 2 else np.float32))
+            module, kind = name.rsplit(".", 1)
+            writer.add_tensor(f"{names[module]}.{kind}", values.astype(np.float16 if values.ndim == 2 else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _gguf_name(name: str) -> str:
-    module, kind = name.rsplit(".", 1)
-    if not module.startswith("model.layers."):
-        return f"{_NAMES[module]}.{kind}"
-    _, _, layer, rest = module.split(".", 3)
-    return f"blk.{layer}.{_NAMES[rest]}.{kind}"

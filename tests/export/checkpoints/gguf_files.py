@@ -13,37 +13,7 @@ from gguf.quants import quantize
 
 from tests.models import CHATML, tiny_tensors
 
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.qkv_proj": "attn_qkv",
-    "mlp.gate_up_proj": "ffn_up",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-_GEMMA = {"post_attention_layernorm": "post_attention_norm"}
-
-
-def gguf_name(name: str, arch: str = "llama") -> str:
-    """`model.layers.0.self_attn.q_proj.weight` as GGUF calls it."""
-    names = _NAMES | (_GEMMA if arch == "gemma3" else {})
-    module, kind = name.rsplit(".", 1)
-    if module.startswith("model.layers."):
-        _, _, layer, rest = module.split(".", 3)
-        return f"blk.{layer}.{names[rest]}.{kind}"
-    return f"{names[module]}.{kind}"
+_ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
 def permuted(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
@@ -81,6 +51,8 @@ def write_gguf(
     config = json.loads((folder / "config.json").read_text())
     arch = config["model_type"].removesuffix("_text")
     tensors = tiny_tensors(folder)
+    # The names that the reference library itself gives them, not those that the reader knows.
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[arch], config["num_hidden_layers"])
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=-(-len(tensors) // parts) if parts > 1 else 0)
     pairs: dict[str, Any] = {
         f"{arch}.block_count": config["num_hidden_layers"],
@@ -105,10 +77,12 @@ def write_gguf(
             values = permuted(values, config[heads])  # noqa: PLW2901  the same tensor in another order
         if arch == "gemma3" and name.endswith("norm.weight"):
             values = values + np.float32(1)  # noqa: PLW2901  as the converter stores it
+        module, suffix = name.rsplit(".", 1)
+        theirs = f"{names[module]}.{suffix}"
         if values.ndim == 2 and encoding != "F32":
-            writer.add_tensor(gguf_name(name, arch), quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(theirs, quantize(values, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(gguf_name(name, arch), np.ascontiguousarray(values))
+            writer.add_tensor(theirs, np.ascontiguousarray(values))
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
     for name, values in (quantized_vectors or {}).items():
