@@ -7,8 +7,6 @@ device. It runs in a child process, because it is native code that writes to the
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ import onnx
 from onnx import TensorProto
 
 from edgekit.errors import ExportError, missing_extra
+from edgekit.export.child import ask_child
 from edgekit.export.writers.onnx.graph import MODEL_FILE
 
 __all__ = ["DIALECTS", "BuildLimits", "BuildReport", "build_engine", "largest_int4_engine"]
@@ -220,22 +219,16 @@ def _profile(model: onnx.ModelProto, limits: BuildLimits) -> dict[str, list[list
 
 def _run_worker(model: onnx.ModelProto, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
-        graph, question, reply = (Path(folder) / name for name in ("graph.onnx", "request.json", "reply.json"))
+        graph = Path(folder) / "graph.onnx"
         graph.write_bytes(model.SerializeToString())
-        question.write_text(json.dumps({**request, "graph": str(graph)}), encoding="utf-8")
-        command = [sys.executable, "-m", _WORKER, str(question), str(reply)]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)  # noqa: S603  our own module
-        except subprocess.TimeoutExpired as error:
-            raise ExportError(f"TensorRT's builder did not finish within {timeout_s:g} s") from error
-        if not reply.exists():
-            last = done.stderr.decode(errors="replace").strip().splitlines()
-            why = f"signal {-done.returncode}" if done.returncode < 0 else (last[-1] if last else "no reason given")
-            raise ExportError(
-                f"TensorRT's builder crashed ({why})",
-                hint="is there enough free memory? building takes about three times the size of the graph",
-            )
-        answer = json.loads(reply.read_text(encoding="utf-8"))
+        answer = ask_child(
+            [sys.executable, "-m", _WORKER],
+            {**request, "graph": str(graph)},
+            Path(folder),
+            who="TensorRT's builder",
+            hint="is there enough free memory? building takes about three times the size of the graph",
+            timeout_s=timeout_s,
+        )
     if "error" in answer:
         raise ExportError(f"TensorRT refuses the graph: {answer['error']}", hint=answer.get("hint"))
-    return dict(answer)
+    return answer

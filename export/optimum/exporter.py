@@ -5,9 +5,7 @@ It knows how to talk to `worker` and nothing of graphs.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, ExportError, RunnerError, nearest
+from edgekit.export.child import ask_child
 from edgekit.export.optimum.env import optimum_python
 
 __all__ = ["FloatGraph", "check_graph", "export_graph"]
@@ -116,29 +115,23 @@ def _run_in_pieces(graph: FloatGraph) -> npt.NDArray[np.float32]:
 
 
 def _run_worker(python: Path, request: Mapping[str, object]) -> dict[str, Any]:
+    worker = Path(__file__).with_name("worker.py")
     with tempfile.TemporaryDirectory(prefix="edgekit-optimum-") as place:
-        question, reply = Path(place) / "request.json", Path(place) / "reply.json"
-        question.write_text(json.dumps(request), encoding="utf-8")
-        worker = Path(__file__).with_name("worker.py")
-        # Isolated: neither our modules nor the user's PYTHONPATH belong there. The checkpoint is here already.
-        command = [str(python), "-I", "-W", "ignore", str(worker), str(question), str(reply)]
-        surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         try:
-            done = subprocess.run(  # noqa: S603  our own module, and an interpreter the user has chosen
-                command, capture_output=True, stdin=subprocess.DEVNULL, env=surroundings, check=False
+            answer = ask_child(
+                # Isolated: neither our modules nor the user's PYTHONPATH belong there.
+                [str(python), "-I", "-W", "ignore", str(worker)],
+                request,
+                Path(place),
+                who="Optimum's exporter",
+                hint="is there enough free memory? at its peak it takes about five times the float32 weights",
+                # The checkpoint is here already.
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
             )
         except OSError as error:
             raise EdgekitError(
                 f"{python} cannot be run: {error.strerror}", hint="edgekit optimum install", code="missing_optimum"
             ) from error
-        if not reply.exists():
-            last = done.stderr.decode(errors="replace").strip().splitlines()
-            why = f"signal {-done.returncode}" if done.returncode < 0 else (last[-1] if last else "no reason given")
-            raise ExportError(
-                f"Optimum's exporter crashed ({why})",
-                hint="is there enough free memory? at its peak it takes about five times the float32 weights",
-            )
-        answer = json.loads(reply.read_text(encoding="utf-8"))
     return _checked(answer, python)
 
 
