@@ -3,63 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import queue
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from speed.engine import Answer, Ask, Options
 
 import edgekit as package
-from edgekit.generation.model import TextModel, load_model
+from edgekit.config import GenerationConfig
+from edgekit.generation.model import TextModel
+from edgekit.generation.opening import open_model, schedule
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, ResponseFormat, Sampling
-from edgekit.generation.scheduler import Scheduler
 from edgekit.runners.base import Chunk
 
 __all__ = ["open_engine"]
 
 
 def open_engine(model: Path, options: Options) -> SchedulerEngine | RunnerEngine:
-    """Load the bundle."""
-    loaded = _load(model, options)
+    """Load the bundle, as the daemon does."""
+    config = GenerationConfig(
+        context_length=options.context,
+        threads=options.threads,
+        parallel=options.streams,
+        max_queue=max(16, 2 * options.streams),
+        prefix_folder=Path(options.folder) if options.folder else None,
+    )
+    loaded = open_model(model, config)
     if options.endless:
         loaded = dataclasses.replace(loaded, eos_token_ids=frozenset())
-    return RunnerEngine(loaded) if options.form == "runner" else SchedulerEngine(loaded, options)
-
-
-def _load(bundle: Path, options: Options) -> TextModel:
-    """Load with the options that this version of edgekit has; all that is known of its signature is here."""
-    wanted: dict[str, Any] = {"context_length": options.context, "threads": options.threads}
-    if options.streams > 1:
-        wanted["parallel"] = options.streams
-    if options.folder:
-        wanted["cache_folder"] = Path(options.folder)
-    known = _known(load_model, wanted)
-    for name in wanted.keys() - known.keys():
-        print(f"edgekit: load_model has no `{name}` here", file=sys.stderr)
-    return load_model(bundle, **known)
-
-
-def _known(function: Callable[..., object], wanted: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
-    return {name: value for name, value in wanted.items() if name in parameters}
+    return RunnerEngine(loaded) if options.form == "runner" else SchedulerEngine(loaded, model, config)
 
 
 class SchedulerEngine:
     """Requests through `Scheduler.submit`, as the daemon's doors hand them over."""
 
-    def __init__(self, model: TextModel, options: Options) -> None:
+    def __init__(self, model: TextModel, bundle: Path, config: GenerationConfig) -> None:
         self.version = package.__version__
         self._model = model
-        self._scheduler = Scheduler(model, **_known(Scheduler, {"max_queue": max(16, 2 * options.streams)}))
+        self._scheduler = schedule(model, bundle, config)
 
     def render(self, ask: Ask) -> list[int]:
         """The prompt's tokens."""
-        return list(self._model.prompt(self._request(ask, 0)))
+        return list(self._model.prompt(self._request(ask, 0)).tokens)
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """Submit all, and wait for all."""

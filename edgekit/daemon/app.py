@@ -14,8 +14,7 @@ import signal
 import threading
 from pathlib import Path
 
-from edgekit.bundle.bundle import open_bundle
-from edgekit.config import DaemonConfig, GenerationConfig
+from edgekit.config import DaemonConfig
 from edgekit.daemon.crash_loop import CrashLoop
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.door import HttpDoor
@@ -23,19 +22,12 @@ from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt.door import MqttDoor
 from edgekit.daemon.notify import Notifier
 from edgekit.errors import ConfigError
-from edgekit.generation.memory_budget import kv_budget, model_shapes
-from edgekit.generation.model import TextModel, load_model
-from edgekit.generation.prefix import DiskStore, PrefixCache, model_fingerprint
+from edgekit.generation.opening import open_model, schedule
 from edgekit.generation.scheduler import Scheduler
 
 __all__ = ["Daemon"]
 
 logger = logging.getLogger(__name__)
-
-MIB = 1 << 20
-
-# What the memory plan calls the runners of artifacts.
-_RUNTIMES = {"onnx": "onnxruntime"}
 
 _DRAIN_S = 20.0
 """How long running answers may take to end when the daemon stops; below the unit's TimeoutStopSec."""
@@ -84,9 +76,9 @@ class Daemon:
                 self._http.start()
             self._watchdog.start()
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
-            scheduler = self._schedule(config.generation)
+            model = open_model(self._bundle, config.generation)
+            scheduler = schedule(model, self._bundle, config.generation)
             self._scheduler = scheduler
-            model = scheduler.model
             self._metrics.watch(
                 model.info,
                 queue_length=scheduler.queue_length,
@@ -140,48 +132,6 @@ class Daemon:
             self.stop()
         if loop is not None:
             loop.leave()
-
-    def _schedule(self, config: GenerationConfig) -> Scheduler:
-        """Load the model, and put a queue in front of it that stays within this machine's memory."""
-        model = load_model(
-            self._bundle,
-            context_length=config.context_length,
-            threads=config.threads,
-            parallel=config.parallel,
-            kv_bits=config.kv_cache_bits,
-        )
-        limits = model.runner.limits
-        budget = kv_budget(limits, _RUNTIMES.get(model.info.format, model.info.format), model_shapes(self._bundle))
-        if config.kv_cache_mib is not None:
-            budget = min(budget, config.kv_cache_mib * MIB)
-        if budget < limits.context_length * limits.kv_bytes_per_token:
-            logger.warning(
-                "there is memory for %d tokens of KV cache; a conversation may have %d",
-                budget // limits.kv_bytes_per_token,
-                limits.context_length,
-            )
-        return Scheduler(
-            model,
-            max_queue=config.max_queue,
-            kv_budget_bytes=budget,
-            prefix=self._prefix_cache(model, config),
-            speculation=config.speculation,
-        )
-
-    def _prefix_cache(self, model: TextModel, config: GenerationConfig) -> PrefixCache | None:
-        """Where beginnings of prompts are kept; None if the configuration wants none."""
-        if not config.prefix_memory_mib and config.prefix_folder is None:
-            return None
-        fingerprint = model_fingerprint(open_bundle(self._bundle).manifest, model.runner)
-        store = None
-        if config.prefix_folder is not None:
-            store = DiskStore(config.prefix_folder, max_bytes=config.prefix_disk_mib * MIB, fingerprint=fingerprint)
-        return PrefixCache(
-            store,
-            memory_bytes=config.prefix_memory_mib * MIB,
-            kv_bytes_per_token=model.runner.limits.kv_bytes_per_token,
-            fingerprint=fingerprint,
-        )
 
     def _heartbeat_age(self) -> float:
         return self._scheduler.seconds_since_heartbeat() if self._scheduler else 0.0
