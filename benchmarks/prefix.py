@@ -133,7 +133,7 @@ class _Bench:
         self._runner.truncate(0, start)
         logits = np.zeros((0, 0), np.float32)
         for at in range(start, len(prompt), 512):
-            (logits,) = self._runner.run([Chunk(0, prompt[at : at + 512])])
+            (logits,) = self._runner.run([Chunk(0, prompt[at : at + 512], exact=True)])
         return logits.copy()
 
     def _forget(self) -> None:

@@ -13,6 +13,7 @@ import json
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 
@@ -29,16 +30,21 @@ _FORMAT = "edgekit prefix 1"
 _LIBRARIES = ("edgekit", "onnxruntime", "onnxruntime-gpu", "mlx", "mlx-lm", "tensorrt", "tensorrt-rtx-cu12-libs")
 
 
-def model_fingerprint(manifest: Manifest, runner: Runner) -> str:
+def model_fingerprint(manifest: Manifest, runner: Runner, root: Path = Path("/")) -> str:
     """Return what must be the same for a KV cache to be used again.
 
-    That is the bundle with every file's hash, the runner, the width of its cache, the libraries' versions, and the
-    kind of machine.
+    That is the bundle with every file's hash, the runner, the width of its cache, the libraries' versions, and what the
+    CPU can do: kernels are chosen by it, and compute other last bits. The number of threads changes nothing.
+
+    Args:
+        manifest: The bundle's.
+        runner: Which runs it.
+        root: Where `proc` is.
     """
     bundle = hashlib.sha256(manifest.to_json().encode()).hexdigest()
     kind = f"{type(runner).__module__}.{type(runner).__qualname__}"
     versions = {name: found for name in _LIBRARIES if (found := _version(name))}
-    return json.dumps([bundle, kind, runner.limits.kv_bytes_per_token, platform.machine(), versions])
+    return json.dumps([bundle, kind, runner.limits.kv_bytes_per_token, platform.machine(), _cpu(root), versions])
 
 
 def root_key(fingerprint: str, block_tokens: int, tenant: str) -> bytes:
@@ -58,6 +64,17 @@ def block_keys(root: bytes, tokens: Sequence[int], block_tokens: int) -> list[by
         key = hashlib.blake2b(key + data[at : at + size], digest_size=KEY_BYTES).digest()
         keys.append(key)
     return keys
+
+
+def _cpu(root: Path) -> str:
+    """The CPU's instruction sets, where the system tells them; else its name."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    # x86-64 says flags, ARM Features.
+    found = [line for line in lines if line.startswith(("flags", "Features"))]
+    return found[0] if found else platform.processor()
 
 
 def _version(name: str) -> str | None:

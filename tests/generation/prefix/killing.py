@@ -29,8 +29,8 @@ __all__ = ["Outcome", "kill_again_and_again"]
 
 BLOCK_TOKENS = 16
 PROMPTS = 12
-# Whole blocks and an even rest.
-PROMPT_TOKENS = 8 * BLOCK_TOKENS + 6
+# Whole blocks and an odd rest.
+PROMPT_TOKENS = 8 * BLOCK_TOKENS + 7
 TENANT = "kitchen"
 PAGE = 4096
 
@@ -104,10 +104,9 @@ class _Witness:
 
 def _prompts(runner: OnnxRuntimeRunner) -> list[list[int]]:
     """The pool: every three begin alike."""
-    rng, half = np.random.default_rng(7), PROMPT_TOKENS // 2
-    parts = rng.integers(runner.limits.vocab_size, size=(PROMPTS, 2, half))
-    parts[:, 0] = parts[np.arange(PROMPTS) // 3, 0]
-    return [list(map(int, prompt)) for prompt in parts.reshape(PROMPTS, PROMPT_TOKENS)]
+    tokens = np.random.default_rng(7).integers(runner.limits.vocab_size, size=(PROMPTS, PROMPT_TOKENS))
+    tokens[:, : PROMPT_TOKENS // 2] = tokens[np.arange(PROMPTS) // 3, : PROMPT_TOKENS // 2]
+    return [list(map(int, prompt)) for prompt in tokens]
 
 
 def _cap(runner: OnnxRuntimeRunner) -> int:
@@ -128,7 +127,7 @@ def _open(bundle: Path, folder: Path, runner: OnnxRuntimeRunner) -> tuple[DiskSt
 def _compute(runner: OnnxRuntimeRunner, prompt: list[int], start: int) -> tuple[bytes, npt.NDArray[np.float32]]:
     """Compute a prompt from `start` on: its KV cache and its last logits."""
     runner.truncate(0, start)
-    (logits,) = runner.run([Chunk(0, prompt[start:])])
+    (logits,) = runner.run([Chunk(0, prompt[start:], exact=True)])
     return runner.read_kv(0, 0, len(prompt)), logits.copy()
 
 

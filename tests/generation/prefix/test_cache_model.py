@@ -24,8 +24,9 @@ TENANTS = st.sampled_from(["", "a"])
 
 def flip(path: Path, place: float) -> None:
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
-    path.write_bytes(content)
+    if content:
+        content[int(place * len(content))] ^= 1
+        path.write_bytes(content)
 
 
 def truncate(path: Path, place: float) -> None:

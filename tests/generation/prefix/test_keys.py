@@ -38,4 +38,7 @@ def test_a_fingerprint_is_the_same_for_the_same_bundle_and_runner_only(tmp_path:
         pass
 
     assert model_fingerprint(manifest, OtherRunner()) != model_fingerprint(manifest, runner)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor: 0\nFeatures\t: fp asimd\nprocessor: 1\nFeatures\t: fp asimd\n")
+    assert "fp asimd" in model_fingerprint(manifest, runner, tmp_path)
     assert "onnxruntime" in model_fingerprint(manifest, runner)
