@@ -35,7 +35,7 @@ def main() -> None:
         outcome = kill_again_and_again(bundle.resolve(), Path(name) / "cache", options.kills, seed=options.seed)
         took = time.monotonic() - started
     print(f"{outcome.kills} kills in {took:.0f} s, {outcome.halves} of them in the middle of a write")
-    print(f"{outcome.torn} files torn by hand, {outcome.refused} of them met again and refused")
+    print(f"{outcome.torn} files torn by hand, {outcome.refused} of them refused when read, the rest at open")
     print(f"{outcome.restored} tokens put back; their KV cache and the logits behind them equal, bit by bit")
     print(f"slowest open: {outcome.slowest_open_s * 1e3:.0f} ms")
 

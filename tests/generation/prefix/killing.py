@@ -43,7 +43,7 @@ class Outcome:
         kills: Processes killed.
         halves: Kills in the middle of a write: there was a file without a name.
         torn: Files that were torn by hand.
-        refused: Torn files that were refused; evicted ones never come to that.
+        refused: Torn files that were refused when read; the others are too short to be more than a header.
         restored: Tokens put back and found right.
         slowest_open_s: The longest it took to open the folder.
     """
@@ -70,6 +70,7 @@ def kill_again_and_again(bundle: Path, folder: Path, kills: int, *, seed: int = 
         if _tear(folder, rng):
             outcome.torn += 1
             outcome.refused += witness.look()
+            assert witness.look() == 0, "what was torn is still there"
     return outcome
 
 
@@ -98,6 +99,10 @@ class _Witness:
             assert got_kv == kv, "another KV cache"
             assert np.array_equal(got_logits, logits), "another answer"
             outcome.restored += start
+        # And those that no prompt reaches any more.
+        left = store._index.keys()
+        for key in left:
+            store.get(key)
         cache.close()
         return store.stats().damaged
 
