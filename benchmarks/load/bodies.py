@@ -1,0 +1,163 @@
+"""Random requests: bodies of chat completions of many kinds, right and wrong ones. It knows no transport."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+__all__ = ["CANARY", "SCHEMAS", "TOOLS", "Bodies"]
+
+CANARY = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "temperature": 0,
+    "max_tokens": 12,
+}
+"""Greedy, and therefore answered alike whoever else asks."""
+
+SCHEMAS = (
+    {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "level": {"enum": [1, 2, 3]}},
+        "required": ["ok", "level"],
+        "additionalProperties": False,
+    },
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 1, "maxItems": 3},
+        },
+        "required": ["name", "tags"],
+        "additionalProperties": False,
+    },
+)
+
+TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "set_light",
+            "description": "Switches a light.",
+            "parameters": {
+                "type": "object",
+                "properties": {"room": {"enum": ["kitchen", "hall"]}, "on": {"type": "boolean"}},
+                "required": ["room", "on"],
+                "additionalProperties": False,
+            },
+            "strict": True,
+        },
+    },
+)
+
+_WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "was",
+    "for",
+    "on",
+    "with",
+    "as",
+    "by",
+    "at",
+    "from",
+    "what",
+    "which",
+    "when",
+    "where",
+    "who",
+    "how",
+    "many",
+    "water",
+    "light",
+    "door",
+    "room",
+    "engine",
+    "harbour",
+    "table",
+    "sensor",
+    "north",
+    "winter",
+    "number",
+    "green",
+    "seven",
+    "quickly",
+    "never",
+    "always",
+    "repeat",
+    "explain",
+    "count",
+    "list",
+    "write",
+]
+_SYSTEMS = (
+    "Answer in one sentence.",
+    "You are a helpful assistant in a workshop. Be short, name units, and never guess a number that was not given.",
+    "You answer questions about the manual of a pump. If the manual does not say it, say so. " * 3,
+)
+
+
+class Bodies:
+    """Makes bodies out of one stream of random numbers.
+
+    Args:
+        seed: The same seed makes the same bodies in the same order.
+        context_length: Of the model; nearly all chats fit into it.
+    """
+
+    def __init__(self, seed: int, context_length: int) -> None:
+        self.random = random.Random(seed)  # noqa: S311  a load, not a secret
+        # A word is two tokens or so for the smallest of vocabularies.
+        self._too_many = 2 * context_length
+        self._most_words = min(600, context_length // 8)
+
+    def chat(self, **fields: Any) -> dict[str, Any]:
+        """Any chat: short or long, one turn or several, with or without a known beginning."""
+        chance = self.random
+        messages = []
+        if chance.random() < 0.5:
+            messages.append({"role": "system", "content": chance.choice(_SYSTEMS)})
+        turns = chance.choice((1, 1, 1, 2, 3))
+        words = int(2 * (self._most_words / 2) ** chance.random())
+        for turn in range(turns):
+            messages.append({"role": "user", "content": self.text(max(1, words // turns))})
+            if turn < turns - 1:
+                messages.append({"role": "assistant", "content": self.text(4)})
+        body: dict[str, Any] = {"messages": messages, "max_tokens": chance.choice((1, 2, 4, 8, 16, 32, 64))}
+        body["temperature"] = chance.choice((0, 0.7, 1.0, 1.5))
+        if chance.random() < 0.3:
+            body["seed"] = chance.randrange(1 << 31)
+        if chance.random() < 0.3:
+            body["top_p"] = round(chance.uniform(0.1, 1.0), 2)
+        if chance.random() < 0.2:
+            body["stop"] = chance.sample([".", "\n", "the", "zebra"], chance.randint(1, 3))
+        return {**body, **fields}
+
+    def text(self, words: int) -> str:
+        """So many words."""
+        return " ".join(self.random.choice(_WORDS) for _ in range(words))
+
+    def wrong(self) -> bytes | dict[str, Any]:
+        """A body that is refused, whatever the daemon can do."""
+        chance = self.random
+        return chance.choice(
+            (
+                b'{"messages": [',
+                b"[]",
+                b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+                {"messages": []},
+                {"messages": [{"role": "pilot", "content": "x"}]},
+                {"messages": [{"role": "user"}]},
+                self.chat(temperature=9),
+                self.chat(max_tokens=0),
+                self.chat(no_such_field=1),
+                self.chat(model="another"),
+                self.chat(messages=[{"role": "user", "content": "word " * self._too_many}]),
+                self.chat(stop=[""]),
+            )
+        )
