@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 from edgekit.config import DaemonConfig
+from edgekit.daemon.allocator import limit_arenas
 from edgekit.daemon.crash_loop import CrashLoop
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.door import HttpDoor
@@ -114,6 +115,7 @@ class Daemon:
         Raises:
             EdgekitError: It could not start.
         """
+        limit_arenas()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopping.set())
         loop = _crash_loop()
