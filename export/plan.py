@@ -19,7 +19,7 @@ from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
 from edgekit.export.artifact_sizes import Rows, Sizes, predicted_sizes, sizes_of_files
 from edgekit.export.checkpoints.files import read_json
-from edgekit.export.pipeline import ExportOptions
+from edgekit.export.options import ExportOptions
 from edgekit.export.plan_source import Source, plan_source
 from edgekit.export.progress import Report, silent
 from edgekit.export.recipe import METHODS, recipe_for

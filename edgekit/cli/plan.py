@@ -50,7 +50,7 @@ def plan(
     MODEL is what `edgekit export` takes, of which only the configuration is fetched; or a config.json, or a bundle.
     The exit status is 1 where it does not fit.
     """
-    from edgekit.export.pipeline import ExportOptions
+    from edgekit.export.options import ExportOptions
     from edgekit.export.plan import plan_model
     from edgekit.target import load_target
 

@@ -1,0 +1,189 @@
+"""From a checkpoint through edgekit's own writers to an artifact: description -> recipe -> writer.
+
+Tensors stream: one is read, quantized, written and forgotten; the next is made ready meanwhile. It leaves the bundle
+around the artifact to the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from edgekit.errors import ConfigError, ExportError
+from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.calibrated_weights import CalibratedWeights
+from edgekit.export.calibration import (
+    CALIBRATION_LENGTH,
+    CALIBRATION_WINDOWS,
+    Calibration,
+    calibration_text,
+    choose_windows,
+)
+from edgekit.export.checkpoints.base import Checkpoint, TokenizerFiles
+from edgekit.export.forward import CheckpointTensors
+from edgekit.export.made import Made, Make
+from edgekit.export.options import ExportOptions
+from edgekit.export.progress import Report
+from edgekit.export.quantization.grid import as_floats
+from edgekit.export.recipe import CALIBRATED, Recipe
+from edgekit.export.source_hashes import SourceHashes
+from edgekit.export.weights import CheckpointWeights
+from edgekit.export.writers import writer_for
+from edgekit.export.writers.base import Artifact
+from edgekit.target import Target
+
+__all__ = ["by_edgekit"]
+
+
+def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: ExportOptions) -> Make:
+    """Return what writes a checkpoint's artifact, once it is clear that it can.
+
+    Args:
+        checkpoint: Of an architecture that edgekit describes.
+        target: The device profile.
+        recipe: What to do with each matrix, before the options' bits.
+        options: The user's choices.
+
+    Raises:
+        ExportError: The architecture is unknown, or the checkpoint's tensors are not those of its configuration.
+        ConfigError: The options do not fit together.
+    """
+    decoder = options.describe(checkpoint.config)
+    _check_tensors(decoder, checkpoint)
+    _check_bits(recipe, options)
+    plain = recipe.with_bits(decoder, head=options.head_bits, embedding=options.embedding_bits)
+
+    def make(folder: Path, tokenizer: TokenizerFiles, report: Report) -> Made:
+        calibration = _calibration(plain, tokenizer, decoder, options)
+        recipe = plain
+        if options.fit_bytes is not None and calibration is not None:
+            from edgekit.export.mixed_bits import fit_to_size
+
+            tensors, ids = CheckpointTensors(checkpoint), calibration.ids
+            form = target.dialect or target.artifact
+            recipe = fit_to_size(
+                plain, decoder, tensors, ids, size=options.fit_bytes, artifact_format=form, report=report
+            )
+        # MLX keeps a matrix that is stored whole as it is; ONNX takes it apart.
+        linears = decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()
+        total = len(decoder.tensor_shapes())
+        done = 0
+
+        def progress(_: str) -> None:
+            nonlocal done
+            done += 1
+            report("quantize and write", min(done, total), total)
+
+        with (
+            _weights(checkpoint, decoder, recipe, calibration, (decoder.embedding, *linears)) as weights,
+            SourceHashes(checkpoint, weights.fraction_read) as hashing,
+        ):
+            artifact = writer_for(target)(decoder, weights, folder, progress)
+            report("quantize and write", total, total)
+            source = hashing.result()
+        _check_size(folder, artifact, options.fit_bytes)
+        if target.dialect == "onnxruntime":
+            from edgekit.export.writers.onnx.genai_config import write_genai_config
+
+            write_genai_config(folder, decoder, tokenizer)
+        return Made(
+            artifact=artifact,
+            dialect=target.dialect or "",
+            architecture=decoder.model_type,
+            parameters=_parameters(decoder),
+            context_length=decoder.max_position,
+            kv_bytes_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
+            recipe=recipe.summary(weights.used, calibration.as_dict() if calibration else None),
+            source=source,
+        )
+
+    return make
+
+
+def _check_bits(recipe: Recipe, options: ExportOptions) -> None:
+    """Refuse options about bits and texts that the recipe does not take, before any work."""
+    if options.fit_bytes is not None and recipe.method in {"auto", "exact", "none"}:
+        raise ConfigError(
+            f"--fit chooses bits, and so does --recipe {recipe.method}",
+            hint="use --fit with --recipe gptq, awq, lsq or rtn",
+        )
+    wants_text = recipe.method in CALIBRATED or options.fit_bytes is not None
+    if not wants_text and (options.calibrate_on is not None or options.calibration_windows is not None):
+        raise ConfigError(
+            f"--recipe {recipe.method} needs no text", hint=f"those that do: {', '.join(CALIBRATED)}; and --fit"
+        )
+
+
+def _calibration(
+    recipe: Recipe, tokenizer: TokenizerFiles, decoder: Decoder, options: ExportOptions
+) -> Calibration | None:
+    """The windows to calibrate on; None where nothing asks for them."""
+    if recipe.method not in CALIBRATED and options.fit_bytes is None:
+        return None
+    text = calibration_text(options.calibrate_on)
+    length = min(CALIBRATION_LENGTH, decoder.max_position)
+    windows = options.calibration_windows or CALIBRATION_WINDOWS
+    return choose_windows(tokenizer.tokenizer_json, text, length=length, windows=windows)
+
+
+def _weights(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    order: Sequence[Linear],
+) -> CheckpointWeights | CalibratedWeights:
+    """Where the writer's numbers come from."""
+    if recipe.method in CALIBRATED and calibration is not None:
+        return CalibratedWeights(checkpoint, decoder, recipe, calibration.ids)
+    return CheckpointWeights(checkpoint, recipe, order)
+
+
+def _check_size(folder: Path, artifact: Artifact, limit: int | None) -> None:
+    """Make sure that what was promised before writing holds after it."""
+    # A graph's structure is no weight.
+    size = sum((folder / name).stat().st_size for name in artifact.files if not name.endswith((".onnx", ".json")))
+    if limit is not None and size > limit:
+        raise ExportError(
+            f"the weights take {size / 2**20:.1f} MiB, more than the {limit / 2**20:.1f} MiB of --fit",
+            hint=f"ask for {(limit - 1.05 * (size - limit)) / 2**20:.1f} MiB",
+        )
+
+
+def _parameters(decoder: Decoder) -> int:
+    return sum(prod(shape) for shape in decoder.tensor_shapes().values())
+
+
+def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose tensors are not those its configuration describes, before any work is done."""
+    present = checkpoint.tensors
+    expected = decoder.tensor_shapes()
+    for name, shape in expected.items():
+        if name not in present:
+            raise ExportError(f"the checkpoint has no tensor `{name}`", hint="is a shard missing?")
+        if present[name].shape != shape:
+            raise ExportError(f"tensor `{name}` is shaped {present[name].shape}; the configuration says {shape}")
+    # A tensor that nothing reads would change the answer silently: a bias the configuration does not mention, say.
+    ignorable = {decoder.head.weight} if decoder.tied else set()
+    strange = sorted(
+        name
+        for name in present
+        if name not in expected
+        and name not in ignorable
+        and "rotary_emb" not in name
+        and not _no_bias(checkpoint, name)
+    )
+    if strange:
+        raise ExportError(
+            f"the checkpoint has tensors this architecture does not use: {', '.join(strange[:3])}"
+            + (f" and {len(strange) - 3} more" if len(strange) > 3 else ""),
+            hint=f"is it really a `{decoder.model_type}` model?",
+        )
+
+
+def _no_bias(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor is a bias of zeros: AutoGPTQ stores one beside every layer, whether the model has it or not."""
+    if not name.endswith(".bias") or len(checkpoint.tensors[name].shape) != 1:
+        return False
+    return not as_floats(checkpoint.read(name)).any()
