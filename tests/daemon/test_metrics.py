@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import RequestError
 from edgekit.generation.engine import EngineStats
