@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import ConfigError, IncompatibleBundleError, missing_extra
 from edgekit.runners.base import Runner
+
+if TYPE_CHECKING:
+    from edgekit.runners.graph_runner import GraphRunner
+    from edgekit.runners.optimum import OptimumRunner
 
 __all__ = ["open_runner"]
 
@@ -18,6 +23,7 @@ def open_runner(
     context_length: int,
     threads: int | None = None,
     sequence_slots: int = 1,
+    max_chunk: int | None = None,
     kv_bits: int | None = None,
 ) -> Runner:
     """Load the artifact of a bundle into the runner of its kind.
@@ -31,6 +37,7 @@ def open_runner(
         context_length: Tokens one sequence slot must hold.
         threads: For backends on the CPU; None takes one per physical core.
         sequence_slots: Sequences held at the same time.
+        max_chunk: Most tokens of one slot in one step; None takes what suits the runner.
         kv_bits: 8 for a KV cache of 8 bits; None keeps it as the model computes it.
 
     Raises:
@@ -44,29 +51,16 @@ def open_runner(
             "this runner keeps its KV cache as the model computes it",
             hint="leave out `generation.kv_cache_bits`: it is for MLX bundles",
         )
+    options: dict[str, Any] = {"context_length": context_length, "sequence_slots": sequence_slots}
+    if max_chunk is not None:
+        options["max_chunk"] = max_chunk
     try:
-        if kind == "onnx" and dialect == "portable":
-            from edgekit.runners.portable import PortableRunner
-
-            return PortableRunner(folder, context_length=context_length, threads=threads, sequence_slots=sequence_slots)
-        if kind == "onnx" and dialect == "native":
-            from edgekit.runners.native import NativeRunner
-
-            return NativeRunner(folder, context_length=context_length, threads=threads, sequence_slots=sequence_slots)
-        if kind == "onnx" and dialect == "optimum":
-            from edgekit.runners.optimum import OptimumRunner
-
-            return OptimumRunner(folder, context_length=context_length, threads=threads, sequence_slots=sequence_slots)
         if kind == "onnx":
-            from edgekit.runners.onnxruntime import OnnxRuntimeRunner
-
-            return OnnxRuntimeRunner(
-                folder, context_length=context_length, threads=threads, sequence_slots=sequence_slots
-            )
+            return _onnx_runner(dialect)(folder, threads=threads, **options)
         if kind == "mlx":
             from edgekit.runners.mlx import MlxRunner
 
-            return MlxRunner(folder, context_length=context_length, sequence_slots=sequence_slots)
+            return MlxRunner(folder, kv_bits=kv_bits, **options)
     except ModuleNotFoundError as error:
         module, extra = ("onnxruntime", "onnxruntime") if kind == "onnx" else ("mlx", "mlx")
         # A module of ours that is missing is a fault, not a choice of extras.
@@ -77,3 +71,21 @@ def open_runner(
         f"this edgekit cannot run an artifact of kind `{kind}`",
         hint="known kinds: mlx, onnx; update edgekit, or export again",
     )
+
+
+def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
+    if dialect == "portable":
+        from edgekit.runners.portable import PortableRunner
+
+        return PortableRunner
+    if dialect == "native":
+        from edgekit.runners.native import NativeRunner
+
+        return NativeRunner
+    if dialect == "optimum":
+        from edgekit.runners.optimum import OptimumRunner
+
+        return OptimumRunner
+    from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner

@@ -5,13 +5,13 @@ It knows names of inputs and outputs that all these dialects have; what else a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edgekit.runners.base import Limits
+from edgekit.runners.base import Chunk, Limits
 from edgekit.runners.kv_cache import KvCache
 from edgekit.runners.session import context_of, open_session
 from edgekit.runners.slots import SlotRunner
@@ -105,7 +105,7 @@ class GraphRunner(SlotRunner):
     def _snapshot(self) -> list[int]:
         return list(self._lengths)
 
-    def _restore(self, before: list[int]) -> None:
+    def _restore(self, before: list[int], chunks: Sequence[Chunk]) -> None:  # noqa: ARG002
         self._lengths = before
 
     def _cache_of(self, low: int, high: int) -> list[Any]:

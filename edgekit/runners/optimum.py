@@ -113,7 +113,7 @@ class OptimumRunner(SlotRunner):
     def _snapshot(self) -> list[Any]:
         return list(self._past)
 
-    def _restore(self, before: list[Any]) -> None:
+    def _restore(self, before: list[Any], chunks: Sequence[Chunk]) -> None:  # noqa: ARG002
         self._past = before
 
     def _run(self, chunk: Chunk, tokens: TokenArray) -> FloatArray:

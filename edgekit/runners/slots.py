@@ -43,7 +43,7 @@ class SlotRunner(ABC):
         try:
             return self._step(chunks, tokens)
         except Exception as error:  # backends' exceptions share no base class
-            self._restore(before)
+            self._restore(before, chunks)
             raise RunnerError(f"{self._backend} failed: {first_line(error)}") from error
 
     def length(self, slot: int) -> int:
@@ -101,8 +101,8 @@ class SlotRunner(ABC):
         """What says how much each slot holds."""
 
     @abstractmethod
-    def _restore(self, before: Any) -> None:
-        """Go back to a snapshot, after a step that failed."""
+    def _restore(self, before: Any, chunks: Sequence[Chunk]) -> None:
+        """Go back to a snapshot, after a step of these chunks that failed."""
 
     def _slot(self, slot: int) -> int:
         if self._closed:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgekit.errors import EdgekitError, RunnerError
+from edgekit.errors import ConfigError, EdgekitError, RunnerError
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.lsq import lsq
@@ -54,9 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "mlx"
 
 
-@pytest.fixture
-def runner(folder: Path) -> Runner:
-    return MlxRunner(folder, context_length=64, sequence_slots=2, max_chunk=50)
+@pytest.fixture(params=[None, 8], ids=["float cache", "8-bit cache"])
+def runner(request: pytest.FixtureRequest, folder: Path) -> Runner:
+    return MlxRunner(folder, context_length=64, sequence_slots=2, max_chunk=50, kv_bits=request.param)
 
 
 def run(runner: Runner, tokens: list[int], slot: int = 0) -> npt.NDArray[np.float32]:
@@ -125,14 +125,14 @@ def test_truncating_forgets_only_what_follows(runner: Runner) -> None:
     run(runner, [7, 8, 9])
     runner.truncate(0, 6)
     np.testing.assert_allclose(run(runner, TOKENS[6:12]), expected[6:], atol=1e-4)
-    with pytest.raises(RunnerError, match="holds 12 tokens and cannot be truncated to 13"):
+    with pytest.raises(RunnerError, match="holds 12 tokens; it cannot be cut to 13"):
         runner.truncate(0, 13)
 
 
 def test_a_step_beyond_the_context_length_changes_no_slot(runner: Runner) -> None:
     run(runner, TOKENS)
     before = runner.read_kv(0, 0, 48)
-    with pytest.raises(RunnerError, match="holds 48 tokens; 17 more exceed the context length of 64") as caught:
+    with pytest.raises(RunnerError, match=r"48 \+ 17 tokens do not fit the context of 64") as caught:
         runner.run([Chunk(1, [1, 2]), Chunk(0, TOKENS[:17])])
     assert caught.value.code == "context_length_exceeded"
     assert (runner.length(0), runner.length(1)) == (48, 0)
@@ -144,12 +144,12 @@ def test_a_step_beyond_the_context_length_changes_no_slot(runner: Runner) -> Non
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        ([Chunk(0, [])], "a chunk holds 1 to 50 tokens, not 0"),
-        ([Chunk(0, [1] * 51)], "a chunk holds 1 to 50 tokens, not 51"),
-        ([Chunk(0, [512])], "outside the vocabulary of 512"),
-        ([Chunk(0, [-1])], "outside the vocabulary of 512"),
+        ([Chunk(0, [])], "a chunk has 1 to 50 tokens, not 0"),
+        ([Chunk(0, [1] * 51)], "a chunk has 1 to 50 tokens, not 51"),
+        ([Chunk(0, [512])], "token ids run from 0 to 511"),
+        ([Chunk(0, [-1])], "token ids run from 0 to 511"),
         ([Chunk(2, [1])], "no sequence slot 2"),
-        ([Chunk(0, [1]), Chunk(0, [2])], "two chunks for sequence slot 0"),
+        ([Chunk(0, [1]), Chunk(0, [2])], "at most one chunk per sequence slot"),
     ],
 )
 def test_a_malformed_step_is_refused_before_anything_runs(runner: Runner, chunks: list[Chunk], message: str) -> None:
@@ -173,24 +173,58 @@ def test_a_kv_cache_that_does_not_fit_is_refused(runner: Runner) -> None:
     run(runner, TOKENS[:30])
     data = runner.read_kv(0, 0, 30)
     assert runner.write_kv(1, 0, b"") == 0
-    with pytest.raises(RunnerError, match="not a multiple"):
+    with pytest.raises(RunnerError, match="not KV cache that fits"):
         runner.write_kv(1, 0, data[:-1])
-    with pytest.raises(RunnerError, match="holds 0 tokens; its KV cache cannot be written at 3"):
+    with pytest.raises(RunnerError, match="holds 0 tokens; position 3 does not follow"):
         runner.write_kv(1, 3, data)
     with pytest.raises(RunnerError, match="holds 30 tokens, not positions 0 to 31"):
         runner.read_kv(0, 0, 31)
     runner.write_kv(1, 0, data)
     runner.write_kv(1, 30, data)
-    with pytest.raises(RunnerError, match="exceed the context length"):
+    with pytest.raises(RunnerError, match="not KV cache that fits"):
         runner.write_kv(1, 60, data)
     assert runner.length(1) == 60
 
 
-def test_the_limits_say_what_the_runner_can_do(runner: Runner) -> None:
-    limits = runner.limits
+@pytest.mark.parametrize(("kv_bits", "per_head"), [(None, 32 * 4), (8, 32 + 2 * 4)])
+def test_the_limits_say_what_the_runner_can_do(folder: Path, kv_bits: int | None, per_head: int) -> None:
+    limits = MlxRunner(folder, context_length=64, sequence_slots=2, max_chunk=50, kv_bits=kv_bits).limits
     assert (limits.context_length, limits.sequence_slots, limits.max_chunk, limits.vocab_size) == (64, 2, 50, 512)
-    # Keys and values of 3 layers, 2 heads of 32, 4 bytes each: a CPU computes in float32.
-    assert limits.kv_bytes_per_token == 2 * 3 * 2 * 32 * 4
+    # Keys and values of 3 layers, 2 heads of 32, 4 bytes each: a CPU computes in float32. Or a byte each, and a scale
+    # and an offset for all of them.
+    assert limits.kv_bytes_per_token == 2 * 3 * 2 * per_head
+
+
+def test_any_cutting_gives_the_bits_of_one_long_chunk_on_the_cpu(runner: Runner) -> None:
+    whole = run(runner, TOKENS)
+    cache = runner.read_kv(0, 0, 48)
+    rng = np.random.default_rng(5)
+    for _ in range(4):
+        runner.truncate(0, 0)
+        while (at := runner.length(0)) < 48:
+            count = min(int(rng.choice([1, 1, 2, 5, 16])), 48 - at)
+            rows = runner.run([Chunk(1, [at]), Chunk(0, TOKENS[at : at + count], "all", exact=True)])
+            np.testing.assert_array_equal(rows[1], whole[at : at + count])
+            if runner.length(1) == 60:
+                runner.truncate(1, 3)
+        assert runner.read_kv(0, 0, 48) == cache
+
+
+def test_a_cache_of_8_bits_hardly_changes_the_logits(folder: Path) -> None:
+    plain = run(MlxRunner(folder, context_length=64), TOKENS)
+    kept = run(MlxRunner(folder, context_length=64, kv_bits=8), TOKENS)
+    assert 0 < np.abs(kept - plain).max() < 0.05 * plain.std()
+    assert np.mean(kept.argmax(-1) == plain.argmax(-1)) > 0.95
+
+
+def test_a_cache_of_other_bits_or_of_heads_that_no_group_divides_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="cache of 4 bits") as caught:
+        MlxRunner(folder, context_length=64, kv_bits=4)
+    assert caught.value.hint
+    path = tiny_checkpoint(tmp_path, heads=8, kv_heads=4)
+    write(path, TensorWeights(tiny_tensors(path)), MlxWriter())
+    with pytest.raises(ConfigError, match="heads of a multiple of 32 elements; this model's have 16"):
+        MlxRunner(path / "mlx", context_length=64, kv_bits=8)
 
 
 def test_a_long_context_is_prefilled_in_steps(folder: Path) -> None:

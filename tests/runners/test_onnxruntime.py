@@ -13,13 +13,14 @@ import onnx
 import psutil
 import pytest
 
-from edgekit.errors import BundleError, RunnerError
+from edgekit.errors import BundleError, ConfigError, RunnerError
 from edgekit.export.optimum.int4_pass import quantize_graph
 from edgekit.export.optimum.source import Source
 from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.recipe import recipe_for
 from edgekit.export.writers.onnx import OnnxWriter
+from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 from edgekit.runners.native import NativeRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
@@ -298,6 +299,15 @@ def test_a_graph_whose_rows_have_no_batch_still_runs(tmp_path: Path, folder: Pat
     shutil.copy(folder / "model.onnx.data", tmp_path)
     old, new = (OnnxRuntimeRunner(place, threads=1) for place in (tmp_path, folder))
     np.testing.assert_array_equal(everything(old, [20, 1, 19]), everything(new, [20, 1, 19]))
+
+
+def test_open_runner_passes_slots_and_chunk_on_and_refuses_a_cache_of_8_bits(folder: Path) -> None:
+    runner = open_runner(folder, "onnx", "onnxruntime", context_length=64, sequence_slots=3, max_chunk=16, threads=1)
+    limits = runner.limits
+    assert (limits.context_length, limits.sequence_slots, limits.max_chunk, limits.batch) == (64, 3, 16, 3)
+    with pytest.raises(ConfigError, match="KV cache") as caught:
+        open_runner(folder, "onnx", "onnxruntime", context_length=64, kv_bits=8)
+    assert caught.value.hint
 
 
 def test_a_folder_without_a_graph_is_named(tmp_path: Path) -> None:
