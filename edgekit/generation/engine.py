@@ -37,6 +37,8 @@ _USUAL_TOKENS = 256
 _PREFILL_SHARE = 2.0
 _PREFILL_S = 0.05
 _LEAST_PIECE = 16
+# Known tokens that an answer takes in one step; more of them go in pieces, as a prompt does.
+_FORCED = 64
 # Tokens: an answer waits for another's prompt while so many more of it are shared.
 _WORTH_WAITING = 32
 
@@ -174,14 +176,6 @@ class Engine:
         if planned:
             self._run(planned)
 
-    def close(self) -> None:
-        """End what still runs as cancelled, and forget what the slots hold."""
-        for ticket in list(self._open):
-            self._drop(ticket)
-            ticket.finish("cancelled")
-        for number in range(self._limits.sequence_slots):
-            self._slots.empty(number)
-
     def _admit(self) -> None:
         """Give slots to what waits, in order, while there are any."""
         while self._slots.free:
@@ -239,7 +233,7 @@ class Engine:
     def _plan(self) -> list[_Planned]:
         """What each running answer does in this step; they fit the budget together."""
         while True:
-            decoding = [sequence for sequence in self._running if self._missing(sequence) == 1]
+            decoding = [sequence for sequence in self._running if self._decodes(sequence)]
             planned = [self._next_token(sequence, alone=len(self._running) == 1) for sequence in decoding]
             prefilling = self._next_prompt()
             if prefilling is not None:
@@ -252,7 +246,8 @@ class Engine:
     def _next_token(self, sequence: Sequence, *, alone: bool) -> _Planned:
         slot = _slot(sequence)
         held = self._slots.length(slot)
-        room = min(self._limits.max_chunk - 1, self._limits.context_length - held - 1)
+        known = len(sequence.tokens) - held
+        room = min(self._limits.max_chunk, self._limits.context_length - held) - known
         # Guessing takes an answer out of the batch: without exactness it pays only where there is none.
         drafted = sequence.draft(room) if sequence.exact or alone else []
         chunk = Chunk(slot, [*sequence.tokens[held:], *drafted], "all" if drafted else "last", exact=sequence.exact)
@@ -260,7 +255,7 @@ class Engine:
 
     def _next_prompt(self) -> Sequence | None:
         """Whose known tokens the runner takes in this step: the shortest rest, but the eldest every other time."""
-        waiting = [sequence for sequence in self._running if self._missing(sequence) > 1]
+        waiting = [sequence for sequence in self._running if not self._decodes(sequence)]
         if not waiting:
             return None
         self._eldest = not self._eldest
@@ -278,6 +273,11 @@ class Engine:
         wanted: Literal["none", "last", "all"] = "all" if sequence.scoring else "last" if whole else "none"
         # Prompts are always computed exactly: what begins alike can then be shared.
         return _Planned(sequence, Chunk(slot, tokens, wanted, exact=True), held, [], whole)
+
+    def _decodes(self, sequence: Sequence) -> bool:
+        """Whether its next token is decided in every step; a grammar may have made a few of them known already."""
+        missing = self._missing(sequence)
+        return missing == 1 or (sequence.made > 0 and missing <= min(_FORCED, self._limits.max_chunk))
 
     def _missing(self, sequence: Sequence) -> int:
         return len(sequence.tokens) - self._slots.length(_slot(sequence))

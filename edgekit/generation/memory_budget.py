@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgekit.machine import available_bytes
 from edgekit.memory import RUNTIMES, Shapes
 from edgekit.runners.base import Limits
 
@@ -23,20 +22,19 @@ _LEFT_TO_THE_SYSTEM = 0.1
 _LEAST_TOKENS = 512
 
 
-def kv_budget(limits: Limits, runtime: str, shapes: Shapes | None, available: int | None = None) -> int:
+def kv_budget(limits: Limits, runtime: str, shapes: Shapes | None, available: int | None) -> int:
     """Return how many bytes of KV cache there may be.
 
     Args:
         limits: Of the loaded runner.
         runtime: Its name in `RUNTIMES`.
         shapes: The model's sizes; None counts no activations.
-        available: Bytes a process could still have; asked of the system unless given.
+        available: Bytes that the process could still have (`machine.available_bytes`); None if nobody knows.
 
     Returns:
         At most what the slots hold, and room for a few hundred tokens at least.
     """
     whole = limits.sequence_slots * limits.context_length * limits.kv_bytes_per_token
-    available = available_bytes() if available is None else available
     if available is None:
         return whole
     step = 0

@@ -9,8 +9,9 @@ from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation.memory_budget import kv_budget, model_shapes
 from edgekit.generation.model import TextModel, load_model
-from edgekit.generation.prefix import DiskStore, PrefixCache, model_fingerprint
+from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.scheduler import Scheduler
+from edgekit.machine import available_bytes
 
 __all__ = ["open_model", "schedule"]
 
@@ -41,7 +42,13 @@ def schedule(model: TextModel, bundle: Path, config: GenerationConfig) -> Schedu
         config: The same.
     """
     limits = model.runner.limits
-    budget = kv_budget(limits, _RUNTIMES.get(model.info.format, model.info.format), model_shapes(bundle))
+    available = available_bytes()
+    if available is not None:
+        # What waits to be written to disk is in memory meanwhile.
+        queued = QUEUE_BYTES if config.prefix_folder is not None else 0
+        available = max(0, available - config.prefix_memory_mib * MIB - queued)
+    runtime = _RUNTIMES.get(model.info.format, model.info.format)
+    budget = kv_budget(limits, runtime, model_shapes(bundle), available)
     if config.kv_cache_mib is not None:
         budget = min(budget, config.kv_cache_mib * MIB)
     if budget < limits.context_length * limits.kv_bytes_per_token:

@@ -17,6 +17,8 @@ __all__ = ["Slots"]
 
 # A prefix shorter than this is quicker computed than looked after.
 _WORTH = 16
+# Tokens left free for each answer that runs, where another is to begin.
+_SPARE = 32
 
 
 @dataclass(slots=True)
@@ -181,7 +183,9 @@ class Slots:
                 self.cut(number, count)
             else:
                 self.empty(number)
-            if not self.make_room(len(tokens) - slot.high):
+            # Those that run need room to grow, or they would soon push this one out again.
+            spare = _SPARE * sum(other.busy for other in self._slots if other is not slot)
+            if not self.make_room(len(tokens) - slot.high + spare):
                 slot.busy = False
                 return None
             slot.tenant = tenant

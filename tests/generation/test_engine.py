@@ -7,7 +7,16 @@ import pytest
 
 from edgekit.generation.engine import Engine
 from edgekit.generation.model import TextModel
-from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, Sampling
+from edgekit.generation.request import (
+    ChatRequest,
+    Delta,
+    Event,
+    Failure,
+    Finish,
+    Message,
+    ResponseFormat,
+    Sampling,
+)
 from tests.generation.tiny import EchoRunner, echo_model
 
 ANSWER = "Paris is the capital of France."
@@ -235,3 +244,16 @@ def test_a_cancelled_request_leaves_its_slot_within_a_step() -> None:
     assert engine.stats.running == 1
     _run(engine)
     assert second.finish.reason == "length"
+
+
+def test_answers_that_a_grammar_carries_forward_all_go_on_in_every_step() -> None:
+    model = echo_model(sequence_slots=3)
+    engine = Engine(model)
+    text = "the quick brown fox jumps over the lazy dog"
+    asked = [
+        Asked(engine, model, response_format=ResponseFormat("choice", (f"{text} {number}",))) for number in range(3)
+    ]
+    _run(engine)
+    assert [one.text() for one in asked] == [f"{text} {number}" for number in range(3)]
+    # Every token is known beforehand: a few steps, not one for each of them.
+    assert _runner(model).steps < 15

@@ -18,7 +18,7 @@ Save only what was computed exactly. `stats()` has the counters.
 """
 
 from edgekit.generation.prefix.cache import BLOCK_TOKENS, PrefixCache, PrefixStats
-from edgekit.generation.prefix.disk import DiskStats, DiskStore
+from edgekit.generation.prefix.disk import QUEUE_BYTES, DiskStats, DiskStore
 from edgekit.generation.prefix.keys import model_fingerprint
 
-__all__ = ["BLOCK_TOKENS", "DiskStats", "DiskStore", "PrefixCache", "PrefixStats", "model_fingerprint"]
+__all__ = ["BLOCK_TOKENS", "QUEUE_BYTES", "DiskStats", "DiskStore", "PrefixCache", "PrefixStats", "model_fingerprint"]

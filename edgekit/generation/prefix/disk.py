@@ -34,7 +34,7 @@ from edgekit.generation.prefix.block_file import (
 )
 from edgekit.generation.prefix.lru import Lru
 
-__all__ = ["DiskStats", "DiskStore"]
+__all__ = ["QUEUE_BYTES", "DiskStats", "DiskStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ _PAGE = 4096
 # After a failed write nothing is written for so long: disks are emptied, and remounted.
 _QUIET_S = 300.0
 _MIB = 1 << 20
+QUEUE_BYTES = 128 * _MIB
+"""KV cache that may wait to be written, unless said otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class DiskStore:
         queue_bytes: Most KV cache that waits to be written; beyond it blocks are dropped.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, fingerprint: str, queue_bytes: int = 128 * _MIB) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, fingerprint: str, queue_bytes: int = QUEUE_BYTES) -> None:
         self._folder = folder / "prefix"
         self._max_bytes = max_bytes
         self._queue_bytes = queue_bytes
