@@ -10,7 +10,8 @@
     present.N.key, .value           [batch, heads, past + sequence, dim]
 
 A step takes the whole cache and gives back a longer one, which is handed to the next step as it is. That costs a copy
-of the cache for every step: our own `onnxruntime` dialect has none. It knows nothing of text.
+of the cache for every step: our own `onnxruntime` dialect has none. Sequences run one after the other, and nothing is
+promised of `Chunk.exact`. It knows nothing of text.
 """
 
 from __future__ import annotations

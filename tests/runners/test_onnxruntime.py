@@ -270,6 +270,21 @@ def test_a_long_context_takes_memory_only_as_it_fills(tmp_path: Path) -> None:
     assert process.memory_info().rss - before < reserved / 2
 
 
+def test_a_slot_that_is_emptied_gives_its_memory_back_and_one_that_is_cut_keeps_it(tmp_path: Path) -> None:
+    runner = OnnxRuntimeRunner(export(tmp_path, OnnxWriter("onnxruntime"), max_position=60_000), sequence_slots=2)
+    data = memoryview(np.random.default_rng(0).bytes(40_000 * runner.limits.kv_bytes_per_token))
+    process = psutil.Process()
+    for slot in range(2):
+        runner.write_kv(slot, 0, data)
+    full = process.memory_info().rss
+    runner.truncate(0, 5)
+    assert process.memory_info().rss > full - len(data) / 2
+    runner.truncate(0, 0)
+    assert process.memory_info().rss < full - 0.9 * len(data)
+    assert runner.read_kv(1, 0, 40_000) == data
+    assert runner.write_kv(0, 0, data) == 40_000
+
+
 def test_a_graph_of_another_dialect_is_not_run(folder: Path, portable: Path) -> None:
     with pytest.raises(BundleError, match="written in the `portable` dialect") as caught:
         OnnxRuntimeRunner(portable)
