@@ -1,20 +1,21 @@
 """Compiles what an answer must look like, before its first token, or refuses it.
 
-It runs on the caller's thread and may be used by several at once. What is compiled is kept and used again: a matcher of a
-grammar that is known costs a copy. The tokenizer's part is built on first use and takes a second or two.
+It runs on the caller's thread and may be used by several at once. What is compiled is kept and used again: a matcher of
+a grammar that is known costs a copy. The tokenizer's part is built on first use and takes a second or two. llguidance
+goes down by recursion: within the limits here, 2 MiB of stack are enough.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
 
 from edgekit.errors import RequestError
-from edgekit.generation.grammar.errors import Complaint, refusal
+from edgekit.generation.grammar.errors import PartError, one_line, refusal
 from edgekit.generation.grammar.lark import choice_grammar, prepare_lark, regex_grammar, to_lark
 from edgekit.generation.grammar.matcher import Matcher, MatcherFactory
 from edgekit.generation.grammar.patterns import full_match
@@ -29,8 +30,8 @@ MAX_CACHED = 64
 MAX_PROBES = 64
 
 # Wherever JSON takes whitespace: one blank, or one line break and the indentation after it. Models write what they were
-# taught (`{"a": 1}`, or indented), and none can go on with blanks and empty lines for ever. Escapes of the `\\u` kind are
-# left out: with them a name has more than one spelling, and one that is taken could be written again.
+# taught (`{"a": 1}`, or indented), and none can go on with blanks and empty lines for ever. Escapes by number are left
+# out: with them a name has more than one spelling, and one that is taken could be written again.
 JSON_OPTIONS = {"whitespace_pattern": r"[\x20\t]|\r?\n(\x20{0,48}|\t{0,16})", "json_allowed_escapes": 'nrbtf\\"'}
 
 
@@ -69,7 +70,7 @@ class GrammarCompiler:
         """Return the grammar of a response format.
 
         Raises:
-            RequestError: `unsupported_schema`, `schema_too_complex` or `invalid_request`, with the path of what is wrong.
+            RequestError: `unsupported_schema`, `schema_too_complex` or `invalid_request`, with the path of the part.
             EdgekitError: `grammar_unavailable`: this model's answers cannot be constrained.
         """
         kind, value = response_format.kind, response_format.value
@@ -85,15 +86,15 @@ class GrammarCompiler:
                 source = regex_grammar(full_match(_text(value, "`regex` is a text", param)))
             else:
                 source = choice_grammar(value)
-        except Complaint as complaint:
+        except PartError as complaint:
             raise refusal(complaint, path="", param=param) from None
         return self._cached("lark", source, lambda: self._build(LLMatcher.grammar_from_lark(source), param))
 
     def compile_lark(self, text: str, *, param: str) -> Grammar:
         """Return a grammar that is written in Lark's syntax as llguidance reads it.
 
-        `%json` schemas are held to as by `compile`. `<name>` stands for a token: a special one for itself, another added
-        one for its text; `<[name]>` is for those with brackets in their name. End tokens are not named.
+        `%json` schemas are held to as by `compile`. `<name>` stands for a token: a special one for itself, another
+        added one for its text; `<[name]>` is for those with brackets in their name. End tokens are not named.
 
         Args:
             text: The grammar.
@@ -132,14 +133,13 @@ class GrammarCompiler:
 
         return self._cached("json", lowered.document(lowered.root, {}), build)
 
-    def _cached(self, kind: str, source: str, build: Any) -> Grammar:
+    def _cached(self, kind: str, source: str, build: Callable[[], Grammar]) -> Grammar:
         with self._lock:
             grammar = self._cache.get((kind, source))
             if grammar is not None:
                 self._cache.move_to_end((kind, source))
                 return grammar
         grammar = build()
-        assert isinstance(grammar, Grammar)
         with self._lock:
             self._cache[kind, source] = grammar
             while len(self._cache) > MAX_CACHED:
@@ -197,11 +197,21 @@ def _limits() -> LLParserLimits:
     )
 
 
-_TOO_MUCH = ("fuel", "limit", "too large", "too big", "too many", "too complex", "too deeply", "Unable to determine")
+_TOO_MUCH = (
+    "fuel",
+    "limit",
+    "too large",
+    "too big",
+    "too many",
+    "too complex",
+    "too deeply",
+    "exceeded",
+    "Unable to determine",
+)
 
 
 def _refused(message: str, param: str) -> RequestError:
-    line = " ".join(message.split("<state>", maxsplit=1)[0].split("<non-verbose/>", maxsplit=1)[0].split())[:300]
+    line = one_line(message)
     if any(word in line for word in _TOO_MUCH):
         return RequestError(f"it is too complex to be enforced: {line}", code="schema_too_complex", param=param)
     return RequestError(f"it cannot be enforced: {line}", code="unsupported_schema", param=param)

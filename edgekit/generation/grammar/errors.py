@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from edgekit.errors import RequestError
 
-__all__ = ["Complaint", "refusal"]
+__all__ = ["PartError", "one_line", "refusal"]
 
 
-class Complaint(Exception):
+class PartError(Exception):
     """What is wrong with a part; whoever knows where the part stands turns it into a `RequestError`.
 
     Args:
@@ -21,7 +21,14 @@ class Complaint(Exception):
         self.hint = hint
 
 
-def refusal(complaint: Complaint, *, path: str, param: str) -> RequestError:
+def refusal(complaint: PartError, *, path: str, param: str) -> RequestError:
     """Return the error for a request whose schema or grammar has this at `path`."""
     where = f"{path}: " if path else ""
     return RequestError(where + complaint.message, hint=complaint.hint, code=complaint.code, param=param)
+
+
+def one_line(message: str) -> str:
+    """What llguidance says is wrong, without the state that it adds."""
+    for mark in ("<state>", "<non-verbose/>"):
+        message = message.partition(mark)[0]
+    return " ".join(message.split())[:300]

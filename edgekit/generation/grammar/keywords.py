@@ -1,6 +1,6 @@
-"""Which words of JSON Schema are enforced, which are remarks, and which are refused; docs/structured-output.md lists them.
+"""Which words of JSON Schema are enforced, which are remarks, and which are refused.
 
-A word that is in none of these sets is refused too.
+docs/structured-output.md lists them. A word that is in none of these sets is refused too.
 """
 
 from __future__ import annotations

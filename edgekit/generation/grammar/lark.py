@@ -14,7 +14,7 @@ from typing import Any
 
 from llguidance.gbnf_to_lark import any_to_lark
 
-from edgekit.generation.grammar.errors import Complaint, refusal
+from edgekit.generation.grammar.errors import PartError, refusal
 from edgekit.generation.grammar.schema import lower_schema
 
 __all__ = ["choice_grammar", "lark_json", "lark_text", "prepare_lark", "regex_grammar", "to_lark"]
@@ -73,25 +73,25 @@ def to_lark(text: str, *, param: str) -> str:
         return str(any_to_lark(text))
     except Exception as error:  # the converter raises several kinds, RecursionError among them
         shown = " ".join(str(error).split())[:200]
-        raise refusal(Complaint(f"the grammar is not GBNF: {shown}", invalid=True), path="", param=param) from error
+        raise refusal(PartError(f"the grammar is not GBNF: {shown}", invalid=True), path="", param=param) from error
 
 
 def choice_grammar(choices: object) -> str:
     """Return the grammar of a list of texts, one of which is the answer.
 
     Raises:
-        Complaint: It is not a list of different texts, or too long.
+        PartError: It is not a list of different texts, or too long.
     """
     if isinstance(choices, str) or not isinstance(choices, Sequence):
-        raise Complaint("`choice` is a list of texts", invalid=True)
+        raise PartError("`choice` is a list of texts", invalid=True)
     if not choices or not all(isinstance(text, str) and text for text in choices):
-        raise Complaint("`choice` is a list of texts that are not empty", invalid=True)
+        raise PartError("`choice` is a list of texts that are not empty", invalid=True)
     if len(choices) > MAX_CHOICES:
         raise _too_much("choice", MAX_CHOICES, "texts")
     if sum(map(len, choices)) > MAX_CHOICE_CHARS:
         raise _too_much("choice", MAX_CHOICE_CHARS, "characters")
     if any("\ud800" <= char <= "\udfff" for text in choices for char in text):
-        raise Complaint("`choice` holds half of a surrogate pair", invalid=True)
+        raise PartError("`choice` holds half of a surrogate pair", invalid=True)
     # A terminal, not a rule: its texts share one automaton.
     return f"start: CHOICE\nCHOICE: {' | '.join(lark_text(text) for text in dict.fromkeys(choices))}\n"
 
@@ -141,7 +141,7 @@ def prepare_lark(
                 out.append(piece)
             rules.append(piece if kind == "code" else " " * len(piece))
         _check_rules("".join(rules))
-    except Complaint as complaint:
+    except PartError as complaint:
         raise refusal(complaint, path="", param=param) from None
     return "".join(out)
 
@@ -157,11 +157,11 @@ class _Names:
         for name in (piece, piece[1:-1]):
             if name in self._special:
                 if self._special[name] in self._ends:
-                    raise Complaint(f"`{piece}` ends an answer; a grammar ends by itself", invalid=True)
+                    raise PartError(f"`{piece}` ends an answer; a grammar ends by itself", invalid=True)
                 return f"<[{self._special[name]}]>"
             if name in self._plain:
                 return lark_text(name)
-        raise Complaint(f"the model has no token `{piece}`", invalid=True)
+        raise PartError(f"the model has no token `{piece}`", invalid=True)
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
@@ -180,7 +180,7 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
         try:
             value, end = decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise Complaint(f"what follows `{word}` is not JSON: {error}", invalid=True) from None
+            raise PartError(f"what follows `{word}` is not JSON: {error}", invalid=True) from None
         if word == "%json":
             yield "json", text[at:end]
         else:
@@ -194,7 +194,7 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 def _check_options(value: object) -> None:
     if not isinstance(value, dict) or not value.keys() <= _OPTIONS:
-        raise Complaint(
+        raise PartError(
             f"`%llguidance` takes an object with no others than {', '.join(sorted(_OPTIONS))}", invalid=True
         )
 
@@ -204,10 +204,10 @@ def _check_rules(code: str) -> None:
     if code.count(":") > MAX_RULES:
         raise _too_much("grammar", MAX_RULES, "rules")
     if "@" in code:
-        raise Complaint("a grammar does not refer to others (`@`)", invalid=True)
+        raise PartError("a grammar does not refer to others (`@`)", invalid=True)
     if attribute := _ATTRIBUTE.search(code):
-        raise Complaint(f"`{attribute[1]}` of a rule is not enforced", hint="a rule may be `lazy` or have a `suffix`")
+        raise PartError(f"`{attribute[1]}` of a rule is not enforced", hint="a rule may be `lazy` or have a `suffix`")
 
 
-def _too_much(what: str, most: int, unit: str) -> Complaint:
-    return Complaint(f"a {what} may have {most} {unit}", complex_=True)
+def _too_much(what: str, most: int, unit: str) -> PartError:
+    return PartError(f"a {what} may have {most} {unit}", complex_=True)

@@ -1,4 +1,4 @@
-"""The plain values in a schema: constants, names, bounds and counts; those that cannot be written exactly are refused."""
+"""The plain values in a schema: constants, names, bounds and counts. What cannot be written exactly is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from decimal import Decimal
 from typing import Any
 
-from edgekit.generation.grammar.errors import Complaint
+from edgekit.generation.grammar.errors import PartError
 
 __all__ = ["check_literal", "check_text", "identity", "read_bound", "read_count", "type_name"]
 
@@ -21,38 +21,38 @@ _SHORT_ESCAPES = frozenset("\b\t\n\f\r")
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that JSON can write with `\\u` only, which the grammar does not use.
+    """Refuse text that JSON can write as a numbered escape only, which the grammar does not use.
 
     Raises:
-        Complaint: The text holds such a character.
+        PartError: The text holds such a character.
     """
     for char in text:
         if (char < " " and char not in _SHORT_ESCAPES) or char == "\x7f":
-            raise Complaint(f"{what} holds the control character U+{ord(char):04X}, which is not enforced")
+            raise PartError(f"{what} holds the control character U+{ord(char):04X}, which is not enforced")
         if "\ud800" <= char <= "\udfff":
-            raise Complaint(f"{what} holds half of a surrogate pair", invalid=True)
+            raise PartError(f"{what} holds half of a surrogate pair", invalid=True)
 
 
 def check_literal(value: object, depth: int = 0) -> int:
     """Check a constant and return how many values it holds, itself included.
 
     Raises:
-        Complaint: It cannot be written exactly, or is nested too deeply.
+        PartError: It cannot be written exactly, or is nested too deeply.
     """
     if depth > MAX_LITERAL_DEPTH:
-        raise Complaint("a constant is nested too deeply", complex_=True)
+        raise PartError("a constant is nested too deeply", complex_=True)
     if isinstance(value, str):
         check_text(value, "a constant")
     elif isinstance(value, bool) or value is None:
         pass
     elif isinstance(value, int):
         if abs(value) > EXACT:
-            raise Complaint(f"{value} is beyond the integers that a double holds exactly")
+            raise PartError(f"{value} is beyond the integers that a double holds exactly")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise Complaint("a constant is not a number", invalid=True)
+            raise PartError("a constant is not a number", invalid=True)
         if not _is_exact(value):
-            raise Complaint(f"{value!r} has too many digits to be enforced")
+            raise PartError(f"{value!r} has too many digits to be enforced")
     elif isinstance(value, list):
         return 1 + sum(check_literal(item, depth + 1) for item in value)
     elif isinstance(value, dict):
@@ -60,7 +60,7 @@ def check_literal(value: object, depth: int = 0) -> int:
             check_text(name, "a property's name")
         return 1 + sum(check_literal(item, depth + 1) for item in value.values())
     else:
-        raise Complaint(f"a constant is no JSON value but a {type(value).__name__}", invalid=True)
+        raise PartError(f"a constant is no JSON value but a {type(value).__name__}", invalid=True)
     return 1
 
 
@@ -83,19 +83,19 @@ def type_name(value: object) -> str:
         return "boolean"
     if isinstance(value, int | float):
         return "integer" if value == int(value) else "number"
-    return {str: "string", list: "array"}.get(type(value), "object")
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
 def read_count(value: object, most: int, name: str) -> int:
     """Read a length or a number of items.
 
     Raises:
-        Complaint: It is no count, or more than `most`.
+        PartError: It is no count, or more than `most`.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
-        raise Complaint(f"`{name}` must be a whole number, not {_short(value)}", invalid=True)
+        raise PartError(f"`{name}` must be a whole number, not {_short(value)}", invalid=True)
     if value > most:
-        raise Complaint(f"`{name}` may be {most} at most, not {int(value)}", complex_=True)
+        raise PartError(f"`{name}` may be {most} at most, not {int(value)}", complex_=True)
     return int(value)
 
 
@@ -103,13 +103,13 @@ def read_bound(value: object, name: str) -> int | float:
     """Read the bound of a number.
 
     Raises:
-        Complaint: It is no number, or has too many digits to be enforced.
+        PartError: It is no number, or has too many digits to be enforced.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Complaint(f"`{name}` must be a number, not {_short(value)}", invalid=True)
+        raise PartError(f"`{name}` must be a number, not {_short(value)}", invalid=True)
     if isinstance(value, float) and value != int(value):
         if abs(value) > MAX_BOUND or not _is_exact(value):
-            raise Complaint(f"`{name}` has too many digits to be enforced: {value!r}")
+            raise PartError(f"`{name}` has too many digits to be enforced: {value!r}")
         return value
     return int(value)
 

@@ -1,7 +1,7 @@
 """Follows one answer through its grammar: which tokens may come next, which must, and whether it may end.
 
-It fails closed: what goes wrong inside llguidance is an error that ends the request, never an answer without its grammar.
-Not safe for several threads at once.
+It fails closed: what goes wrong inside llguidance is an error that ends the request, never an answer without its
+grammar. Not safe for several threads at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher
 
 from edgekit.errors import EdgekitError
+from edgekit.generation.grammar.errors import one_line
 from edgekit.generation.grammar.vocabulary import Vocabulary
 
 __all__ = ["Matcher", "MatcherFactory"]
@@ -34,6 +35,8 @@ class MatcherFactory:
         # Ids behind the tokenizer's are never allowed, even where a grammar names all there are.
         self.ends = _packed(self.eos_token_ids, vocab_size)
         self.inner = _packed(range(vocabulary.last), vocab_size) & ~self.ends
+        # All matchers hand out the same words.
+        self.ends.flags.writeable = False
 
 
 class Matcher:
@@ -63,7 +66,7 @@ class Matcher:
         return self._ended or (self._inner.is_stopped() and self.accepting)
 
     def mask(self) -> Mask | None:
-        """Return which tokens may come next, a bit for each of the model's; end tokens exactly where the answer may end.
+        """Return which tokens may come next, a bit for each; end tokens exactly where the answer may end.
 
         Returns:
             `[ceil(vocab_size / 32)]`, token t is bit t % 32 of word t // 32. None would allow every token.
@@ -160,5 +163,4 @@ def _packed(tokens: Sequence[int] | frozenset[int] | range, vocab_size: int) -> 
 
 
 def _failure(cause: str) -> EdgekitError:
-    first = " ".join(cause.split("<state>", maxsplit=1)[0].split())[:300]
-    return EdgekitError(f"the answer cannot be held to its grammar: {first}", code="grammar_failed")
+    return EdgekitError(f"the answer cannot be held to its grammar: {one_line(cause)}", code="grammar_failed")

@@ -1,6 +1,6 @@
-"""Regular expressions of JSON schemas (ECMA 262), translated into those that llguidance compiles.
+r"""Regular expressions of JSON schemas (ECMA 262), translated into those that llguidance compiles.
 
-Engines disagree: what `\\s`, `\\w` and `.` mean, what `[a&&b]` is, where `^` may stand. So a pattern is read here, and
+Engines disagree: what `\s`, `\w` and `.` mean, what `[a&&b]` is, where `^` may stand. So a pattern is read here, and
 written anew in a form that can be read in one way only. Where engines differ about a class of characters, the narrower
 reading is written: a text that is generated matches under ECMA 262 and under Python's `re`. What a finite automaton
 cannot do (lookaround, back references), and what this does not know, is refused.
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 
-from edgekit.generation.grammar.errors import Complaint
+from edgekit.generation.grammar.errors import PartError
 
-__all__ = ["full_match", "search"]
+__all__ = ["full_match", "literal", "search"]
 
 MAX_PATTERN_CHARS = 2000
 # How large the pattern is once its counted repetitions are written out.
@@ -36,7 +36,7 @@ def search(pattern: str) -> str:
     """Return a regular expression, anchored at both ends, of the texts that `pattern` is found in.
 
     Raises:
-        Complaint: The pattern is malformed, too complex, or asks for what cannot be enforced.
+        PartError: The pattern is malformed, too complex, or asks for what cannot be enforced.
     """
     return f"^(?:{_Reader(pattern).read(whole=False)})$"
 
@@ -45,9 +45,14 @@ def full_match(pattern: str) -> str:
     """Return a regular expression, without anchors, of the texts that `pattern` matches from end to end.
 
     Raises:
-        Complaint: As `search`.
+        PartError: As `search`.
     """
     return _Reader(pattern).read(whole=True)
+
+
+def literal(text: str) -> str:
+    """Return a regular expression, without anchors, of this text alone."""
+    return "".join(_literal(ord(char)) for char in text)
 
 
 class _Reader:
@@ -55,7 +60,7 @@ class _Reader:
 
     def __init__(self, pattern: str) -> None:
         if len(pattern) > MAX_PATTERN_CHARS:
-            raise Complaint(f"a pattern may have {MAX_PATTERN_CHARS} characters, not {len(pattern)}", complex_=True)
+            raise PartError(f"a pattern may have {MAX_PATTERN_CHARS} characters, not {len(pattern)}", complex_=True)
         self._text = pattern
         self._at = 0
         self._depth = 0
@@ -92,7 +97,7 @@ class _Reader:
             out.append(atom + repeat)
             weight += size * times
             if weight > MAX_PATTERN_WEIGHT:
-                raise Complaint("the pattern's counted repetitions make it too large", complex_=True)
+                raise PartError("the pattern's counted repetitions make it too large", complex_=True)
         return "".join(out), weight
 
     def _atom(self, char: str) -> tuple[str, int]:
@@ -116,7 +121,7 @@ class _Reader:
         self._at = match.end()
         self._depth += 1
         if self._depth > MAX_PATTERN_DEPTH:
-            raise Complaint("the pattern's groups are nested too deeply", complex_=True)
+            raise PartError("the pattern's groups are nested too deeply", complex_=True)
         body, weight = self._alternatives()
         self._depth -= 1
         if not self._take(")"):
@@ -232,12 +237,12 @@ class _Reader:
         self._at += 1
         return True
 
-    def _refuse(self, what: str) -> Complaint:
-        return Complaint(f"the pattern has {what} (near character {min(self._at, len(self._text))})")
+    def _refuse(self, what: str) -> PartError:
+        return PartError(f"the pattern has {what} (near character {min(self._at, len(self._text))})")
 
 
 def _member(kind: str, *, negated: bool) -> str:
-    """Write `\\s` and its like as members of a class, so that the class as a whole means the narrower thing."""
+    r"""Write `\s` and its like as members of a class, so that the class as a whole means the narrower thing."""
     narrow, wide = _CLASSES[kind.lower()]
     if kind.islower():
         return wide if negated else narrow

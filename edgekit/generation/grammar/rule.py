@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgekit.errors import RequestError
-from edgekit.generation.grammar.errors import Complaint, refusal
-from edgekit.generation.grammar.lark import choice_grammar, lark_json, lark_text
-from edgekit.generation.grammar.patterns import full_match
+from edgekit.generation.grammar.errors import PartError, refusal
+from edgekit.generation.grammar.lark import choice_grammar, lark_json
+from edgekit.generation.grammar.patterns import full_match, literal
 from edgekit.generation.request import ResponseFormat
 
 __all__ = ["format_rule"]
@@ -28,17 +28,18 @@ def format_rule(response_format: ResponseFormat) -> str:
         raise RequestError("`tools` and a `grammar` do not go together", hint="leave out one of them", param=_PARAM)
     try:
         return _choice(value) if kind == "choice" else _regex(value)
-    except Complaint as complaint:
+    except PartError as complaint:
         raise refusal(complaint, path="", param=_PARAM) from None
 
 
 def _choice(texts: object) -> str:
     choice_grammar(texts)
     assert isinstance(texts, list | tuple)  # noqa: S101  it was checked
-    return f"({' | '.join(lark_text(text) for text in texts)})"
+    # One expression, not a rule of as many alternatives: llguidance holds 2000 of them at once.
+    return f"/{'|'.join(literal(text) for text in texts)}/"
 
 
 def _regex(pattern: object) -> str:
     if not isinstance(pattern, str):
-        raise Complaint("`regex` is a text", invalid=True)
+        raise PartError("`regex` is a text", invalid=True)
     return f"/{full_match(pattern) or '(?:)'}/"

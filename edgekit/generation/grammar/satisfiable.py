@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from edgekit.generation.grammar.errors import Complaint
+from edgekit.generation.grammar.errors import PartError
 from edgekit.generation.grammar.keywords import TYPES
 from edgekit.generation.grammar.literals import identity, type_name
 
@@ -40,7 +40,7 @@ class Options:
         """Whether it is certain that nothing written for `one` satisfies what `other` was made of."""
         self._proofs += 1
         if self._proofs > MAX_PROOFS:
-            raise Complaint("the options of `oneOf` are too many to be compared", complex_=True)
+            raise PartError("the options of `oneOf` are too many to be compared", complex_=True)
         one, other = self.resolve(one), self.resolve(other)
         if one is False or other is False:
             return True
@@ -88,12 +88,12 @@ def prove_disjoint(members: list[Any], options: Options) -> None:
     """Make sure that at most one member of a `oneOf` ever holds, so that it may be read as `anyOf`.
 
     Raises:
-        Complaint: Two members may hold together.
+        PartError: Two members may hold together.
     """
     for at, one in enumerate(members):
         for number, other in enumerate(members[at + 1 :], at + 1):
             if not (options.disjoint(one, other) and options.disjoint(other, one)):
-                raise Complaint(
+                raise PartError(
                     f"`oneOf` is enforced where no two options can hold together; {at} and {number} might",
                     hint="use `anyOf`, or give each option a required property with a `const` of its own",
                 )
@@ -103,7 +103,7 @@ def prune(root: Any, definitions: dict[str, Any]) -> Any:
     """Take out what no finite value satisfies, and return the root.
 
     Raises:
-        Complaint: Nothing satisfies the root, or a reference leads to itself.
+        PartError: Nothing satisfies the root, or a reference leads to itself.
     """
     _refuse_loops({"": root, **definitions})
     productive: set[str] = set()
@@ -113,7 +113,7 @@ def prune(root: Any, definitions: dict[str, Any]) -> Any:
             break
         productive = grown
     if not _productive(root, productive):
-        raise Complaint("nothing finite satisfies this schema")
+        raise PartError("nothing finite satisfies this schema")
     if len(productive) < len(definitions):
         for name in set(definitions) - productive:
             definitions[name] = False
@@ -139,8 +139,8 @@ def _refuse_loops(nodes: dict[str, Any]) -> None:
     """Refuse references that lead back to themselves without a property or an item between."""
     edges = {name: list(_in_place(node)) for name, node in nodes.items()}
     done: set[str] = set()
-    for start in edges:
-        stack = [(start, iter(edges[start]))]
+    for start, first in edges.items():
+        stack = [(start, iter(first))]
         on_way = {start}
         while stack:
             name, following = stack[-1]
@@ -150,7 +150,7 @@ def _refuse_loops(nodes: dict[str, Any]) -> None:
                 on_way.discard(name)
                 stack.pop()
             elif step in on_way:
-                raise Complaint("a reference leads back to itself")
+                raise PartError("a reference leads back to itself")
             else:
                 on_way.add(step)
                 stack.append((step, iter(edges[step])))

@@ -1,9 +1,9 @@
 """A caller's JSON schema, checked word by word and written anew so that llguidance enforces all of it.
 
-llguidance skips what it does not know (and, in old drafts, some of what it does), reads numbers as doubles, and does not
-see that a schema can never be satisfied. So it is never given a caller's schema but what this makes of it: only words
-that are enforced, references resolved, patterns and formats translated, bounds exact. What is written may allow less than
-the caller's schema does (integers of 18 digits, no properties beside the ones named), never more.
+llguidance skips what it does not know (and, in old drafts, some of what it does), reads numbers as doubles, and does
+not see that a schema can never be satisfied. So it is never given a caller's schema but what this makes of it: only
+words that are enforced, references resolved, patterns and formats translated, bounds exact. What is written may allow
+less than the caller's schema does (integers of 18 digits, no properties beside the ones named), never more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from edgekit.errors import nearest
-from edgekit.generation.grammar.errors import Complaint, refusal
+from edgekit.generation.grammar.errors import PartError, refusal
 from edgekit.generation.grammar.keywords import ANNOTATIONS, DIALECTS, ENFORCED, REFUSED, TYPES
 from edgekit.generation.grammar.literals import check_literal, distinct, type_name
 from edgekit.generation.grammar.satisfiable import Options, close_objects, prove_disjoint, prune
@@ -82,15 +82,15 @@ def lower_schema(schema: object, *, param: str, path: str = "#") -> LoweredSchem
     try:
         size = len(json.dumps(schema, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise refusal(Complaint(f"a schema is a JSON value: {error}", invalid=True), path=path, param=param) from None
+        raise refusal(PartError(f"a schema is a JSON value: {error}", invalid=True), path=path, param=param) from None
     if size > MAX_SCHEMA_BYTES:
-        too_large = Complaint(f"a schema may have {MAX_SCHEMA_BYTES} bytes, not {size}", complex_=True)
+        too_large = PartError(f"a schema may have {MAX_SCHEMA_BYTES} bytes, not {size}", complex_=True)
         raise refusal(too_large, path=path, param=param)
     # A copy in plain lists and dictionaries, which nobody changes meanwhile.
     lowering = _Lowering(json.loads(json.dumps(schema)), path)
     try:
         return lowering.run()
-    except Complaint as complaint:
+    except PartError as complaint:
         raise refusal(complaint, path=lowering.here, param=param) from None
 
 
@@ -121,7 +121,7 @@ class _Lowering:
             lowered[name] = self.schema(node, path, 0)
             depth += self._deepest + 1
             if depth > MAX_TOTAL_DEPTH:
-                raise Complaint("the schema's references are nested too deeply", complex_=True)
+                raise PartError("the schema's references are nested too deeply", complex_=True)
         options = Options(lowered, self._inferred)
         for path, choice in self._choices:
             self.here = path
@@ -138,13 +138,13 @@ class _Lowering:
         self._count += 1
         self._deepest = max(self._deepest, depth)
         if self._count > MAX_SUBSCHEMAS:
-            raise Complaint(f"a schema may have {MAX_SUBSCHEMAS} parts", complex_=True)
+            raise PartError(f"a schema may have {MAX_SUBSCHEMAS} parts", complex_=True)
         if depth > MAX_DEPTH:
-            raise Complaint(f"a schema may be nested {MAX_DEPTH} deep", complex_=True)
+            raise PartError(f"a schema may be nested {MAX_DEPTH} deep", complex_=True)
         if isinstance(node, bool):
             return node
         if not isinstance(node, dict):
-            raise Complaint(f"a schema is an object or a boolean, not {json.dumps(node)[:40]}", invalid=True)
+            raise PartError(f"a schema is an object or a boolean, not {json.dumps(node)[:40]}", invalid=True)
         words = self._words(node, path)
         lowered = self._lower(node, words, path, depth)
         self.here = path
@@ -162,15 +162,15 @@ class _Lowering:
                     words.append(word)
             elif word == "$schema":
                 if not isinstance(value, str) or value.rstrip("#") not in DIALECTS:
-                    raise Complaint("this dialect of JSON Schema is not known")
+                    raise PartError("this dialect of JSON Schema is not known")
             elif (word in {"$id", "id"} and path == self._base) or (word == "uniqueItems" and value is False):
                 continue
             elif word in REFUSED:
-                raise Complaint(f"`{word}` is not enforced", hint=f"{REFUSED[word]}; leave it out")
+                raise PartError(f"`{word}` is not enforced", hint=f"{REFUSED[word]}; leave it out")
             elif word not in ANNOTATIONS and not word.startswith("x-"):
                 close = nearest(word, ENFORCED)
                 hint = f"did you mean `{close}`?" if close else "leave it out"
-                raise Complaint(f"`{word}` is not enforced: no such word is known", hint=hint)
+                raise PartError(f"`{word}` is not enforced: no such word is known", hint=hint)
         self.here = path
         return words
 
@@ -213,7 +213,7 @@ class _Lowering:
         self.here = f"{path}/{word}"
         members = node[word]
         if not isinstance(members, list) or not members:
-            raise Complaint(f"`{word}` must be a list of schemas", invalid=True)
+            raise PartError(f"`{word}` must be a list of schemas", invalid=True)
         parts = [self.schema(member, f"{path}/{word}/{at}", depth + 1) for at, member in enumerate(members)]
         self.here = f"{path}/{word}"
         if len(parts) == 1:
@@ -228,9 +228,9 @@ class _Lowering:
     def _resolve(self, reference: object) -> str:
         """Return the new name of what a reference leads to."""
         if not isinstance(reference, str):
-            raise Complaint("a reference is a text", invalid=True)
+            raise PartError("a reference is a text", invalid=True)
         if reference != "#" and not reference.startswith("#/"):
-            raise Complaint(
+            raise PartError(
                 "a reference leads to a path in the same schema, such as `#/$defs/name`; nothing is fetched"
             )
         target = self._root
@@ -241,7 +241,7 @@ class _Lowering:
             elif isinstance(target, list) and key.isdecimal() and int(key) < len(target):
                 target = target[int(key)]
             else:
-                raise Complaint(f"the reference {reference} leads nowhere", invalid=True)
+                raise PartError(f"the reference {reference} leads nowhere", invalid=True)
         pointer = "/".join(_escape(key) for key in keys)
         if pointer not in self._names:
             self._names[pointer] = f"d{len(self._names)}"
@@ -255,20 +255,20 @@ class _Lowering:
         if "enum" in node:
             self.here = f"{path}/enum"
             if not isinstance(node["enum"], list):
-                raise Complaint("`enum` must be a list", invalid=True)
+                raise PartError("`enum` must be a list", invalid=True)
             constants = node["enum"]
         if "const" in node:
             self.here = f"{path}/const"
             listed = constants
             constants = [node["const"]]
             if listed is not None and len(distinct([*listed, *constants])) > len(distinct(listed)):
-                raise Complaint("nothing satisfies this: `const` is not among `enum`")
+                raise PartError("nothing satisfies this: `const` is not among `enum`")
         if constants is not None:
             self._constants += sum(check_literal(value) for value in constants)
             if self._constants > MAX_CONSTANTS:
-                raise Complaint(f"a schema may have {MAX_CONSTANTS} constants", complex_=True)
+                raise PartError(f"a schema may have {MAX_CONSTANTS} constants", complex_=True)
             if not constants:
-                raise Complaint("nothing satisfies this: `enum` is empty")
+                raise PartError("nothing satisfies this: `enum` is empty")
             constants = distinct(constants)
         return constants
 
@@ -277,7 +277,7 @@ class _Lowering:
         if "type" in node:
             types = node["type"] if isinstance(node["type"], list) else [node["type"]]
             if not types or any(name not in TYPES for name in types):
-                raise Complaint(f"`type` must be one of {', '.join(TYPES)}, or a list of them", invalid=True)
+                raise PartError(f"`type` must be one of {', '.join(TYPES)}, or a list of them", invalid=True)
             return distinct(types), False
         if constants is not None:
             return distinct(type_name(value) for value in constants), False

@@ -11,7 +11,7 @@ from math import ceil, floor
 from typing import Any
 
 from edgekit.errors import nearest
-from edgekit.generation.grammar.errors import Complaint
+from edgekit.generation.grammar.errors import PartError
 from edgekit.generation.grammar.keywords import FORMATS, NUMBER_FORMATS
 from edgekit.generation.grammar.literals import EXACT, MAX_BOUND, check_text, read_bound, read_count
 from edgekit.generation.grammar.patterns import search
@@ -46,7 +46,7 @@ def lower_object(node: Node, inner: Inner, at: At) -> dict[str, Any]:
     """Return the words about an object.
 
     Raises:
-        Complaint: Something is malformed or not enforced; `at` was told where.
+        PartError: Something is malformed or not enforced; `at` was told where.
     """
     out: dict[str, Any] = {}
     at("properties")
@@ -64,7 +64,7 @@ def lower_object(node: Node, inner: Inner, at: At) -> dict[str, Any]:
     at("required")
     required = list(dict.fromkeys(node.get("required", [])) if isinstance(node.get("required", []), list) else [None])
     if not all(isinstance(name, str) for name in required):
-        raise Complaint("`required` must be a list of names", invalid=True)
+        raise PartError("`required` must be a list of names", invalid=True)
     for name in required:
         check_text(name, "a property's name")
     if required:
@@ -91,7 +91,7 @@ def _property_counts(node: Node, out: Node, at: At) -> dict[str, Any]:
         at("maxProperties")
         most = read_count(node["maxProperties"], MAX_ITEMS, "maxProperties") - required
         if most < 0 or (least is not None and most < least):
-            raise Complaint("nothing satisfies this: more properties are required than allowed")
+            raise PartError("nothing satisfies this: more properties are required than allowed")
     if least is not None and least <= 0:
         least = None
     if most is not None and not free and most >= optional:
@@ -100,13 +100,13 @@ def _property_counts(node: Node, out: Node, at: At) -> dict[str, Any]:
         return {}
     at("minProperties" if least is not None else "maxProperties")
     if not free and least is not None and least > optional:
-        raise Complaint("nothing satisfies this: more properties are demanded than allowed")
+        raise PartError("nothing satisfies this: more properties are demanded than allowed")
     counted = (free and not optional and (least or 1) <= 1) or (
         not free and (least, most) in {(1, None), (None, 1), (1, 1)}
     )
     if not counted:
         hint = "say with `required` which properties there must be"
-        raise Complaint("properties are not counted beside optional ones, nor ones without a name", hint=hint)
+        raise PartError("properties are not counted beside optional ones, nor ones without a name", hint=hint)
     counts = {"minProperties": least and least + required, "maxProperties": most if most is None else most + required}
     return {word: count for word, count in counts.items() if count is not None}
 
@@ -115,7 +115,7 @@ def lower_array(node: Node, inner: Inner, at: At) -> dict[str, Any]:
     """Return the words about an array; a list in `items` is what drafts before 2020-12 called `prefixItems`.
 
     Raises:
-        Complaint: As `lower_object`.
+        PartError: As `lower_object`.
     """
     out: dict[str, Any] = {}
     old = isinstance(node.get("items"), list)
@@ -124,7 +124,7 @@ def lower_array(node: Node, inner: Inner, at: At) -> dict[str, Any]:
     if prefix in node:
         at(prefix)
         if not isinstance(node[prefix], list):
-            raise Complaint(f"`{prefix}` must be a list of schemas", invalid=True)
+            raise PartError(f"`{prefix}` must be a list of schemas", invalid=True)
         out["prefixItems"] = [inner(item, prefix, number) for number, item in enumerate(node[prefix])]
     if rest in node:
         out["items"] = inner(node[rest], rest)
@@ -133,7 +133,7 @@ def lower_array(node: Node, inner: Inner, at: At) -> dict[str, Any]:
             at(word)
             out[word] = read_count(node[word], MAX_ITEMS, word)
     if out.get("minItems", 0) > out.get("maxItems", MAX_ITEMS):
-        raise Complaint("nothing satisfies this: more items are demanded than allowed")
+        raise PartError("nothing satisfies this: more items are demanded than allowed")
     return out
 
 
@@ -141,7 +141,7 @@ def lower_string(node: Node, at: At) -> tuple[dict[str, Any], list[str]]:
     """Return the words about a string, and further patterns that it must match.
 
     Raises:
-        Complaint: As `lower_object`.
+        PartError: As `lower_object`.
     """
     out: dict[str, Any] = {}
     further = []
@@ -152,7 +152,7 @@ def lower_string(node: Node, at: At) -> tuple[dict[str, Any], list[str]]:
     if "pattern" in node:
         at("pattern")
         if not isinstance(node["pattern"], str):
-            raise Complaint("`pattern` must be a text", invalid=True)
+            raise PartError("`pattern` must be a text", invalid=True)
         out["pattern"] = search(node["pattern"])
     name = node.get("format")
     if name is not None and name not in NUMBER_FORMATS:
@@ -161,7 +161,7 @@ def lower_string(node: Node, at: At) -> tuple[dict[str, Any], list[str]]:
             known = ", ".join(FORMATS)
             close = nearest(name, FORMATS) if isinstance(name, str) else None
             hint = f"did you mean `{close}`?" if close else f"known formats: {known}"
-            raise Complaint(f"the format `{str(name)[:40]}` is not enforced", hint=hint)
+            raise PartError(f"the format `{str(name)[:40]}` is not enforced", hint=hint)
         pattern, longest = FORMATS[name]
         if pattern is None:
             out["format"] = name
@@ -170,7 +170,7 @@ def lower_string(node: Node, at: At) -> tuple[dict[str, Any], list[str]]:
         if longest is not None:
             out["maxLength"] = min(out.get("maxLength", longest), longest)
     if out.get("minLength", 0) > out.get("maxLength", MAX_LENGTH):
-        raise Complaint("nothing satisfies this: the text is to be longer than it may be")
+        raise PartError("nothing satisfies this: the text is to be longer than it may be")
     if further and "pattern" not in out:
         out["pattern"] = further.pop()
     return out, further
@@ -180,7 +180,7 @@ def lower_number(node: Node, types: list[str], at: At) -> dict[str, Any]:
     """Return the words about a number; bounds beyond what is enforced are drawn in, never out.
 
     Raises:
-        Complaint: As `lower_object`.
+        PartError: As `lower_object`.
     """
     low, high = (_limit(node, side, at) for side in ("minimum", "maximum"))
     name = node.get("format")
@@ -192,7 +192,7 @@ def lower_number(node: Node, types: list[str], at: At) -> dict[str, Any]:
         at("multipleOf")
         divisor = read_bound(node["multipleOf"], "multipleOf")
         if not isinstance(divisor, int) or not 1 <= divisor <= MAX_DIVISOR:
-            raise Complaint(f"`multipleOf` is enforced for whole numbers from 1 to {MAX_DIVISOR}")
+            raise PartError(f"`multipleOf` is enforced for whole numbers from 1 to {MAX_DIVISOR}")
     at("minimum")
     if "number" in types and divisor is None:
         return _real_bounds(low, high)
@@ -203,7 +203,7 @@ def lower_number(node: Node, types: list[str], at: At) -> dict[str, Any]:
     most = most if abs(most) <= EXACT else MAX_INTEGER if most >= MAX_INTEGER else -_inward(-most, -EXACT)
     step = divisor or 1
     if least > most or -(-least // step) * step > most:
-        raise Complaint("nothing satisfies this: no such integer exists")
+        raise PartError("nothing satisfies this: no such integer exists")
     out: dict[str, Any] = {"minimum": least, "maximum": most}
     return out | ({"multipleOf": divisor} if divisor else {})
 
@@ -212,11 +212,11 @@ def _real_bounds(low: tuple[int | float, bool] | None, high: tuple[int | float, 
     out: dict[str, Any] = {}
     if low is not None and low[0] > -MAX_BOUND:
         if low[0] > MAX_BOUND:
-            raise Complaint(f"`minimum` of a number may be {MAX_BOUND:g} at most")
+            raise PartError(f"`minimum` of a number may be {MAX_BOUND:g} at most")
         out["exclusiveMinimum" if low[1] else "minimum"] = low[0]
     if high is not None and high[0] < MAX_BOUND:
         if high[0] < -MAX_BOUND:
-            raise Complaint(f"`maximum` of a number may be {-MAX_BOUND:g} at least")
+            raise PartError(f"`maximum` of a number may be {-MAX_BOUND:g} at least")
         out["exclusiveMaximum" if high[1] else "maximum"] = high[0]
     # One that lies so far out that it is not written still holds.
     if low is not None and not out.keys() & {"minimum", "exclusiveMinimum"}:
@@ -224,7 +224,7 @@ def _real_bounds(low: tuple[int | float, bool] | None, high: tuple[int | float, 
     if high is not None and not out.keys() & {"maximum", "exclusiveMaximum"}:
         out["maximum"] = MAX_BOUND
     if low and high and (low[0] > high[0] or (low[0] == high[0] and (low[1] or high[1]))):
-        raise Complaint("nothing satisfies this: the lower bound is above the upper one")
+        raise PartError("nothing satisfies this: the lower bound is above the upper one")
     return out
 
 
@@ -255,12 +255,12 @@ def _upper_key(bound: tuple[int | float, bool]) -> tuple[int | float, bool]:
 def _inward(least: int, exact: int) -> int:
     """A lower bound moved up to one that is exact."""
     if least > exact:
-        raise Complaint(f"integers beyond {EXACT} are not bounded exactly")
+        raise PartError(f"integers beyond {EXACT} are not bounded exactly")
     return exact
 
 
 def _mapping(node: Node, word: str) -> dict[str, Any]:
     value = node.get(word, {})
     if not isinstance(value, dict):
-        raise Complaint(f"`{word}` must be an object", invalid=True)
+        raise PartError(f"`{word}` must be an object", invalid=True)
     return value

@@ -7,10 +7,10 @@ tokenizer has not are no tokens at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
-from llguidance import LLTokenizer
+from llguidance import LLTokenizer, TokenizerWrapper
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
@@ -60,20 +60,21 @@ class Vocabulary:
         encode = _continuation(tokenizer, definition)
         _drop_repetitions(tokens, encode)
         tokens += [b""] * (vocab_size - len(tokens))
-        wrapper = _Wrapper(tokens, min(self.eos_token_ids), encode)
+        wrapper = _Tokens(tokens, min(self.eos_token_ids), encode)
         self.trie = LLTokenizer(wrapper, eos_token=sorted(self.eos_token_ids))
 
 
-class _Wrapper:
-    """What llguidance asks of a tokenizer."""
+class _Tokens(TokenizerWrapper):
+    """What llguidance asks of a tokenizer; it calls back to encode forced text."""
 
     is_tokenizer_wrapper = True
-    bos_token_id = None
-    special_token_ids: Sequence[int] = ()
 
     def __init__(self, tokens: list[bytes], eos_token_id: int, encode: Callable[[str], list[int]]) -> None:
+        # Not the parent's: it asks for a tokenizer of the guidance library.
         self.tokens = tokens
         self.eos_token_id = eos_token_id
+        self.bos_token_id = None
+        self.special_token_ids = ()
         self._encode = encode
 
     def __call__(self, text: str) -> list[int]:
@@ -129,7 +130,7 @@ def _bytes_of(tokenizer: Tokenizer, definition: dict[str, Any]) -> list[bytes]:
 
 
 def _drop_repetitions(tokens: list[bytes], encode: Callable[[str], list[int]]) -> None:
-    """Leave one token for the same bytes: the one that text is encoded with (SentencePiece has bytes to fall back to)."""
+    """Leave one token for the same bytes: the one that text is encoded with, not SentencePiece's single bytes."""
     same: dict[bytes, list[int]] = {}
     for number, token in enumerate(tokens):
         if token:
