@@ -94,8 +94,15 @@ class Ticket:
         """Return what finds the calls in one of the answers."""
         if self.tools is None:
             return None
-        tools = self.request.tools
-        return self.tools.parser(self.tools.new_id, tools, enforced=self.grammar is not None, thinking=self.thinking)
+        request = self.request
+        return self.tools.parser(
+            self.tools.new_id,
+            # What looks like a call where none is allowed is text.
+            () if request.tool_choice.mode == "none" else request.tools,
+            enforced=self.grammar is not None,
+            thinking=self.thinking,
+            parallel=request.parallel_tool_calls,
+        )
 
     @property
     def id(self) -> str:

@@ -12,6 +12,7 @@ from edgekit.generation.model import TextModel
 from edgekit.generation.prompt import Prompt
 from edgekit.generation.request import ChatRequest, Message, Tool, ToolCall, ToolChoice
 from edgekit.generation.template import ChatTemplate
+from edgekit.generation.tools import CallStart
 from edgekit.generation.tools.hermes import Hermes
 from edgekit.generation.truncation import leave_out, turns
 from tests.generation.test_prompt import TOOLED
@@ -156,3 +157,16 @@ def test_tools_and_arguments_reach_the_template() -> None:
     with pytest.raises(RequestError) as caught:
         model.prompt(_ask(template_arguments={"messages": []}))
     assert caught.value.param == "template_arguments"
+
+
+@pytest.mark.parametrize(("mode", "calls"), [("none", 0), ("auto", 1)])
+def test_what_looks_like_a_call_is_text_where_none_is_allowed(mode: Any, calls: int) -> None:
+    model = _model(1024)
+    request = _ask(
+        (Message("user", "Hi"),), tools=(Tool("now"),), tool_choice=ToolChoice(mode), parallel_tool_calls=False
+    )
+    parser = model.ticket(request, lambda _: None, submitted=0.0).parser()
+    assert parser is not None
+    fence = '```json\n{"name": "now", "arguments": {}}\n```\n'
+    pieces = [*parser.push(fence * 2), *parser.finish()]
+    assert sum(isinstance(piece, CallStart) for piece in pieces) == calls

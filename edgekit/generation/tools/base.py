@@ -100,6 +100,7 @@ class ToolFormat(ABC):
         *,
         enforced: bool = False,
         thinking: bool = False,
+        parallel: bool = True,
     ) -> ToolParser:
         """Return a parser for one answer.
 
@@ -109,6 +110,7 @@ class ToolFormat(ABC):
             enforced: The answer is held to `lark(…)`, so a begun call is a good one: its arguments are passed on as
                 they come. Otherwise a call waits until it is complete, for it may turn out to be text.
             thinking: As in `lark`.
+            parallel: More than one call is allowed; otherwise what follows the first is text.
         """
 
     def new_id(self) -> str:

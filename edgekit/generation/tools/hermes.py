@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import ANY_TEXT, NEWLINE, arguments, callable_tools, literal, text_without, token
+from edgekit.generation.tools.lark import ANY_TEXT, NEWLINE, arguments, callable_tools, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Hermes", "HermesParser"]
@@ -55,11 +56,11 @@ class Hermes(ToolFormat):
         if choice.mode == "none":
             return "\n".join([f"start: {before}({content or 'TEXT'}){unfinished}", *rules, ""])
         allowed = callable_tools(tools, choice)
-        objects = " | ".join(f"{literal(_head(tool))} {arguments(tool)}" for tool in allowed)
+        objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in allowed)
         again = f" ({NEWLINE} call)*" if parallel and choice.name is None else ""
         rules += [
             f"call: {token(self.tokens, OPEN)} opened",
-            f"opened: {NEWLINE} object {literal(_TAIL)} {token(self.tokens, CLOSE)}",
+            f"opened: {NEWLINE} object {lark_text(_TAIL)} {token(self.tokens, CLOSE)}",
             f"object: {objects}",
         ]
         if choice.mode == "required":
@@ -71,8 +72,8 @@ class Hermes(ToolFormat):
             rules.insert(0, f"start: {before}TEXT (call{again})?{unfinished}")
         else:
             # Lazy: the opening ends text as soon as it is complete.
-            rules[:0] = [f"start: {before}(TEXT | head opened{again}){unfinished}", f"head[lazy]: HEAD {literal(OPEN)}"]
-            rules.append(f"HEAD: {ANY_TEXT}{self._not_before()}")
+            rules.insert(0, f"start: {before}(TEXT | head opened{again}){unfinished}")
+            rules += [f"head[lazy]: HEAD {lark_text(OPEN)}", f"HEAD: {ANY_TEXT}{self._not_before()}"]
         return "\n".join([*rules, ""])
 
     def parser(
@@ -82,9 +83,10 @@ class Hermes(ToolFormat):
         *,
         enforced: bool = False,
         thinking: bool = False,  # noqa: ARG002  these models have none
+        parallel: bool = True,
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return HermesParser(ids, tools, stream=enforced)
+        return HermesParser(ids, tools, stream=enforced, parallel=parallel)
 
     def _before(self, *, thinking: bool) -> str:  # noqa: ARG002
         """What comes before text and calls: a rule's beginning."""
@@ -108,8 +110,8 @@ class HermesParser(ToolParser):
 
     OPENINGS = (OPEN, FENCE)
 
-    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool) -> None:
-        super().__init__(ids, [tool.name for tool in tools], stream=stream)
+    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
+        super().__init__(ids, [tool.name for tool in tools], stream=stream, parallel=parallel)
         self._lenient = frozenset(tool.name for tool in tools if not tool.strict)
         self._fenced = False
         self._doubled = False
@@ -126,7 +128,7 @@ class HermesParser(ToolParser):
         return super()._opened()
 
     def _known(self, name: str) -> bool:
-        return name in self._lenient if self._fenced else super()._known(name)
+        return super()._known(name) and (name in self._lenient or not self._fenced)
 
     def _pass_on(self) -> None:
         if not self._fenced:

@@ -1,30 +1,25 @@
 """Pieces of llguidance's Lark that the formats' grammars are made of.
 
-Schemas are embedded with `%json {…}`; a token is written by its id, because its text would be ordinary characters.
+A token is written by its id, because its text would be ordinary characters.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgekit.generation.grammar.lark import lark_json, lark_text
 from edgekit.generation.request import Tool, ToolChoice
 
-__all__ = ["ANY_TEXT", "NEWLINE", "arguments", "callable_tools", "literal", "pattern", "text_without", "token"]
+__all__ = ["ANY_TEXT", "NEWLINE", "arguments", "callable_tools", "pattern", "text_without", "token"]
 
 ANY_TEXT = "/(?s:.*)/"
 NEWLINE = r'"\n"'
 
 
-def literal(text: str) -> str:
-    """Return a terminal that is exactly this text."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def token(tokens: Mapping[str, int], text: str) -> str:
     """Return what matches a marker: its token if it is a special one, else its text."""
-    return f"<[{tokens[text]}]>" if text in tokens else literal(text)
+    return f"<[{tokens[text]}]>" if text in tokens else lark_text(text)
 
 
 def pattern(text: str) -> str:
@@ -38,13 +33,17 @@ def text_without(*parts: str) -> str:
 
 
 def arguments(tool: Tool) -> str:
-    """Return what matches a tool's arguments: a strict tool's schema, or else any JSON object."""
+    """Return what matches a tool's arguments: a strict tool's schema, or else any JSON object.
+
+    Raises:
+        RequestError: The schema asks for what cannot be enforced; the message has its place.
+    """
     schema: Mapping[str, Any] = {"type": "object"}
     if tool.parameters is None:
         schema = {"type": "object", "properties": {}, "additionalProperties": False}
     elif tool.strict:
         schema = tool.parameters
-    return f"%json {json.dumps(schema)}"
+    return lark_json(schema, param="tools", path=f"the parameters of `{tool.name}`: #")
 
 
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import arguments, callable_tools, literal, pattern, text_without, token
+from edgekit.generation.tools.lark import arguments, callable_tools, pattern, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Llama3"]
@@ -48,9 +49,9 @@ class Llama3(ToolFormat):
         free = rf"{text_without(TAG)} & ~/\s*\x7b\s*\"name\"\s*:\s*\"({names})\"(?s:.*)/"
         if choice.mode == "none":
             return f"start: {content or 'TEXT'}\nTEXT: {free}\n"
-        objects = " | ".join(f"{literal(_head(tool))} {arguments(tool)}" for tool in callable_tools(tools, choice))
+        objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in callable_tools(tools, choice))
         tag = token(self.tokens, TAG) if TAG in self.tokens else ""
-        rules = [f"call: object {literal('}')}", f"object: {objects}", f"TEXT: {free}"]
+        rules = [f"call: object {lark_text('}')}", f"object: {objects}", f"TEXT: {free}"]
         if choice.mode == "required":
             rules.insert(0, f"start: {f'{tag}? ' if tag else ''}call")
         elif content is None:
@@ -67,9 +68,10 @@ class Llama3(ToolFormat):
         *,
         enforced: bool = False,
         thinking: bool = False,  # noqa: ARG002  these models have none
+        parallel: bool = True,
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return _Parser(ids, [tool.name for tool in tools], stream=enforced)
+        return _Parser(ids, [tool.name for tool in tools], stream=enforced, parallel=parallel)
 
 
 class _Parser(ToolParser):
@@ -78,8 +80,8 @@ class _Parser(ToolParser):
     OPENINGS = (TAG,)
     ARGUMENTS = ("parameters", "arguments")
 
-    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool) -> None:
-        super().__init__(ids, names, stream=stream)
+    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool, parallel: bool) -> None:
+        super().__init__(ids, names, stream=stream, parallel=parallel)
         self._state = self._begin
 
     def _begin(self) -> bool:

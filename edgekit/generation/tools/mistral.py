@@ -15,9 +15,10 @@ import secrets
 import string
 from collections.abc import Callable, Sequence
 
+from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import arguments, callable_tools, literal, text_without, token
+from edgekit.generation.tools.lark import arguments, callable_tools, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Mistral"]
@@ -65,19 +66,19 @@ class Mistral(ToolFormat):
         return "\n".join(rules) + "\n"
 
     def _listed(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
-        objects = " | ".join(f"{literal(_head(tool))} {arguments(tool)}" for tool in tools)
-        again = f" ({literal(', ')} call)*" if more else ""
+        objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in tools)
+        again = f" ({lark_text(', ')} call)*" if more else ""
         # Sentencepiece's tokens bring a space along, Tekken's do not; both follow the token.
         return [
-            f"calls: {token(self.tokens, CALLS)} / ?\\x5b/ call{again} {literal(']')}",
-            f"call: object {literal('}')}",
+            f"calls: {token(self.tokens, CALLS)} / ?\\x5b/ call{again} {lark_text(']')}",
+            f"call: object {lark_text('}')}",
             f"object: {objects}",
         ]
 
     def _named(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
         number = f" ({token(self.tokens, ID)} /[a-zA-Z0-9]{{9}}/)?" if ID in self.source else ""
         calls = " | ".join(
-            f"{literal(tool.name)}{number} {token(self.tokens, ARGS)} {arguments(tool)}" for tool in tools
+            f"{lark_text(tool.name)}{number} {token(self.tokens, ARGS)} {arguments(tool)}" for tool in tools
         )
         return [f"calls: call{'+' if more else ''}", f"call: {token(self.tokens, CALLS)} named", f"named: {calls}"]
 
@@ -88,9 +89,10 @@ class Mistral(ToolFormat):
         *,
         enforced: bool = False,
         thinking: bool = False,  # noqa: ARG002  these models have none
+        parallel: bool = True,
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return _Parser(ids, [tool.name for tool in tools], stream=enforced)
+        return _Parser(ids, [tool.name for tool in tools], stream=enforced, parallel=parallel)
 
     def new_id(self) -> str:
         """As `ToolFormat.new_id`."""

@@ -28,6 +28,7 @@ class ToolParser:
         ids: Makes a call's id.
         names: Of the tools there are.
         stream: Pass arguments on as they come.
+        parallel: More than one call is allowed.
     """
 
     OPENINGS: ClassVar[tuple[str, ...]] = ()
@@ -35,10 +36,12 @@ class ToolParser:
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("arguments",)
     """Keys under which a call's object may have its arguments."""
 
-    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool) -> None:
+    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool, parallel: bool) -> None:
         self._ids = ids
         self._names = frozenset(names)
         self._stream = stream
+        self._parallel = parallel
+        self._called = False
         self._pieces: list[Piece] = []
         self._buffer = ""
         self._raw = ""
@@ -114,7 +117,7 @@ class ToolParser:
             return False
         if self._sent is None and not self._accept():
             return self._reject()
-        self._raw, self._sent = "", None
+        self._raw, self._sent, self._called = "", None, True
         self._state = self._closing
         return True
 
@@ -177,7 +180,7 @@ class ToolParser:
         return json.loads(self._object[start:stop]), None, *span
 
     def _known(self, name: str) -> bool:
-        return name in self._names
+        return name in self._names and (self._parallel or not self._called)
 
     def _pass_on(self) -> None:
         """Pass on what there is of the arguments of a call that a grammar vouches for."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool
 from edgekit.generation.stops import overlap
 from edgekit.generation.tools.base import Piece
 from edgekit.generation.tools.hermes import Hermes, HermesParser
-from edgekit.generation.tools.lark import literal, pattern, token
+from edgekit.generation.tools.lark import pattern, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Qwen3"]
@@ -39,12 +40,13 @@ class Qwen3(Hermes):
         *,
         enforced: bool = False,
         thinking: bool = False,
+        parallel: bool = True,
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return _Parser(ids, tools, stream=enforced, thinking=thinking)
+        return _Parser(ids, tools, stream=enforced, parallel=parallel, thinking=thinking)
 
     def _before(self, *, thinking: bool) -> str:
-        thoughts = f"thoughts {literal(_GAP)} "
+        thoughts = f"thoughts {lark_text(_GAP)} "
         return thoughts if thinking else f"({token(self.tokens, THINK)} {thoughts})? "
 
     def _unfinished(self, *, thinking: bool) -> str:
@@ -61,8 +63,10 @@ class Qwen3(Hermes):
 class _Parser(HermesParser):
     """Takes reasoning first."""
 
-    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, thinking: bool) -> None:
-        super().__init__(ids, tools, stream=stream)
+    def __init__(
+        self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool, thinking: bool
+    ) -> None:
+        super().__init__(ids, tools, stream=stream, parallel=parallel)
         self._state = self._think if thinking else self._begin
 
     def finish(self) -> list[Piece]:

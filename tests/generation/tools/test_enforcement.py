@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from edgekit.errors import RequestError
+from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools import ToolFormat
 from edgekit.generation.tools.hermes import Hermes
 from edgekit.generation.tools.llama3 import Llama3
 from edgekit.generation.tools.mistral import Mistral
 from edgekit.generation.tools.qwen3 import Qwen3
+from tests.generation.tiny import byte_tokenizer
 from tests.generation.tools.enforce import TOKENS, allows
 from tests.generation.tools.pieces import TOOLS, parse
 from tests.generation.tools.test_parser import HERMES, LISTED, LLAMA3, NAMED, QWEN3, call
@@ -176,6 +179,29 @@ def test_what_callers_write_into_schemas_is_no_grammar(text: str) -> None:
         lark = case.format.lark([tool], ToolChoice("required", "t"), parallel=True)
         assert lark is not None
         assert not allows(lark, case.call("t", "{}"), special=case.format.markers)
+
+
+@everywhere
+def test_a_strict_schema_that_cannot_be_enforced_is_refused_with_its_place(case: Case) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "contains": {"type": "integer"}}}}
+    with pytest.raises(RequestError, match=r"parameters of `t`.*properties/a") as caught:
+        case.format.lark([Tool("t", "", schema, strict=True)], AUTO, parallel=True)
+    assert (caught.value.code, caught.value.param) == ("unsupported_schema", "tools")
+    assert case.format.lark([Tool("t", "", schema)], AUTO, parallel=True) is not None
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "tokens" not in name and "mistral" not in name])
+@pytest.mark.parametrize("choice", [AUTO, NONE, REQUIRED], ids=lambda choice: choice.mode)
+def test_the_compiler_of_the_model_s_grammars_takes_them(name: str, choice: ToolChoice) -> None:
+    lark = CASES[name].format.lark(TOOLS, choice, parallel=True)
+    assert lark is not None
+    tokenizer = byte_tokenizer()
+    compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.encode("<|im_end|>"))
+    matcher = compiler.compile_lark(lark, param="tools").matcher()
+    text = "Hi" if choice is not REQUIRED else CASES[name].call("weather", PARIS)
+    for token in tokenizer.encode(text):
+        matcher.accept(token)
+    assert matcher.accepting
 
 
 def test_many_tools_make_a_grammar_that_compiles() -> None:

@@ -113,3 +113,16 @@ def test_a_call_cut_short_is_text_unless_its_beginning_is_out(format_: ToolForma
     cut = text[: text.index("ris")]
     assert parse(format_, [cut]) == [cut]
     assert parse(format_, [cut], enforced=True) == [("id0", "weather", '{"city": "Pa')]
+
+
+@pytest.mark.parametrize("enforced", [False, True])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_where_one_call_is_allowed_a_second_is_text(format_: ToolFormat, enforced: bool) -> None:
+    between = "; " if format_ is LLAMA3 else "\n"
+    second = call(format_, "find", '{"x": 1}')
+    text = call(format_, "now", "{}") + between + second
+    assert len(parse(format_, [text], enforced=enforced)) == 2
+    found = parse(format_, [text], enforced=enforced, parallel=False)
+    assert found[0] == ("id0", "now", "{}")
+    assert found[1].strip("\n; ") == second
+    assert len(found) == 2
