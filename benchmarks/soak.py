@@ -9,6 +9,7 @@ cancel, send nonsense, and come in bursts that are more than may wait. What must
 
 - every request is counted once: the callers' count by outcome equals that of `/metrics`;
 - nothing is left behind: the gauges are back at 0 whenever nobody asks, and a fresh request is answered;
+- the KV cache stays within its budget;
 - a greedy question is answered alike every time, whoever else asks;
 - answers follow their schemas; streams end once; the log has no traceback; the daemon ends with 0 when told to;
 - resident memory at rest does not grow by more than 2 % after the warm-up, nor do open files and threads.
@@ -41,7 +42,15 @@ MAX_GROWTH = 0.02
 MIN_RESTS = 4
 # A pool of threads grows to the largest burst and stays; a leak goes on.
 SPARE_FILES, SPARE_THREADS = 8, 16
-CONFIG = "generation:\n  max_queue: 16\n"
+# Small, so that requests wait for memory, give their slots up for others, and push one another out of the prefix cache,
+# and so that all that may be filled is full after the warm-up.
+CONFIG = """\
+generation:
+  kv_cache_mib: 128
+  prefix_memory_mib: 32
+  prefix_folder: prefix
+  prefix_disk_mib: 64
+"""
 
 
 def main() -> None:

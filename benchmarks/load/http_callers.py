@@ -23,12 +23,14 @@ class HttpCallers:
 
     Args:
         url: The daemon, `http://HOST:PORT`.
+        model: Its model's name.
     """
 
-    def __init__(self, url: str, bodies: Bodies, ledger: Ledger) -> None:
+    def __init__(self, url: str, model: str, bodies: Bodies, ledger: Ledger) -> None:
         # Every request has a connection of its own: one kept open may be closed just as it is used again.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncClient(base_url=url, timeout=_PATIENCE_S, limits=limits, trust_env=False)
+        self._model = model
         self._bodies = bodies
         self._ledger = ledger
         self._canary: str | None = None
@@ -39,6 +41,10 @@ class HttpCallers:
             "priority": (5, self.priority),
             "several": (3, self._kind("several", n=2, max_tokens=8)),
             "logprobs": (3, self._kind("logprobs", logprobs=True, top_logprobs=2)),
+            "guessing": (5, self._kind("guessing", speculation=True, temperature=0, max_tokens=64)),
+            "one of two": (3, self._kind("one of two", response_format={"type": "choice", "choice": ["yes", "no"]})),
+            "text": (4, self.text),
+            "ollama": (5, self.ollama),
             "schema": (8, self.schema),
             "tools": (5, self.tools),
             "deadline": (8, self.deadline),
@@ -80,12 +86,43 @@ class HttpCallers:
         """An answer in JSON."""
         schema = self._bodies.random.choice(SCHEMAS)
         form = {"type": "json_schema", "json_schema": {"name": "record", "schema": schema, "strict": True}}
-        message, outcome = await self._send("schema", self._bodies.chat(response_format=form, max_tokens=96, stop=None))
+        body = self._bodies.chat(response_format=form, max_tokens=96, stop=None)
+        message, outcome = await self._send("schema", body)
         if message is not None and outcome == "stop":
             try:
                 jsonschema.validate(json.loads(message["content"]), schema)
             except (ValueError, jsonschema.ValidationError) as error:
-                self._ledger.violated(f"an answer does not follow its schema: {str(error).splitlines()[0]}")
+                self._ledger.violated(
+                    f"an answer does not follow its schema: {str(error).splitlines()[0]}: {message['content']!r} to {body}"
+                )
+
+    async def text(self) -> None:
+        """A text to continue."""
+        body = {
+            "prompt": self._bodies.text(20),
+            "max_tokens": 8,
+            "logprobs": 1,
+            "echo": self._bodies.random.random() < 0.5,
+        }
+        try:
+            response = await self._client.post("/v1/completions", json=body)
+        except httpx.HTTPError as error:
+            self._fail("text", error)
+        else:
+            self._read("text", response.status_code, response.content)
+
+    async def ollama(self) -> None:
+        """One who speaks Ollama's dialect: JSON lines, the last of which is done."""
+        body = {"messages": self._bodies.chat()["messages"], "options": {"num_predict": 16}, "stream": True}
+        try:
+            response = await self._client.post("/api/chat", json={"model": self._model, **body})
+        except httpx.HTTPError as error:
+            self._fail("ollama", error)
+            return
+        *pieces, last = [json.loads(line) for line in response.text.splitlines()]
+        if any(piece.get("done") for piece in pieces) or not (last.get("done") or "error" in last):
+            self._ledger.violated(f"{_DOOR} ollama: a stream ended with {last}")
+        self._ledger.answered(_DOOR, "ollama", last["code"] if "error" in last else last["done_reason"])
 
     async def tools(self) -> None:
         """A call."""
@@ -166,7 +203,7 @@ class HttpCallers:
         else:
             outcome = reply["choices"][0]["finish_reason"]
         self._ledger.answered(_DOOR, kind, outcome)
-        return (reply["choices"][0]["message"] if status == 200 else None), outcome
+        return (reply["choices"][0].get("message") if status == 200 else None), outcome
 
     async def _events(
         self, kind: str, lines: AsyncIterator[str], leave_after: int | None

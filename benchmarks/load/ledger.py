@@ -6,10 +6,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-__all__ = ["AT_REST", "Ledger", "gauges", "outcomes"]
+__all__ = ["AT_REST", "KV", "Ledger", "gauges", "outcomes"]
 
-AT_REST = ("edgekit_queue_length", "edgekit_running", "edgekit_waiting", "edgekit_sequence_slots_in_use")
-"""Gauges that are 0 while nobody asks; those that a daemon does not have are passed over, but for the first."""
+AT_REST = ("edgekit_queue_length", "edgekit_running_sequences", "edgekit_waiting_requests")
+"""Gauges that are 0 while nobody asks."""
+
+KV = ("edgekit_kv_bytes", "edgekit_kv_budget_bytes")
+"""KV cache in the sequence slots, and the most it may be."""
 
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -29,9 +32,14 @@ def outcomes(metrics: str) -> dict[tuple[str, str], int]:
     return found
 
 
-def gauges(metrics: str) -> dict[str, float]:
-    """Read the gauges that must be 0 at rest."""
-    return {match["name"]: float(match["value"]) for match in _samples(metrics) if match["name"] in AT_REST}
+def gauges(metrics: str, names: tuple[str, ...]) -> dict[str, float]:
+    """Read gauges without labels.
+
+    Raises:
+        KeyError: One is not there.
+    """
+    found = {match["name"]: float(match["value"]) for match in _samples(metrics)}
+    return {name: found[name] for name in names}
 
 
 def _samples(metrics: str) -> list[re.Match[str]]:

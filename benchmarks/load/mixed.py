@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import psutil
 from load.bodies import Bodies
 from load.daemon import Daemon
 from load.http_callers import HttpCallers
-from load.ledger import AT_REST, Ledger, gauges, outcomes
+from load.ledger import AT_REST, KV, Ledger, gauges, outcomes
 from load.memory import Sample, sample
 from load.mqtt_callers import MqttCallers
 
@@ -54,9 +55,9 @@ class Record:
 async def run_load(daemon: Daemon, broker: int | None, plan: Plan) -> Record:
     """Put the daemon under load until the time is over, and settle the accounts."""
     record = Record(Ledger())
-    context = _context_length(daemon)
-    bodies = Bodies(plan.seed, context)
-    http = HttpCallers(daemon.url, bodies, record.ledger)
+    model = _model(daemon)
+    bodies = Bodies(plan.seed, int(model["context_length"]))
+    http = HttpCallers(daemon.url, model["id"], bodies, record.ledger)
     mqtt = None if broker is None else MqttCallers(broker, daemon.device, bodies, record.ledger)
     calls = dict(http.kinds)
     if mqtt is not None:
@@ -124,14 +125,16 @@ async def _watch(daemon: Daemon, process: psutil.Process, record: Record, begun:
             record.samples.append(sample(process, time.monotonic() - begun, resting=False))
             if (await client.get("/healthz")).status_code != 200:
                 record.ledger.violated("/healthz says that generation does not move")
+            held, most = gauges((await client.get("/metrics")).text, KV).values()
+            if held > most:
+                record.ledger.violated(f"the KV cache takes {held:.0f} bytes, {most:.0f} are allowed")
 
 
 async def _rest(daemon: Daemon, ledger: Ledger) -> None:
     """Wait until the daemon has nothing to do; it must get there soon after the last caller has gone."""
     until = time.monotonic() + _SETTLE_S
     while daemon.alive:
-        found = gauges(_metrics(daemon))
-        assert AT_REST[0] in found, f"/metrics has no {AT_REST[0]}"
+        found = gauges(_metrics(daemon), AT_REST)
         if not any(found.values()):
             break
         if time.monotonic() > until:
@@ -145,6 +148,7 @@ def _metrics(daemon: Daemon) -> str:
     return httpx.get(f"{daemon.url}/metrics", timeout=30, trust_env=False).text
 
 
-def _context_length(daemon: Daemon) -> int:
-    models = httpx.get(f"{daemon.url}/v1/models", timeout=30, trust_env=False).json()
-    return int(models["data"][0]["context_length"])
+def _model(daemon: Daemon) -> dict[str, Any]:
+    reply = httpx.get(f"{daemon.url}/v1/models", timeout=30, trust_env=False).json()
+    model: dict[str, Any] = reply["data"][0]
+    return model
