@@ -92,9 +92,8 @@ class HttpCallers:
             try:
                 jsonschema.validate(json.loads(message["content"]), schema)
             except (ValueError, jsonschema.ValidationError) as error:
-                self._ledger.violated(
-                    f"an answer does not follow its schema: {str(error).splitlines()[0]}: {message['content']!r} to {body}"
-                )
+                why = str(error).splitlines()[0]
+                self._ledger.violated(f"an answer does not follow its schema: {why}: {message['content']!r} to {body}")
 
     async def text(self) -> None:
         """A text to continue."""

@@ -189,7 +189,7 @@ class Engine:
             if self._soon_shared(sequence):
                 return
             try:
-                taken = self._slots.take(sequence.tokens, ticket.request.tenant)
+                taken = self._slots.take(sequence.tokens, ticket.request.tenant, share=ticket.request.cache_prompt)
             except EdgekitError as error:
                 self._fail(ticket, error)
                 continue

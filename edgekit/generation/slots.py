@@ -30,6 +30,7 @@ class _Slot:
         exact: How many of them, from the first on, were computed exactly.
         high: Most it held since it was last emptied: its memory.
         used: Turn of the clock at which it was last used.
+        private: Nobody else may reuse it.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -38,6 +39,7 @@ class _Slot:
     tenant: str = ""
     busy: bool = False
     used: int = 0
+    private: bool = False
 
 
 class Slots:
@@ -81,12 +83,13 @@ class Slots:
         """KV cache of the tokens that a slot holds."""
         return len(self._slots[number].tokens) * self._per_token
 
-    def take(self, tokens: Sequence[int], tenant: str) -> tuple[int, int] | None:
+    def take(self, tokens: Sequence[int], tenant: str, *, share: bool = True) -> tuple[int, int] | None:
         """Give an answer a slot, with as much of its beginning as is there already.
 
         Args:
             tokens: What will be computed; the last of them always is.
             tenant: Only its own prompts are reused.
+            share: Otherwise nothing is reused, and nobody else reuses it.
 
         Returns:
             The slot and the tokens it holds; None if no slot or no memory is free.
@@ -94,17 +97,17 @@ class Slots:
         free = [number for number, slot in enumerate(self._slots) if not slot.busy]
         if not free:
             return None
-        most = len(tokens) - 1
+        most = len(tokens) - 1 if share else 0
         shared = [self._shared(slot, tokens, tenant, most) for slot in self._slots]
         best = max(free, key=lambda number: shared[number])
         source = max(range(len(shared)), key=lambda number: shared[number])
-        cached = 0 if self._prefix is None else self._prefix.lookup(tokens, tenant)
+        cached = 0 if self._prefix is None or not share else self._prefix.lookup(tokens, tenant)
         if shared[best] < _WORTH or shared[best] < max(shared[source], cached):
             # Not there: an empty slot, else the one that was not used for longest.
             best = min(free, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used, number))
             if shared[source] >= max(_WORTH, cached) and self._slots[source].busy:
                 return self._begin(best, tokens, tenant, copy_from=source, count=shared[source])
-            return self._begin(best, tokens, tenant)
+            return self._begin(best, tokens, tenant, restore=cached > 0, private=not share)
         return self._begin(best, tokens, tenant, count=shared[best], in_place=True)
 
     def advance(self, number: int, tokens: Sequence[int], *, exact: bool) -> None:
@@ -160,12 +163,6 @@ class Slots:
             self.empty(min(idle, key=lambda number: self._slots[number].used))
         return True
 
-    def forget(self, tenant: str) -> None:
-        """Empty the unused slots that hold a tenant's prompts."""
-        for number, slot in enumerate(self._slots):
-            if not slot.busy and slot.tokens and slot.tenant == tenant:
-                self.empty(number)
-
     def _begin(
         self,
         number: int,
@@ -175,6 +172,8 @@ class Slots:
         copy_from: int | None = None,
         count: int = 0,
         in_place: bool = False,
+        restore: bool = False,
+        private: bool = False,
     ) -> tuple[int, int] | None:
         slot = self._slots[number]
         slot.busy = True
@@ -188,12 +187,12 @@ class Slots:
             if not self.make_room(len(tokens) - slot.high + spare):
                 slot.busy = False
                 return None
-            slot.tenant = tenant
+            slot.tenant, slot.private = tenant, private
             self._touch(slot)
             if copy_from is not None:
                 self._runner.write_kv(number, 0, self._runner.read_kv(copy_from, 0, count))
                 self.advance(number, list(tokens[:count]), exact=True)
-            elif not in_place and self._prefix is not None:
+            elif restore and self._prefix is not None:
                 held = self._prefix.restore(self._runner, number, tokens, tenant)
                 self.advance(number, list(tokens[:held]), exact=True)
         except BaseException:
@@ -202,7 +201,7 @@ class Slots:
         return number, len(slot.tokens)
 
     def _shared(self, slot: _Slot, tokens: Sequence[int], tenant: str, most: int) -> int:
-        if slot.tenant != tenant:
+        if slot.tenant != tenant or slot.private:
             return 0
         most = min(most, slot.exact)
         if slot.tokens[:most] == list(tokens[:most]):

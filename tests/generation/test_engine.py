@@ -146,6 +146,17 @@ def test_a_prompt_is_not_shared_with_another_tenant_or_against_its_wish(fields: 
     assert again.finish.usage.cached_tokens == 0
 
 
+def test_who_does_not_want_a_prompt_kept_is_not_copied_from_while_it_runs() -> None:
+    model = echo_model("y" * 50, sequence_slots=2)
+    engine = Engine(model)
+    Asked(engine, model, "x" * 100, cache_prompt=False)
+    for _ in range(20):
+        engine.step()
+    second = Asked(engine, model, "x" * 100)
+    _run(engine)
+    assert second.finish.usage.cached_tokens == 0
+
+
 def test_several_answers_to_one_request_each_end_and_the_prompt_is_computed_once() -> None:
     model = echo_model(sequence_slots=2)
     engine = Engine(model)
