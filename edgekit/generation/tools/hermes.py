@@ -49,11 +49,11 @@ class Hermes(ToolFormat):
         content: str | None = None,
     ) -> str | None:
         """As `ToolFormat.lark`."""
-        if not tools:
+        if not tools and content is None:
             return None
         before, unfinished = self._before(thinking=thinking), self._unfinished(thinking=thinking)
         rules = [f"TEXT: {text_without(OPEN)}{self._not_before()}", f"ANY: {ANY_TEXT}", *self._rules()]
-        if choice.mode == "none":
+        if choice.mode == "none" or not tools:
             return "\n".join([f"start: {before}({content or 'TEXT'}){unfinished}", *rules, ""])
         allowed = callable_tools(tools, choice)
         objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in allowed)

@@ -42,12 +42,14 @@ class Llama3(ToolFormat):
         content: str | None = None,
     ) -> str | None:
         """As `ToolFormat.lark`."""
-        if not tools:
+        if not tools and content is None:
             return None
         # Text that begins like a call of one of the tools would be taken for one; other JSON is text.
         names = "|".join(pattern(tool.name) for tool in tools)
-        free = rf"{text_without(TAG)} & ~/\s*\x7b\s*\"name\"\s*:\s*\"({names})\"(?s:.*)/"
-        if choice.mode == "none":
+        free = text_without(TAG)
+        if names:
+            free += rf" & ~/\s*\x7b\s*\"name\"\s*:\s*\"({names})\"(?s:.*)/"
+        if choice.mode == "none" or not tools:
             return f"start: {content or 'TEXT'}\nTEXT: {free}\n"
         objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in callable_tools(tools, choice))
         tag = token(self.tokens, TAG) if TAG in self.tokens else ""

@@ -48,10 +48,10 @@ class Mistral(ToolFormat):
         content: str | None = None,
     ) -> str | None:
         """As `ToolFormat.lark`."""
-        if not tools:
+        if not tools and content is None:
             return None
         text = f"TEXT: {text_without(CALLS)}\n"
-        if choice.mode == "none":
+        if choice.mode == "none" or not tools:
             return f"start: {content or 'TEXT'}\n{text}"
         allowed = callable_tools(tools, choice)
         more = parallel and choice.name is None

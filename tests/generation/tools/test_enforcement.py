@@ -168,6 +168,18 @@ def test_reasoning_may_come_first_whatever_is_asked_for(name: str) -> None:
 @everywhere
 def test_without_tools_there_is_nothing_to_enforce(case: Case) -> None:
     assert case.format.lark([], AUTO, parallel=True) is None
+    # A format of the answer is something.
+    lark = case.format.lark([], AUTO, parallel=True, content='"yes" | "no"')
+    assert lark is not None
+    assert allows(lark, "yes")
+    assert not allows(lark, "Hi")
+
+
+def test_reasoning_comes_before_an_answer_in_a_format_too() -> None:
+    lark = QWEN3.lark([], AUTO, parallel=True, thinking=True, content='"yes" | "no"')
+    assert lark is not None
+    assert allows(lark, "Hm.</think>\n\nyes")
+    assert not allows(lark, "Hm.</think>\n\nHi")
 
 
 @pytest.mark.parametrize(
