@@ -119,10 +119,8 @@ class Slots:
         slot.high = max(slot.high, len(slot.tokens))
 
     def save(self, number: int, *, upto: int) -> None:
-        """Let the prefix cache have what is there of the first `upto` tokens."""
-        slot = self._slots[number]
-        if self._prefix is not None:
-            self._prefix.save(self._runner, number, slot.tokens, slot.tenant, upto=min(upto, slot.exact))
+        """Let the prefix cache have, on disk, what is there of the first `upto` tokens."""
+        self._save(number, upto, memory=False)
 
     def cut(self, number: int, length: int) -> None:
         """Forget a slot's tokens from `length` on."""
@@ -181,6 +179,8 @@ class Slots:
             if in_place:
                 self.cut(number, count)
             else:
+                # What leaves a slot goes on in memory; while it lies in the slot it need not be there twice.
+                self._save(number, slot.exact, memory=True)
                 self.empty(number)
             # Those that run need room to grow, or they would soon push this one out again.
             spare = _SPARE * sum(other.busy for other in self._slots if other is not slot)
@@ -199,6 +199,12 @@ class Slots:
             self.release(number, keep=False)
             raise
         return number, len(slot.tokens)
+
+    def _save(self, number: int, upto: int, *, memory: bool) -> None:
+        slot = self._slots[number]
+        upto = min(upto, slot.exact)
+        if self._prefix is not None and upto and not slot.private:
+            self._prefix.save(self._runner, number, slot.tokens, slot.tenant, upto=upto, memory=memory)
 
     def _shared(self, slot: _Slot, tokens: Sequence[int], tenant: str, most: int) -> int:
         if slot.tenant != tenant or slot.private:

@@ -7,6 +7,7 @@ import pytest
 
 from edgekit.generation.engine import Engine
 from edgekit.generation.model import TextModel
+from edgekit.generation.prefix import PrefixCache
 from edgekit.generation.request import (
     ChatRequest,
     Delta,
@@ -268,3 +269,19 @@ def test_answers_that_a_grammar_carries_forward_all_go_on_in_every_step() -> Non
     assert [one.text() for one in asked] == [f"{text} {number}" for number in range(3)]
     # Every token is known beforehand: a few steps, not one for each of them.
     assert _runner(model).steps < 15
+
+
+def test_what_has_left_its_slot_comes_back_from_memory() -> None:
+    model = echo_model(sequence_slots=1)
+    per_token = model.runner.limits.kv_bytes_per_token
+    prefix = PrefixCache(None, memory_bytes=10_000 * per_token, kv_bytes_per_token=per_token, fingerprint="m")
+    engine = Engine(model, prefix=prefix)
+    for letter in "abc":
+        Asked(engine, model, letter * 300)
+        _run(engine)
+    again = Asked(engine, model, "a" * 300)
+    _run(engine)
+    assert again.finish.usage.cached_tokens >= 288
+    assert prefix.stats().from_memory_bytes >= 288 * per_token
+    # What lies in the slot is not in memory a second time.
+    assert prefix.stats().memory_bytes <= 3 * 352 * per_token

@@ -160,7 +160,9 @@ class PrefixCache:
             self._store.touch(held)
         return runner.length(slot)
 
-    def save(self, runner: Runner, slot: int, tokens: Sequence[int], tenant: str, *, upto: int) -> None:
+    def save(
+        self, runner: Runner, slot: int, tokens: Sequence[int], tenant: str, *, upto: int, memory: bool = True
+    ) -> None:
         """Keep the whole blocks of `tokens[:upto]` that are not held yet, read from the slot.
 
         What is kept will stand in for a computation, so it must have been computed exactly (`Chunk.exact`).
@@ -171,6 +173,7 @@ class PrefixCache:
             tokens: What the slot holds.
             tenant: Whose it is.
             upto: Tokens to keep, from the first.
+            memory: Keep them in memory too, and not on disk alone: the slot will not hold them for long.
         """
         keys = self._keys(tokens[: min(upto, runner.length(slot))], tenant)
         to_disk = self._store is not None and self._pace.pays("disk")
@@ -179,7 +182,7 @@ class PrefixCache:
         for number, key in enumerate(keys):
             with self._lock:
                 data = self._memory.get(key)
-            to_memory = data is None and number < self._memory_fits
+            to_memory = memory and data is None and number < self._memory_fits
             to_disk = to_disk and number < self._disk_fits
             if not to_memory and not (to_disk and self._store and key not in self._store):
                 continue
