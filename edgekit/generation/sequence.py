@@ -143,8 +143,9 @@ class Sequence:
             self.drafter.learn(len(drafted), right)
             self.ticket.accepted_tokens += right
             self.ticket.rejected_tokens += len(drafted) - right
-        for choice in choices:
-            self._push(choice)
+        for place, choice in enumerate(choices, 1):
+            # The grammar has taken all of them: where it stands says something of the last one only.
+            self._push(choice, latest=place == len(choices))
             if self.reason is not None:
                 return right
         self._fast_forward()
@@ -162,8 +163,8 @@ class Sequence:
         if self.drafter is not None:
             self.drafter.close()
 
-    def _push(self, choice: Choice) -> None:
-        """A token of the answer is decided."""
+    def _push(self, choice: Choice, *, latest: bool = True) -> None:
+        """A token of the answer is decided; `latest` if no further one is yet."""
         ticket = self.ticket
         ticket.completion_tokens += 1
         self._last_token_at = ticket.token(self._last_token_at)
@@ -174,7 +175,7 @@ class Sequence:
         if choice.logprob is not None:
             self._logprobs.append(self._described(choice.token, choice.logprob, choice.top))
         self._send(self._text.push(choice.token))
-        if self._text.stopped or (self._matcher is not None and self._matcher.complete):
+        if self._text.stopped or (latest and self._matcher is not None and self._matcher.complete):
             self._end("stop")
         elif self.made >= self._most:
             self._end("length")
