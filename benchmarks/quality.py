@@ -145,7 +145,7 @@ def candidates(
     return [
         ours("rtn", recipe="rtn", group_size=group),
         ours("lsq", recipe="lsq", group_size=group),
-        ours("awq", recipe="awq", group_size=group, **text),
+        ours("awq", recipe="awq", group_size=group, calibrate_on=calibration),
         ours("gptq", recipe="gptq", group_size=group, **text),
         ours("mixed", recipe="gptq", **mixed, **text),
         ("mlx-lm convert -q", lambda: mlx_lm(floats, folder / "mlx-lm", group)),

@@ -9,6 +9,7 @@ The embedding and the output head are quantized without data.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import numpy as np
@@ -17,10 +18,10 @@ import numpy.typing as npt
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
 from edgekit.export.checkpoints.base import Checkpoint
 from edgekit.export.forward import CheckpointTensors, LayerRunner
-from edgekit.export.layer_moments import READERS, HeldLayer, Moments, Stream, gather
+from edgekit.export.layer_moments import READERS, HeldLayer, Moments, Stream, gather, read_inputs
 from edgekit.export.quantization.awq import ScaledLayer, awq
 from edgekit.export.quantization.gptq import Factored, factor_moments, gptq
-from edgekit.export.quantization.grid import GroupedTensor, as_floats
+from edgekit.export.quantization.grid import Grid, GroupedTensor, as_floats
 from edgekit.export.quantization.weighted import weighted_lsq
 from edgekit.export.recipe import Recipe
 from edgekit.export.weights import CheckpointWeights
@@ -130,22 +131,37 @@ class CalibratedWeights:
         quantized, original = Stream(self._hidden, held), None
         if follow and self._float_hidden is not None:
             original = Stream(self._float_hidden, HeldLayer(self._tensors, layer, held.matrices))
-        if not follow:
+        if follow:
+            # In the order of use: what o reads depends on q, k and v as they have become.
+            for site in READERS:
+                self._make_good(layer, site, held, gather(self._runner, layer, site, quantized, original))
+        else:
             self._scale(layer, quantized)
-        # In the order of use: what o reads depends on q, k and v as they have become.
-        for site in READERS:
-            moments = gather(self._runner, layer, site, quantized, original)
-            self._fit(layer, site, held, moments)
         self._runner.run(layer, held, self._hidden, out=self._hidden)
         if original is not None:
             self._runner.run(layer, original.held, original.hidden, out=original.hidden)
 
-    def _fit(self, layer: Layer, site: str, held: HeldLayer, moments: Moments) -> None:
-        """Quantize the matrices that read the same inputs."""
+    def _make_good(self, layer: Layer, site: str, held: HeldLayer, moments: Moments) -> None:
+        """Quantize the matrices that read the same inputs by GPTQ."""
         factors: dict[int, Factored] = {}
         # A text of few tokens says little of many inputs, and what it says of their correlations is partly chance.
         scarcity = len(moments.hessian) / moments.tokens
-        for part in READERS[site]:
+
+        def fit(part: str, weight: FloatArray, grid: Grid) -> GroupedTensor:
+            if grid.group_size not in factors:
+                factors[grid.group_size] = factor_moments(
+                    moments.hessian, grid.group_size, damping=_DAMPING + _SCARCE_DAMPING * scarcity
+                )
+            drift = moments.drifts.pop(part) * np.float32(_DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity))
+            return gptq(weight, grid, factors[grid.group_size], drift=drift)
+
+        self._fit(layer, READERS[site], held, fit)
+
+    def _fit(
+        self, layer: Layer, parts: Iterable[str], held: HeldLayer, fit: Callable[[str, FloatArray, Grid], GroupedTensor]
+    ) -> None:
+        """Put some matrices of a layer on their grids."""
+        for part in parts:
             linear: Linear = getattr(layer, part)
             weight, bits = held.matrices[part], self._recipe.bits(linear)
             tensor: GroupedTensor | FloatArray = weight
@@ -153,21 +169,13 @@ class CalibratedWeights:
             if bits != 16:
                 grid = self._recipe.grid(linear, bits)
                 treatment = f"{self._recipe.method} {bits}-bit, group {grid.group_size}"
-                if self._recipe.method == "awq":
-                    tensor = weighted_lsq(weight, grid, moments.hessian.diagonal())
-                else:
-                    if grid.group_size not in factors:
-                        factors[grid.group_size] = factor_moments(
-                            moments.hessian, grid.group_size, damping=_DAMPING + _SCARCE_DAMPING * scarcity
-                        )
-                    drift = moments.drifts.pop(part) * np.float32(_DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity))
-                    tensor = gptq(weight, grid, factors[grid.group_size], drift=drift)
+                tensor = fit(part, weight, grid)
             self._ready[linear.name] = tensor
             self.used[treatment] += 1
             held.matrices[part] = as_floats(tensor)
 
     def _scale(self, layer: Layer, stream: Stream) -> None:
-        """Apply AWQ's scales to a layer and to its norms."""
+        """Apply AWQ's scales to a layer and to its norms, and quantize it."""
         decoder, held = self._decoder, stream.held
         norms = {"attention": layer.input_norm, "mlp": layer.mlp_norm}
         offset = np.float32(decoder.norm_offset)
@@ -177,14 +185,15 @@ class CalibratedWeights:
             norms={site: held.norm(name) + offset for site, name in norms.items()},
             biases={part: held.bias(linear) for part, linear in linears.items() if linear.bias},
         )
-        samples = {site: gather(self._runner, layer, site, stream, None).sample for site in READERS}
+        inputs = read_inputs(self._runner, layer, stream)
         # The search is for 4 bits, which need it; a matrix that gets 8 loses nothing by it.
         grids = {
             linear.in_features: self._recipe.grid(linear, self._recipe.holds.bits[0]) for linear in linears.values()
         }
         after = awq(
             before,
-            samples,
+            {site: read.magnitudes for site, read in inputs.items()},
+            {site: read.squares for site, read in inputs.items()},
             lambda weight, importance: weighted_lsq(weight, grids[weight.shape[1]], importance),
             heads_are_shared=decoder.num_kv_heads != decoder.num_heads,
         )
@@ -196,6 +205,12 @@ class CalibratedWeights:
             parts = [one for one in linears.values() if one.stored == linear]
             self._vectors[linear.bias_name] = np.concatenate([self._vectors[one.bias_name] for one in parts])
         held.matrices.update(after.matrices)
+        squares = {
+            part: inputs[site].squares / np.square(after.scales.get(site, np.float32(1)))
+            for site, readers in READERS.items()
+            for part in readers
+        }
+        self._fit(layer, squares, held, lambda part, weight, grid: weighted_lsq(weight, grid, squares[part]))
 
 
 def _joined(parts: list[GroupedTensor | FloatArray]) -> GroupedTensor | FloatArray:

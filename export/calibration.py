@@ -17,14 +17,23 @@ import numpy.typing as npt
 from edgekit.errors import ConfigError
 from edgekit.export.windows import Text, cut_windows, read_text
 
-__all__ = ["CALIBRATION_LENGTH", "CALIBRATION_WINDOWS", "Calibration", "calibration_text", "choose_windows"]
+__all__ = [
+    "CALIBRATION_LENGTH",
+    "CALIBRATION_WINDOWS",
+    "FEW_WINDOWS",
+    "Calibration",
+    "calibration_text",
+    "choose_windows",
+]
 
 # Windows to choose from: of a longer text the rest is not read.
 _MOST = 1024
 CALIBRATION_LENGTH = 512
 """Tokens per window."""
 CALIBRATION_WINDOWS = 32
-"""Windows, where the user does not say: every layer is run some seven times over all of them."""
+"""Windows, where the user does not say and correlations of inputs are wanted: gptq."""
+FEW_WINDOWS = 2
+"""Windows, where only the size of inputs is wanted: awq. More make nothing better (docs/decisions/0014)."""
 
 
 @dataclass(frozen=True, slots=True)

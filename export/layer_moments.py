@@ -1,7 +1,8 @@
-"""Gathers what the matrices of one layer read: second moments, drift and samples. It knows no recipe.
+"""Gathers what the matrices of one layer read: second moments and drift, or how large each input is.
 
 Two streams of hidden states run side by side: one of the model as it was, one of the model whose earlier layers are
-quantized. A matrix is quantized for the inputs that it will meet, and for the outputs that it was to give.
+quantized. A matrix is quantized for the inputs that it will meet, and for the outputs that it was to give. It knows no
+recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from edgekit.export.architectures.decoder import Layer, Linear
 from edgekit.export.forward import LayerRunner, Tensors
 
-__all__ = ["READERS", "HeldLayer", "Moments", "Stream", "gather"]
+__all__ = ["READERS", "HeldLayer", "Inputs", "Moments", "Stream", "gather", "read_inputs"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -24,8 +25,6 @@ READERS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "do
 
 # Tokens at a time through both streams.
 _TOKENS = 1024
-# Tokens of a sample: the error of an output over so many tells which scaling is best.
-_SAMPLE = 512
 
 
 class HeldLayer:
@@ -81,14 +80,25 @@ class Moments:
         hessian: Mean of `x xᵀ`, float32 `[in, in]`, where x are the inputs in the quantized model.
         drifts: Mean of `W (x' - x) xᵀ` by part, float32 `[out, in]`, where x' are the inputs in the float model;
             empty where that was not wanted.
-        sample: Some of the x, float32 `[tokens, in]`.
         tokens: How many tokens it is the mean of.
     """
 
     hessian: FloatArray
     drifts: dict[str, FloatArray]
-    sample: FloatArray
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """How large the inputs of some matrices are.
+
+    Attributes:
+        magnitudes: Mean of their magnitudes, float32 `[in]`.
+        squares: Mean of their squares.
+    """
+
+    magnitudes: FloatArray
+    squares: FloatArray
 
 
 def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, original: Stream | None) -> Moments:
@@ -105,13 +115,10 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
     windows, tokens = quantized.hidden.shape[:2]
     step = max(1, _TOKENS // tokens)
     total = np.float32(windows * tokens)
-    sampled = max(1, _SAMPLE // -(-windows // step))
     sums: dict[str, FloatArray] = {}
-    sample: list[FloatArray] = []
     for start in range(0, windows, step):
         x = quantized.read_by(runner, layer, site, slice(start, start + step))
         _add(sums, "hessian", x.T @ x)
-        sample.append(x[:: max(1, len(x) // sampled)][:sampled].copy())
         if original is not None:
             change = original.read_by(runner, layer, site, slice(start, start + step)) - x
             for part, weight in original.narrow(site).items():
@@ -124,7 +131,26 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
     if original is not None:
         for part in READERS[site]:
             drifts[part] = (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
-    return Moments(hessian=hessian, drifts=drifts, sample=np.concatenate(sample), tokens=windows * tokens)
+    return Moments(hessian=hessian, drifts=drifts, tokens=windows * tokens)
+
+
+def read_inputs(runner: LayerRunner, layer: Layer, stream: Stream) -> dict[str, Inputs]:
+    """Run the text through a layer once, and note what all of its matrices read.
+
+    Returns:
+        By the name of the inputs.
+    """
+    magnitudes: dict[str, FloatArray] = {}
+    squares: dict[str, FloatArray] = {}
+
+    def observe(inputs: Mapping[str, FloatArray]) -> None:
+        for site, x in inputs.items():
+            _add(magnitudes, site, np.abs(x).sum(axis=(0, 1)))
+            _add(squares, site, np.square(x).sum(axis=(0, 1)))
+
+    runner.run(layer, stream.held, stream.hidden, observe=observe)
+    tokens = np.float32(stream.hidden.shape[0] * stream.hidden.shape[1])
+    return {site: Inputs(magnitudes[site] / tokens, squares[site] / tokens) for site in READERS}
 
 
 def _add(sums: dict[str, FloatArray], name: str, values: FloatArray) -> None:

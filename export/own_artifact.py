@@ -16,6 +16,7 @@ from edgekit.export.calibrated_weights import CalibratedWeights
 from edgekit.export.calibration import (
     CALIBRATION_LENGTH,
     CALIBRATION_WINDOWS,
+    FEW_WINDOWS,
     Calibration,
     calibration_text,
     choose_windows,
@@ -123,7 +124,7 @@ def _calibration(
         return None
     text = calibration_text(options.calibrate_on)
     length = min(CALIBRATION_LENGTH, decoder.max_position)
-    windows = options.calibration_windows or CALIBRATION_WINDOWS
+    windows = options.calibration_windows or (CALIBRATION_WINDOWS if recipe.method == "gptq" else FEW_WINDOWS)
     return choose_windows(tokenizer.tokenizer_json, text, length=length, windows=windows)
 
 

@@ -59,7 +59,9 @@ class _ExportCommand(click.Command):
 @click.option(
     "--calibration", "calibrate_on", type=click.Path(path_type=Path), metavar="FILE", help="Text to calibrate on."
 )
-@click.option("--calibration-windows", type=click.IntRange(1, 1024), help="Windows of 512 tokens of it [32].")
+@click.option(
+    "--calibration-windows", type=click.IntRange(1, 1024), help="Windows of 512 tokens of it [32; 2 without gptq]."
+)
 @click.option("--context", "context_length", type=int, help="Longest sequence in tokens [the model's].")
 @click.option("--yarn", type=float, metavar="FACTOR", help="Stretch the context with YaRN: 4 makes 128K of 32K.")
 @click.option(

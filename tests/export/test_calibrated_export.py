@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgekit.bundle.bundle import Bundle, verify_bundle
 from edgekit.errors import ConfigError
@@ -107,16 +108,22 @@ def test_awq_moves_scales_between_tensors_and_changes_nothing_else(name: str, tm
     asked = Asked(decoder, scaled)
     before, after = outputs(decoder, CheckpointTensors(checkpoint)), outputs(decoder, asked)
     assert np.abs(after - before).max() < 2e-3
-    norm = decoder.layers[0].input_norm
-    assert np.abs(asked.norm(norm) - as_floats(checkpoint.read(norm))).max() > 0.01
+    norms = [norm for layer in decoder.layers for norm in (layer.input_norm, layer.mlp_norm)]
+    assert max(np.abs(asked.norm(norm) - as_floats(checkpoint.read(norm))).max() for norm in norms) > 0.01
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama-biased"])
-def test_awq_keeps_more_of_a_model_than_a_recipe_without_data(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen2", "llama-biased", "mistral"])
+def test_awq_keeps_more_of_a_model_with_some_large_inputs_than_a_recipe_without_data(name: str, tmp_path: Path) -> None:
+    """As trained models have them."""
     folder = variant(name, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    for tensor in tensors:
+        if tensor.endswith("layernorm.weight"):
+            tensors[tensor][::16] *= 6
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     decoder, checkpoint = tiny_decoder(folder), open_checkpoint(folder)
     plain = loss(decoder, checkpoint, CheckpointWeights(checkpoint, recipe("lsq")))
-    assert loss(decoder, checkpoint, CalibratedWeights(checkpoint, decoder, recipe("awq"), IDS)) < plain
+    assert loss(decoder, checkpoint, CalibratedWeights(checkpoint, decoder, recipe("awq"), IDS)) < 0.8 * plain
 
 
 def test_layers_may_be_asked_for_in_any_order_and_come_out_the_same(tmp_path: Path) -> None:

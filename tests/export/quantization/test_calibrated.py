@@ -41,6 +41,11 @@ def moments(inputs: FloatArray) -> FloatArray:
     return np.asarray(inputs.T @ inputs / len(inputs), np.float32)
 
 
+def sizes(inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean magnitudes and mean squares."""
+    return np.abs(inputs).mean(axis=0), np.square(inputs).mean(axis=0)
+
+
 def gptq(weight: FloatArray, grid: Grid, hessian: FloatArray, damping: float = 0.01) -> GroupedTensor:
     return gptq_of_factored(weight, grid, factor_moments(hessian, grid.group_size, damping=damping))
 
@@ -181,7 +186,7 @@ def test_awq_scales_lower_the_output_error_of_any_fit(
     offset: Offset, weights: Callable[[], FloatArray], recipe: Callable[[FloatArray, Grid], GroupedTensor]
 ) -> None:
     weight, inputs, grid = weights(), correlated_inputs(tokens=300), Grid(4, 32, offset, np.float16)
-    scales = input_scales([weight], inputs, lambda w, _: recipe(w, grid))
+    scales = input_scales([weight], *sizes(inputs), lambda w, _: recipe(w, grid))
     tensor = recipe(weight * scales, grid)
     scaled = float(np.square(inputs @ (weight - tensor.dequantize() / scales).T).sum(dtype=np.float64))
     assert scaled < 0.8 * output_error(weight, recipe(weight, grid), inputs)
@@ -193,7 +198,7 @@ def test_awq_leaves_alone_what_it_cannot_better() -> None:
     even = np.ones((50, WIDTH), np.float32)
     silent = np.zeros((50, WIDTH), np.float32)
     for inputs in (even, silent):
-        np.testing.assert_array_equal(input_scales([on_grid], inputs, lambda w, _: rtn(w, grid)), 1)
+        np.testing.assert_array_equal(input_scales([on_grid], *sizes(inputs), lambda w, _: rtn(w, grid)), 1)
 
 
 @pytest.mark.parametrize("heads_are_shared", [True, False])
@@ -212,7 +217,8 @@ def test_an_awq_layer_computes_what_the_layer_did(heads_are_shared: bool) -> Non
     widths = {"attention": hidden, "o": 64, "mlp": hidden, "down": inner}
     inputs = {site: correlated_inputs(width, 100) for site, width in widths.items()}
     grid = Grid(4, 32, Offset.SYMMETRIC, np.float16)
-    scaled = awq(layer, inputs, lambda w, h: weighted_lsq(w, grid, h), heads_are_shared=heads_are_shared)
+    magnitudes, squares = ({site: sizes(x)[which] for site, x in inputs.items()} for which in (0, 1))
+    scaled = awq(layer, magnitudes, squares, lambda w, h: weighted_lsq(w, grid, h), heads_are_shared=heads_are_shared)
 
     def outputs(some: ScaledLayer) -> list[FloatArray]:
         x = np.random.default_rng(7).standard_normal((10, hidden)).astype(np.float32)
