@@ -37,6 +37,8 @@ _USUAL_TOKENS = 256
 _PREFILL_SHARE = 2.0
 _PREFILL_S = 0.05
 _LEAST_PIECE = 16
+# Rows of a pass that guesses may fill, all answers together.
+_ROWS = 16
 # Known tokens that an answer takes in one step; more of them go in pieces, as a prompt does.
 _FORCED = 64
 # Tokens: an answer waits for another's prompt while so many more of it are shared.
@@ -234,7 +236,7 @@ class Engine:
         """What each running answer does in this step; they fit the budget together."""
         while True:
             decoding = [sequence for sequence in self._running if self._decodes(sequence)]
-            planned = [self._next_token(sequence, alone=len(self._running) == 1) for sequence in decoding]
+            planned = [self._next_token(sequence, beside=len(self._running) - 1) for sequence in decoding]
             prefilling = self._next_prompt()
             if prefilling is not None:
                 planned.append(self._piece(prefilling, busy=bool(decoding)))
@@ -243,13 +245,16 @@ class Engine:
                 return planned
             self._preempt()
 
-    def _next_token(self, sequence: Sequence, *, alone: bool) -> _Planned:
+    def _next_token(self, sequence: Sequence, *, beside: int) -> _Planned:
         slot = _slot(sequence)
         held = self._slots.length(slot)
         known = len(sequence.tokens) - held
         room = min(self._limits.max_chunk, self._limits.context_length - held) - known
-        # Guessing takes an answer out of the batch: without exactness it pays only where there is none.
-        drafted = sequence.draft(room) if sequence.exact or alone else []
+        if beside:
+            # A pass has as many rows for each answer as the longest needs. One guess is free where rows are in pairs;
+            # and an answer that need not be exact would leave the batch of single tokens for it.
+            room = min(room, max(1, _ROWS // (beside + 1) - 1) if sequence.exact else 0)
+        drafted = sequence.draft(room)
         chunk = Chunk(slot, [*sequence.tokens[held:], *drafted], "all" if drafted else "last", exact=sequence.exact)
         return _Planned(sequence, chunk, held, drafted, whole=True)
 
