@@ -133,6 +133,8 @@ class Sequence:
             drafted,
             matcher=self._matcher,
             end_tokens=self._model.eos_token_ids,
+            # Their log probabilities would be of nothing: no logits were computed for them.
+            fast_forward=self.ticket.request.logprobs is None,
         )
         right = 0
         for choice, guess in zip(choices, drafted, strict=False):
@@ -148,7 +150,6 @@ class Sequence:
             self._push(choice, latest=place == len(choices))
             if self.reason is not None:
                 return right
-        self._fast_forward()
         return right
 
     def take_prompt(self, held: int, logits: Logits) -> None:
@@ -179,18 +180,6 @@ class Sequence:
             self._end("stop")
         elif self.made >= self._most:
             self._end("length")
-
-    def _fast_forward(self) -> None:
-        """Take tokens that the grammar leaves no choice about: the runner gets them with the next step."""
-        # Their log probabilities would be of nothing: no logits were computed.
-        if self._matcher is None or self.ticket.request.logprobs is not None:
-            return
-        for token in self._matcher.forced():
-            self._matcher.accept(token)
-            self._sampler.accept(token)
-            self._push(Choice(token, None, ()))
-            if self.reason is not None:
-                return
 
     def _end(self, reason: FinishReason) -> None:
         self._send(self._text.finish(), last=True)

@@ -25,11 +25,18 @@ __all__ = ["Matcher", "accept_drafts"]
 class Matcher(Protocol):
     """What of a grammar's state is needed here."""
 
+    @property
+    def complete(self) -> bool:
+        """Nothing but the end can follow, and needs not be chosen."""
+
     def mask(self) -> npt.NDArray[np.int32] | None:
         """Which tokens may come next, packed; None allows all."""
 
     def accept(self, token: int) -> None:
         """Take the next token."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that must come next."""
 
 
 def accept_drafts(
@@ -39,6 +46,7 @@ def accept_drafts(
     *,
     matcher: Matcher | None = None,
     end_tokens: Collection[int] = (),
+    fast_forward: bool = False,
 ) -> list[Choice]:
     """Choose a token at each place up to the first that is not the draft.
 
@@ -48,10 +56,11 @@ def accept_drafts(
         drafted: Guesses of the next tokens; may be empty.
         matcher: The grammar's state; it takes what is chosen, except an end token.
         end_tokens: Nothing follows one of them.
+        fast_forward: What the grammar forces after a choice is taken, not drawn: without drafts it would not be.
 
     Returns:
-        At least one. If all drafts are accepted, one more than they are. Accepted are those that equal their draft:
-        the first `len(choices) - 1`, and the last one only if it is an end token that was drafted.
+        At least one. If all drafts are accepted, one more than they are. Accepted are those that equal their draft, up
+        to the first that does not. Only forced tokens follow that one; the grammar has taken them too.
 
     Raises:
         RunnerError: The logits are not numbers.
@@ -60,13 +69,23 @@ def accept_drafts(
     if logits.shape[0] != len(drafted) + 1:
         raise ValueError(f"{len(drafted)} drafts need {len(drafted) + 1} rows of logits, not {logits.shape[0]}")
     choices: list[Choice] = []
-    for row, draft in zip(logits, [*drafted, None], strict=True):
-        choice = sampler.choose(row, matcher.mask() if matcher else None)
+    while True:
+        choice = sampler.choose(logits[len(choices)], matcher.mask() if matcher else None)
         choices.append(choice)
         if choice.token in end_tokens:
-            break
+            return choices
         if matcher:
             matcher.accept(choice.token)
-        if choice.token != draft:
-            break
-    return choices
+            if fast_forward:
+                choices += _forced(sampler, matcher)
+        if [one.token for one in choices] != list(drafted[: len(choices)]) or (matcher and matcher.complete):
+            return choices
+
+
+def _forced(sampler: Sampler, matcher: Matcher) -> list[Choice]:
+    """Take what the grammar leaves no choice about; nothing is drawn, and no logits have a say."""
+    tokens = matcher.forced()
+    for token in tokens:
+        matcher.accept(token)
+        sampler.accept(token)
+    return [Choice(token, None, ()) for token in tokens]

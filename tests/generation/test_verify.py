@@ -21,6 +21,7 @@ class _Digits:
     def __init__(self, vocab: int, length: int) -> None:
         self._vocab = vocab
         self._length = length
+        self.complete = False
         self.tokens: list[int] = []
 
     def mask(self) -> npt.NDArray[np.int32] | None:
@@ -33,6 +34,23 @@ class _Digits:
         if self.tokens and (token <= self.tokens[-1] or len(self.tokens) == self._length):
             raise EdgekitError(f"{token} does not fit after {self.tokens}")
         self.tokens.append(token)
+
+    def forced(self) -> list[int]:
+        return []
+
+
+class _Pairs(_Digits):
+    """A grammar of pairs: whatever comes first, the second is one more, twice at most."""
+
+    def __init__(self) -> None:
+        super().__init__(50, 4)
+
+    def accept(self, token: int) -> None:
+        super().accept(token)
+        self.complete = len(self.tokens) == self._length
+
+    def forced(self) -> list[int]:
+        return [self.tokens[-1] + 1] if len(self.tokens) % 2 else []
 
 
 def _pointing(tokens: list[int], vocab: int = 50) -> npt.NDArray[np.float32]:
@@ -81,6 +99,33 @@ def test_a_draft_that_the_grammar_forbids_is_replaced_and_ends_the_step() -> Non
     matcher = _Digits(50, 4)
     assert _tokens([4, 7, 9], [4, 3], matcher=matcher) == [4, 7]
     assert matcher.tokens == [4, 7]
+
+
+def test_what_a_grammar_forces_is_taken_whatever_the_model_wants_and_was_drafted() -> None:
+    forced = {"matcher": _Pairs(), "fast_forward": True}
+    assert _tokens([4, 9, 7, 9], [4, 5, 7], **forced) == [4, 5, 7, 8]
+    assert _tokens([4], [], matcher=_Pairs(), fast_forward=True) == [4, 5]
+    assert _tokens([4, 9, 9], [4, 6], matcher=_Pairs(), fast_forward=True) == [4, 5]
+
+
+def test_nothing_is_chosen_after_a_grammars_last_token() -> None:
+    assert _tokens([4, 9, 7, 9, 0], [4, 5, 7, 8], matcher=_Pairs(), fast_forward=True) == [4, 5, 7, 8]
+
+
+def test_a_forced_token_takes_no_draw_so_that_a_seed_gives_the_same_with_drafts() -> None:
+    logits = np.zeros((4, 50), np.float32)
+
+    def said(drafted: list[int]) -> list[int]:
+        sampler = Sampler(Sampling(temperature=1.0, seed=5), vocab_size=50)
+        matcher = _Pairs()
+        while not matcher.complete:
+            held = len(matcher.tokens)
+            rest = drafted[held:]
+            accept_drafts(sampler, logits[: len(rest) + 1], rest, matcher=matcher, fast_forward=True)
+        return matcher.tokens
+
+    alone = said([])
+    assert said(alone[:3]) == alone
 
 
 @pytest.mark.parametrize(
