@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from edgekit.bundle.bundle import hash_folder
 from edgekit.bundle.manifest import MANIFEST_NAME, Artifact, Manifest, MemoryTable
 from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.quantization.grid import Grid, Offset
+from edgekit.export.quantization.lsq import lsq
 from edgekit.export.text import write_text_files
 from edgekit.export.writers.mlx import MlxWriter
 from edgekit.export.writers.onnx import OnnxWriter
@@ -17,8 +21,13 @@ from tests.models import CHATML, TensorWeights, tiny_checkpoint, tiny_decoder, t
 __all__ = ["tiny_bundle"]
 
 
-def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"]) -> Path:
-    """Write a bundle of an unquantized tiny Qwen2 with a context of 256 tokens.
+def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 8, 32] = 32) -> Path:
+    """Write a bundle of a tiny Qwen2 with a context of 256 tokens.
+
+    Args:
+        folder: A checkpoint and the bundle are written into it.
+        kind: Of the artifact.
+        bits: Of the weights; 32 leaves them as they are. With fewer, ONNX computes with activations of 8 bits.
 
     Returns:
         The bundle's folder, inside `folder`.
@@ -28,7 +37,9 @@ def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"]) -> Path:
     bundle = folder / "bundle"
     bundle.mkdir()
     writer = OnnxWriter(dialect="onnxruntime") if kind == "onnx" else MlxWriter(dtype="float32")
-    artifact = writer(decoder, TensorWeights(tiny_tensors(checkpoint)), bundle, lambda _: None)
+    offset = Offset.ZERO_POINT if kind == "onnx" else Offset.FLOAT
+    quantize = None if bits == 32 else lambda _, weight: lsq(weight, Grid(bits, 32, offset, np.float16))
+    artifact = writer(decoder, TensorWeights(tiny_tensors(checkpoint), quantize), bundle, lambda _: None)
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer = TokenizerFiles(
         tokenizer_json=(checkpoint / "tokenizer.json").read_bytes(),

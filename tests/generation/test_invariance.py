@@ -1,0 +1,291 @@
+"""Batching, kept prefixes, lost slots and guesses change when an answer comes, never what it says.
+
+Real runners on tiny bundles: what is promised here hangs on the kernels' numbers, bit by bit. Whoever is greedy or
+names a seed is compared with the same request asked alone, of an engine that shares and guesses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgekit.generation.engine import Engine
+from edgekit.generation.model import TextModel, load_model
+from edgekit.generation.prefix import DiskStore, PrefixCache
+from edgekit.generation.request import (
+    ChatRequest,
+    Delta,
+    Event,
+    Finish,
+    FinishReason,
+    Message,
+    ResponseFormat,
+    Sampling,
+    TokenLogprob,
+)
+from edgekit.generation.ticket import Ticket
+from tests.generation.bundles import tiny_bundle
+
+SLOTS = 4
+CONTEXT = 256
+WORDS = ("the", "capital", "of", "France", "is", "list", "even", "numbers", "sum", "Ω", "7")
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}},
+    "required": ["ok", "tags"],
+    "additionalProperties": False,
+}
+FORMATS = (ResponseFormat("json_schema", SCHEMA), ResponseFormat("regex", "(ab|cd)*[0-9]{2}"))
+
+Said = tuple[str, FinishReason, int, tuple[TokenLogprob, ...]]
+
+
+@pytest.fixture(scope="module", params=["onnx in float32", "onnx in 8 bits", "onnx in 4 bits"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
+    bits: Literal[4, 8, 32] = 32 if "32" in request.param else 8 if "8" in request.param else 4
+    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), "onnx", bits=bits)
+    model = load_model(bundle, threads=1, parallel=SLOTS)
+    yield model
+    model.close()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request in a crowd.
+
+    Attributes:
+        after: Steps of the engine before it comes.
+        leaves: Steps after which it is taken back; None lets it end.
+    """
+
+    request: ChatRequest
+    after: int
+    leaves: int | None
+
+
+class Asked:
+    """A request that an engine has, and its events."""
+
+    def __init__(self, engine: Engine, model: TextModel, request: ChatRequest) -> None:
+        self.request = request
+        self.events: list[Event] = []
+        self.ticket: Ticket = model.ticket(request, self.events.append, submitted=time.monotonic())
+        engine.add(self.ticket)
+
+    @property
+    def said(self) -> Said:
+        last = self.events[-1]
+        assert isinstance(last, Finish), last
+        deltas = [event for event in self.events if isinstance(event, Delta)]
+        logprobs = tuple(entry for delta in deltas for entry in delta.logprobs)
+        return "".join(delta.text for delta in deltas), last.reason, last.usage.completion_tokens, logprobs
+
+
+def texts(most_words: int) -> st.SearchStrategy[str]:
+    """Texts that often begin alike, and repeat themselves."""
+    opening = st.sampled_from(["", "the capital of France is " * 6, "list even numbers " * 3])
+    rest = st.lists(st.sampled_from(WORDS), min_size=1, max_size=most_words).map(" ".join)
+    return st.tuples(opening, rest).map("".join)
+
+
+def samplings() -> st.SearchStrategy[Sampling]:
+    """Repeatable ones; among them those that look at what was said before."""
+    greedy = st.just(Sampling(temperature=0))
+    careful = st.builds(Sampling, temperature=st.just(0.0), repetition_penalty=st.sampled_from([1.1, 1.5]))
+    seeded = st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.5, 1.0, 1.5]),
+        top_p=st.sampled_from([0.5, 0.9, 1.0]),
+        top_k=st.sampled_from([0, 5]),
+        seed=st.integers(0, 1000),
+    )
+    return st.one_of(greedy, greedy, careful, seeded)
+
+
+def asks() -> st.SearchStrategy[ChatRequest]:
+    return st.builds(
+        lambda content, **fields: ChatRequest("r", (Message("user", content),), **fields),
+        content=texts(20),
+        sampling=samplings(),
+        max_tokens=st.integers(1, 40),
+        speculation=st.sampled_from([True, True, False]),
+        response_format=st.sampled_from([None, None, None, *FORMATS]),
+        logprobs=st.sampled_from([None, None, None, 2]),
+        client=st.sampled_from("ab"),
+        cache_prompt=st.sampled_from([True, True, False]),
+    )
+
+
+def neighbours() -> st.SearchStrategy[ChatRequest]:
+    """They make noise: what they say is nobody's business."""
+    return asks().map(lambda request: replace(request, sampling=Sampling(temperature=1.0)))
+
+
+def arrivals() -> st.SearchStrategy[list[Arrival]]:
+    one = st.builds(
+        Arrival,
+        request=st.one_of(asks(), neighbours()),
+        after=st.integers(0, 12),
+        leaves=st.one_of(st.none(), st.none(), st.integers(0, 15)),
+    )
+    return st.lists(one, min_size=2, max_size=7)
+
+
+@contextmanager
+def fresh(model: TextModel, **options: Any) -> Iterator[Engine]:
+    """An engine whose slots are empty at first, and again afterwards."""
+    try:
+        yield Engine(model, **options)
+    finally:
+        for slot in range(SLOTS):
+            model.runner.truncate(slot, 0)
+
+
+def finish(engine: Engine) -> None:
+    """Let it answer all that it has."""
+    for _ in range(20_000):
+        if engine.idle:
+            return
+        engine.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def alone(model: TextModel, request: ChatRequest) -> Said:
+    """What the request is answered when nobody else is there and nothing is kept or guessed."""
+    with fresh(model, speculation=False) as engine:
+        asked = Asked(engine, model, replace(request, speculation=False, cache_prompt=False))
+        finish(engine)
+    return asked.said
+
+
+def in_company(model: TextModel, engine: Engine, crowd: list[Arrival]) -> list[Asked]:
+    """What all are answered; those that are taken back may have no whole answer."""
+    came: list[tuple[Asked, int | None]] = []
+    coming = sorted(crowd, key=lambda arrival: arrival.after)
+    for step in range(20_000):
+        while coming and coming[0].after <= step:
+            arrival = coming.pop(0)
+            leaves = None if arrival.leaves is None else step + arrival.leaves
+            came.append((Asked(engine, model, arrival.request), leaves))
+        for asked, leaves in came:
+            if leaves == step:
+                asked.ticket.cancel()
+        if not coming and engine.idle:
+            return [asked for asked, _ in came]
+        engine.step()
+        stats = engine.stats
+        assert stats.kv_bytes <= stats.kv_budget_bytes
+    raise AssertionError("the engine does not come to an end")
+
+
+def check(model: TextModel, asked: list[Asked]) -> None:
+    """Whoever may count on it was told what it would have been told alone."""
+    for one in asked:
+        # Alone, a grammar's forced tokens and the sampled ones are as in company: nothing else decides.
+        if not one.request.sampling.repeatable or one.ticket.cancelled:
+            continue
+        assert one.said == alone(model, one.request)
+
+
+CAREFULLY = settings(
+    max_examples=60,
+    deadline=None,
+    # The model is the same for all examples, and each leaves it as it found it.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@given(crowd=arrivals(), tokens=st.sampled_from([None, None, 300, 500]), kept=st.booleans())
+@CAREFULLY
+def test_what_is_said_does_not_depend_on_who_else_is_there(
+    model: TextModel, crowd: list[Arrival], tokens: int | None, kept: bool
+) -> None:
+    per_token = model.runner.limits.kv_bytes_per_token
+    prefix = None
+    if kept:
+        prefix = PrefixCache(None, memory_bytes=1 << 20, block_tokens=8, kv_bytes_per_token=per_token, fingerprint="x")
+    # With a budget of little more than one context, answers give their slots up and come back.
+    with fresh(model, kv_budget_bytes=None if tokens is None else tokens * per_token, prefix=prefix) as engine:
+        asked = in_company(model, engine, crowd)
+    check(model, asked)
+
+
+@given(
+    content=texts(12),
+    sampling=samplings(),
+    form=st.sampled_from(FORMATS),
+    logprobs=st.sampled_from([None, None, 2]),
+)
+@settings(CAREFULLY, max_examples=150)
+def test_guesses_beside_a_grammar_change_nothing(
+    model: TextModel, content: str, sampling: Sampling, form: ResponseFormat, logprobs: int | None
+) -> None:
+    # Grammars force tokens, and a guess may run up to the end of what they allow.
+    request = ChatRequest(
+        "r",
+        (Message("user", content),),
+        sampling=sampling,
+        max_tokens=96,
+        response_format=form,
+        logprobs=logprobs,
+        speculation=True,
+    )
+    with fresh(model) as engine:
+        asked = Asked(engine, model, request)
+        finish(engine)
+    check(model, [asked])
+
+
+@given(content=texts(20), turns=st.lists(texts(5), min_size=1, max_size=3))
+@CAREFULLY
+def test_a_conversation_that_goes_on_where_it_was_is_told_what_it_would_be_told_anew(
+    model: TextModel, content: str, turns: list[str]
+) -> None:
+    messages = [Message("user", content)]
+    asked = []
+    with fresh(model) as engine:
+        for turn in turns:
+            request = ChatRequest("r", tuple(messages), sampling=Sampling(temperature=0), max_tokens=8)
+            asked.append(Asked(engine, model, request))
+            finish(engine)
+            messages += [Message("assistant", asked[-1].said[0]), Message("user", turn)]
+    check(model, asked)
+
+
+def test_a_prefix_from_disk_is_as_good_as_one_computed(model: TextModel, tmp_path: Path) -> None:
+    per_token = model.runner.limits.kv_bytes_per_token
+    content = "the capital of France is " * 10
+    request = ChatRequest("r", (Message("user", content),), sampling=Sampling(temperature=0), max_tokens=24)
+    cached = []
+    for _ in range(3):
+        store = DiskStore(tmp_path / "kept", max_bytes=1 << 24, fingerprint="x")
+        prefix = PrefixCache(store, memory_bytes=0, block_tokens=8, kv_bytes_per_token=per_token, fingerprint="x")
+        with fresh(model, prefix=prefix) as engine:
+            asked = Asked(engine, model, request)
+            finish(engine)
+        prefix.close()
+        cached.append(asked.ticket.cached_tokens)
+        assert asked.said == alone(model, request)
+    assert cached[0] == 0
+    assert max(cached) > 0, "nothing came from disk, so that nothing was tested"
+
+
+def test_guesses_are_made_and_some_are_right(model: TextModel) -> None:
+    # Otherwise the tests above would say nothing about them.
+    right = 0
+    with fresh(model) as engine:
+        for number in range(6):
+            content = "list even numbers " * 8 + str(number)
+            request = ChatRequest("r", (Message("user", content),), sampling=Sampling(temperature=0), max_tokens=80)
+            asked = Asked(engine, model, request)
+            finish(engine)
+            right += asked.ticket.accepted_tokens
+    assert right > 0
