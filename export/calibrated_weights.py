@@ -3,7 +3,7 @@
 When a writer asks for the first tensor of a layer, the text's hidden states, as the quantized layers before it left
 them, go through the layer in floating point; its matrices are quantized by what they read; and the hidden states
 advance through the quantized layer, so that each layer sees, and with GPTQ makes good, what the ones before it lost.
-The embedding and the output head are quantized without data.
+The output head follows in the same way; the embedding, and a head that is the embedding, are quantized without data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
+from edgekit.export.calibrated_head import awq_head, gptq_head
 from edgekit.export.checkpoints.base import Checkpoint
 from edgekit.export.forward import CheckpointTensors, LayerRunner
 from edgekit.export.layer_moments import READERS, HeldLayer, Moments, Stream, gather, read_inputs
@@ -23,7 +24,7 @@ from edgekit.export.quantization.awq import ScaledLayer, awq
 from edgekit.export.quantization.gptq import Factored, factor_moments, gptq
 from edgekit.export.quantization.grid import Grid, GroupedTensor, as_floats
 from edgekit.export.quantization.weighted import weighted_lsq
-from edgekit.export.recipe import Recipe
+from edgekit.export.recipe import Fitting, Recipe
 from edgekit.export.weights import CheckpointWeights
 
 __all__ = ["CalibratedWeights"]
@@ -67,6 +68,7 @@ class CalibratedWeights:
         self._vectors: dict[str, FloatArray] = {}
         self._hidden: FloatArray | None = None
         self._float_hidden: FloatArray | None = None
+        self._head_fitting: Fitting | None = None
 
     def __enter__(self) -> CalibratedWeights:  # noqa: PYI034  `Self` needs Python 3.11
         return self
@@ -87,14 +89,17 @@ class CalibratedWeights:
 
     def vector(self, name: str) -> FloatArray:
         """A norm or a bias, float32 `[n]`."""
-        if self._recipe.method == "awq" and name in self._layer_of:
-            self._advance(self._layer_of[name])
+        if self._recipe.method == "awq":
+            if name in self._layer_of:
+                self._advance(self._layer_of[name])
+            elif name == self._decoder.final_norm:
+                self._head()
         return self._vectors[name] if name in self._vectors else self._plain.vector(name)
 
     def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
         """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it."""
         if linear.name not in self._layer_of:
-            tensor = self._plain.matrix(linear)
+            tensor = self._plain.matrix(linear, self._head() if linear.name == self._decoder.head.name else None)
             if linear.name == self._decoder.embedding.name and self._hidden is None:
                 self._hidden = self._embed(tensor)
             return tensor
@@ -104,6 +109,43 @@ class CalibratedWeights:
             return self._ready.pop(linear.name)
         # A matrix that the checkpoint stores joined and the writer wants so.
         return _joined([self._ready.pop(part.name) for part in layer.linears() if part.stored.name == linear.name])
+
+    def _head(self) -> Fitting | None:
+        """How the output head is put on its grid; None where it is left to the recipe."""
+        head, bits = self._decoder.head, self._recipe.bits(self._decoder.head)
+        if self._decoder.tied or bits == 16:
+            return None
+        if self._head_fitting is None:
+            self._advance(self._decoder.layers[-1])
+            assert self._hidden is not None  # noqa: S101  there is a layer
+            grid = self._recipe.grid(head, bits)
+            if self._recipe.method == "awq":
+                found = awq_head(self._runner, self._tensors, self._hidden, head, grid)
+                norm, offset = self._tensors.norm(self._decoder.final_norm), np.float32(self._decoder.norm_offset)
+                self._vectors[self._decoder.final_norm] = (norm + offset) / found.scales - offset
+            else:
+                assert self._float_hidden is not None  # noqa: S101  GPTQ follows both
+                found = gptq_head(
+                    self._runner,
+                    self._tensors,
+                    self._hidden,
+                    self._float_hidden,
+                    grid.group_size,
+                    **self._caution(head.in_features),
+                )
+            self._head_fitting = Fitting(found.fit, grid, self._treatment(grid))
+        return self._head_fitting
+
+    def _treatment(self, grid: Grid) -> str:
+        return f"{self._recipe.method} {grid.bits}-bit, group {grid.group_size}"
+
+    def _caution(self, inputs: int) -> dict[str, float]:
+        """A text of few tokens says little of many inputs, and what it says of their correlations is partly chance."""
+        scarcity = inputs / self._ids.size
+        return {
+            "damping": _DAMPING + _SCARCE_DAMPING * scarcity,
+            "correction": _DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity),
+        }
 
     def _embed(self, table: GroupedTensor | FloatArray) -> FloatArray:
         """Look the text up in the embedding as the recipe left it."""
@@ -144,15 +186,12 @@ class CalibratedWeights:
     def _make_good(self, layer: Layer, site: str, held: HeldLayer, moments: Moments) -> None:
         """Quantize the matrices that read the same inputs by GPTQ."""
         factors: dict[int, Factored] = {}
-        # A text of few tokens says little of many inputs, and what it says of their correlations is partly chance.
-        scarcity = len(moments.hessian) / moments.tokens
+        caution = self._caution(len(moments.hessian))
 
         def fit(part: str, weight: FloatArray, grid: Grid) -> GroupedTensor:
             if grid.group_size not in factors:
-                factors[grid.group_size] = factor_moments(
-                    moments.hessian, grid.group_size, damping=_DAMPING + _SCARCE_DAMPING * scarcity
-                )
-            drift = moments.drifts.pop(part) * np.float32(_DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity))
+                factors[grid.group_size] = factor_moments(moments.hessian, grid.group_size, damping=caution["damping"])
+            drift = moments.drifts.pop(part) * np.float32(caution["correction"])
             return gptq(weight, grid, factors[grid.group_size], drift=drift)
 
         self._fit(layer, READERS[site], held, fit)
@@ -168,7 +207,7 @@ class CalibratedWeights:
             treatment = "floating point"
             if bits != 16:
                 grid = self._recipe.grid(linear, bits)
-                treatment = f"{self._recipe.method} {bits}-bit, group {grid.group_size}"
+                treatment = self._treatment(grid)
                 tensor = fit(part, weight, grid)
             self._ready[linear.name] = tensor
             self.used[treatment] += 1

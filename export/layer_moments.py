@@ -80,12 +80,10 @@ class Moments:
         hessian: Mean of `x xᵀ`, float32 `[in, in]`, where x are the inputs in the quantized model.
         drifts: Mean of `W (x' - x) xᵀ` by part, float32 `[out, in]`, where x' are the inputs in the float model;
             empty where that was not wanted.
-        tokens: How many tokens it is the mean of.
     """
 
     hessian: FloatArray
     drifts: dict[str, FloatArray]
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
     if original is not None:
         for part in READERS[site]:
             drifts[part] = (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
-    return Moments(hessian=hessian, drifts=drifts, tokens=windows * tokens)
+    return Moments(hessian=hessian, drifts=drifts)
 
 
 def read_inputs(runner: LayerRunner, layer: Layer, stream: Stream) -> dict[str, Inputs]:

@@ -22,7 +22,7 @@ from edgekit.export.architectures.decoder import Linear
 from edgekit.export.buffers import Buffers
 from edgekit.export.checkpoints.base import Checkpoint
 from edgekit.export.quantization.grid import GroupedTensor, as_floats
-from edgekit.export.recipe import Recipe
+from edgekit.export.recipe import Fitting, Recipe
 
 __all__ = ["CheckpointWeights"]
 
@@ -81,8 +81,13 @@ class CheckpointWeights:
             raise ExportError(f"tensor `{name}` has a value that is no finite number", hint="fetch it again")
         return values
 
-    def matrix(self, linear: Linear) -> Matrix:
-        """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it."""
+    def matrix(self, linear: Linear, fitting: Fitting | None = None) -> Matrix:
+        """The weight of a linear layer or of the embedding, `[out, in]`, as the recipe wants it.
+
+        Args:
+            linear: Whose.
+            fitting: How to put it on a grid; None leaves that to the recipe.
+        """
         ready, self._next = self._next, None
         if ready is not None and ready[0] == linear:
             tensor, treatment = ready[1].result()
@@ -91,7 +96,7 @@ class CheckpointWeights:
                 # The order was not the writer's: nothing more is made that nobody asks for.
                 ready[1].cancel()
                 self._following = {}
-            tensor, treatment = self._make(linear)
+            tensor, treatment = self._make(linear, fitting)
         following = self._following.get(linear.weight)
         # Two matrices in floating point at a time would be too many.
         if following is not None and isinstance(tensor, GroupedTensor):
@@ -99,7 +104,7 @@ class CheckpointWeights:
         self.used[treatment] += 1
         return tensor
 
-    def _make(self, linear: Linear) -> tuple[Matrix, str]:
+    def _make(self, linear: Linear, fitting: Fitting | None = None) -> tuple[Matrix, str]:
         name, first_row = linear.stored.weight, linear.rows.start
         rows, width = linear.out_features, linear.in_features
 
@@ -125,13 +130,13 @@ class CheckpointWeights:
             if kept is not None:
                 return kept
             source = whole.rows
-        fitting = self._recipe.fitting(linear, self._tensors[name].encoding)
-        grid = fitting.grid
+        chosen = fitting or self._recipe.fitting(linear, self._tensors[name].encoding)
+        grid = chosen.grid
 
         def fitted(start: int, stop: int) -> GroupedTensor:
-            return fitting.fit(as_floats(source(start, stop)), grid)
+            return chosen.fit(as_floats(source(start, stop)), grid)
 
-        return self._collect(rows, width, grid.bits, grid.group_size, fitted), fitting.summary
+        return self._collect(rows, width, grid.bits, grid.group_size, fitted), chosen.summary
 
     def _collect(
         self, rows: int, width: int, bits: int, group_size: int, part: Callable[[int, int], Matrix]
