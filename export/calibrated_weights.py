@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
 from edgekit.export.calibrated_head import awq_head, gptq_head
 from edgekit.export.checkpoints.base import Checkpoint
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.forward import CheckpointTensors, LayerRunner
 from edgekit.export.layer_moments import READERS, HeldLayer, Moments, Stream, gather, read_inputs
 from edgekit.export.quantization.awq import ScaledLayer, awq
@@ -109,6 +110,13 @@ class CalibratedWeights:
             return self._ready.pop(linear.name)
         # A matrix that the checkpoint stores joined and the writer wants so.
         return _joined([self._ready.pop(part.name) for part in layer.linears() if part.stored.name == linear.name])
+
+    def table(self, linear: Linear) -> GroupedTensor | FloatRows:
+        """See `Weights.table`."""
+        if linear.name not in self._layer_of and self._recipe.leaves_floats(linear):
+            return self._plain.table(linear)
+        tensor = self.matrix(linear)
+        return tensor if isinstance(tensor, GroupedTensor) else FloatRows.of(tensor)
 
     def _head(self) -> Fitting | None:
         """How the output head is put on its grid; None where it is left to the recipe."""

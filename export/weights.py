@@ -1,15 +1,17 @@
 """A checkpoint's numbers, put on the target's grid one tensor at a time: the `Weights` that writers read.
 
 A matrix is read and quantized a few rows at a time by as many threads as there are cores, so that it never exists in
-floating point as a whole. While a writer writes one matrix the next is made ready, and no more than that one.
+floating point as a whole; one that stays in floating point does, but for the tables. While a writer writes one matrix
+the next is made ready, and no more than that one.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from threading import Lock
 from types import TracebackType
@@ -21,6 +23,7 @@ from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.buffers import Buffers
 from edgekit.export.checkpoints.base import Checkpoint
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor, as_floats
 from edgekit.export.recipe import Fitting, Recipe
 
@@ -29,8 +32,11 @@ __all__ = ["CheckpointWeights"]
 FloatArray = npt.NDArray[np.float32]
 Matrix = GroupedTensor | FloatArray
 
+_FLOATING = "floating point"
 # Weights read and quantized at a time by one thread: 8 MiB of float32.
 _SPAN = 1 << 21
+# Spans of a table in floating point that are read ahead of the writer.
+_AHEAD = 3
 
 
 class CheckpointWeights:
@@ -99,21 +105,41 @@ class CheckpointWeights:
             tensor, treatment = self._make(linear, fitting)
         following = self._following.get(linear.weight)
         # Two matrices in floating point at a time would be too many.
-        if following is not None and isinstance(tensor, GroupedTensor):
+        if following is not None and not self._recipe.leaves_floats(following):
             self._next = (following, self._ahead.submit(self._make, following))
         self.used[treatment] += 1
         return tensor
 
+    def table(self, linear: Linear, fitting: Fitting | None = None) -> GroupedTensor | FloatRows:
+        """As `matrix`, but what stays in floating point comes row by row, and is never in memory as a whole."""
+        if not self._recipe.leaves_floats(linear):
+            tensor = self.matrix(linear, fitting)
+            assert isinstance(tensor, GroupedTensor)  # noqa: S101  only what is left in floating point is no tensor
+            return tensor
+        self.used[_FLOATING] += 1
+        return FloatRows((linear.out_features, linear.in_features), lambda: self._float_parts(linear))
+
+    def _float_parts(self, linear: Linear) -> Iterator[FloatArray]:
+        """Rows in order, some of them read ahead."""
+        reading: deque[Future[FloatArray]] = deque()
+        for start, stop in self._spans(linear.out_features, linear.in_features):
+            reading.append(self._pool.submit(lambda a, b: as_floats(self._stored(linear, a, b)), start, stop))
+            if len(reading) > _AHEAD:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+
+    def _stored(self, linear: Linear, start: int, stop: int) -> Matrix:
+        """Some rows as the checkpoint has them."""
+        first = linear.first_row
+        part = self._checkpoint.read(linear.stored.weight, first + start, first + stop)
+        with self._lock:
+            self._read += (stop - start) * linear.in_features
+        return part
+
     def _make(self, linear: Linear, fitting: Fitting | None = None) -> tuple[Matrix, str]:
-        name, first_row = linear.stored.weight, linear.rows.start
         rows, width = linear.out_features, linear.in_features
-
-        def stored(start: int, stop: int) -> Matrix:
-            part = self._checkpoint.read(name, first_row + start, first_row + stop)
-            with self._lock:
-                self._read += (stop - start) * width
-            return part
-
+        stored = partial(self._stored, linear)
         if self._recipe.leaves_floats(linear):
             floats = np.empty((rows, width), np.float32)
 
@@ -121,8 +147,8 @@ class CheckpointWeights:
                 floats[start:stop] = as_floats(stored(start, stop))
 
             self._each_span(rows, width, copy)
-            return floats, "floating point"
-        source = stored
+            return floats, _FLOATING
+        source: Callable[[int, int], Matrix] = stored
         first = stored(0, 1)
         if self._recipe.keeps(linear) and isinstance(first, GroupedTensor):
             whole = self._collect(rows, width, first.bits, first.group_size, stored)
@@ -130,7 +156,7 @@ class CheckpointWeights:
             if kept is not None:
                 return kept
             source = whole.rows
-        chosen = fitting or self._recipe.fitting(linear, self._tensors[name].encoding)
+        chosen = fitting or self._recipe.fitting(linear, self._tensors[linear.stored.weight].encoding)
         grid = chosen.grid
 
         def fitted(start: int, stop: int) -> GroupedTensor:
@@ -154,8 +180,11 @@ class CheckpointWeights:
         return whole
 
     def _each_span(self, rows: int, width: int, work: Callable[[int, int], None]) -> None:
-        step = max(1, _SPAN // max(1, width))
-        starts = range(0, rows, step)
         # Consumed, so that an error in a thread is raised here; it cancels the rest.
-        for _ in self._pool.map(lambda start: work(start, min(start + step, rows)), starts):
+        for _ in self._pool.map(lambda span: work(*span), self._spans(rows, width)):
             pass
+
+    @staticmethod
+    def _spans(rows: int, width: int) -> Iterator[tuple[int, int]]:
+        step = max(1, _SPAN // max(1, width))
+        return ((start, min(start + step, rows)) for start in range(0, rows, step))

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 
 __all__ = ["CHATML", "TensorWeights", "tiny_checkpoint", "tiny_decoder", "tiny_tensors"]
@@ -121,6 +122,10 @@ class TensorWeights:
     def matrix(self, linear: Linear) -> GroupedTensor | npt.NDArray[np.float32]:
         weight = self.tensors[linear.stored.weight][linear.rows]
         return weight if self.quantize is None else self.quantize(linear, weight)
+
+    def table(self, linear: Linear) -> GroupedTensor | FloatRows:
+        matrix = self.matrix(linear)
+        return matrix if isinstance(matrix, GroupedTensor) else FloatRows.of(matrix)
 
     def stored(self, decoder: Decoder) -> dict[str, npt.NDArray[np.float32]]:
         """Every tensor as the artifact should compute with it: quantized ones dequantized."""

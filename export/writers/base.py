@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 
 __all__ = ["Artifact", "Progress", "Weights"]
@@ -35,6 +36,9 @@ class Weights(Protocol):
             On the target's grid; or float32 `[out, in]` where the recipe leaves the tensor (or the whole
             model, `--recipe none`) in floating point.
         """
+
+    def table(self, linear: Linear) -> GroupedTensor | FloatRows:
+        """The same for a matrix that is large, the embedding or the output head: floats come row by row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear, Rope
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
@@ -28,7 +29,7 @@ __all__ = ["MlxWriter"]
 
 FloatArray = npt.NDArray[np.float32]
 
-# Elements converted at a time: bounds the memory of packing and of conversion to half precision.
+# Elements packed at a time.
 _SPAN = 1 << 22
 _BITS = (4, 8)
 _GROUP_SIZES = (32, 64, 128)
@@ -64,9 +65,10 @@ class MlxWriter:
         with ShardWriter(folder, names, self.max_shard_bytes) as shards:
             for name in shapes:
                 if name not in linears:
-                    self._add_floats(shards, name, weights.vector(name))
+                    vector = weights.vector(name)
+                    shards.add(name, self._code, vector.shape, iter((self._to_dtype(name, vector),)))
                 else:
-                    matrix = weights.matrix(linears[name])
+                    matrix = weights.table(linears[name])
                     if isinstance(matrix, GroupedTensor):
                         self._add_codes(shards, linears[name], matrix)
                         grids[modules[name]] = (matrix.bits, matrix.group_size)
@@ -77,13 +79,8 @@ class MlxWriter:
             files, hashes = shards.finish(parameters)
         return Artifact(files=files, config=self._config(decoder, grids), sha256=hashes)
 
-    def _add_floats(self, shards: ShardWriter, name: str, values: FloatArray) -> None:
-        def parts() -> Iterator[npt.NDArray[np.generic]]:
-            rows = max(1, _SPAN // max(1, values[0].size))
-            for start in range(0, len(values), rows):
-                yield self._to_dtype(name, values[start : start + rows])
-
-        shards.add(name, self._code, values.shape, parts())
+    def _add_floats(self, shards: ShardWriter, name: str, rows: FloatRows) -> None:
+        shards.add(name, self._code, rows.shape, (self._to_dtype(name, part) for part in rows.parts()))
 
     def _add_codes(self, shards: ShardWriter, linear: Linear, tensor: GroupedTensor) -> None:
         if tensor.bits not in _BITS or tensor.group_size not in _GROUP_SIZES:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ from edgekit.export.architectures.decoder import Linear
 from edgekit.export.buffers import Buffers
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, HashProgress, SourceFile
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor, as_floats
 from edgekit.export.recipe import Recipe, recipe_for
 from edgekit.export.source_hashes import SourceHashes
@@ -89,6 +92,46 @@ def test_at_most_one_matrix_is_made_ahead(checkpoint: Checkpoint, tmp_path: Path
         time.sleep(0.3)
         sizes = [linear.in_features * linear.out_features for linear in order]
         assert source.fraction_read() <= (sizes[0] + sizes[1] + order[1].in_features * 2) / sum(sizes)
+
+
+@pytest.mark.parametrize("method", ["none", "lsq"])
+def test_a_table_is_the_matrix(checkpoint: Checkpoint, tmp_path: Path, method: str) -> None:
+    order = linears(tmp_path)
+    with CheckpointWeights(checkpoint, recipe(method), order) as source:
+        for linear in order:
+            table = source.table(linear)
+            if isinstance(table, FloatRows):
+                assert method == "none"
+                assert table.shape == (linear.out_features, linear.in_features)
+                found = np.concatenate(list(table.parts()))
+                np.testing.assert_array_equal(found, as_floats(checkpoint.read(linear.weight)))
+            else:
+                same(table, recipe(method).apply(linear, checkpoint.read(linear.weight), "F32")[0])
+    assert source.fraction_read() >= 1
+    assert source.used.total() == len(order)
+
+
+class Zeros:
+    """A checkpoint of one large table."""
+
+    tensors: ClassVar[dict[str, object]] = {}
+
+    def read(self, _: str, start: int, stop: int) -> FloatArray:
+        return np.zeros((stop - start, 256), np.float32)
+
+
+def test_a_table_that_stays_in_floating_point_is_never_in_memory_as_a_whole() -> None:
+    table = Linear("table", 256, 400_000)
+    tracemalloc.start()
+    try:
+        with CheckpointWeights(Zeros(), recipe("none"), (table,)) as source:  # type: ignore[arg-type]
+            rows = source.table(table)
+            assert isinstance(rows, FloatRows)
+            assert sum(len(part) for part in rows.parts()) == table.out_features
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 400_000 * 256 * 4 / 5
 
 
 class Failing:

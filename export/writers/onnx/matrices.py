@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Progress, Weights
 from edgekit.export.writers.onnx.graph import Graph
@@ -75,22 +76,40 @@ class Matrices:
     def embed(self, ids: str, decoder: Decoder) -> tuple[str, Stored | None]:
         """Look up the rows of tokens, int64 `[batch, sequence]`; with the head where the embedding is that too."""
         g, name, path = self._g, decoder.embedding.weight, "/model/embed_tokens"
-        table, head = self._w.matrix(decoder.embedding), None
+        table, head = self._w.table(decoder.embedding), None
         if isinstance(table, GroupedTensor):
             rows = gather_packed(g, ids, table, name=name, path=path, cast=self.cast)
             if decoder.tied:
                 head = self.store(table, decoder.head.weight)
         else:
-            weight = g.constant(name, self.cast(table))
+            weight = self._rows(name, table)
             rows = g.node("Gather", [weight, ids], f"{path}/Gather", axis=0)
             rows = g.node("Cast", [rows], f"{path}/Cast", to=TensorProto.FLOAT)
             if decoder.tied:
-                head = Stored(g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
+                head = self._transposed(weight)
         self._progress(name)
         if decoder.embedding_scale is not None:
             scale = g.constant("embedding_scale", np.array(decoder.embedding_scale, np.float32))
             rows = g.node("Mul", [rows, scale], f"{path}/scale/Mul")
         return rows, head
+
+    def head(self, linear: Linear) -> Stored:
+        """Write an output head of its own."""
+        table = self._w.table(linear)
+        if isinstance(table, GroupedTensor):
+            stored = self.store(table, linear.weight)
+        else:
+            stored = self._transposed(self._rows(linear.weight, table))
+        self._progress(linear.weight)
+        return stored
+
+    def _rows(self, name: str, table: FloatRows) -> str:
+        dtype = TensorProto.FLOAT16 if self._np is np.float16 else TensorProto.FLOAT
+        return self._g.stream(name, dtype, table.shape, (self.cast(part) for part in table.parts()))
+
+    def _transposed(self, weight: str) -> Stored:
+        """A float head `[vocab, hidden]` as it is stored: no pass over its rows could turn it."""
+        return Stored(self._g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
 
     def linear(self, x: str, linear: Linear, path: str) -> str:
         """Multiply by the weight of a layer and add its bias."""

@@ -102,10 +102,7 @@ class OnnxRuntime:
             last = layer is d.layers[-1]
             following = d.final_norm if last else d.layers[layer.index + 1].input_norm
             normed, residual = self._layer(layer, normed, residual, following, rows if last else None)
-        if head is None:
-            self._matrices.linears(normed, [d.head], "/lm_head", output="logits")
-        else:
-            self._matrices.apply(normed, head, "/lm_head", output="logits")
+        self._matrices.apply(normed, head or self._matrices.head(d.head), "/lm_head", output="logits")
         metadata = {"edgekit.positions": str(_positions(d))}
         if any(_window(layer, d) > 0 for layer in d.layers):
             metadata["edgekit.onnxruntime"] = "1.24"

@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.base import Progress, Weights
 from edgekit.export.writers.onnx.graph import Graph
@@ -26,7 +27,7 @@ from edgekit.export.writers.onnx.packing import concatenate, nearest_zero_points
 __all__ = ["Matrices", "Stored"]
 
 _MICROSOFT = "com.microsoft"
-_U8 = TensorProto.UINT8
+_U8, _F32 = TensorProto.UINT8, TensorProto.FLOAT
 
 FloatArray = npt.NDArray[np.float32]
 Matrix = GroupedTensor | FloatArray
@@ -78,11 +79,11 @@ class Matrices:
     def embed(self, decoder: Decoder, ids: str) -> tuple[str, Stored | None]:
         """Return the rows `ids` of the token table, float32 `[batch, sequence, hidden]`, and where tied the head."""
         g, d, name, path = self._g, decoder, decoder.embedding.weight, "/model/embed_tokens"
-        table, head = self._w.matrix(d.embedding), None
-        if not isinstance(table, GroupedTensor):
-            rows = g.node("Gather", [g.constant(name, table), ids], f"{path}/Gather", axis=0)
+        table, head = self._w.table(d.embedding), None
+        if isinstance(table, FloatRows):
+            rows = g.node("Gather", [g.stream(name, _F32, table.shape, table.parts()), ids], f"{path}/Gather", axis=0)
             if d.tied:
-                head = Stored(g.node("Transpose", [name], "/lm_head/Transpose", perm=[1, 0]))
+                head = self._transposed(name)
             self._progress(name)
             return rows, head
         points, rest = self._points(table, name)
@@ -111,6 +112,20 @@ class Matrices:
             head = Stored(None, (again, scales, *points), table.shape, table.bits, table.group_size, offsets)
         self._progress(name)
         return rows, head
+
+    def head(self, linear: Linear) -> Stored:
+        """Write an output head of its own."""
+        table = self._w.table(linear)
+        if isinstance(table, FloatRows):
+            stored = self._transposed(self._g.stream(linear.weight, _F32, table.shape, table.parts()))
+        else:
+            stored = self._store(table, linear.weight)
+        self._progress(linear.weight)
+        return stored
+
+    def _transposed(self, weight: str) -> Stored:
+        """A float head `[vocab, hidden]` as it is stored: no pass over its rows could turn it."""
+        return Stored(self._g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
 
     # What the zero point leaves of an offset is added to the gathered rows:
     #

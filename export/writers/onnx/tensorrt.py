@@ -96,10 +96,7 @@ class TensorRtDialect(ABC):
         for layer in d.layers:
             residual = self._layer(layer, residual, rows if layer is d.layers[-1] else None)
         normed = self._normed(residual, d.final_norm, "/model/norm")
-        if head is None:
-            logits = self._matrices.linear(normed, d.head, "/lm_head")
-        else:
-            logits = self._matrices.apply(normed, head, "/lm_head")
+        logits = self._matrices.apply(normed, head or self._matrices.head(d.head), "/lm_head")
         g.node("Cast", [logits], "/lm_head/Cast", output="logits", to=F32)
         return {} if self._window is None else {"edgekit.window": str(self._window)}
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.export.architectures.decoder import Decoder, Linear, Rope
+from edgekit.export.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Weights
 from edgekit.export.writers.onnx.rope import rope_tables
@@ -59,6 +60,10 @@ class WholeHeads:
         if not isinstance(matrix, GroupedTensor):
             return matrix[order]
         return GroupedTensor(matrix.codes[order], matrix.scales[order], matrix.offsets[order], matrix.bits)
+
+    def table(self, linear: Linear) -> GroupedTensor | FloatRows:
+        """See `Weights.table`; no head of an attention is in it."""
+        return self._w.table(linear)
 
 
 def whole_tables(rope: Rope, head_dim: int, positions: int) -> tuple[FloatArray, FloatArray]:
