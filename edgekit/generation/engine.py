@@ -326,6 +326,9 @@ class Engine:
         """After a step that failed: each answer by itself, so that only the one at fault fails."""
         for one in planned:
             slot = one.chunk.slot
+            if one.sequence.ticket.over:
+                # Another answer to the same request has failed, and the slots of both are given back.
+                continue
             if len(planned) == 1 or self._runner.length(slot) != one.held:
                 self._fail(one.sequence.ticket, error)
                 continue
