@@ -11,6 +11,7 @@ import click
 from edgekit.cli.output import stderr
 from edgekit.errors import EdgekitError
 from edgekit.generation.decode import generate
+from edgekit.generation.engine import Engine
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.request import ChatRequest, Delta, Failure, Finish, Message, Sampling
 
@@ -66,6 +67,8 @@ class _Chat:
         self, model: TextModel, messages: list[Message], sampling: Sampling, max_tokens: int | None, *, stats: bool
     ) -> None:
         self._model = model
+        # It remembers the conversation: only what is new is computed.
+        self._engine = Engine(model)
         self._system = list(messages)
         self._messages = messages
         self._sampling = sampling
@@ -81,7 +84,7 @@ class _Chat:
         asked = [*self._messages, Message("user", text)]
         request = ChatRequest(id="run", messages=tuple(asked), sampling=self._sampling, max_tokens=self._max_tokens)
         pieces = []
-        for event in generate(self._model, request):
+        for event in generate(self._model, request, engine=self._engine):
             if isinstance(event, Delta):
                 pieces.append(event.text)
                 sys.stdout.write(event.text)
