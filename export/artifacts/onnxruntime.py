@@ -42,6 +42,8 @@ class OnnxRuntimeTensors:
         self._file = OnnxFile(folder)
         self._offset = np.float32(decoder.norm_offset)
         self._embedding = decoder.embedding.name
+        # In floating point these lie row by row.
+        self._tables = {decoder.embedding.name, decoder.head.name}
         self._joined: dict[str, _Place] = {}
         self._order: dict[str, npt.NDArray[np.int64]] = {}
         for layer in decoder.layers:
@@ -77,7 +79,7 @@ class OnnxRuntimeTensors:
         file, table = self._file, linear.name == self._embedding
         if f"{name}.qweight" not in file:
             floats = file.array(name)
-            return np.ascontiguousarray(floats[rows] if table else floats[:, rows].T, np.float32)
+            return np.ascontiguousarray(floats[rows] if linear.name in self._tables else floats[:, rows].T, np.float32)
         packed = np.asarray(file.array(f"{name}.qweight")[rows]).reshape(stop - start, -1)
         bits = packed.shape[1] * 8 // linear.in_features
         codes = packed if bits == 8 else _nibbles(packed)
