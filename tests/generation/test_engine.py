@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from edgekit.errors import RunnerError
 from edgekit.generation.engine import Engine
 from edgekit.generation.model import TextModel
 from edgekit.generation.prefix import PrefixCache
@@ -242,6 +243,27 @@ def test_one_that_fails_takes_no_other_with_it() -> None:
     assert isinstance(bad.events[-1], Failure)
     assert bad.events[-1].error.code == "runner_failed"
     assert engine.stats.running == 0
+
+
+def test_a_request_for_several_answers_fails_once_and_the_next_is_answered() -> None:
+    failing: list[RunnerError] = []
+
+    def fail(_: int) -> None:
+        if failing:
+            raise failing.pop()
+
+    model = echo_model(sequence_slots=3, before_step=fail)
+    engine = Engine(model)
+    asked = Asked(engine, model, n=3)
+    while not all(asked.text(index) for index in range(3)):
+        engine.step()
+    # The step of all three, and the first of them tried by itself.
+    failing += [RunnerError("the device is lost")] * 2
+    _run(engine)
+    assert [type(event) for event in asked.events if not isinstance(event, Delta)] == [Failure]
+    after = Asked(engine, model)
+    _run(engine)
+    assert after.text() == ANSWER
 
 
 def test_a_cancelled_request_leaves_its_slot_within_a_step() -> None:
