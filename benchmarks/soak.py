@@ -150,6 +150,7 @@ def _report(record: Record, code: int, log: str, seconds: float, warm_up_s: floa
     return {
         "seconds": round(seconds, 1),
         "requests": ledger.sent,
+        "preempted": record.preempted,
         "outcomes": {kind: dict(counts.most_common()) for kind, counts in sorted(ledger.kinds.items())},
         "memory": {name: str(value) for name, value in trends.items()},
         "growth": trends["resident, at rest"].growth if trends else None,
@@ -163,7 +164,8 @@ def _report(record: Record, code: int, log: str, seconds: float, warm_up_s: floa
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(f"{report['requests']} requests in {report['seconds']:.0f} s\n")
+    print(f"{report['requests']} requests in {report['seconds']:.0f} s; ", end="")
+    print(f"{report['preempted']} times an answer gave its slot up for others\n")
     for kind, counts in report["outcomes"].items():
         print(f"{kind:28}{', '.join(f'{outcome} {count}' for outcome, count in counts.items())}")
     print()

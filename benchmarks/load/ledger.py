@@ -6,13 +6,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-__all__ = ["AT_REST", "KV", "Ledger", "gauges", "outcomes"]
+__all__ = ["AT_REST", "KV", "PREEMPTED", "Ledger", "gauges", "outcomes"]
 
 AT_REST = ("edgekit_queue_length", "edgekit_running_sequences", "edgekit_waiting_requests")
 """Gauges that are 0 while nobody asks."""
 
 KV = ("edgekit_kv_bytes", "edgekit_kv_budget_bytes")
 """KV cache in the sequence slots, and the most it may be."""
+
+PREEMPTED = "edgekit_preempted_sequences_total"
 
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -33,7 +35,7 @@ def outcomes(metrics: str) -> dict[tuple[str, str], int]:
 
 
 def gauges(metrics: str, names: tuple[str, ...]) -> dict[str, float]:
-    """Read gauges without labels.
+    """Read gauges and counters without labels.
 
     Raises:
         KeyError: One is not there.

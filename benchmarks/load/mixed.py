@@ -13,7 +13,7 @@ import psutil
 from load.bodies import Bodies
 from load.daemon import Daemon
 from load.http_callers import HttpCallers
-from load.ledger import AT_REST, KV, Ledger, gauges, outcomes
+from load.ledger import AT_REST, KV, PREEMPTED, Ledger, gauges, outcomes
 from load.memory import Sample, sample
 from load.mqtt_callers import MqttCallers
 
@@ -46,10 +46,15 @@ class Plan:
 
 @dataclass
 class Record:
-    """What the load left behind."""
+    """What the load left behind.
+
+    Attributes:
+        preempted: Answers that gave their slot up for others.
+    """
 
     ledger: Ledger
     samples: list[Sample] = field(default_factory=list)
+    preempted: int = 0
 
 
 async def run_load(daemon: Daemon, broker: int | None, plan: Plan) -> Record:
@@ -73,7 +78,9 @@ async def run_load(daemon: Daemon, broker: int | None, plan: Plan) -> Record:
         # As good as new: it answers, and at once.
         await asyncio.wait_for(http.canary(), _SETTLE_S)
         await _rest(daemon, record.ledger)
-        record.ledger.violations += record.ledger.compare(outcomes(_metrics(daemon)), before)
+        metrics = _metrics(daemon)
+        record.ledger.violations += record.ledger.compare(outcomes(metrics), before)
+        record.preempted = int(gauges(metrics, (PREEMPTED,))[PREEMPTED])
     finally:
         await http.close()
         if mqtt is not None:
