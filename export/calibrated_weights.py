@@ -22,7 +22,7 @@ from edgekit.export.float_rows import FloatRows
 from edgekit.export.forward import CheckpointTensors, LayerRunner
 from edgekit.export.layer_moments import READERS, HeldLayer, Moments, Stream, gather, read_inputs
 from edgekit.export.quantization.awq import ScaledLayer, awq
-from edgekit.export.quantization.gptq import Factored, factor_moments, gptq
+from edgekit.export.quantization.gptq import Factored, caution, factor_moments, gptq
 from edgekit.export.quantization.grid import Grid, GroupedTensor, as_floats
 from edgekit.export.quantization.weighted import weighted_lsq
 from edgekit.export.recipe import Fitting, Recipe
@@ -31,11 +31,6 @@ from edgekit.export.weights import CheckpointWeights
 __all__ = ["CalibratedWeights"]
 
 FloatArray = npt.NDArray[np.float32]
-
-# With d inputs and n tokens, damping grows by so much of d / n, and drift is made good less by so much of it: what a
-# short text says of correlations is partly chance (docs/decisions/0014 has what was measured).
-_DAMPING, _SCARCE_DAMPING = 0.01, 0.1
-_DRIFT, _SCARCE_DRIFT = 0.5, 2.0
 
 
 class CalibratedWeights:
@@ -133,27 +128,21 @@ class CalibratedWeights:
                 self._vectors[self._decoder.final_norm] = (norm + offset) / found.scales - offset
             else:
                 assert self._float_hidden is not None  # noqa: S101  GPTQ follows both
+                trust = caution(head.in_features, self._ids.size)
                 found = gptq_head(
                     self._runner,
                     self._tensors,
                     self._hidden,
                     self._float_hidden,
                     grid.group_size,
-                    **self._caution(head.in_features),
+                    damping=trust.damping,
+                    correction=trust.correction,
                 )
             self._head_fitting = Fitting(found.fit, grid, self._treatment(grid))
         return self._head_fitting
 
     def _treatment(self, grid: Grid) -> str:
         return f"{self._recipe.method} {grid.bits}-bit, group {grid.group_size}"
-
-    def _caution(self, inputs: int) -> dict[str, float]:
-        """A text of few tokens says little of many inputs, and what it says of their correlations is partly chance."""
-        scarcity = inputs / self._ids.size
-        return {
-            "damping": _DAMPING + _SCARCE_DAMPING * scarcity,
-            "correction": _DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity),
-        }
 
     def _embed(self, table: GroupedTensor | FloatArray) -> FloatArray:
         """Look the text up in the embedding as the recipe left it."""
@@ -194,12 +183,12 @@ class CalibratedWeights:
     def _make_good(self, layer: Layer, site: str, held: HeldLayer, moments: Moments) -> None:
         """Quantize the matrices that read the same inputs by GPTQ."""
         factors: dict[int, Factored] = {}
-        caution = self._caution(len(moments.hessian))
+        trust = caution(len(moments.hessian), self._ids.size)
 
         def fit(part: str, weight: FloatArray, grid: Grid) -> GroupedTensor:
             if grid.group_size not in factors:
-                factors[grid.group_size] = factor_moments(moments.hessian, grid.group_size, damping=caution["damping"])
-            drift = moments.drifts.pop(part) * np.float32(caution["correction"])
+                factors[grid.group_size] = factor_moments(moments.hessian, grid.group_size, damping=trust.damping)
+            drift = moments.drifts.pop(part) * np.float32(trust.correction)
             return gptq(weight, grid, factors[grid.group_size], drift=drift)
 
         self._fit(layer, READERS[site], held, fit)

@@ -1,13 +1,12 @@
 """Mixed bits: the matrices that matter most get 8 bits, within a size that the user names.
 
-What a matrix matters is measured: the model runs with it alone in 4 bits, and the divergence of its answers from the
-float model's is the effect. All variants stream through the layers together, so that each layer is read once; q, k
-and v count as one, and so do gate and up, for runners compute them as one.
+What a matrix matters is measured: the model runs with it alone in 4 bits, by the recipe that the export will use, and
+the divergence of its answers from the float model's is the effect. All variants stream through the layers together, so
+that each layer is read once; q, k and v count as one, and so do gate and up, for runners compute them as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from edgekit.export.artifact_sizes import Rows, predicted_sizes
 from edgekit.export.divergence import Divergence
 from edgekit.export.forward import LayerRunner, Tensors
 from edgekit.export.layer_moments import READERS, HeldLayer
+from edgekit.export.narrowed import Trial
 from edgekit.export.progress import Report
 from edgekit.export.quantization.allocate import allocate
 from edgekit.export.quantization.lsq import lsq
@@ -62,7 +62,8 @@ def fit_to_size(
         recipe: Bits that it has chosen already stay as they are.
         decoder: The model.
         tensors: Its numbers.
-        ids: A text, `[windows, tokens]`; the first 512 tokens or so are used.
+        ids: A text, `[windows, tokens]`. Effects are measured on its first 512 tokens or so; recipes that are
+            calibrated see all of it.
         size: Bytes.
         artifact_format: What will be written: a dialect, or `mlx`.
         report: Receives progress.
@@ -121,52 +122,46 @@ def measure_effects(
         bits are chosen already are left out.
     """
     runner = LayerRunner(decoder)
+    trial = Trial(recipe, runner, tensors, ids)
     ids = ids[:_WINDOWS, :_TOKENS]
     float_hidden = runner.embed(tensors, ids)
     variants: list[_Variant] = []
     if decoder.embedding.name not in recipe.chosen_bits:
         used, places = np.unique(ids, return_inverse=True)
-        table = _narrow(runner.embed(tensors, used[None])[0], recipe, decoder.embedding)
+        table = trial.embedding(runner.embed(tensors, used[None])[0])
         variants.append(_Variant(table[places.reshape(ids.shape)], head=decoder.tied))
     for layer in decoder.layers:
         report("measure what 4 bits cost", layer.index, len(decoder.layers))
         held = HeldLayer(tensors, layer)
         for variant in variants:
             runner.run(layer, held, variant.hidden, out=variant.hidden)
+        narrow = trial.layer(layer, held)
         for readers in READERS.values():
-            linears: Mapping[str, Linear] = {part: getattr(layer, part) for part in readers}
-            if not any(linear.stored.name in recipe.chosen_bits for linear in linears.values()):
-                narrow = {part: _narrow(held.matrices[part], recipe, linear) for part, linear in linears.items()}
-                changed = HeldLayer(tensors, layer, {**held.matrices, **narrow})
+            if not any(getattr(layer, part).stored.name in recipe.chosen_bits for part in readers):
+                changed = HeldLayer(tensors, layer, {**held.matrices, **{part: narrow[part] for part in readers}})
                 variants.append(_Variant(runner.run(layer, changed, float_hidden)))
         runner.run(layer, held, float_hidden, out=float_hidden)
     if not decoder.tied and decoder.head.name not in recipe.chosen_bits:
         variants.append(_Variant(float_hidden, head=True))
-    return _divergences(runner, recipe, tensors, float_hidden, variants)
+    return _divergences(runner, trial, tensors, float_hidden, variants)
 
 
 def _divergences(
-    runner: LayerRunner, recipe: Recipe, tensors: Tensors, float_hidden: FloatArray, variants: list[_Variant]
+    runner: LayerRunner, trial: Trial, tensors: Tensors, float_hidden: FloatArray, variants: list[_Variant]
 ) -> list[float]:
-    decoder = runner.decoder
-    head = decoder.embedding if decoder.tied else decoder.head
-
     def rows(hidden: FloatArray) -> FloatArray:
         return runner.final(tensors, hidden.reshape(-1, hidden.shape[-1])[::_STRIDE])
 
     reference, finals = rows(float_hidden), [rows(variant.hidden) for variant in variants]
     every = slice(0, len(reference))
     collected = [Divergence(np.zeros(len(reference), np.int64)) for _ in variants]
+    narrowed = trial.head() if any(variant.head for variant in variants) else None
     for start, weight in runner.head_blocks(tensors):
         expected = reference @ weight.T
-        narrow = _narrow(weight, recipe, head).T if any(variant.head for variant in variants) else weight.T
+        narrow = weight.T if narrowed is None else narrowed(weight).T
         for variant, final, divergence in zip(variants, finals, collected, strict=True):
             divergence.add(every, start, expected, final @ (narrow if variant.head else weight.T))
     return [float(divergence.kl().mean()) for divergence in collected]
-
-
-def _narrow(weight: FloatArray, recipe: Recipe, linear: Linear) -> FloatArray:
-    return lsq(np.ascontiguousarray(weight), recipe.grid(linear, recipe.holds.bits[0])).dequantize()
 
 
 def _groups(recipe: Recipe, decoder: Decoder) -> list[list[Linear]]:

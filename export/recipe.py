@@ -201,8 +201,13 @@ class Recipe:
         if self.keeps(linear) and (encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}):
             grid = self.grid(linear, 8)
             return Fitting(rtn, grid, f"8-bit, group {grid.group_size}")
-        fit, grid = _FITS.get(self.method, lsq), self.grid(linear, self.bits(linear))
+        fit, grid = self.fit, self.grid(linear, self.bits(linear))
         return Fitting(fit, grid, f"{fit.__name__} {grid.bits}-bit, group {grid.group_size}")
+
+    @property
+    def fit(self) -> Fit:
+        """The method for floats, where no text helps."""
+        return _FITS.get(self.method, lsq)
 
     def summary(self, used: Counter[str], calibration: Mapping[str, object] | None = None) -> dict[str, object]:
         """Return what the manifest says of the recipe.

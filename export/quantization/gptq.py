@@ -19,12 +19,16 @@ from edgekit.errors import ExportError
 from edgekit.export.quantization.grid import Grid, GroupedTensor
 from edgekit.export.quantization.weighted import fit_group
 
-__all__ = ["Factored", "factor_moments", "gptq"]
+__all__ = ["Caution", "Factored", "caution", "factor_moments", "gptq"]
 
 FloatArray = npt.NDArray[np.float32]
 
 # Columns whose feedback is gathered by one matrix product, and the width of a panel of the factorisation.
 _PANEL = 256
+# With d inputs and n tokens, damping grows by so much of d / n, and drift is made good less by so much of it: what a
+# short text says of correlations is partly chance (docs/decisions/0014 has what was measured).
+_DAMPING, _SCARCE_DAMPING = 0.01, 0.1
+_DRIFT, _SCARCE_DRIFT = 0.5, 2.0
 # Where rounding has left the moments without a factor, ten times as much is added, up to this.
 _DAMPING_LIMIT = 10
 
@@ -44,6 +48,25 @@ class Factored:
     cost: FloatArray
     order: npt.NDArray[np.intp]
     group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """How far a text is trusted.
+
+    Attributes:
+        damping: For `factor_moments`.
+        correction: How much of the drift is to be made good, 0 to 1.
+    """
+
+    damping: float
+    correction: float
+
+
+def caution(inputs: int, tokens: int) -> Caution:
+    """Say how far to trust second moments of so many inputs that are the mean over so many tokens."""
+    scarcity = inputs / tokens
+    return Caution(_DAMPING + _SCARCE_DAMPING * scarcity, _DRIFT * max(0.0, 1 - _SCARCE_DRIFT * scarcity))
 
 
 def factor_moments(hessian: FloatArray, group_size: int, *, damping: float = 0.01) -> Factored:
