@@ -252,6 +252,18 @@ def test_a_matrix_that_loses_nothing_is_the_last_to_get_more_bits(tmp_path: Path
     assert len(chosen) == 22
 
 
+@pytest.mark.parametrize(("method", "at_most"), [("gptq", 0.6), ("awq", 0.85)])
+def test_what_a_matrix_matters_is_measured_by_the_recipe_that_will_be_used(
+    method: str, at_most: float, tmp_path: Path
+) -> None:
+    folder = with_large_inputs(variant("mistral", tmp_path))
+    decoder, tensors = tiny_decoder(folder), CheckpointTensors(open_checkpoint(folder))
+    effects, plain = (measure_effects(recipe(name), decoder, tensors, IDS, silent) for name in (method, "lsq"))
+    assert effects[0] == plain[0], "the embedding is quantized without data"
+    assert sum(effects[1:-1]) < at_most * sum(plain[1:-1])
+    assert effects[-1] < plain[-1]
+
+
 def test_windows_are_chosen_from_the_whole_text_and_the_same_ones_each_time(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
     tokenizer_json = (folder / "tokenizer.json").read_bytes()
