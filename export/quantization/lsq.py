@@ -6,7 +6,8 @@ evenly spaced: assign each weight to its nearest point, then move the grid to th
 several grids that clip the group's range by different amounts and the best end wins. Searching over clipped
 starts with a least-squares refit is what ggml's k-quants do (`make_qkx2_quants` in llama.cpp's ggml-quants.c);
 HQQ (Badri & Shaji 2023) alternates in the same way under another norm, and OmniQuant (Shao et al. 2023,
-arXiv:2308.13137) learns the clipping from data. No calibration data is used here.
+arXiv:2308.13137) learns the clipping from data. No calibration data is used here. What was tried on top of it and did
+not help is in docs/decisions/0021.
 """
 
 from __future__ import annotations
