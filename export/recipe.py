@@ -36,7 +36,7 @@ METHODS = {
     "none": "floating point, not quantized",
 }
 CALIBRATED = ("gptq", "awq")
-"""Those of `METHODS` that need a text; the embedding, and a head that is tied to it, are quantized by `lsq` under them."""
+"""Those of `METHODS` that need a text; the embedding, and a head tied to it, are quantized by `lsq` under them."""
 BITS = (4, 8, 16)
 """Bits that a tensor can be given; 16 leaves it in the artifact's floating point."""
 _FITS: dict[str, Fit] = {"lsq": lsq, "rtn": rtn}
