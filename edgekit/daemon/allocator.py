@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 
-__all__ = ["limit_arenas"]
+__all__ = ["Trimmer", "limit_arenas"]
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -20,6 +21,43 @@ def limit_arenas(count: int = 2) -> bool:
     Returns:
         Whether the C library took it.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, count))
+    library = _glibc()
+    return library is not None and bool(library.mallopt(_M_ARENA_MAX, count))
+
+
+class Trimmer:
+    """Gives the system back what the C library has kept of freed memory, every so often.
+
+    Left alone it keeps what a burst took, in pieces between what is still in use: after hours under load that is a
+    good part of the process, though nothing leaks.
+
+    Args:
+        every_s: Seconds between two times.
+    """
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_s = every_s
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; harmless where there is nothing to be done."""
+        library = _glibc()
+        if library is not None:
+            self._thread = threading.Thread(target=self._run, args=(library,), name="trim", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End; harmless if it was not started."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, library: ctypes.CDLL) -> None:
+        while not self._stopping.wait(self._every_s):
+            # ctypes lets other threads run meanwhile; the allocator makes them wait for milliseconds at most.
+            library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from edgekit.config import DaemonConfig
-from edgekit.daemon.allocator import limit_arenas
+from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.crash_loop import CrashLoop
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.door import HttpDoor
@@ -62,6 +62,7 @@ class Daemon:
         self._mqtt: MqttDoor | None = None
         # Before there is a queue to beat, loading counts as alive: TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify)
+        self._trimmer = Trimmer()
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -76,6 +77,7 @@ class Daemon:
                 self._http = HttpDoor(config.http, None, None, self._metrics, self._watchdog)
                 self._http.start()
             self._watchdog.start()
+            self._trimmer.start()
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
             model = open_model(self._bundle, config.generation)
             scheduler = schedule(model, self._bundle, config.generation)
@@ -108,6 +110,7 @@ class Daemon:
         if self._http is not None:
             self._http.stop()
         self._watchdog.stop()
+        self._trimmer.stop()
 
     def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, stop. Call it on the main thread.
