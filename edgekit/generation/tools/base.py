@@ -56,6 +56,7 @@ class ToolFormat(ABC):
     """
 
     MARKERS: ClassVar[tuple[str, ...]] = ()
+    PARSER: ClassVar[type[ToolParser]]
 
     def __init__(self, source: str, tokens: Mapping[str, int]) -> None:
         self.source = source
@@ -92,14 +93,13 @@ class ToolFormat(ABC):
             content: A rule's body, in Lark, that an answer without calls must match; None leaves text free.
         """
 
-    @abstractmethod
     def parser(
         self,
         ids: Callable[[], str],
         tools: Sequence[Tool],
         *,
         enforced: bool = False,
-        thinking: bool = False,
+        thinking: bool = False,  # noqa: ARG002  most models have none
         parallel: bool = True,
     ) -> ToolParser:
         """Return a parser for one answer.
@@ -112,6 +112,7 @@ class ToolFormat(ABC):
             thinking: As in `lark`.
             parallel: More than one call is allowed; otherwise what follows the first is text.
         """
+        return self.PARSER(ids, tools, stream=enforced, parallel=parallel)
 
     def new_id(self) -> str:
         """Return a new call's id, in the shape the format's templates ask for."""

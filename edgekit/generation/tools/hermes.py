@@ -17,7 +17,7 @@ from typing import ClassVar
 from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import ANY_TEXT, NEWLINE, arguments, callable_tools, text_without, token
+from edgekit.generation.tools.lark import ANY_TEXT, NEWLINE, call_objects, callable_tools, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Hermes", "HermesParser"]
@@ -29,89 +29,13 @@ _OTHERS = ("<function=", "<arg_key>")
 _TAIL = "}\n"
 
 
-class Hermes(ToolFormat):
-    """JSON objects between `<tool_call>` tags."""
-
-    MARKERS: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
-
-    @classmethod
-    def matches(cls, source: str) -> bool:
-        """It mentions the tag and one of the object's keys."""
-        return OPEN in source and "arguments" in source and not any(mark in source for mark in _OTHERS)
-
-    def lark(
-        self,
-        tools: Sequence[Tool],
-        choice: ToolChoice,
-        parallel: bool,
-        *,
-        thinking: bool = False,
-        content: str | None = None,
-    ) -> str | None:
-        """As `ToolFormat.lark`."""
-        if not tools and content is None:
-            return None
-        before, unfinished = self._before(thinking=thinking), self._unfinished(thinking=thinking)
-        rules = [f"TEXT: {text_without(OPEN)}{self._not_before()}", f"ANY: {ANY_TEXT}", *self._rules()]
-        if choice.mode == "none" or not tools:
-            return "\n".join([f"start: {before}({content or 'TEXT'}){unfinished}", *rules, ""])
-        allowed = callable_tools(tools, choice)
-        objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in allowed)
-        again = f" ({NEWLINE} call)*" if parallel and choice.name is None else ""
-        rules += [
-            f"call: {token(self.tokens, OPEN)} opened",
-            f"opened: {NEWLINE} object {lark_text(_TAIL)} {token(self.tokens, CLOSE)}",
-            f"object: {objects}",
-        ]
-        if choice.mode == "required":
-            rules.insert(0, f"start: {before}call{again}")
-        elif content is not None:
-            rules.insert(0, f"start: {before}({content} | call{again}){unfinished}")
-        elif OPEN in self.tokens:
-            # A special token has no characters, so text ends where it comes.
-            rules.insert(0, f"start: {before}TEXT (call{again})?{unfinished}")
-        else:
-            # Lazy: the opening ends text as soon as it is complete.
-            rules.insert(0, f"start: {before}(TEXT | head opened{again}){unfinished}")
-            rules += [f"head[lazy]: HEAD {lark_text(OPEN)}", f"HEAD: {ANY_TEXT}{self._not_before()}"]
-        return "\n".join([*rules, ""])
-
-    def parser(
-        self,
-        ids: Callable[[], str],
-        tools: Sequence[Tool],
-        *,
-        enforced: bool = False,
-        thinking: bool = False,  # noqa: ARG002  these models have none
-        parallel: bool = True,
-    ) -> ToolParser:
-        """As `ToolFormat.parser`."""
-        return HermesParser(ids, tools, stream=enforced, parallel=parallel)
-
-    def _before(self, *, thinking: bool) -> str:  # noqa: ARG002
-        """What comes before text and calls: a rule's beginning."""
-        return ""
-
-    def _unfinished(self, *, thinking: bool) -> str:  # noqa: ARG002
-        """An answer that ends within that: a rule's end."""
-        return ""
-
-    def _rules(self) -> list[str]:
-        """Further rules that this needs."""
-        return []
-
-    def _not_before(self) -> str:
-        """How text must not begin, because it would be that: the end of a terminal."""
-        return ""
-
-
 class HermesParser(ToolParser):
     """Finds the tags and what is between them."""
 
     OPENINGS = (OPEN, FENCE)
 
     def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
-        super().__init__(ids, [tool.name for tool in tools], stream=stream, parallel=parallel)
+        super().__init__(ids, tools, stream=stream, parallel=parallel)
         self._lenient = frozenset(tool.name for tool in tools if not tool.strict)
         self._fenced = False
         self._doubled = False
@@ -150,5 +74,66 @@ class HermesParser(ToolParser):
         return True
 
 
-def _head(tool: Tool) -> str:
-    return f'{{"name": "{tool.name}", "arguments": '
+class Hermes(ToolFormat):
+    """JSON objects between `<tool_call>` tags."""
+
+    MARKERS: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
+    PARSER = HermesParser
+
+    @classmethod
+    def matches(cls, source: str) -> bool:
+        """It mentions the tag and one of the object's keys."""
+        return OPEN in source and "arguments" in source and not any(mark in source for mark in _OTHERS)
+
+    def lark(
+        self,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,
+        *,
+        thinking: bool = False,
+        content: str | None = None,
+    ) -> str | None:
+        """As `ToolFormat.lark`."""
+        if not tools and content is None:
+            return None
+        before, unfinished = self._before(thinking=thinking), self._unfinished(thinking=thinking)
+        rules = [f"TEXT: {text_without(OPEN)}{self._not_before()}", f"ANY: {ANY_TEXT}", *self._rules()]
+        if choice.mode == "none" or not tools:
+            return "\n".join([f"start: {before}({content or 'TEXT'}){unfinished}", *rules, ""])
+        allowed = callable_tools(tools, choice)
+        objects = call_objects(allowed, "arguments")
+        again = f" ({NEWLINE} call)*" if parallel and choice.name is None else ""
+        rules += [
+            f"call: {token(self.tokens, OPEN)} opened",
+            f"opened: {NEWLINE} object {lark_text(_TAIL)} {token(self.tokens, CLOSE)}",
+            f"object: {objects}",
+        ]
+        if choice.mode == "required":
+            rules.insert(0, f"start: {before}call{again}")
+        elif content is not None:
+            rules.insert(0, f"start: {before}({content} | call{again}){unfinished}")
+        elif OPEN in self.tokens:
+            # A special token has no characters, so text ends where it comes.
+            rules.insert(0, f"start: {before}TEXT (call{again})?{unfinished}")
+        else:
+            # Lazy: the opening ends text as soon as it is complete.
+            rules.insert(0, f"start: {before}(TEXT | head opened{again}){unfinished}")
+            rules += [f"head[lazy]: HEAD {lark_text(OPEN)}", f"HEAD: {ANY_TEXT}{self._not_before()}"]
+        return "\n".join([*rules, ""])
+
+    def _before(self, *, thinking: bool) -> str:  # noqa: ARG002
+        """What comes before text and calls: a rule's beginning."""
+        return ""
+
+    def _unfinished(self, *, thinking: bool) -> str:  # noqa: ARG002
+        """An answer that ends within that: a rule's end."""
+        return ""
+
+    def _rules(self) -> list[str]:
+        """Further rules that this needs."""
+        return []
+
+    def _not_before(self) -> str:
+        """How text must not begin, because it would be that: the end of a terminal."""
+        return ""

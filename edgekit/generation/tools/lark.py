@@ -11,7 +11,7 @@ from typing import Any
 from edgekit.generation.grammar.lark import lark_json, lark_text
 from edgekit.generation.request import Tool, ToolChoice
 
-__all__ = ["ANY_TEXT", "NEWLINE", "arguments", "callable_tools", "pattern", "text_without", "token"]
+__all__ = ["ANY_TEXT", "NEWLINE", "arguments", "call_objects", "callable_tools", "pattern", "text_without", "token"]
 
 ANY_TEXT = "/(?s:.*)/"
 NEWLINE = r'"\n"'
@@ -49,3 +49,9 @@ def arguments(tool: Tool) -> str:
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
     """Return the tools that the choice leaves to call."""
     return [tool for tool in tools if choice.name is None or tool.name == choice.name]
+
+
+def call_objects(tools: Sequence[Tool], key: str) -> str:
+    """Return what matches a call's object up to its closing brace: a tool's name, then its arguments under `key`."""
+    heads = ((f'{{"name": "{tool.name}", "{key}": ', tool) for tool in tools)
+    return " | ".join(f"{lark_text(head)} {arguments(tool)}" for head, tool in heads)

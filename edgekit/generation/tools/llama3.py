@@ -9,71 +9,17 @@ The templates take back one call per turn, so the grammar lets no model make mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import arguments, callable_tools, pattern, text_without, token
+from edgekit.generation.tools.lark import call_objects, callable_tools, pattern, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Llama3"]
 
 TAG = "<|python_tag|>"
-
-
-class Llama3(ToolFormat):
-    """A JSON object with `name` and `parameters`."""
-
-    MARKERS = (TAG,)
-
-    @classmethod
-    def matches(cls, source: str) -> bool:
-        """It shows the object with `parameters` between Llama 3's headers."""
-        return "<|start_header_id|>" in source and "parameters" in source and "tool_calls" in source
-
-    def lark(
-        self,
-        tools: Sequence[Tool],
-        choice: ToolChoice,
-        parallel: bool,  # noqa: ARG002  there is never more than one
-        *,
-        thinking: bool = False,  # noqa: ARG002  these models have none
-        content: str | None = None,
-    ) -> str | None:
-        """As `ToolFormat.lark`."""
-        if not tools and content is None:
-            return None
-        # Text that begins like a call of one of the tools would be taken for one; other JSON is text.
-        names = "|".join(pattern(tool.name) for tool in tools)
-        free = text_without(TAG)
-        if names:
-            free += rf" & ~/\s*\x7b\s*\"name\"\s*:\s*\"({names})\"(?s:.*)/"
-        if choice.mode == "none" or not tools:
-            return f"start: {content or 'TEXT'}\nTEXT: {free}\n"
-        objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in callable_tools(tools, choice))
-        tag = token(self.tokens, TAG) if TAG in self.tokens else ""
-        rules = [f"call: object {lark_text('}')}", f"object: {objects}", f"TEXT: {free}"]
-        if choice.mode == "required":
-            rules.insert(0, f"start: {f'{tag}? ' if tag else ''}call")
-        elif content is None:
-            rules.insert(0, f"start: TEXT | {f'{tag}? ' if tag else ''}call")
-        else:
-            # Content may be JSON too, and only the token tells it from a call.
-            rules.insert(0, f"start: {content}{f' | {tag} call' if tag else ''}")
-        return "\n".join([*rules, ""])
-
-    def parser(
-        self,
-        ids: Callable[[], str],
-        tools: Sequence[Tool],
-        *,
-        enforced: bool = False,
-        thinking: bool = False,  # noqa: ARG002  these models have none
-        parallel: bool = True,
-    ) -> ToolParser:
-        """As `ToolFormat.parser`."""
-        return _Parser(ids, [tool.name for tool in tools], stream=enforced, parallel=parallel)
 
 
 class _Parser(ToolParser):
@@ -82,8 +28,8 @@ class _Parser(ToolParser):
     OPENINGS = (TAG,)
     ARGUMENTS = ("parameters", "arguments")
 
-    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool, parallel: bool) -> None:
-        super().__init__(ids, names, stream=stream, parallel=parallel)
+    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
+        super().__init__(ids, tools, stream=stream, parallel=parallel)
         self._state = self._begin
 
     def _begin(self) -> bool:
@@ -111,5 +57,44 @@ class _Parser(ToolParser):
         return super()._gap() if rest else False
 
 
-def _head(tool: Tool) -> str:
-    return f'{{"name": "{tool.name}", "parameters": '
+class Llama3(ToolFormat):
+    """A JSON object with `name` and `parameters`."""
+
+    MARKERS = (TAG,)
+    PARSER = _Parser
+
+    @classmethod
+    def matches(cls, source: str) -> bool:
+        """It shows the object with `parameters` between Llama 3's headers."""
+        return "<|start_header_id|>" in source and "parameters" in source and "tool_calls" in source
+
+    def lark(
+        self,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,  # noqa: ARG002  there is never more than one
+        *,
+        thinking: bool = False,  # noqa: ARG002  these models have none
+        content: str | None = None,
+    ) -> str | None:
+        """As `ToolFormat.lark`."""
+        if not tools and content is None:
+            return None
+        # Text that begins like a call of one of the tools would be taken for one; other JSON is text.
+        names = "|".join(pattern(tool.name) for tool in tools)
+        free = text_without(TAG)
+        if names:
+            free += rf" & ~/\s*\x7b\s*\"name\"\s*:\s*\"({names})\"(?s:.*)/"
+        if choice.mode == "none" or not tools:
+            return f"start: {content or 'TEXT'}\nTEXT: {free}\n"
+        objects = call_objects(callable_tools(tools, choice), "parameters")
+        tag = token(self.tokens, TAG) if TAG in self.tokens else ""
+        rules = [f"call: object {lark_text('}')}", f"object: {objects}", f"TEXT: {free}"]
+        if choice.mode == "required":
+            rules.insert(0, f"start: {f'{tag}? ' if tag else ''}call")
+        elif content is None:
+            rules.insert(0, f"start: TEXT | {f'{tag}? ' if tag else ''}call")
+        else:
+            # Content may be JSON too, and only the token tells it from a call.
+            rules.insert(0, f"start: {content}{f' | {tag} call' if tag else ''}")
+        return "\n".join([*rules, ""])

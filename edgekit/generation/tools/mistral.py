@@ -13,12 +13,12 @@ import hashlib
 import re
 import secrets
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from edgekit.generation.grammar.lark import lark_text
 from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
-from edgekit.generation.tools.lark import arguments, callable_tools, text_without, token
+from edgekit.generation.tools.lark import arguments, call_objects, callable_tools, text_without, token
 from edgekit.generation.tools.parser import ToolParser
 
 __all__ = ["Mistral"]
@@ -26,84 +26,6 @@ __all__ = ["Mistral"]
 CALLS, ARGS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _LETTERS = string.ascii_letters + string.digits
 _MAX_NAME = 200
-
-
-class Mistral(ToolFormat):
-    """Whatever follows `[TOOL_CALLS]`."""
-
-    MARKERS = (CALLS, ARGS, ID)
-
-    @classmethod
-    def matches(cls, source: str) -> bool:
-        """It mentions the token."""
-        return CALLS in source
-
-    def lark(
-        self,
-        tools: Sequence[Tool],
-        choice: ToolChoice,
-        parallel: bool,
-        *,
-        thinking: bool = False,  # noqa: ARG002  these models have none
-        content: str | None = None,
-    ) -> str | None:
-        """As `ToolFormat.lark`."""
-        if not tools and content is None:
-            return None
-        text = f"TEXT: {text_without(CALLS)}\n"
-        if choice.mode == "none" or not tools:
-            return f"start: {content or 'TEXT'}\n{text}"
-        allowed = callable_tools(tools, choice)
-        more = parallel and choice.name is None
-        rules = self._named(allowed, more=more) if ARGS in self.source else self._listed(allowed, more=more)
-        if choice.mode == "required":
-            rules.insert(0, "start: calls")
-        elif content is not None:
-            rules.insert(0, f"start: {content} | calls")
-        else:
-            rules.insert(0, "start: TEXT calls?")
-            rules.append(text)
-        return "\n".join(rules) + "\n"
-
-    def _listed(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
-        objects = " | ".join(f"{lark_text(_head(tool))} {arguments(tool)}" for tool in tools)
-        again = f" ({lark_text(', ')} call)*" if more else ""
-        # Sentencepiece's tokens bring a space along, Tekken's do not; both follow the token.
-        return [
-            f"calls: {token(self.tokens, CALLS)} / ?\\x5b/ call{again} {lark_text(']')}",
-            f"call: object {lark_text('}')}",
-            f"object: {objects}",
-        ]
-
-    def _named(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
-        number = f" ({token(self.tokens, ID)} /[a-zA-Z0-9]{{9}}/)?" if ID in self.source else ""
-        calls = " | ".join(
-            f"{lark_text(tool.name)}{number} {token(self.tokens, ARGS)} {arguments(tool)}" for tool in tools
-        )
-        return [f"calls: call{'+' if more else ''}", f"call: {token(self.tokens, CALLS)} named", f"named: {calls}"]
-
-    def parser(
-        self,
-        ids: Callable[[], str],
-        tools: Sequence[Tool],
-        *,
-        enforced: bool = False,
-        thinking: bool = False,  # noqa: ARG002  these models have none
-        parallel: bool = True,
-    ) -> ToolParser:
-        """As `ToolFormat.parser`."""
-        return _Parser(ids, [tool.name for tool in tools], stream=enforced, parallel=parallel)
-
-    def new_id(self) -> str:
-        """As `ToolFormat.new_id`."""
-        return "".join(secrets.choice(_LETTERS) for _ in range(9))
-
-    def prompt_id(self, call_id: str) -> str:
-        """As `ToolFormat.prompt_id`."""
-        if re.fullmatch(r"[a-zA-Z0-9]{9}", call_id):
-            return call_id
-        digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()
-        return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest[:9])
 
 
 class _Parser(ToolParser):
@@ -156,5 +78,68 @@ class _Parser(ToolParser):
         return super()._reject()
 
 
-def _head(tool: Tool) -> str:
-    return f'{{"name": "{tool.name}", "arguments": '
+class Mistral(ToolFormat):
+    """Whatever follows `[TOOL_CALLS]`."""
+
+    MARKERS = (CALLS, ARGS, ID)
+    PARSER = _Parser
+
+    @classmethod
+    def matches(cls, source: str) -> bool:
+        """It mentions the token."""
+        return CALLS in source
+
+    def lark(
+        self,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,
+        *,
+        thinking: bool = False,  # noqa: ARG002  these models have none
+        content: str | None = None,
+    ) -> str | None:
+        """As `ToolFormat.lark`."""
+        if not tools and content is None:
+            return None
+        text = f"TEXT: {text_without(CALLS)}\n"
+        if choice.mode == "none" or not tools:
+            return f"start: {content or 'TEXT'}\n{text}"
+        allowed = callable_tools(tools, choice)
+        more = parallel and choice.name is None
+        rules = self._named(allowed, more=more) if ARGS in self.source else self._listed(allowed, more=more)
+        if choice.mode == "required":
+            rules.insert(0, "start: calls")
+        elif content is not None:
+            rules.insert(0, f"start: {content} | calls")
+        else:
+            rules.insert(0, "start: TEXT calls?")
+            rules.append(text)
+        return "\n".join(rules) + "\n"
+
+    def _listed(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
+        objects = call_objects(tools, "arguments")
+        again = f" ({lark_text(', ')} call)*" if more else ""
+        # Sentencepiece's tokens bring a space along, Tekken's do not; both follow the token.
+        return [
+            f"calls: {token(self.tokens, CALLS)} / ?\\x5b/ call{again} {lark_text(']')}",
+            f"call: object {lark_text('}')}",
+            f"object: {objects}",
+        ]
+
+    def _named(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
+        number = f" ({token(self.tokens, ID)} /[a-zA-Z0-9]{{9}}/)?" if ID in self.source else ""
+        calls = " | ".join(
+            f"{lark_text(tool.name)}{number} {token(self.tokens, ARGS)} {arguments(tool)}" for tool in tools
+        )
+        return [f"calls: call{'+' if more else ''}", f"call: {token(self.tokens, CALLS)} named", f"named: {calls}"]
+
+    def new_id(self) -> str:
+        """As `ToolFormat.new_id`."""
+        return "".join(secrets.choice(_LETTERS) for _ in range(9))
+
+    def prompt_id(self, call_id: str) -> str:
+        """As `ToolFormat.prompt_id`."""
+        if re.fullmatch(r"[a-zA-Z0-9]{9}", call_id):
+            return call_id
+        digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()
+        return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest[:9])

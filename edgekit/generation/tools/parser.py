@@ -7,9 +7,10 @@ something else: text that may become a call waits, and what does not become one 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from edgekit.generation.request import Tool
 from edgekit.generation.stops import overlap
 from edgekit.generation.tools.base import CallArguments, CallStart, Piece, TextPiece
 from edgekit.generation.tools.json_scan import ObjectScanner
@@ -26,7 +27,7 @@ class ToolParser:
 
     Args:
         ids: Makes a call's id.
-        names: Of the tools there are.
+        tools: Those there are; a call of anything else is text.
         stream: Pass arguments on as they come.
         parallel: More than one call is allowed.
     """
@@ -36,9 +37,9 @@ class ToolParser:
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("arguments",)
     """Keys under which a call's object may have its arguments."""
 
-    def __init__(self, ids: Callable[[], str], names: Collection[str], *, stream: bool, parallel: bool) -> None:
+    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
         self._ids = ids
-        self._names = frozenset(names)
+        self._names = frozenset(tool.name for tool in tools)
         self._stream = stream
         self._parallel = parallel
         self._called = False

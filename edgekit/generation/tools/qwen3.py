@@ -1,7 +1,7 @@
 r"""Calls as Qwen3 writes them: Hermes' calls, and before them, between `<think>` tags, the model's reasoning.
 
-Reasoning is delivered as text of the answer, tags included, as Ollama and llama.cpp do where nobody asks for more;
-`TextPiece.thinking` tells it apart. Calls in it are thoughts and never made.
+Reasoning comes as pieces of text, tags included; `TextPiece.thinking` tells it apart. Calls in it are thoughts and
+never made.
 """
 
 from __future__ import annotations
