@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["GIB", "RUNTIMES", "Footprint", "Plan", "Runtime", "Shapes", "tokens_per_s"]
+__all__ = ["GIB", "MIB", "RUNTIMES", "Footprint", "Plan", "Runtime", "Shapes", "tokens_per_s"]
 
 GIB = 1024**3
 MIB = 1024**2

@@ -12,6 +12,7 @@ import numpy as np
 from speed.engine import Answer, Ask, Options
 
 import edgekit as package
+from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation.model import TextModel
 from edgekit.generation.opening import open_model, schedule
@@ -30,16 +31,17 @@ def open_engine(model: Path, options: Options) -> SchedulerEngine | RunnerEngine
         max_queue=max(16, 2 * options.streams),
         prefix_folder=Path(options.folder) if options.folder else None,
     )
-    loaded = open_model(model, config)
+    bundle = open_bundle(model)
+    loaded = open_model(bundle, config)
     if options.endless:
         loaded = dataclasses.replace(loaded, eos_token_ids=frozenset())
-    return RunnerEngine(loaded) if options.form == "runner" else SchedulerEngine(loaded, model, config)
+    return RunnerEngine(loaded) if options.form == "runner" else SchedulerEngine(loaded, bundle, config)
 
 
 class SchedulerEngine:
     """Requests through `Scheduler.submit`, as the daemon's doors hand them over."""
 
-    def __init__(self, model: TextModel, bundle: Path, config: GenerationConfig) -> None:
+    def __init__(self, model: TextModel, bundle: Bundle, config: GenerationConfig) -> None:
         self.version = package.__version__
         self._model = model
         self._scheduler = schedule(model, bundle, config)

@@ -14,6 +14,7 @@ import signal
 import threading
 from pathlib import Path
 
+from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.crash_loop import CrashLoop
@@ -79,8 +80,9 @@ class Daemon:
             self._watchdog.start()
             self._trimmer.start()
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
-            model = open_model(self._bundle, config.generation)
-            scheduler = schedule(model, self._bundle, config.generation)
+            bundle = open_bundle(self._bundle)
+            model = open_model(bundle, config.generation)
+            scheduler = schedule(model, bundle, config.generation)
             self._scheduler = scheduler
             self._metrics.watch(
                 model.info,

@@ -121,10 +121,15 @@ class Engine:
         return not self._queue and not self._starting and not self._running
 
     @property
+    def running(self) -> int:
+        """Answers that have a slot; may be read from any thread."""
+        return len(self._running)
+
+    @property
     def stats(self) -> EngineStats:
         """What it is doing; may be read from any thread."""
         return EngineStats(
-            running=len(self._running),
+            running=self.running,
             waiting=len(self._queue) + len(self._starting),
             kv_bytes=self._slots.kv_bytes,
             kv_budget_bytes=self._slots.most_tokens * self._limits.kv_bytes_per_token,
@@ -191,7 +196,13 @@ class Engine:
             if self._soon_shared(sequence):
                 return
             try:
-                taken = self._slots.take(sequence.tokens, ticket.request.tenant, share=ticket.request.cache_prompt)
+                taken = self._slots.take(
+                    sequence.tokens,
+                    ticket.request.tenant,
+                    # Where its prompt's own logits are wanted, all of it is computed.
+                    reuse=ticket.request.cache_prompt and not sequence.scoring,
+                    private=not ticket.request.cache_prompt,
+                )
             except EdgekitError as error:
                 self._fail(ticket, error)
                 continue
@@ -199,10 +210,6 @@ class Engine:
                 return
             self._starting.popleft()
             sequence.slot, held = taken
-            if sequence.scoring and held:
-                # Its prompt's own logits are wanted.
-                self._slots.cut(sequence.slot, 0)
-                held = 0
             # The answers of one request share their prompt, and an answer that comes back its own.
             if ticket.completion_tokens == 0 and sequence.index == 0:
                 ticket.cached_tokens = held

@@ -74,12 +74,6 @@ class TextModel:
     grammars: GrammarCompiler
     tool_format: ToolFormat | None = None
 
-    @property
-    def visible(self) -> frozenset[int]:
-        """Special tokens whose text belongs to an answer, because calls are written with them."""
-        markers = self.tool_format.markers if self.tool_format else ()
-        return frozenset(self.tokenizer.special_tokens[marker] for marker in markers)
-
     def prompt(self, request: ChatRequest) -> Prompt:
         """Return the prompt.
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-from edgekit.bundle.bundle import open_bundle
+from edgekit.bundle.bundle import Bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation.memory_budget import kv_budget, model_shapes
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.scheduler import Scheduler
 from edgekit.machine import available_bytes
+from edgekit.memory import MIB
 
 __all__ = ["open_model", "schedule"]
 
 logger = logging.getLogger(__name__)
 
-MIB = 1 << 20
 # What the memory plan calls the runners of artifacts.
 _RUNTIMES = {"onnx": "onnxruntime"}
 
 
-def open_model(bundle: Path, config: GenerationConfig) -> TextModel:
+def open_model(bundle: Bundle, config: GenerationConfig) -> TextModel:
     """Load a bundle as the configuration wants it; errors as `load_model`."""
     return load_model(
         bundle,
@@ -33,7 +32,7 @@ def open_model(bundle: Path, config: GenerationConfig) -> TextModel:
     )
 
 
-def schedule(model: TextModel, bundle: Path, config: GenerationConfig) -> Scheduler:
+def schedule(model: TextModel, bundle: Bundle, config: GenerationConfig) -> Scheduler:
     """Put a queue in front of a model that stays within this machine's memory.
 
     Args:
@@ -48,7 +47,7 @@ def schedule(model: TextModel, bundle: Path, config: GenerationConfig) -> Schedu
         queued = QUEUE_BYTES if config.prefix_folder is not None else 0
         available = max(0, available - config.prefix_memory_mib * MIB - queued)
     runtime = _RUNTIMES.get(model.info.format, model.info.format)
-    budget = kv_budget(limits, runtime, model_shapes(bundle), available)
+    budget = kv_budget(limits, runtime, model_shapes(bundle.path), available)
     if config.kv_cache_mib is not None:
         budget = min(budget, config.kv_cache_mib * MIB)
     if budget < limits.context_length * limits.kv_bytes_per_token:
@@ -66,11 +65,11 @@ def schedule(model: TextModel, bundle: Path, config: GenerationConfig) -> Schedu
     )
 
 
-def _prefix_cache(model: TextModel, bundle: Path, config: GenerationConfig) -> PrefixCache | None:
+def _prefix_cache(model: TextModel, bundle: Bundle, config: GenerationConfig) -> PrefixCache | None:
     """Where beginnings of prompts are kept; None if the configuration wants none."""
     if not config.prefix_memory_mib and config.prefix_folder is None:
         return None
-    fingerprint = model_fingerprint(open_bundle(bundle).manifest, model.runner)
+    fingerprint = model_fingerprint(bundle.manifest, model.runner)
     store = None
     if config.prefix_folder is not None:
         store = DiskStore(config.prefix_folder, max_bytes=config.prefix_disk_mib * MIB, fingerprint=fingerprint)

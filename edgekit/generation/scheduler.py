@@ -69,11 +69,6 @@ class Scheduler:
         return self._model.info
 
     @property
-    def model(self) -> TextModel:
-        """The model; the worker's alone, but for what never changes."""
-        return self._model
-
-    @property
     def accepting(self) -> bool:
         """Whether `stop` has not been called."""
         return not self._closing
@@ -155,7 +150,7 @@ class Scheduler:
             raise _shutting_down()
         if self._open >= self._most:
             # A place is free as soon as one of those that run ends.
-            running = max(1, self._engine.stats.running)
+            running = max(1, self._engine.running)
             wait_s = min(max(1.0, round(self._usual_s / running, 1)), 60.0)
             raise RequestError(
                 f"{self._open} requests are already waiting or running",

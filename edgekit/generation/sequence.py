@@ -71,7 +71,7 @@ class Sequence:
         # Prompt tokens whose log probabilities are known; beyond the prompt if none are wanted.
         self._scored = 0 if request.echo and request.logprobs is not None else self.prompt_length
         self._last_token_at = 0.0
-        if request.echo:
+        if request.echo and not self.scoring:
             self._echo()
 
     @property
@@ -194,8 +194,7 @@ class Sequence:
 
     def _echo(self) -> None:
         """The prompt is the beginning of the answer."""
-        if not self.scoring:
-            self.ticket.send(self.index, [TextPiece(self.ticket.request.prompt or "")])
+        self._send([TextPiece(self.ticket.request.prompt or "")])
 
     def _score(self, held: int, logits: Logits) -> None:
         """Log probabilities of the prompt's tokens; row i of `logits` follows token `held + i`."""
@@ -207,7 +206,7 @@ class Sequence:
             self._logprobs.append(self._described(choice.token, choice.logprob, choice.top))
             self._scored += 1
         if not self.scoring:
-            self._send([TextPiece(self.ticket.request.prompt or "")])
+            self._echo()
 
     def _described(self, token: int, logprob: float | None, top: Ordered[tuple[int, float]]) -> TokenLogprob:
         spell = self._model.spell

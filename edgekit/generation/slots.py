@@ -83,13 +83,16 @@ class Slots:
         """KV cache of the tokens that a slot holds."""
         return len(self._slots[number].tokens) * self._per_token
 
-    def take(self, tokens: Sequence[int], tenant: str, *, share: bool = True) -> tuple[int, int] | None:
+    def take(
+        self, tokens: Sequence[int], tenant: str, *, reuse: bool = True, private: bool = False
+    ) -> tuple[int, int] | None:
         """Give an answer a slot, with as much of its beginning as is there already.
 
         Args:
             tokens: What will be computed; the last of them always is.
             tenant: Only its own prompts are reused.
-            share: Otherwise nothing is reused, and nobody else reuses it.
+            reuse: What is there already may be used.
+            private: Nobody else may use what will be there.
 
         Returns:
             The slot and the tokens it holds; None if no slot or no memory is free.
@@ -97,17 +100,17 @@ class Slots:
         free = [number for number, slot in enumerate(self._slots) if not slot.busy]
         if not free:
             return None
-        most = len(tokens) - 1 if share else 0
+        most = len(tokens) - 1 if reuse else 0
         shared = [self._shared(slot, tokens, tenant, most) for slot in self._slots]
         best = max(free, key=lambda number: shared[number])
         source = max(range(len(shared)), key=lambda number: shared[number])
-        cached = 0 if self._prefix is None or not share else self._prefix.lookup(tokens, tenant)
+        cached = 0 if self._prefix is None or not reuse else self._prefix.lookup(tokens, tenant)
         if shared[best] < _WORTH or shared[best] < max(shared[source], cached):
             # Not there: an empty slot, else the one that was not used for longest.
             best = min(free, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used, number))
             if shared[source] >= max(_WORTH, cached) and self._slots[source].busy:
                 return self._begin(best, tokens, tenant, copy_from=source, count=shared[source])
-            return self._begin(best, tokens, tenant, restore=cached > 0, private=not share)
+            return self._begin(best, tokens, tenant, restore=cached > 0, private=private)
         return self._begin(best, tokens, tenant, count=shared[best], in_place=True)
 
     def advance(self, number: int, tokens: Sequence[int], *, exact: bool) -> None:

@@ -175,6 +175,8 @@ class PrefixCache:
             upto: Tokens to keep, from the first.
             memory: Keep them in memory too, and not on disk alone: the slot will not hold them for long.
         """
+        if not memory and self._store is None:
+            return
         keys = self._keys(tokens[: min(upto, runner.length(slot))], tenant)
         to_disk = self._store is not None and self._pace.pays("disk")
         with self._lock:
