@@ -1,0 +1,1 @@
+"""Runs the `onnxruntime` dialect's bundles on plain CPUs with kernels of our own."""
