@@ -1,140 +1,152 @@
-"""What the `onnxruntime` dialect's graph says of a model: matrices, norms and layers, in the order they are computed.
+"""Says what model a bundle of the `onnxruntime` dialect holds, so that other kernels than onnxruntime's can run it.
 
-The arrays are the data file's own bytes, mapped into memory and read-only; nothing of them is copied.
+Nothing is guessed from names: a graph is followed from its logits to its tokens, and one that differs from what
+`edgekit.export.writers.onnx.ort` writes, in a single node or attribute, is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LayerDescription", "Matrix", "ModelDescription"]
+from edgekit.errors import BundleError
+from edgekit.runners.cpu.graph import Graph, read_graph
+from edgekit.runners.cpu.layers import Layers, Stack
+from edgekit.runners.cpu.matrices import Matrices
+from edgekit.runners.cpu.messages import Value
+from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription
+from edgekit.runners.cpu.wiring import Unsupported, Wiring, refused
 
-Bytes = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float32]
+__all__ = ["LayerDescription", "Matrix", "ModelDescription", "Unsupported", "describe"]
+
+_MODEL_FILE, _DIALECT = "model.onnx", "onnxruntime"
+# What its operators mean; another version may mean something else.
+_OPSETS = {"": 20, "com.microsoft": 1}
+_FLOAT, _INT32, _INT64 = 1, 6, 7
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A quantized matrix: `w = scale * (code - zero_point) + rest`, per group along the inputs.
+def describe(folder: Path) -> ModelDescription:
+    """Read the description of a bundle's model; its weights stay in their file.
 
-    Attributes:
-        name: As the artifact calls it.
-        codes: `[out, groups, group_size * bits / 8]`, of two 4-bit codes the first in the low nibble.
-        scales: `[out, groups]`.
-        zero_points: 8 bits: `[out, groups]`. 4 bits: two in a byte along the groups, `[out, ceil(groups / 2)]`.
-            None where all are the middle, 8 or 128.
-        rest: What is added to that, `[out, groups]`: it may be the transpose of an array `[groups, out]`. None
-            where it is nothing.
-        bits: 4 or 8.
-        group_size: Inputs that share a scale.
-        shape: `(out, in)`.
-        bias: `[out]`.
+    Args:
+        folder: Holds `model.onnx` and its data file.
+
+    Raises:
+        BundleError: There is no such graph, it is damaged, or of another dialect.
+        Unsupported: The graph is sound, and not of the one pattern that is known here.
     """
-
-    name: str
-    codes: Bytes
-    scales: FloatArray
-    zero_points: Bytes | None
-    rest: FloatArray | None
-    bits: int
-    group_size: int
-    shape: tuple[int, int]
-    bias: FloatArray | None = None
-
-    def offsets(self) -> FloatArray:
-        """Return `[out, groups]` so that `w = scale * code + offset`; computed anew each time."""
-        groups = self.scales.shape[1]
-        if self.zero_points is None:
-            offsets = self.scales * np.float32(-(1 << (self.bits - 1)))
-        elif self.bits == 8:
-            offsets = self.scales * -self.zero_points.astype(np.float32)
-        else:
-            points = np.stack([self.zero_points & 15, self.zero_points >> 4], axis=-1)
-            points = points.reshape(len(points), -1)[:, :groups]
-            offsets = self.scales * -points.astype(np.float32)
-        if self.rest is not None:
-            offsets += self.rest
-        return offsets
+    path = folder / _MODEL_FILE
+    if not path.exists():
+        raise BundleError(f"{folder} has no {_MODEL_FILE}", hint="is this a bundle exported for the cpu target?")
+    graph = read_graph(path)
+    written = graph.metadata.get("edgekit.dialect", "unknown")
+    if written != _DIALECT:
+        raise BundleError(
+            f"{path} is written in the `{written[:40]}` dialect, not in `{_DIALECT}`",
+            hint="export the model for this device's target",
+            code="bundle_incompatible",
+        )
+    if graph.foreign:
+        raise Unsupported(f"the kernels cannot run this graph: it has {', '.join(graph.foreign)}")
+    if graph.opsets != _OPSETS:
+        raise Unsupported(f"the kernels cannot run this graph: its operators are of versions {graph.opsets}")
+    return _described(graph, _context(graph.metadata))
 
 
-@dataclass(frozen=True, slots=True)
-class LayerDescription:
-    """One decoder layer.
+# input_ids ─ rows of the table ─ (Mul scale) ─ layers ─ head ─▶ logits
+def _described(graph: Graph, context: int) -> ModelDescription:
+    wiring = Wiring(graph)
+    matrices = Matrices(wiring)
+    normed, head = matrices.linear("logits")
+    vocab, hidden = head.shape
+    stack = Layers(wiring, matrices, hidden).read(normed)
+    rows, scale = _scaled(wiring, stack.entry)
+    embedding = matrices.table(rows, "input_ids")
+    wiring.all_taken()
+    if embedding.shape != head.shape:
+        raise Unsupported(f"the token table is of {embedding.shape}, the head of {head.shape}")
+    _check_ends(graph, stack, vocab)
+    positions = stack.ropes[0][0].shape[0]
+    if context > positions:
+        raise BundleError(f"the graph is said to take {context} tokens, and has {positions} positions")
+    return ModelDescription(
+        vocab_size=vocab,
+        hidden=hidden,
+        intermediate=stack.sizes.intermediate,
+        heads=stack.sizes.heads,
+        kv_heads=stack.sizes.kv_heads,
+        head_dim=stack.sizes.head_dim,
+        rms_norm_eps=stack.eps,
+        activation=stack.sizes.activation,
+        embedding=embedding,
+        embedding_scale=scale,
+        layers=stack.layers,
+        final_norm=stack.final_norm,
+        head=embedding if _same_bytes(embedding, head) else head,
+        ropes=stack.ropes,
+        positions=positions,
+        context_length=context,
+        metadata=MappingProxyType(dict(graph.metadata)),
+    )
 
-    Attributes:
-        input_norm: `[hidden]`, with what an architecture adds to its norms already in it.
-        mlp_norm: `[hidden]`.
-        attention_out_norm: `[hidden]`, of what attention gives, before it is added; None where there is none.
-        mlp_out_norm: `[hidden]`, likewise of the MLP.
-        q_norm: `[head_dim]`, of each head of the queries.
-        k_norm: `[head_dim]`.
-        qkv: One joined matrix, or three.
-        o: Output of attention.
-        gate_up: One joined matrix, gate first, or two.
-        down: Output of the MLP.
-        rope: Index into `ModelDescription.ropes`.
-        window: Tokens that one looks back over; -1 where it sees all before it.
-        scale: Of attention scores.
-    """
 
-    input_norm: FloatArray
-    mlp_norm: FloatArray
-    attention_out_norm: FloatArray | None
-    mlp_out_norm: FloatArray | None
-    q_norm: FloatArray | None
-    k_norm: FloatArray | None
-    qkv: tuple[Matrix, ...]
-    o: Matrix
-    gate_up: tuple[Matrix, ...]
-    down: Matrix
-    rope: int
-    window: int
-    scale: float
+def _scaled(wiring: Wiring, value: str) -> tuple[str, float | None]:
+    """The rows of the token table that a value is, and what they are multiplied by."""
+    maker = wiring.maker(value)
+    if maker is None or (maker.op_type, maker.domain) != ("Mul", ""):
+        return value, None
+    node = wiring.take(value, "Mul", inputs=(2,))
+    scale = float(wiring.array(node, node.inputs[1], np.float32, ()))
+    if not math.isfinite(scale):
+        raise refused(node, f"multiplies by {scale}")
+    return node.inputs[0], scale
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """A whole model.
+def _check_ends(graph: Graph, stack: Stack, vocab: int) -> None:
+    """Make sure that the graph is given and gives just what the nodes were found to read and make."""
+    cache = ("batch", stack.sizes.kv_heads, "capacity", stack.sizes.head_dim)
+    given = [
+        Value("input_ids", _INT64, ("batch", "sequence")),
+        Value("seqlens_k", _INT32, ("batch",)),
+        Value("total_sequence_length", _INT32, ()),
+        Value("logits_index", _INT64, ("batch", "rows", 1)),
+    ]
+    makes = [Value("logits", _FLOAT, ("batch", "rows", vocab))]
+    for index in range(len(stack.layers)):
+        given += [Value(f"past_key_values.{index}.{part}", _FLOAT, cache) for part in ("key", "value")]
+        makes += [Value(f"present.{index}.{part}", _FLOAT, cache) for part in ("key", "value")]
+    for expected, found in ((given, graph.inputs), (makes, graph.outputs)):
+        by_name = {value.name: value for value in found}
+        for value in expected:
+            if by_name.pop(value.name, None) != value:
+                raise Unsupported(f"the kernels cannot run this graph: its `{value.name}` is missing or another")
+        if by_name:
+            raise Unsupported(f"the kernels cannot run this graph: it also has `{min(by_name)[:80]}`")
 
-    Attributes:
-        vocab_size: Rows of the token table.
-        hidden: Width of the residual stream.
-        intermediate: Width of the MLP.
-        heads: Of the queries.
-        kv_heads: Of keys and values.
-        head_dim: Width of each.
-        rms_norm_eps: Of all norms.
-        activation: Of the gate.
-        embedding: The token table, `[vocab, hidden]`.
-        embedding_scale: What its rows are multiplied by; None: nothing.
-        layers: In order.
-        final_norm: `[hidden]`.
-        head: `[vocab, hidden]`; `embedding` itself where the bytes are the same.
-        ropes: Cosines and sines `[positions, head_dim / 2]`: element i of a head turns with i + head_dim / 2.
-        positions: Rows of these tables.
-        context_length: Tokens that the model was exported for.
-        metadata: Of the graph.
-    """
 
-    vocab_size: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    activation: Literal["silu", "gelu_tanh"]
-    embedding: Matrix
-    embedding_scale: float | None
-    layers: tuple[LayerDescription, ...]
-    final_norm: FloatArray
-    head: Matrix
-    ropes: tuple[tuple[FloatArray, FloatArray], ...]
-    positions: int
-    context_length: int
-    metadata: Mapping[str, str]
+def _same_bytes(one: Matrix, other: Matrix) -> bool:
+    """Whether two matrices are one, read under two names."""
+    pairs: list[tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]] = [
+        (one.codes, other.codes),
+        (one.scales, other.scales),
+        (one.zero_points, other.zero_points),
+        (one.rest, other.rest),
+        (one.bias, other.bias),
+    ]
+    grids = [(matrix.bits, matrix.group_size, matrix.shape) for matrix in (one, other)]
+    return grids[0] == grids[1] and all(
+        a is b if a is None or b is None else a.__array_interface__ == b.__array_interface__ for a, b in pairs
+    )
+
+
+def _context(metadata: Mapping[str, str]) -> int:
+    text = metadata.get("edgekit.context_length", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise BundleError(f"the graph has `{text[:40]}` for the tokens that it takes")
+    return int(text)
