@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit.config import DaemonConfig
+from edgekit.errors import ConfigError
 from edgekit.machine import Machine, available_gib, cache_folder, probe
 from edgekit.target import Target, recognise
 
@@ -127,6 +128,7 @@ def diagnose(
     if jetson:
         checks += _jetson(root)
     checks += _runners(target, jetson=jetson)
+    checks.append(_kernels("warn" if target.runners[0] == "onnxruntime" else "note"))
     checks += [_extra("daemon", "missing"), _extra("export", "note")]
     checks += [_service_manager(), _broker(), _locale()]
     if config is not None:
@@ -234,6 +236,34 @@ def _runners(target: Target, *, jetson: bool) -> list[Check]:
     if "onnxruntime" in target.runners and (jetson or target.compatible == "nvidia-rtx"):
         checks.append(_onnxruntime_cuda(jetson=jetson))
     return checks
+
+
+def _kernels(if_absent: State) -> Check:
+    """The compiled kernels of runners/cpu, without which onnxruntime runs bundles for the CPU."""
+    name = "CPU kernels"
+    try:
+        # Imported here: the package needs what the extra `text` brings.
+        from edgekit.runners.cpu.build import BuildError, find_compiler
+        from edgekit.runners.cpu.library import VARIABLE, Absent, load
+
+        found = load()
+    except ImportError as error:
+        return Check(name, if_absent, f"cannot be looked for: {error}", pip_install("text"))
+    except ConfigError as error:
+        return Check(name, "missing", f"{error.message}; {error.hint}", f"unset {VARIABLE}")
+    if not isinstance(found, Absent):
+        others = ", ".join(variant for variant in found.variants if variant != found.variant)
+        return Check(name, "ok", found.variant + (f" (also {others})" if others else ""))
+    detail = f"none, so onnxruntime runs bundles for the CPU: {found.reason}"
+    if os.environ.get(VARIABLE) == "off":
+        return Check(name, "note", detail, f"unset {VARIABLE}")
+    fix = f"{sys.executable} -m edgekit.runners.cpu.build"
+    try:
+        find_compiler()
+    except BuildError as error:
+        get = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install gcc libc6-dev"
+        return Check(name, if_absent, f"{detail}; {error}", f"{get} && {fix}")
+    return Check(name, if_absent, detail, fix)
 
 
 def _jetson_tensorrt(state: State) -> Check:

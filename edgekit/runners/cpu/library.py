@@ -1,0 +1,86 @@
+"""Finds and loads the compiled kernels, and says why there are none.
+
+The library knows which of its variants this processor runs; nothing here looks at a processor. $EDGEKIT_CPU_KERNELS
+names another than the best (to measure, or to find a fault), or `off`: onnxruntime then runs everything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgekit.errors import ConfigError
+from edgekit.runners.cpu import build
+
+__all__ = ["VARIABLE", "Absent", "Kernels", "load"]
+
+VARIABLE = "EDGEKIT_CPU_KERNELS"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The loaded library.
+
+    Attributes:
+        library: As ctypes sees it.
+        variant: The kernels to use, of `variants`.
+        variants: Those that this processor runs, best first: `avx512vnni`, `avx2`, `dotprod`, `plain`.
+    """
+
+    library: ctypes.CDLL
+    variant: str
+    variants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """No kernels here.
+
+    Attributes:
+        reason: Why, as the rest of a sentence.
+    """
+
+    reason: str
+
+
+def load(env: Mapping[str, str] | None = None) -> Kernels | Absent:
+    """Load the kernels for this processor.
+
+    Args:
+        env: The environment; this process's unless given.
+
+    Raises:
+        ConfigError: $EDGEKIT_CPU_KERNELS names kernels that there are not, or that this processor cannot run.
+    """
+    wanted = (os.environ if env is None else env).get(VARIABLE, "")
+    if wanted == "off":
+        return Absent(f"switched off by ${VARIABLE}")
+    found = _load()
+    if not wanted:
+        return found
+    if isinstance(found, Absent):
+        raise ConfigError(f"${VARIABLE} is `{wanted}`, and there are no kernels: {found.reason}", hint="unset it")
+    if wanted not in found.variants:
+        here = ", ".join(found.variants)
+        raise ConfigError(f"${VARIABLE} is `{wanted}`, which is not to be had here", hint=f"here: {here}, or off")
+    return Kernels(found.library, wanted, found.variants)
+
+
+def _load() -> Kernels | Absent:
+    if not build.LIBRARY.is_file():
+        return Absent("they are not compiled")
+    # In a source tree. Functions that are called as they no longer are would take the process with them.
+    if build.STAMP.is_file() and build.STAMP.read_text(encoding="ascii").split("\n")[0] != build.sources_digest():
+        return Absent("they are older than their sources")
+    try:
+        library = ctypes.CDLL(str(build.LIBRARY))
+        library.ek_variants.restype = library.ek_best.restype = ctypes.c_char_p
+        variants = tuple(library.ek_variants().decode("ascii").split())
+        best = library.ek_best().decode("ascii")
+    except (OSError, AttributeError) as error:
+        return Absent(f"{build.LIBRARY} cannot be loaded: {error}")
+    if not variants:
+        return Absent("this processor runs none of those that were compiled")
+    return Kernels(library, best, variants)
