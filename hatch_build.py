@@ -45,9 +45,9 @@ class KernelsHook(BuildHookInterface[Any]):
                 built = build.refresh(compiler)
             else:
                 self._folder = tempfile.TemporaryDirectory(prefix="edgekit-wheel-")
-                library = Path(self._folder.name) / build.LIBRARY.name
-                built = build.compile_kernels(compiler, library)
-                build_data["force_include"][str(library)] = _BUILD.with_name(library.name).as_posix()
+                library = Path(self._folder.name) / build.LIBRARY
+                built = build.compile_kernels(compiler, build.FOLDER / build.SOURCES, library)
+                build_data["force_include"][str(library)] = _BUILD.with_name(build.LIBRARY).as_posix()
                 # Not hatchling's `infer_tag`, which would bind the wheel to this Python.
                 build_data["tag"] = f"py3-none-{build.platform_tag(compiler)}"
                 build_data["pure_python"] = False

@@ -1,5 +1,5 @@
-# Sourced by demo, test and check: a virtual environment with what they need, and Debian's packages where we may
-# install them. Usage: source scripts/setup.sh; setup EXTRA,EXTRA…; need PROGRAM DEBIAN-PACKAGE
+# Sourced by demo, test and check: a virtual environment with what they need, the CPU kernels compiled, and Debian's
+# packages where we may install them. Usage: source scripts/setup.sh; setup EXTRA,EXTRA…; need PROGRAM DEBIAN-PACKAGE
 # shellcheck shell=bash
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -7,17 +7,32 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf '\nhint: %s\n' "$2" >&2; exit 1; }
 
+# debian PACKAGE…: installs them, where this is Debian and we are root.
+debian() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+  say "installing $*"
+  # What is installed is only used, never configured: no questions, no service started.
+  apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
 # need PROGRAM PACKAGE: returns 0 if the program is there or could be installed.
 need() {
   PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" >/dev/null && return 0
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing $2"
-    # What is installed is only used, never configured: no questions, no service started.
-    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >&2
+    debian "$2" || true
   elif command -v brew >/dev/null; then
     brew install "${3:-$2}" >&2
   fi
   PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" >/dev/null
+}
+
+# A compiler alone is not enough: Debian has its headers in a package of their own. The first of these that is named or
+# found is the one that edgekit/runners/cpu/build.py takes.
+compiles() {
+  local cc=${EDGEKIT_KERNEL_CC:-${CC:-}}
+  [ -n "$cc" ] || cc=$(command -v cc || command -v gcc || command -v clang) || return 1
+  # shellcheck disable=SC2086 # it may have arguments
+  printf '#include <pthread.h>\n' | $cc -fsyntax-only -x c - 2>/dev/null
 }
 
 # setup EXTRAS: puts edgekit with these extras into .venv and its programs first on PATH.
@@ -30,6 +45,7 @@ setup() {
     "$python" -c 'import venv, ensurepip' 2>/dev/null || need python3-venv python3-venv || true
     "$python" -m venv .venv || die "cannot make a virtual environment" "apt install python3-venv"
   fi
+  compiles || debian gcc libc6-dev || true
   export PATH="$PWD/.venv/bin:$PATH"
   unset VIRTUAL_ENV PYTHONPATH
   wanted="$(cksum <pyproject.toml) $1"
@@ -39,6 +55,12 @@ setup() {
     python -m pip install --quiet --progress-bar off -e ".[$1]" >&2 || die "pip could not install edgekit[$1]"
     grep -sF "$(cksum <pyproject.toml)" "$stamp" >"$stamp.new" || true
     echo "$wanted" >>"$stamp.new" && mv "$stamp.new" "$stamp"
+  fi
+  # The CPU kernels: compiled by the installation above, and again here when their sources changed since.
+  if compiles; then
+    python -I edgekit/runners/cpu/build.py --strict || die "the CPU kernels do not compile"
+  else
+    say "no C compiler here, so onnxruntime runs models on the CPU, more slowly (apt install gcc libc6-dev, or xcode-select --install)"
   fi
 }
 

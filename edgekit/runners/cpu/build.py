@@ -27,22 +27,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "FOLDER",
     "LIBRARY",
     "SOURCES",
-    "STAMP",
     "BuildError",
     "Built",
     "Compiler",
     "compile_kernels",
     "find_compiler",
+    "is_made_of",
     "platform_tag",
     "refresh",
-    "sources_digest",
 ]
 
-SOURCES = Path(__file__).parent / "csrc"
-LIBRARY = Path(__file__).parent / "_kernels.so"  # so named on macOS too
-STAMP = Path(__file__).parent / "_kernels.stamp"
+FOLDER = Path(__file__).parent
+SOURCES = "csrc"
+LIBRARY = "_kernels.so"  # so named on macOS too
 
 # No -ffast-math and no contraction: the same sums in the same order, whatever the compiler likes.
 _COMMON = [
@@ -67,6 +67,11 @@ _VARIANTS: dict[str, dict[str, list[str]]] = {"x86_64": _X86_64, "aarch64": _ARM
 # The first macOS for Apple silicon; the wheel's tag promises it.
 _MACOS = "11.0"
 _TIMEOUT_S = 600
+# The library says itself what it was made of, so that it cannot be taken for one of other sources.
+_STAMP = """\
+extern const char ek_stamp[];
+__attribute__((visibility("default"))) const char ek_stamp[] = "%s\\n%s\\n";
+"""
 
 
 class BuildError(Exception):
@@ -159,13 +164,13 @@ def platform_tag(compiler: Compiler) -> str:
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
-def compile_kernels(compiler: Compiler, library: Path, sources: Path = SOURCES) -> Built:
+def compile_kernels(compiler: Compiler, sources: Path, library: Path) -> Built:
     """Compile the kernels and put the library in its place in one step: a process that has the old one keeps it.
 
     Args:
         compiler: What to compile with.
-        library: Where the library goes.
         sources: The folder with kernels.c and the other files.
+        library: Where the library goes.
 
     Raises:
         BuildError: Not one variant could be compiled, or what they share could not, or nothing can be written there.
@@ -201,7 +206,10 @@ def compile_kernels(compiler: Compiler, library: Path, sources: Path = SOURCES) 
             for name, job in others.items():
                 if said := job.result():
                     raise BuildError(f"{name} cannot be compiled: {said}")
-            parts = [f"kernels_{name}" for name in made] + [file.stem for file in shared]
+            (objects / "stamp.c").write_text(_STAMP % (_made_of(sources), _how(compiler, made)), encoding="ascii")
+            if said := compile_one("stamp", objects / "stamp.c"):
+                raise BuildError(f"the stamp cannot be compiled: {said}")
+            parts = [f"kernels_{name}" for name in made] + [file.stem for file in shared] + ["stamp"]
             _link(compiler, [objects / f"{part}.o" for part in parts], objects / library.name)
             _put(objects / library.name, library)
     except OSError as error:
@@ -227,30 +235,48 @@ def _put(made: Path, library: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def sources_digest(sources: Path = SOURCES) -> str:
-    """Return SHA-256 over the names and contents of the sources, hexadecimal."""
+def is_made_of(library: Path, sources: Path) -> bool:
+    """Say whether the library was compiled of these very sources.
+
+    Raises:
+        OSError: One of them cannot be read.
+    """
+    return _made_of(sources).encode() in library.read_bytes()
+
+
+def _made_of(sources: Path) -> str:
+    """A line that holds SHA-256 over the names and contents of the sources."""
     digest = hashlib.sha256()
     for file in sorted(sources.glob("*.[ch]")):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    return f"edgekit kernels of {digest.hexdigest()}"
 
 
-def refresh(compiler: Compiler, *, force: bool = False) -> Built | None:
+def _how(compiler: Compiler, variants: Sequence[str]) -> str:
+    """A line that holds SHA-256 over what else the library depends on."""
+    depends = repr((compiler, compiler.flags(), compiler.variants(), list(variants)))
+    return f"compiled by {hashlib.sha256(depends.encode()).hexdigest()}"
+
+
+def refresh(compiler: Compiler, folder: Path = FOLDER, *, force: bool = False) -> Built | None:
     """Compile in place unless the library there is of these sources, flags and compiler; then return None.
+
+    Args:
+        compiler: What to compile with.
+        folder: Where the sources are and the library goes.
+        force: Compile in any case.
 
     Raises:
         BuildError: As `compile_kernels`.
     """
-    sources = sources_digest()
-    how = hashlib.sha256(repr((compiler, compiler.flags(), compiler.variants())).encode()).hexdigest()
-    stamp = f"{sources}\n{how}\n"
-    if not force and LIBRARY.is_file() and STAMP.is_file() and STAMP.read_text(encoding="ascii") == stamp:
-        return None
-    built = compile_kernels(compiler, LIBRARY)
-    # Where a variant failed, the next call tries again.
-    STAMP.write_text(f"{sources}\n" if built.left_out else stamp, encoding="ascii")
-    return built
+    sources, library = folder / SOURCES, folder / LIBRARY
+    if not force and library.is_file() and is_made_of(library, sources):
+        # Where a variant was left out, this differs, and it is tried again.
+        how = _how(compiler, tuple(compiler.variants()))
+        if how.encode() in library.read_bytes():
+            return None
+    return compile_kernels(compiler, sources, library)
 
 
 def _run(command: Sequence[str]) -> tuple[int, str]:
@@ -279,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         compiler = find_compiler()
         if options.output is not None:
-            built: Built | None = compile_kernels(compiler, options.output)
+            built: Built | None = compile_kernels(compiler, FOLDER / SOURCES, options.output)
         else:
             built = refresh(compiler, force=options.force)
     except BuildError as error:

@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgekit.errors import ConfigError
 from edgekit.runners.cpu import build
@@ -45,11 +46,12 @@ class Absent:
     reason: str
 
 
-def load(env: Mapping[str, str] | None = None) -> Kernels | Absent:
+def load(env: Mapping[str, str] | None = None, folder: Path | None = None) -> Kernels | Absent:
     """Load the kernels for this processor.
 
     Args:
         env: The environment; this process's unless given.
+        folder: Where the library is; beside this file unless given.
 
     Raises:
         ConfigError: $EDGEKIT_CPU_KERNELS names kernels that there are not, or that this processor cannot run.
@@ -57,7 +59,7 @@ def load(env: Mapping[str, str] | None = None) -> Kernels | Absent:
     wanted = (os.environ if env is None else env).get(VARIABLE, "")
     if wanted == "off":
         return Absent(f"switched off by ${VARIABLE}")
-    found = _load()
+    found = _load(folder or build.FOLDER)
     if not wanted:
         return found
     if isinstance(found, Absent):
@@ -68,19 +70,20 @@ def load(env: Mapping[str, str] | None = None) -> Kernels | Absent:
     return Kernels(found.library, wanted, found.variants)
 
 
-def _load() -> Kernels | Absent:
-    if not build.LIBRARY.is_file():
+def _load(folder: Path) -> Kernels | Absent:
+    path = folder / build.LIBRARY
+    if not path.is_file():
         return Absent("they are not compiled")
-    # In a source tree. Functions that are called as they no longer are would take the process with them.
-    if build.STAMP.is_file() and build.STAMP.read_text(encoding="ascii").split("\n")[0] != build.sources_digest():
-        return Absent("they are older than their sources")
     try:
-        library = ctypes.CDLL(str(build.LIBRARY))
+        # Functions that are called as they no longer are would take the process with them.
+        if not build.is_made_of(path, folder / build.SOURCES):
+            return Absent("they are not those of the sources beside them")
+        library = ctypes.CDLL(str(path))
         library.ek_variants.restype = library.ek_best.restype = ctypes.c_char_p
         variants = tuple(library.ek_variants().decode("ascii").split())
         best = library.ek_best().decode("ascii")
     except (OSError, AttributeError) as error:
-        return Absent(f"{build.LIBRARY} cannot be loaded: {error}")
+        return Absent(f"they cannot be loaded: {error}")
     if not variants:
         return Absent("this processor runs none of those that were compiled")
     return Kernels(library, best, variants)
