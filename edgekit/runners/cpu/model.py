@@ -140,3 +140,10 @@ class ModelDescription:
     positions: int
     context_length: int
     metadata: Mapping[str, str]
+
+    def matrices(self) -> list[Matrix]:
+        """All of them, each once."""
+        tables = [self.embedding] if self.head is self.embedding else [self.embedding, self.head]
+        for layer in self.layers:
+            tables += [*layer.qkv, layer.o, *layer.gate_up, layer.down]
+        return tables

@@ -5,6 +5,8 @@
  */
 #include <string.h>
 
+#include "kernels.h"
+
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #ifndef HWCAP_ASIMDHP
@@ -85,4 +87,19 @@ const char *ek_best(void)
     EK_VARIANTS(EK_FIRST)
 #undef EK_FIRST
     return "";
+}
+
+#define EK_DECLARE(name) extern const ek_kernels ek_kernels_##name;
+EK_VARIANTS(EK_DECLARE)
+#undef EK_DECLARE
+
+/* The kernels of a variant; NULL if there are none that this processor runs. */
+const ek_kernels *ek_find(const char *name)
+{
+#define EK_TRY(variant) \
+    if (!strcmp(name, #variant) && runs_##variant()) \
+        return &ek_kernels_##variant;
+    EK_VARIANTS(EK_TRY)
+#undef EK_TRY
+    return NULL;
 }

@@ -1,16 +1,360 @@
-/* Compiled once per instruction set, with -DEK_VARIANT=<name> and its flags; every name carries the variant's. */
-#include <stdint.h>
+/* The arithmetic of a step, compiled once for each instruction set (EK_VARIANT names it).
+ *
+ * Every row of activations is computed by the same operations in the same order, whatever other rows are beside it:
+ * products of codes are whole numbers, exact in any order, and sums of floats run along the groups, the dimensions or
+ * the positions, never across rows. So batching, chunked prompts and verified guesses do not change a bit.
+ */
+#include "kernels.h"
+#include "vectors.h"
 
-#define EK_JOIN(a, b) a##_##b
-#define EK_EXPAND(a, b) EK_JOIN(a, b)
-#define EK_NAME(name) EK_EXPAND(name, EK_VARIANT)
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
 
-int32_t EK_NAME(ek_dot)(const int8_t *a, const int8_t *b, int32_t length);
+/* ---- matrices ---- */
 
-int32_t EK_NAME(ek_dot)(const int8_t *a, const int8_t *b, int32_t length)
-{
-    int32_t sum = 0;
-    for (int32_t i = 0; i < length; i++)
-        sum += (int32_t)a[i] * b[i];
-    return sum;
+INLINE vf factors(const uint8_t *p, int part, bool wide) {
+    return wide ? vf_load((const float *)p + part * LANES) : vf_from_half((const half_t *)p + part * LANES);
 }
+
+INLINE int32_t four(const int8_t *p) {
+    int32_t x;
+    memcpy(&x, p, 4);
+    return x;
+}
+
+/* `rows` activations times LANES outputs (part `part` of a tile). All arguments but the pointers are constants. */
+INLINE void multiply_part(const ek_matrix *m, const ek_rows *x, int row, const int rows, int tile, int part,
+                          const int bits, const int group, const bool own, const bool wide, float *y, size_t stride) {
+    const int size = group ? group : m->group;
+    const size_t codes = (size_t)TILE * size * bits / 8, side = (size_t)TILE * (wide ? 4 : 2);
+    const uint8_t *p = m->data + (size_t)tile * m->groups * m->group_bytes;
+    const int32_t zero = (own ? 0 : -m->zero_point) + (bits == 8 ? DOT8_LESS : 0);
+    const int8_t *columns[MOST_ROWS];
+    vf sums[MOST_ROWS];
+    for (int i = 0; i < rows; i++) {
+        columns[i] = x->codes + (size_t)(row + i) * m->padded;
+        sums[i] = vf_set(0);
+    }
+    for (int g = 0; g < m->groups; g++, p += m->group_bytes) {
+        vi whole[MOST_ROWS];
+        vf scale;
+        for (int i = 0; i < rows; i++) {
+            /* Without zero points, sums of codes are not even read. */
+            whole[i] = vi_set(zero ? zero * x->whole[(size_t)(row + i) * m->groups + g] : 0);
+        }
+        if (bits == 4) {
+            for (int k = 0; k < size; k += 8) {
+                vb both = vb_load(p + k * 8 + part * LANES * 4), low = vb_low(both), high = vb_high(both);
+                for (int i = 0; i < rows; i++) whole[i] = vb_dot4(whole[i], low, four(columns[i] + k));
+                for (int i = 0; i < rows; i++) whole[i] = vb_dot4(whole[i], high, four(columns[i] + k + 4));
+            }
+        } else {
+            for (int k = 0; k < size; k += 4) {
+                vb all = vb_load(p + k * 16 + part * LANES * 4);
+                for (int i = 0; i < rows; i++) whole[i] = vb_dot8(whole[i], all, four(columns[i] + k));
+            }
+        }
+        scale = factors(p + codes, part, wide);
+        for (int i = 0; i < rows; i++) {
+            vf times = vf_mul(scale, vf_set(x->scales[(size_t)(row + i) * m->groups + g]));
+            sums[i] = vf_fma(vf_from_int(whole[i]), times, sums[i]);
+        }
+        if (own) {
+            vf offset = factors(p + codes + side, part, wide);
+            for (int i = 0; i < rows; i++)
+                sums[i] = vf_fma(offset, vf_set(x->sums[(size_t)(row + i) * m->groups + g]), sums[i]);
+        }
+        for (int i = 0; i < rows; i++) columns[i] += size;
+    }
+    const int at = tile * TILE + part * LANES;
+    for (int i = 0; i < rows; i++) {
+        float *to = y + (size_t)(row + i) * stride + at;
+        if (m->bias) sums[i] = vf_add(sums[i], vf_load(m->bias + at));
+        if (at + LANES <= m->out) {
+            vf_store(to, sums[i]);
+        } else if (at < m->out) {
+            float last[LANES];
+            vf_store(last, sums[i]);
+            memcpy(to, last, sizeof(float) * (size_t)(m->out - at));
+        }
+    }
+}
+
+INLINE void multiply_as(const ek_matrix *m, const ek_rows *x, int rows, int first, int end, const int bits,
+                        const int group, const bool own, const bool wide, float *y, size_t stride) {
+    /* So many activations stay in the cache while the tiles go by. */
+    const int block = 128;
+    for (int start = 0; start < rows; start += block) {
+        const int stop = rows < start + block ? rows : start + block;
+        for (int tile = first; tile < end; tile++)
+            for (int part = 0; part < TILE / LANES; part++) {
+                int row = start;
+#define TAKE(n) \
+    for (; row + n <= stop; row += n) multiply_part(m, x, row, n, tile, part, bits, group, own, wide, y, stride)
+#if MOST_ROWS >= 8
+                TAKE(8);
+#endif
+                TAKE(4);
+                TAKE(2);
+                TAKE(1);
+#undef TAKE
+            }
+    }
+}
+
+static void multiply(const ek_matrix *m, const ek_rows *x, int rows, int first, int end, float *y, size_t stride) {
+    const bool own = m->zero_point < 0;
+#define AS(bits, group, own, wide) multiply_as(m, x, rows, first, end, bits, group, own, wide, y, stride)
+#define OF(bits, group) \
+    (own ? (m->wide ? AS(bits, group, true, true) : AS(bits, group, true, false)) \
+         : (m->wide ? AS(bits, group, false, true) : AS(bits, group, false, false)))
+    if (m->bits == 4) {
+        if (m->group == 32) OF(4, 32);
+        else OF(4, 0);
+    } else {
+        if (m->group == 32) OF(8, 32);
+        else OF(8, 0);
+    }
+#undef OF
+#undef AS
+}
+
+static void round_row(const float *x, int in, int group, int padded, const ek_rows *to, int row) {
+    const int groups = padded / group;
+    int8_t *codes = to->codes + (size_t)row * padded;
+    for (int g = 0; g < groups; g++) {
+        const int start = g * group, stop = start + group < in ? start + group : in;
+        vf most = vf_set(0);
+        float largest, scale, inverse;
+        int32_t whole = 0;
+        for (int i = start; i < stop; i += LANES) most = vf_max(most, vf_abs(vf_load(x + i)));
+        largest = vf_largest(most);
+        scale = largest / 127.0f;
+        inverse = largest > 0 ? 127.0f / largest : 0;
+        for (int i = start; i < stop; i += LANES) vi_store_rounded(codes + i, vf_mul(vf_load(x + i), vf_set(inverse)));
+        if (stop < start + group) memset(codes + stop, 0, (size_t)(start + group - stop));
+        for (int i = start; i < stop; i++) whole += codes[i];
+        to->scales[(size_t)row * groups + g] = scale;
+        to->whole[(size_t)row * groups + g] = whole;
+        to->sums[(size_t)row * groups + g] = scale * (float)whole;
+    }
+}
+
+static void read_row(const ek_matrix *m, int row, float scale, float *y) {
+    const int tile = row / TILE, lane = row % TILE;
+    const size_t codes = (size_t)TILE * m->group * m->bits / 8, side = (size_t)TILE * (m->wide ? 4 : 2);
+    const uint8_t *p = m->data + (size_t)tile * m->groups * m->group_bytes;
+    for (int g = 0; g < m->groups; g++, p += m->group_bytes) {
+        float scales[LANES], offsets[LANES], times, offset;
+        const int part = lane / LANES;
+        vf_store(scales, factors(p + codes, part, m->wide));
+        times = scales[lane % LANES];
+        if (m->zero_point < 0) {
+            vf_store(offsets, factors(p + codes + side, part, m->wide));
+            offset = offsets[lane % LANES];
+        } else {
+            offset = -times * (float)m->zero_point;
+        }
+        for (int k = 0; k < m->group && g * m->group + k < m->in; k++) {
+            int code;
+            if (m->bits == 4) code = p[k / 8 * 64 + lane * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4) & 15;
+            else code = p[k / 4 * 64 + lane * 4 + k % 4];
+            y[g * m->group + k] = (times * (float)code + offset) * scale;
+        }
+    }
+}
+
+/* ---- vectors ---- */
+
+/* Root mean square, the sum in lanes. `size` is a multiple of TILE. */
+INLINE float inverse_rms(const float *x, int size, float eps) {
+    vf squares = vf_set(0);
+    for (int i = 0; i < size; i += LANES) squares = vf_fma(vf_load(x + i), vf_load(x + i), squares);
+    return 1.0f / sqrtf(vf_sum(squares) / (float)size + eps);
+}
+
+static void add_norm(float *h, const float *branch, const float *branch_norm, const float *norm, float eps, int size,
+                     float *x) {
+    if (branch && branch_norm) {
+        const vf times = vf_set(inverse_rms(branch, size, eps));
+        for (int i = 0; i < size; i += LANES) {
+            vf normed = vf_mul(vf_mul(vf_load(branch + i), times), vf_load(branch_norm + i));
+            vf_store(h + i, vf_add(vf_load(h + i), normed));
+        }
+    } else if (branch) {
+        for (int i = 0; i < size; i += LANES) vf_store(h + i, vf_add(vf_load(h + i), vf_load(branch + i)));
+    }
+    if (x) {
+        const vf times = vf_set(inverse_rms(h, size, eps));
+        for (int i = 0; i < size; i += LANES)
+            vf_store(x + i, vf_mul(vf_mul(vf_load(h + i), times), vf_load(norm + i)));
+    }
+}
+
+static void turn(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int head_dim,
+                 float scale, float *y) {
+    const int half = head_dim / 2;
+    const float times = norm ? inverse_rms(x, head_dim, eps) : 1.0f;
+    for (int i = 0; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        if (norm) a = a * times * norm[i], b = b * times * norm[half + i];
+        y[i] = (a * cosines[i] - b * sines[i]) * scale;
+        y[half + i] = (b * cosines[i] + a * sines[i]) * scale;
+    }
+}
+
+/* GELU by its tanh formula is x · sigmoid(2 u), u = sqrt(2 / pi) · (x + 0.044715 x^3). */
+static void gate(const float *g, const float *up, int size, bool gelu, float *y) {
+    const vf one = vf_set(1);
+    for (int i = 0; i < size; i += LANES) {
+        vf x = vf_load(g + i), u = x;
+        if (gelu) {
+            u = vf_fma(vf_mul(vf_mul(x, x), x), vf_set(0.044715f), x);
+            u = vf_mul(u, vf_set(1.5957691216057308f));
+        }
+        x = vf_div(x, vf_add(one, vf_exp(vf_sub(vf_set(0), u))));
+        vf_store(y + i, vf_mul(x, vf_load(up + i)));
+    }
+}
+
+static void to_half(const float *x, size_t count, half_t *y) {
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) vf_to_half(y + i, vf_load(x + i));
+    if (i < count) {
+        float rest[LANES] = {0};
+        half_t halves[LANES];
+        memcpy(rest, x + i, (count - i) * sizeof *x);
+        vf_to_half(halves, vf_load(rest));
+        memcpy(y + i, halves, (count - i) * sizeof *halves);
+    }
+}
+
+/* ---- attention ---- */
+
+static void store_value(const float *x, int head_dim, half_t *values, int position) {
+    to_half(x, (size_t)head_dim, values + (size_t)position * head_dim);
+}
+
+static void store_key(const float *x, int head_dim, half_t *keys, int position) {
+    half_t halves[TILE];
+    half_t *to = keys + (size_t)(position / TILE) * head_dim * TILE + position % TILE;
+    for (int d = 0; d < head_dim; d += TILE) {
+        to_half(x + d, TILE, halves);
+        for (int i = 0; i < TILE; i++) to[(size_t)(d + i) * TILE] = halves[i];
+    }
+}
+
+/* Scores of `rows` queries against LANES · `parts` positions. */
+INLINE void score(const ek_attention *a, const int rows, const int parts, int block, int lane) {
+    const half_t *keys = a->keys + (size_t)block * a->head_dim * TILE + lane;
+    vf sums[8][TILE / LANES];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < parts; j++) sums[i][j] = vf_set(0);
+    for (int d = 0; d < a->head_dim; d++) {
+        for (int j = 0; j < parts; j++) {
+            vf key = vf_from_half(keys + (size_t)d * TILE + j * LANES);
+            for (int i = 0; i < rows; i++) sums[i][j] = vf_fma(vf_set(a->queries[i][d]), key, sums[i][j]);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < parts; j++)
+            vf_store(a->scores + i * a->room + (size_t)block * TILE + lane + j * LANES, sums[i][j]);
+}
+
+/* Two blocks of positions at once, for queries that are alone: their sums do not wait for each other. */
+INLINE void score_apart(const ek_attention *a, const int rows, const int blocks, int block, int lane) {
+    const half_t *keys = a->keys + (size_t)block * a->head_dim * TILE + lane;
+    const size_t next = (size_t)a->head_dim * TILE;
+    vf sums[2][4];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < blocks; j++) sums[i][j] = vf_set(0);
+    for (int d = 0; d < a->head_dim; d++)
+        for (int j = 0; j < blocks; j++) {
+            vf key = vf_from_half(keys + j * next + (size_t)d * TILE);
+            for (int i = 0; i < rows; i++) sums[i][j] = vf_fma(vf_set(a->queries[i][d]), key, sums[i][j]);
+        }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < blocks; j++)
+            vf_store(a->scores + i * a->room + (size_t)(block + j) * TILE + lane, sums[i][j]);
+}
+
+INLINE void attend_rows(const ek_attention *a, const int rows) {
+    int from = a->first[0], to = a->end[0];
+    for (int i = 1; i < rows; i++) {
+        if (a->first[i] < from) from = a->first[i];
+        if (a->end[i] > to) to = a->end[i];
+    }
+    const int begin = from / TILE, blocks = (to + TILE - 1) / TILE;
+    int block = begin;
+    if (rows <= 2)
+        for (; block + 4 <= blocks; block += 4)
+            for (int lane = 0; lane < TILE; lane += LANES) score_apart(a, rows, 4, block, lane);
+    for (; block < blocks; block++)
+        for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, 1, block, lane);
+    for (int i = 0; i < rows; i++) {
+        float *scores = a->scores + i * a->room;
+        vf most = vf_set(-INFINITY), sum = vf_set(0);
+        const int low = begin * TILE, high = blocks * TILE;
+        for (int p = low; p < a->first[i]; p++) scores[p] = -INFINITY;
+        for (int p = a->end[i]; p < high; p++) scores[p] = -INFINITY;
+        /* Only its own blocks: what is beside it must not change how its sum is made. */
+        const int mine = a->first[i] / TILE * TILE, end = (a->end[i] + TILE - 1) / TILE * TILE;
+        for (int p = mine; p < end; p += LANES) most = vf_max(most, vf_load(scores + p));
+        const vf largest = vf_set(vf_largest(most));
+        for (int p = mine; p < end; p += LANES) {
+            vf x = vf_exp(vf_sub(vf_load(scores + p), largest));
+            vf_store(scores + p, x);
+        }
+        for (int p = low; p < a->first[i]; p++) scores[p] = 0;
+        for (int p = a->end[i]; p < high; p++) scores[p] = 0;
+        for (int p = mine; p < end; p += LANES) sum = vf_add(sum, vf_load(scores + p));
+        const vf inverse = vf_set(1.0f / vf_sum(sum));
+        for (int p = mine; p < end; p += LANES) vf_store(scores + p, vf_mul(vf_load(scores + p), inverse));
+    }
+    /* Sums over the positions, a few dimensions at a time. A probability of 0 adds nothing. */
+    const int span = rows <= 4 ? 4 : 2;
+    for (int d = 0; d < a->head_dim;) {
+        const int left = (a->head_dim - d) / LANES, take = left < span ? left : span;
+#define SUM(n) \
+    { \
+        vf sums[8][n]; \
+        for (int i = 0; i < rows; i++) \
+            for (int j = 0; j < n; j++) sums[i][j] = vf_set(0); \
+        for (int p = from; p < to; p++) { \
+            vf value[n]; \
+            for (int j = 0; j < n; j++) value[j] = vf_from_half(a->values + (size_t)p * a->head_dim + d + j * LANES); \
+            for (int i = 0; i < rows; i++) { \
+                const vf chance = vf_set(a->scores[i * a->room + p]); \
+                for (int j = 0; j < n; j++) sums[i][j] = vf_fma(chance, value[j], sums[i][j]); \
+            } \
+        } \
+        for (int i = 0; i < rows; i++) \
+            for (int j = 0; j < n; j++) vf_store(a->outputs[i] + d + j * LANES, sums[i][j]); \
+    }
+        if (take >= 4 && rows <= 4) SUM(4)
+        else if (take >= 2) SUM(2)
+        else SUM(1)
+        d += (take >= 4 && rows <= 4 ? 4 : take >= 2 ? 2 : 1) * LANES;
+#undef SUM
+    }
+}
+
+static void attend(const ek_attention *a) {
+    switch (a->rows) {
+        case 1: attend_rows(a, 1); break;
+        case 2: attend_rows(a, 2); break;
+        case 3: attend_rows(a, 3); break;
+        case 4: attend_rows(a, 4); break;
+        case 5: attend_rows(a, 5); break;
+        case 6: attend_rows(a, 6); break;
+        case 7: attend_rows(a, 7); break;
+        default: attend_rows(a, 8);
+    }
+}
+
+const ek_kernels JOIN(ek_kernels_, EK_VARIANT);
+const ek_kernels JOIN(ek_kernels_, EK_VARIANT) = {
+    TEXT(EK_VARIANT), multiply, round_row, add_norm, turn, gate, attend, store_key, store_value, to_half, read_row,
+};

@@ -1,0 +1,435 @@
+/* A decoder's step: what is computed from what, in phases that all threads share.
+ *
+ * Rows are tokens, of one sequence slot or of several; nothing is padded. Python owns the KV cache and tells which rows
+ * lie where (edgekit/runners/cpu/runner.py).
+ */
+#define _DEFAULT_SOURCE
+#define _DARWIN_C_SOURCE
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kernels.h"
+#include "threads.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { QUERY, KEY, VALUE, OUT, GATE, UP, DOWN, MATRICES };
+enum { INPUT_NORM, BRANCH_NORM, MLP_NORM, MLP_OUT_NORM, QUERY_NORM, KEY_NORM, NORMS };
+
+typedef struct {
+    const ek_matrix *matrices[MATRICES]; /* where one joins the next ones, those are NULL */
+    float *norms[NORMS];                 /* NULL: there is none */
+    const float *cosines, *sines;        /* [positions, head_dim / 2] */
+    uint16_t *keys, *values;             /* of slot 0 */
+    int window;                          /* positions that a token sees, itself included; 0: all */
+    float scale;
+} layer;
+
+/* Rows of one sequence slot that follow each other. */
+typedef struct {
+    int slot, position, row, rows;
+} chunk;
+
+typedef struct {
+    int chunk, row, rows, head, heads; /* heads of one KV head */
+} item;
+
+typedef struct {
+    const ek_kernels *k;
+    ek_pool *pool;
+    int vocab, hidden, intermediate, heads, kv_heads, head_dim, layers, positions;
+    float eps, embedding_scale;
+    bool gelu;
+    const ek_matrix *embedding, *head;
+    float *final_norm;
+    layer *layer;
+    size_t slot_stride; /* elements of one slot in a layer's keys, or values */
+    /* Room for so many rows: */
+    int room;
+    float *h, *x, *wide, *attended, *branch;
+    ek_rows rounded;
+    item *items;
+    float *scores; /* [threads, 8, positions in whole tiles] */
+    /* The step that runs: */
+    int rows, chunks, item_count, wanted_count;
+    const int32_t *tokens, *wanted;
+    const chunk *chunk;
+    float *logits;
+} ek_model;
+
+static int least(int a, int b) { return a < b ? a : b; }
+static int most(int a, int b) { return a > b ? a : b; }
+static int whole(int size, int step) { return (size + step - 1) / step * step; }
+
+/* ---- a step ---- */
+
+#define FEW 16 /* rows */
+
+#define JOBS(index, count) for (int index; (index = ek_next(pool, 1)) < (count);)
+
+/* Tiles [from, to) of matrices one beside the other. */
+static void multiply_tiles(ek_model *m, const ek_matrix *const *matrices, int count, int rows, int from, int to,
+                           float *y, size_t stride) {
+    int column = 0;
+    for (int i = 0, before = 0; i < count && from < to; i++) {
+        if (!matrices[i]) continue;
+        const int end = before + matrices[i]->tiles;
+        if (from < end) {
+            const int stop = least(to, end);
+            m->k->multiply(matrices[i], &m->rounded, rows, from - before, stop - before, y + column, stride);
+            from = stop;
+        }
+        before = end;
+        column += matrices[i]->out;
+    }
+}
+
+/* y = x · matrices, one beside the other. */
+static void multiply(ek_model *m, ek_pool *pool, int thread, const ek_matrix *const *matrices, int count, int rows,
+                     float *y, size_t stride) {
+    const int threads = ek_pool_threads(pool);
+    int tiles = 0;
+    for (int i = 0; i < count; i++) tiles += matrices[i] ? matrices[i]->tiles : 0;
+    if (rows <= FEW) {
+        /* Memory is what takes time: each thread reads one long stretch, and the same one in each step. */
+        multiply_tiles(m, matrices, count, rows, tiles * thread / threads, tiles * (thread + 1) / threads, y, stride);
+    } else {
+        const int size = most(1, least(8, tiles / (8 * threads)));
+        for (int first; (first = ek_next(pool, size)) < tiles;)
+            multiply_tiles(m, matrices, count, rows, first, least(first + size, tiles), y, stride);
+    }
+    ek_barrier(pool);
+}
+
+static void round_row(ek_model *m, const ek_matrix *to, const float *x, int row) {
+    m->k->round_row(x, to->in, to->group, to->padded, &m->rounded, row);
+}
+
+/* Queries and keys are turned, keys and values stored. */
+static void place(ek_model *m, ek_pool *pool, const layer *l, size_t stride) {
+    const int size = m->head_dim, queries = m->heads * size, group_heads = m->heads + 2 * m->kv_heads;
+    (void)group_heads;
+    JOBS(c_row, m->rows) {
+        int c = 0;
+        while (c_row >= m->chunk[c].row + m->chunk[c].rows) c++;
+        const int position = m->chunk[c].position + c_row - m->chunk[c].row;
+        const float *row = m->wide + (size_t)c_row * stride;
+        const float *cosines = l->cosines + (size_t)position * (size / 2);
+        const float *sines = l->sines + (size_t)position * (size / 2);
+        float turned[1024];
+        for (int head = 0; head < m->heads; head++)
+            m->k->turn(row + head * size, l->norms[QUERY_NORM], m->eps, cosines, sines, size, l->scale,
+                       m->x + (size_t)c_row * queries + head * size);
+        for (int head = 0; head < m->kv_heads; head++) {
+            const size_t at = m->chunk[c].slot * m->slot_stride + (size_t)head * m->positions * size;
+            m->k->turn(row + queries + head * size, l->norms[KEY_NORM], m->eps, cosines, sines, size, 1.0f, turned);
+            m->k->store_key(turned, size, l->keys + at, position);
+            m->k->store_value(row + queries + (m->kv_heads + head) * size, size, l->values + at, position);
+        }
+    }
+    ek_barrier(pool);
+}
+
+static void attend(ek_model *m, ek_pool *pool, const layer *l, int thread) {
+    const int size = m->head_dim, queries = m->heads * size, group = m->heads / m->kv_heads;
+    ek_attention a = {.head_dim = size, .room = (size_t)m->positions};
+    a.scores = m->scores + (size_t)thread * 8 * a.room;
+    JOBS(i, m->item_count) {
+        const item *t = &m->items[i];
+        const chunk *c = &m->chunk[t->chunk];
+        const size_t at = c->slot * m->slot_stride + (size_t)(t->head / group) * m->positions * size;
+        a.keys = l->keys + at;
+        a.values = l->values + at;
+        a.rows = 0;
+        for (int row = t->row; row < t->row + t->rows; row++)
+            for (int head = t->head; head < t->head + t->heads; head++, a.rows++) {
+                const int end = c->position + row - c->row + 1;
+                a.queries[a.rows] = m->x + (size_t)row * queries + head * size;
+                a.outputs[a.rows] = m->attended + (size_t)row * queries + head * size;
+                a.end[a.rows] = end;
+                a.first[a.rows] = l->window > 0 ? most(0, end - l->window) : 0;
+            }
+        m->k->attend(&a);
+    }
+    ek_barrier(pool);
+}
+
+static void run(void *context, ek_pool *pool, int thread) {
+    ek_model *m = context;
+    const ek_kernels *k = m->k;
+    const int hidden = m->hidden, queries = m->heads * m->head_dim;
+    const size_t qkv = (size_t)(queries + 2 * m->kv_heads * m->head_dim), both = 2 * (size_t)m->intermediate;
+    int rows = m->rows;
+    JOBS(row, rows) {
+        float *h = m->h + (size_t)row * hidden, *x = m->x + (size_t)row * hidden;
+        k->read_row(m->embedding, m->tokens[row], m->embedding_scale, h);
+        k->add_norm(h, NULL, NULL, m->layer[0].norms[INPUT_NORM], m->eps, hidden, x);
+        round_row(m, m->layer[0].matrices[QUERY], x, row);
+    }
+    ek_barrier(pool);
+    for (int i = 0; i < m->layers; i++) {
+        const layer *l = &m->layer[i];
+        const bool last = i + 1 == m->layers;
+        multiply(m, pool, thread, l->matrices, 3, rows, m->wide, qkv);
+        place(m, pool, l, qkv);
+        /* Only the cache is wanted of what comes before. */
+        if (last && !m->wanted_count) return;
+        attend(m, pool, l, thread);
+        if (last) {
+            /* From here on, only rows whose logits are wanted: they move up, each behind its own place. */
+            rows = m->wanted_count;
+            if (thread == 0)
+                for (int row = 0; row < rows; row++) {
+                    const size_t from = (size_t)m->wanted[row];
+                    memmove(m->attended + (size_t)row * queries, m->attended + from * queries, queries * sizeof(float));
+                    memmove(m->h + (size_t)row * hidden, m->h + from * hidden, hidden * sizeof(float));
+                }
+            ek_barrier(pool);
+        }
+        JOBS(row, rows) round_row(m, l->matrices[OUT], m->attended + (size_t)row * queries, row);
+        ek_barrier(pool);
+        multiply(m, pool, thread, &l->matrices[OUT], 1, rows, m->branch, (size_t)hidden);
+        JOBS(row, rows) {
+            float *x = m->x + (size_t)row * hidden;
+            k->add_norm(m->h + (size_t)row * hidden, m->branch + (size_t)row * hidden, l->norms[BRANCH_NORM],
+                        l->norms[MLP_NORM], m->eps, hidden, x);
+            round_row(m, l->matrices[GATE], x, row);
+        }
+        ek_barrier(pool);
+        multiply(m, pool, thread, &l->matrices[GATE], 2, rows, m->wide, both);
+        JOBS(row, rows) {
+            float *gate = m->wide + (size_t)row * both;
+            k->gate(gate, gate + m->intermediate, m->intermediate, m->gelu, gate);
+            round_row(m, l->matrices[DOWN], gate, row);
+        }
+        ek_barrier(pool);
+        multiply(m, pool, thread, &l->matrices[DOWN], 1, rows, m->branch, (size_t)hidden);
+        const float *norm = last ? m->final_norm : m->layer[i + 1].norms[INPUT_NORM];
+        const ek_matrix *next = last ? m->head : m->layer[i + 1].matrices[QUERY];
+        JOBS(row, rows) {
+            float *x = m->x + (size_t)row * hidden;
+            k->add_norm(m->h + (size_t)row * hidden, m->branch + (size_t)row * hidden, l->norms[MLP_OUT_NORM], norm,
+                        m->eps, hidden, x);
+            round_row(m, next, x, row);
+        }
+        ek_barrier(pool);
+    }
+    multiply(m, pool, thread, &m->head, 1, rows, m->logits, (size_t)m->vocab);
+}
+
+/* Cut attention into pieces of at most 8 queries that read the same keys: several tokens of one KV head's queries, or,
+ * where there are few tokens, some of one token's. */
+static void cut(ek_model *m) {
+    const int group = m->heads / m->kv_heads, jobs = m->chunks * m->kv_heads, threads = ek_pool_threads(m->pool);
+    int parts = (group + 7) / 8;
+    if (m->rows == m->chunks)
+        while (parts < group && jobs * parts < 4 * threads && jobs * parts % threads) parts++;
+    const int heads = (group + parts - 1) / parts, rows = most(1, 8 / heads);
+    m->item_count = 0;
+    for (int c = m->chunks - 1; c >= 0; c--)
+        /* The last tokens first: they look back furthest. */
+        for (int done = 0; done < m->chunk[c].rows; done += rows) {
+            const int end = m->chunk[c].row + m->chunk[c].rows - done, start = most(m->chunk[c].row, end - rows);
+            for (int head = 0; head < m->heads; head += group)
+                for (int sub = 0; sub < group; sub += heads)
+                    m->items[m->item_count++] =
+                        (item){c, start, end - start, head + sub, least(heads, group - sub)};
+        }
+}
+
+static int take(void **pointer, size_t bytes) {
+    free(*pointer);
+    *pointer = NULL;
+    return posix_memalign(pointer, 64, bytes ? bytes : 64);
+}
+
+static int make_room(ek_model *m, int rows) {
+    const int queries = m->heads * m->head_dim;
+    const int wide = most(queries + 2 * m->kv_heads * m->head_dim, 2 * m->intermediate);
+    size_t columns = 0, groups = 0, r = (size_t)rows;
+    if (rows <= m->room) return 0;
+    for (int i = 0; i <= m->layers; i++)
+        for (int j = 0; j < MATRICES; j++) {
+            const ek_matrix *x = i < m->layers ? m->layer[i].matrices[j] : m->head;
+            if (x && (size_t)x->padded > columns) columns = (size_t)x->padded;
+            if (x && (size_t)x->groups > groups) groups = (size_t)x->groups;
+        }
+    m->room = 0;
+    if (take((void **)&m->h, r * m->hidden * 4) || take((void **)&m->x, r * most(m->hidden, queries) * 4) ||
+        take((void **)&m->wide, r * wide * 4) || take((void **)&m->attended, r * queries * 4) ||
+        take((void **)&m->branch, r * m->hidden * 4) || take((void **)&m->rounded.codes, r * columns) ||
+        take((void **)&m->rounded.scales, r * groups * 4) || take((void **)&m->rounded.sums, r * groups * 4) ||
+        take((void **)&m->rounded.whole, r * groups * 4) || take((void **)&m->items, r * m->heads * sizeof(item)))
+        return -1;
+    m->room = rows;
+    return 0;
+}
+
+/* Append rows to their slots. `wanted` are rows in rising order whose logits are written, [count, vocab]. */
+EXPORT int ek_step(ek_model *m, int rows, const int32_t *tokens, int chunks, const int32_t *places, int wanted_count,
+                   const int32_t *wanted, float *logits) {
+    if (make_room(m, rows)) return -1;
+    m->rows = rows, m->tokens = tokens;
+    m->chunks = chunks, m->chunk = (const chunk *)places;
+    m->wanted_count = wanted_count, m->wanted = wanted, m->logits = logits;
+    cut(m);
+    ek_pool_run(m->pool, run, m);
+    return 0;
+}
+
+/* ---- making one ---- */
+
+/* Weights lie together in huge pages where the system has them: a tenth of a step is looking pages up otherwise. */
+typedef struct {
+    uint8_t *data;
+    size_t size;
+    atomic_size_t used;
+} ek_arena;
+
+#define HUGE_PAGE ((size_t)1 << 21)
+
+EXPORT ek_arena *ek_arena_new(size_t bytes) {
+    ek_arena *a = calloc(1, sizeof *a);
+    if (!a) return NULL;
+    a->size = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    if (posix_memalign((void **)&a->data, HUGE_PAGE, a->size)) {
+        free(a);
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    madvise(a->data, a->size, MADV_HUGEPAGE);
+#endif
+    return a;
+}
+
+EXPORT void ek_arena_free(ek_arena *a) {
+    if (a) free(a->data);
+    free(a);
+}
+
+/* Bytes that a matrix takes of an arena. */
+EXPORT size_t ek_matrix_bytes(int out, int in, int bits, int group, int own, int wide) {
+    const size_t groups = (size_t)(whole(in, group) / group), tiles = (size_t)(whole(out, TILE) / TILE);
+    const size_t one = TILE * ((size_t)group * bits / 8 + (wide ? 4 : 2) * (own ? 2 : 1));
+    return (one * groups * tiles + 63) / 64 * 64;
+}
+
+/* Put a matrix into the kernels' form. `offsets` NULL: every code is less `zero_point`. Factors float32 [out, groups];
+ * codes [out, groups, group · bits / 8], the first of two in the low half of a byte. */
+EXPORT ek_matrix *ek_matrix_new(ek_arena *arena, const char *kernels, int out, int in, int bits, int group, const uint8_t *codes,
+                                const float *scales, const float *offsets, int zero_point, int wide, const float *bias) {
+    const ek_kernels *k = ek_find(kernels);
+    ek_matrix *m = calloc(1, sizeof *m);
+    const int groups = whole(in, group) / group, tiles = whole(out, TILE) / TILE;
+    const size_t packed = (size_t)group * bits / 8, factor = wide ? 4 : 2;
+    if (!m || !k) {
+        free(m);
+        return NULL;
+    }
+    *m = (ek_matrix){.out = out, .in = in, .padded = groups * group, .bits = bits, .group = group, .groups = groups,
+                     .tiles = tiles, .zero_point = offsets ? -1 : zero_point, .wide = wide != 0};
+    m->group_bytes = TILE * (packed + factor * (offsets ? 2 : 1));
+    const size_t bytes = ek_matrix_bytes(out, in, bits, group, offsets != NULL, wide);
+    const size_t at = atomic_fetch_add(&arena->used, bytes);
+    m->data = arena->data + at;
+    if (at + bytes > arena->size || (bias && take((void **)&m->bias, (size_t)tiles * TILE * sizeof(float)))) {
+        free(m);
+        return NULL;
+    }
+    if (bias) {
+        memset(m->bias, 0, (size_t)tiles * TILE * sizeof(float));
+        memcpy(m->bias, bias, (size_t)out * sizeof(float));
+    }
+    for (int tile = 0; tile < tiles; tile++)
+        for (int g = 0; g < groups; g++) {
+            uint8_t *to = m->data + ((size_t)tile * groups + g) * m->group_bytes;
+            float factors[2][TILE] = {{0}, {0}};
+            const int lanes = least(TILE, out - tile * TILE);
+            if (lanes < TILE) memset(to, 0, m->group_bytes);
+            for (int lane = 0; lane < lanes; lane++) {
+                const size_t at = (size_t)(tile * TILE + lane) * groups + g;
+                const uint8_t *from = codes + at * packed;
+                if (bits == 8)
+                    for (int i = 0; i < group; i += 4) memcpy(to + i * TILE + lane * 4, from + i, 4);
+                else
+                    for (int i = 0; i < group; i += 8, from += 4)
+                        for (int j = 0; j < 4; j++) {
+                            const int low = from[j / 2] >> (j % 2 * 4) & 15, high = from[2 + j / 2] >> (j % 2 * 4) & 15;
+                            to[i * TILE / 2 + lane * 4 + j] = (uint8_t)(low | high << 4);
+                        }
+                factors[0][lane] = scales[at];
+                if (offsets) factors[1][lane] = offsets[at];
+            }
+            to += packed * TILE;
+            for (int part = 0; part < (offsets ? 2 : 1); part++, to += TILE * factor) {
+                if (wide) memcpy(to, factors[part], sizeof factors[part]);
+                else k->to_half(factors[part], TILE, (uint16_t *)to);
+            }
+        }
+    return m;
+}
+
+EXPORT void ek_matrix_free(ek_matrix *m) {
+    if (!m) return;
+    free(m->bias);
+    free(m);
+}
+
+EXPORT ek_model *ek_model_new(const char *kernels, int threads, int vocab, int hidden, int intermediate, int heads,
+                              int kv_heads, int head_dim, int layers, int positions, float eps, int gelu,
+                              float embedding_scale) {
+    ek_model *m = calloc(1, sizeof *m);
+    if (!m) return NULL;
+    *m = (ek_model){.k = ek_find(kernels), .vocab = vocab, .hidden = hidden, .intermediate = intermediate,
+                    .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .layers = layers,
+                    .positions = positions, .eps = eps, .gelu = gelu != 0, .embedding_scale = embedding_scale};
+    m->layer = calloc((size_t)layers, sizeof(layer));
+    m->pool = m->layer && m->k ? ek_pool_new(threads) : NULL;
+    m->slot_stride = (size_t)kv_heads * positions * head_dim;
+    if (!m->pool || take((void **)&m->scores, (size_t)ek_pool_threads(m->pool) * 8 * positions * sizeof(float))) {
+        ek_pool_free(m->pool);
+        free(m->layer);
+        free(m);
+        return NULL;
+    }
+    return m;
+}
+
+/* The matrices stay the caller's, and must live as long as the model. */
+EXPORT void ek_model_tables(ek_model *m, const ek_matrix *embedding, const ek_matrix *head) {
+    m->embedding = embedding;
+    m->head = head;
+}
+
+EXPORT void ek_model_matrix(ek_model *m, int index, int which, const ek_matrix *matrix) {
+    m->layer[index].matrices[which] = matrix;
+}
+
+/* A norm's weights are copied; layer -1 is the last norm. */
+EXPORT int ek_model_norm(ek_model *m, int index, int which, int size, const float *weights) {
+    float **to = index < 0 ? &m->final_norm : &m->layer[index].norms[which];
+    if (take((void **)to, (size_t)size * sizeof(float))) return -1;
+    memcpy(*to, weights, (size_t)size * sizeof(float));
+    return 0;
+}
+
+EXPORT void ek_model_layer(ek_model *m, int index, int window, float scale, const float *cosines, const float *sines,
+                           uint16_t *keys, uint16_t *values) {
+    layer *l = &m->layer[index];
+    l->window = window, l->scale = scale, l->cosines = cosines, l->sines = sines, l->keys = keys, l->values = values;
+}
+
+EXPORT void ek_model_free(ek_model *m) {
+    if (!m) return;
+    ek_pool_free(m->pool);
+    for (int i = 0; i < m->layers; i++)
+        for (int j = 0; j < NORMS; j++) free(m->layer[i].norms[j]);
+    free(m->final_norm);
+    free(m->layer);
+    free(m->h), free(m->x), free(m->wide), free(m->attended), free(m->branch);
+    free(m->rounded.codes), free(m->rounded.scales), free(m->rounded.sums), free(m->rounded.whole);
+    free(m->items), free(m->scores);
+    free(m);
+}

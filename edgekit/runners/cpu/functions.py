@@ -1,0 +1,38 @@
+"""The library's functions, with their types: the one place that csrc/model.c and Python must agree in."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+__all__ = ["Functions"]
+
+_INT, _FLOAT, _POINTER, _TEXT, _SIZE = ctypes.c_int, ctypes.c_float, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+
+_TYPES: dict[str, tuple[Any, list[Any]]] = {
+    "step": (_INT, [_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
+    "arena_new": (_POINTER, [_SIZE]),
+    "arena_free": (None, [_POINTER]),
+    "matrix_bytes": (_SIZE, [_INT] * 6),
+    "matrix_new": (_POINTER, [_POINTER, _TEXT, *[_INT] * 4, _POINTER, _POINTER, _POINTER, _INT, _INT, _POINTER]),
+    "matrix_free": (None, [_POINTER]),
+    "model_new": (_POINTER, [_TEXT, *[_INT] * 9, _FLOAT, _INT, _FLOAT]),
+    "model_tables": (None, [_POINTER, _POINTER, _POINTER]),
+    "model_matrix": (None, [_POINTER, _INT, _INT, _POINTER]),
+    "model_norm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER]),
+    "model_layer": (None, [_POINTER, _INT, _INT, _FLOAT, *[_POINTER] * 4]),
+    "model_free": (None, [_POINTER]),
+}
+
+
+class Functions:
+    """`ek_<name>` of the library as attributes; arrays are given by address."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, (result, arguments) in _TYPES.items():
+            function = getattr(library, f"ek_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)

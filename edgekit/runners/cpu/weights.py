@@ -1,0 +1,99 @@
+"""Matrices in the kernels' form, and when their factors may be float16. It knows no layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from edgekit.errors import RunnerError
+from edgekit.runners.cpu.functions import Functions
+from edgekit.runners.cpu.model import FloatArray, Matrix
+
+__all__ = ["Weights"]
+
+# Relative error that rounding a scale to float16 may make: half a step of its 11 bits.
+_ROUNDING = 2.0**-11
+
+
+class Weights:
+    """Makes matrices and frees them together; may be used by several threads.
+
+    Args:
+        call: The library.
+        variant: The kernels that will read them.
+        matrices: All that will be made.
+
+    Raises:
+        RunnerError: There is no memory for them.
+    """
+
+    def __init__(self, call: Functions, variant: str, matrices: Iterable[Matrix]) -> None:
+        self._call = call
+        self._variant = variant.encode()
+        self._made: list[int] = []
+        self._arena = call.arena_new(sum(self._bytes(matrix) for matrix in matrices))
+        if not self._arena:
+            raise RunnerError("there is no memory for the weights")
+
+    def matrix(self, matrix: Matrix) -> int:
+        """Return the address of a matrix in the kernels' form.
+
+        Raises:
+            RunnerError: There is no memory for it.
+        """
+        rows, columns = matrix.shape
+        scales = np.ascontiguousarray(matrix.scales, np.float32)
+        offsets = np.ascontiguousarray(matrix.offsets(), np.float32) if _has_offsets(matrix) else None
+        codes = np.ascontiguousarray(matrix.codes)
+        bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, np.float32)
+        made = self._call.matrix_new(
+            self._arena,
+            self._variant,
+            rows,
+            columns,
+            matrix.bits,
+            matrix.group_size,
+            codes.ctypes.data,
+            scales.ctypes.data,
+            None if offsets is None else offsets.ctypes.data,
+            1 << (matrix.bits - 1),
+            _wide(matrix),
+            None if bias is None else bias.ctypes.data,
+        )
+        if not made:
+            raise RunnerError("there is no memory for the weights")
+        self._made.append(made)
+        return int(made)
+
+    def close(self) -> None:
+        """Free them."""
+        for made in self._made:
+            self._call.matrix_free(made)
+        self._made.clear()
+        self._call.arena_free(self._arena)
+        self._arena = None
+
+    def _bytes(self, matrix: Matrix) -> int:
+        rows, columns = matrix.shape
+        size = self._call.matrix_bytes(
+            rows, columns, matrix.bits, matrix.group_size, _has_offsets(matrix), _wide(matrix)
+        )
+        return int(size)
+
+
+def _has_offsets(matrix: Matrix) -> bool:
+    """Whether its groups have offsets of their own; else all codes are less the middle."""
+    return matrix.zero_points is not None or matrix.rest is not None
+
+
+def _wide(matrix: Matrix) -> bool:
+    """Whether factors stay float32."""
+    return not _fits_half(matrix.scales) or (_has_offsets(matrix) and not _fits_half(matrix.offsets()))
+
+
+def _fits_half(values: FloatArray) -> bool:
+    """Whether float16 says these no worse than it says any number: none too large, none so small that bits are lost."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16).astype(np.float32)
+    return bool((np.abs(rounded - values) <= _ROUNDING * np.abs(values)).all())
