@@ -55,7 +55,7 @@ def describe(folder: Path) -> ModelDescription:
     if graph.foreign:
         raise Unsupported(f"the kernels cannot run this graph: it has {', '.join(graph.foreign)}")
     if graph.opsets != _OPSETS:
-        raise Unsupported(f"the kernels cannot run this graph: its operators are of versions {graph.opsets}")
+        raise Unsupported(f"the kernels cannot run this graph: its operators are of versions {str(graph.opsets)[:80]}")
     return _described(graph, _context(graph.metadata))
 
 

@@ -12,6 +12,7 @@ Source of the format: onnx/onnx.proto3, onnx/docs/ExternalData.md.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -31,6 +32,7 @@ __all__ = ["Graph", "read_graph"]
 # The largest graph of ours, of 64 layers with float offsets, is below one megabyte: weights are in the data file.
 _LARGEST = 16 << 20
 _LARGEST_ARRAY = 1 << 48
+_LONGEST_NAME = 60
 
 
 class Graph:
@@ -70,42 +72,43 @@ class Graph:
         Raises:
             BundleError: There is none of that name, its type is not known, or its bytes are not there.
         """
-        tensor = self.tensors.get(name)
+        tensor, label = self.tensors.get(name), name[:80]
         if tensor is None:
-            raise BundleError(f"the graph has no weight `{name}`")
+            raise BundleError(f"the graph has no weight `{label}`")
         if tensor.dtype is None:
-            raise BundleError(f"weight `{name}` is of a type that edgekit does not know")
+            raise BundleError(f"weight `{label}` is of a type that edgekit does not know")
         count = prod(tensor.shape)
         # Of no elements, too, numpy wants the other dimensions to be a size.
         if prod(max(size, 1) for size in tensor.shape) * tensor.dtype.itemsize > _LARGEST_ARRAY:
-            raise BundleError(f"weight `{name}` is larger than any file")
+            raise BundleError(f"weight `{label}` is larger than any file")
         if isinstance(tensor.data, Place):
             return self._external(tensor, tensor.data, tensor.dtype, count)
         if isinstance(tensor.data, bytes):
             if len(tensor.data) != count * tensor.dtype.itemsize:
-                raise BundleError(f"weight `{name}` has {len(tensor.data)} bytes; its shape is {tensor.shape}")
+                raise BundleError(f"weight `{label}` has {len(tensor.data)} bytes; its shape is {tensor.shape}")
             return np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
         if len(tensor.data) != count:
-            raise BundleError(f"weight `{name}` has {len(tensor.data)} values; its shape is {tensor.shape}")
+            raise BundleError(f"weight `{label}` has {len(tensor.data)} values; its shape is {tensor.shape}")
         try:
             values = np.array(tensor.data, tensor.dtype).reshape(tensor.shape)
         except OverflowError:
-            raise BundleError(f"weight `{name}` has values that are not of its type") from None
+            raise BundleError(f"weight `{label}` has values that are not of its type") from None
         values.flags.writeable = False
         return values
 
     def _external(self, tensor: Tensor, place: Place, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         size = count * dtype.itemsize
+        label = tensor.name[:80]
         if place.length is not None and place.length != size:
-            raise BundleError(f"weight `{tensor.name}` has {place.length} bytes; its shape is {tensor.shape}")
+            raise BundleError(f"weight `{label}` has {place.length} bytes; its shape is {tensor.shape}")
         if place.offset % dtype.itemsize:
-            raise BundleError(f"weight `{tensor.name}` does not lie where its type can be read")
+            raise BundleError(f"weight `{label}` does not lie where its type can be read")
         if not size:
             return np.empty(tensor.shape, dtype)
         mapped = self._map(place.location)
         if place.offset + size > len(mapped):
             raise BundleError(
-                f"weight `{tensor.name}` lies beyond the end of {place.location}",
+                f"weight `{label}` lies beyond the end of {place.location}",
                 hint="check the bundle: edgekit verify DIR",
             )
         return np.frombuffer(mapped, dtype, count, place.offset).reshape(tensor.shape)
@@ -113,7 +116,7 @@ class Graph:
     def _map(self, location: str) -> mmap.mmap:
         if location not in self._mapped:
             # A path could lead out of the bundle, and so could a link.
-            if not location or location in {".", ".."} or any(c in location for c in "/\\:\0"):
+            if location in {"", ".", ".."} or len(location) > _LONGEST_NAME or any(c in location for c in "/\\:\0"):
                 raise BundleError(f"the graph's weights are said to be in `{location[:80]}`, outside the bundle")
             with _opened(self._folder / location) as file:
                 try:
@@ -149,11 +152,10 @@ def _opened(path: Path) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         number = os.open(path, flags | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:
-        why = "it is a link" if path.is_symlink() else error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror
         raise BundleError(f"{path} cannot be read: {why}") from error
-    file = os.fdopen(number, "rb")
     if not stat.S_ISREG(os.fstat(number).st_mode):
-        file.close()
+        os.close(number)
         raise BundleError(f"{path} is not a regular file")
-    return file
+    return os.fdopen(number, "rb")
