@@ -11,6 +11,9 @@ from edgekit import doctor
 from edgekit.config import DaemonConfig, HttpConfig, MqttConfig
 from edgekit.doctor import EXTRAS, Check, Diagnosis, diagnose, l4t_release, tensorrt_version
 from edgekit.machine import Machine
+from edgekit.runners.cpu import build
+from edgekit.runners.cpu.build import find_compiler, refresh
+from edgekit.runners.cpu.library import Kernels, load
 
 REPOSITORY = Path(__file__).parent.parent
 ORIN = Machine(
@@ -167,3 +170,42 @@ def test_the_disk_looked_at_is_the_one_models_are_kept_on(tmp_path: Path, monkey
 def test_a_cache_that_does_not_exist_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
     check = checks(diagnose(machine=PC, cache=tmp_path / "a/b"))["disk"]
     assert str(tmp_path / "a/b") in check.detail
+
+
+def test_the_kernels_of_this_machine_are_listed_best_first() -> None:
+    refresh(find_compiler())
+    found = load()
+    assert isinstance(found, Kernels)
+    check = checks(diagnose(machine=PC))["CPU kernels"]
+    assert check.state == "ok"
+    assert re.findall(r"\w+", check.detail.replace("also ", "")) == list(found.variants)
+
+
+def test_a_machine_without_kernels_is_told_why_and_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    command = f"{sys.executable} -m edgekit.runners.cpu.build"
+    why = "none, so onnxruntime runs bundles for the CPU: they are not compiled"
+    assert checks(diagnose(machine=PC))["CPU kernels"] == Check("CPU kernels", "warn", why, command)
+    # Where another runner is the target's own, nothing is lost.
+    assert checks(diagnose(machine=MAC))["CPU kernels"].state == "note"
+    monkeypatch.setenv("PATH", "")
+    check = checks(diagnose(machine=PC))["CPU kernels"]
+    assert check.detail == f"{why}; there is no C compiler: no `cc`, no `gcc`, no `clang`"
+    assert check.fix is not None
+    assert check.fix.endswith(f" && {command}")
+
+
+def test_kernels_that_the_user_chose_are_looked_at_as_the_daemon_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh(find_compiler())
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "plain")
+    assert checks(diagnose(machine=PC))["CPU kernels"].detail.split(" ")[0] == "plain"
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "off")
+    assert checks(diagnose(machine=PC))["CPU kernels"].state == "note"
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "sse9")
+    diagnosis = diagnose(machine=PC)
+    check = checks(diagnosis)["CPU kernels"]
+    assert (check.state, check.fix) == ("missing", "unset EDGEKIT_CPU_KERNELS")
+    assert check.detail.startswith("$EDGEKIT_CPU_KERNELS is `sse9`, which is not to be had here; here: ")
+    assert not diagnosis.ready
