@@ -141,9 +141,13 @@ def find_compiler(env: Mapping[str, str] | None = None) -> Compiler:
         BuildError: There is none, or the one that the environment names does not answer.
     """
     env = os.environ if env is None else env
-    named = env.get("EDGEKIT_KERNEL_CC") or env.get("CC")
+    text = env.get("EDGEKIT_KERNEL_CC") or env.get("CC") or ""
+    try:
+        named = shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"there is no C compiler: `{text}` cannot be read: {error}") from error
     tried = []
-    for command in [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]:
+    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0], path=env.get("PATH", os.defpath)) is None:
             tried.append(f"no `{command[0]}`")
             continue

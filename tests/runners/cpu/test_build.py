@@ -143,7 +143,7 @@ def test_the_compiler_is_the_one_that_the_environment_names_or_else_found() -> N
     assert real is not None
     assert find_compiler({"PATH": path, "CC": f"{real} -pipe"}) == Compiler((real, "-pipe"), found.target)
     assert find_compiler({"PATH": path, "CC": "nonesuch", "EDGEKIT_KERNEL_CC": real}).command == (real,)
-    assert find_compiler({"PATH": path, "CC": ""}) == found
+    assert find_compiler({"PATH": path, "CC": " "}) == found
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,7 @@ def test_the_compiler_is_the_one_that_the_environment_names_or_else_found() -> N
     [
         ({"PATH": ""}, "there is no C compiler: no `cc`, no `gcc`, no `clang`"),
         ({"PATH": os.defpath, "CC": "nonesuch"}, "there is no C compiler: no `nonesuch`"),
+        ({"PATH": os.defpath, "CC": "'cc"}, "there is no C compiler: `'cc` cannot be read"),
         ({"PATH": os.defpath, "CC": "false"}, "there is no C compiler: `false` does not work"),
     ],
 )
