@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output is not None:
             built: Built | None = compile_kernels(compiler, FOLDER / SOURCES, options.output)
         else:
-            built = refresh(compiler, force=options.force)
+            built = refresh(compiler, FOLDER, force=options.force)
     except BuildError as error:
         sys.stderr.write(f"edgekit: {error}\n")
         return 1

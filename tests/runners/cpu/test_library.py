@@ -9,7 +9,7 @@ from edgekit.errors import ConfigError
 from edgekit.runners.cpu import build
 from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.runners.cpu.library import VARIABLE, Absent, Kernels, load
-from tests.runners.cpu.small_kernels import DISPATCH, write
+from tests.runners.cpu.small_kernels import DISPATCH, KERNELS, write
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,9 +108,26 @@ def test_a_processor_that_runs_none_of_them_has_none(tmp_path: Path) -> None:
     assert reason(tmp_path) == "this processor runs none of those that were compiled"
 
 
-def test_the_shell_command_compiles_in_place_and_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert build.main(["--strict"]) == 0
-    assert capfd.readouterr().err == ""
-    assert build.main(["--strict", "-o", str(tmp_path / "made.so")]) == 0
-    assert "CPU kernels compiled: " in capfd.readouterr().err
-    assert build.is_made_of(tmp_path / "made.so", build.FOLDER / build.SOURCES)
+def test_the_shell_command_compiles_in_place_and_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sources = write(tmp_path)
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    said = f"CPU kernels compiled: {', '.join(find_compiler().variants())}\n"
+    for arguments, expected in ([], said), ([], ""), (["--force"], said), (["-o", str(tmp_path / "made.so")], said):
+        assert build.main([*arguments, "--strict"]) == 0
+        assert capfd.readouterr().err == expected
+    assert build.is_made_of(tmp_path / "made.so", sources)
+    write(tmp_path, kernels="#error ouch\n")
+    assert build.main([]) == 1
+    assert "ouch" in capfd.readouterr().err
+
+
+def test_one_variant_that_does_not_compile_is_a_failure_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_plain = "#define IS_plain 1\n" + KERNELS + "#if !NAME(IS_, EK_VARIANT)\n#error ouch\n#endif\n"
+    write(tmp_path, kernels=only_plain)
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert build.main([]) == 0
+    assert build.main(["--strict"]) == 1
