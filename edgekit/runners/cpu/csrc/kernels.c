@@ -246,115 +246,121 @@ static void store_key(const float *x, int head_dim, half_t *keys, int position) 
     }
 }
 
-/* Scores of `rows` queries against LANES · `parts` positions. */
-INLINE void score(const ek_attention *a, const int rows, const int parts, int block, int lane) {
-    const half_t *keys = a->keys + (size_t)block * a->head_dim * TILE + lane;
-    vf sums[8][TILE / LANES];
+/* Scores of `rows` queries against LANES positions of each of `tiles` tiles: with few queries several tiles go
+ * together, so that sums need not wait for each other. */
+INLINE void score(const ek_attention *a, const int rows, const int tiles, int tile, int lane, int at) {
+    const size_t next = (size_t)a->head_dim * TILE;
+    const half_t *keys = a->keys + (size_t)tile * next + lane;
+    vf sums[MOST_QUERIES][4];
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < parts; j++) sums[i][j] = vf_set(0);
-    for (int d = 0; d < a->head_dim; d++) {
-        for (int j = 0; j < parts; j++) {
-            vf key = vf_from_half(keys + (size_t)d * TILE + j * LANES);
+        for (int j = 0; j < tiles; j++) sums[i][j] = vf_set(0);
+    for (int d = 0; d < a->head_dim; d++)
+        for (int j = 0; j < tiles; j++) {
+            const vf key = vf_from_half(keys + j * next + (size_t)d * TILE);
             for (int i = 0; i < rows; i++) sums[i][j] = vf_fma(vf_set(a->queries[i][d]), key, sums[i][j]);
+        }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < tiles; j++) vf_store(a->scores + i * SPAN + at + j * TILE + lane, sums[i][j]);
+}
+
+/* Sums over positions, of `n` vectors of dimensions. A probability of 0 adds nothing. */
+INLINE void weigh(const ek_attention *a, const int rows, const int n, int d, int start, int from, int to,
+                  ek_seen *seen) {
+    vf sums[MOST_QUERIES][4];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < n; j++) sums[i][j] = vf_set(0);
+    for (int p = from; p < to; p++) {
+        vf value[4];
+        for (int j = 0; j < n; j++) value[j] = vf_from_half(a->values + (size_t)p * a->head_dim + d + j * LANES);
+        for (int i = 0; i < rows; i++) {
+            const vf chance = vf_set(a->scores[i * SPAN + p - start]);
+            for (int j = 0; j < n; j++) sums[i][j] = vf_fma(chance, value[j], sums[i][j]);
         }
     }
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < parts; j++)
-            vf_store(a->scores + i * a->room + (size_t)block * TILE + lane + j * LANES, sums[i][j]);
+        if (a->first[i] < to && a->end[i] > from)
+            for (int j = 0; j < n; j++) vf_store(seen[i].values + d + j * LANES, sums[i][j]);
 }
 
-/* Two blocks of positions at once, for queries that are alone: their sums do not wait for each other. */
-INLINE void score_apart(const ek_attention *a, const int rows, const int blocks, int block, int lane) {
-    const half_t *keys = a->keys + (size_t)block * a->head_dim * TILE + lane;
-    const size_t next = (size_t)a->head_dim * TILE;
-    vf sums[2][4];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < blocks; j++) sums[i][j] = vf_set(0);
-    for (int d = 0; d < a->head_dim; d++)
-        for (int j = 0; j < blocks; j++) {
-            vf key = vf_from_half(keys + j * next + (size_t)d * TILE);
-            for (int i = 0; i < rows; i++) sums[i][j] = vf_fma(vf_set(a->queries[i][d]), key, sums[i][j]);
-        }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < blocks; j++)
-            vf_store(a->scores + i * a->room + (size_t)(block + j) * TILE + lane, sums[i][j]);
-}
-
-INLINE void attend_rows(const ek_attention *a, const int rows) {
-    int from = a->first[0], to = a->end[0];
-    for (int i = 1; i < rows; i++) {
+INLINE void attend_rows(const ek_attention *a, const int rows, int span, ek_seen *seen) {
+    const int start = span * SPAN;
+    int from = start + SPAN, to = start;
+    for (int i = 0; i < rows; i++) {
         if (a->first[i] < from) from = a->first[i];
         if (a->end[i] > to) to = a->end[i];
     }
-    const int begin = from / TILE, blocks = (to + TILE - 1) / TILE;
-    int block = begin;
-    if (rows <= 2)
-        for (; block + 4 <= blocks; block += 4)
-            for (int lane = 0; lane < TILE; lane += LANES) score_apart(a, rows, 4, block, lane);
-    for (; block < blocks; block++)
-        for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, 1, block, lane);
+    if (from < start) from = start;
+    if (to > start + SPAN) to = start + SPAN;
+    const int low = (from - start) / TILE * TILE, high = (to - start + TILE - 1) / TILE * TILE;
+    const int together = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+    int at = low;
+    for (; at + together * TILE <= high; at += together * TILE)
+        for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, together, (start + at) / TILE, lane, at);
+    for (; at < high; at += TILE)
+        for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, 1, (start + at) / TILE, lane, at);
     for (int i = 0; i < rows; i++) {
-        float *scores = a->scores + i * a->room;
-        vf most = vf_set(-INFINITY), sum = vf_set(0);
-        const int low = begin * TILE, high = blocks * TILE;
-        for (int p = low; p < a->first[i]; p++) scores[p] = -INFINITY;
-        for (int p = a->end[i]; p < high; p++) scores[p] = -INFINITY;
-        /* Only its own blocks: what is beside it must not change how its sum is made. */
-        const int mine = a->first[i] / TILE * TILE, end = (a->end[i] + TILE - 1) / TILE * TILE;
-        for (int p = mine; p < end; p += LANES) most = vf_max(most, vf_load(scores + p));
-        const vf largest = vf_set(vf_largest(most));
-        for (int p = mine; p < end; p += LANES) {
-            vf x = vf_exp(vf_sub(vf_load(scores + p), largest));
-            vf_store(scores + p, x);
+        float *scores = a->scores + i * SPAN;
+        /* What it sees of the span, from its beginning. */
+        const int first = a->first[i] > start + low ? a->first[i] - start : low;
+        const int end = a->end[i] < start + high ? a->end[i] - start : high;
+        vf most = vf_set(-INFINITY), sum = vf_set(0), largest;
+        if (first >= end) {
+            for (int p = low; p < high; p++) scores[p] = 0;
+            continue;
         }
-        for (int p = low; p < a->first[i]; p++) scores[p] = 0;
-        for (int p = a->end[i]; p < high; p++) scores[p] = 0;
-        for (int p = mine; p < end; p += LANES) sum = vf_add(sum, vf_load(scores + p));
-        const vf inverse = vf_set(1.0f / vf_sum(sum));
-        for (int p = mine; p < end; p += LANES) vf_store(scores + p, vf_mul(vf_load(scores + p), inverse));
+        for (int p = low; p < first; p++) scores[p] = -INFINITY;
+        for (int p = end; p < high; p++) scores[p] = -INFINITY;
+        for (int p = low; p < high; p += LANES) most = vf_max(most, vf_load(scores + p));
+        seen[i].largest = vf_largest(most);
+        largest = vf_set(seen[i].largest);
+        for (int p = low; p < high; p += LANES) vf_store(scores + p, vf_exp(vf_sub(vf_load(scores + p), largest)));
+        for (int p = low; p < first; p++) scores[p] = 0;
+        for (int p = end; p < high; p++) scores[p] = 0;
+        for (int p = low; p < high; p += LANES) sum = vf_add(sum, vf_load(scores + p));
+        seen[i].sum = vf_sum(sum);
     }
-    /* Sums over the positions, a few dimensions at a time. A probability of 0 adds nothing. */
-    const int span = rows <= 4 ? 4 : 2;
-    for (int d = 0; d < a->head_dim;) {
-        const int left = (a->head_dim - d) / LANES, take = left < span ? left : span;
-#define SUM(n) \
-    { \
-        vf sums[8][n]; \
-        for (int i = 0; i < rows; i++) \
-            for (int j = 0; j < n; j++) sums[i][j] = vf_set(0); \
-        for (int p = from; p < to; p++) { \
-            vf value[n]; \
-            for (int j = 0; j < n; j++) value[j] = vf_from_half(a->values + (size_t)p * a->head_dim + d + j * LANES); \
-            for (int i = 0; i < rows; i++) { \
-                const vf chance = vf_set(a->scores[i * a->room + p]); \
-                for (int j = 0; j < n; j++) sums[i][j] = vf_fma(chance, value[j], sums[i][j]); \
-            } \
-        } \
-        for (int i = 0; i < rows; i++) \
-            for (int j = 0; j < n; j++) vf_store(a->outputs[i] + d + j * LANES, sums[i][j]); \
-    }
-        if (take >= 4 && rows <= 4) SUM(4)
-        else if (take >= 2) SUM(2)
-        else SUM(1)
-        d += (take >= 4 && rows <= 4 ? 4 : take >= 2 ? 2 : 1) * LANES;
-#undef SUM
+    int d = 0;
+    if (rows <= 4)
+        for (; d + 4 * LANES <= a->head_dim; d += 4 * LANES) weigh(a, rows, 4, d, start, from, to, seen);
+    for (; d + 2 * LANES <= a->head_dim; d += 2 * LANES) weigh(a, rows, 2, d, start, from, to, seen);
+    for (; d < a->head_dim; d += LANES) weigh(a, rows, 1, d, start, from, to, seen);
+}
+
+static void attend(const ek_attention *a, int span, ek_seen seen[MOST_QUERIES]) {
+    switch (a->rows) {
+        case 1: attend_rows(a, 1, span, seen); break;
+        case 2: attend_rows(a, 2, span, seen); break;
+        case 3: attend_rows(a, 3, span, seen); break;
+        case 4: attend_rows(a, 4, span, seen); break;
+        case 5: attend_rows(a, 5, span, seen); break;
+        case 6: attend_rows(a, 6, span, seen); break;
+        case 7: attend_rows(a, 7, span, seen); break;
+        default: attend_rows(a, 8, span, seen);
     }
 }
 
-static void attend(const ek_attention *a) {
-    switch (a->rows) {
-        case 1: attend_rows(a, 1); break;
-        case 2: attend_rows(a, 2); break;
-        case 3: attend_rows(a, 3); break;
-        case 4: attend_rows(a, 4); break;
-        case 5: attend_rows(a, 5); break;
-        case 6: attend_rows(a, 6); break;
-        case 7: attend_rows(a, 7); break;
-        default: attend_rows(a, 8);
-    }
+INLINE float exp_of(float x) {
+    float lanes[LANES];
+    vf_store(lanes, vf_exp(vf_set(x)));
+    return lanes[0];
+}
+
+static void join(ek_seen *seen, const ek_seen *next, int head_dim) {
+    const float largest = seen->largest > next->largest ? seen->largest : next->largest;
+    const float a = exp_of(seen->largest - largest), b = exp_of(next->largest - largest);
+    for (int i = 0; i < head_dim; i += LANES)
+        vf_store(seen->values + i,
+                 vf_fma(vf_load(seen->values + i), vf_set(a), vf_mul(vf_load(next->values + i), vf_set(b))));
+    seen->sum = seen->sum * a + next->sum * b;
+    seen->largest = largest;
+}
+
+static void finish(const ek_seen *seen, int head_dim, float *y) {
+    const vf inverse = vf_set(1.0f / seen->sum);
+    for (int i = 0; i < head_dim; i += LANES) vf_store(y + i, vf_mul(vf_load(seen->values + i), inverse));
 }
 
 const ek_kernels JOIN(ek_kernels_, EK_VARIANT);
 const ek_kernels JOIN(ek_kernels_, EK_VARIANT) = {
-    TEXT(EK_VARIANT), multiply, round_row, add_norm, turn, gate, attend, store_key, store_value, to_half, read_row,
+    TEXT(EK_VARIANT), multiply, round_row, add_norm, turn, gate, attend, join, finish, store_key, store_value, to_half, read_row,
 };

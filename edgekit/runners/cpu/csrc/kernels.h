@@ -35,16 +35,25 @@ typedef struct {
     int32_t *whole; /* [rows, groups]: of the codes */
 } ek_rows;
 
+/* Attention looks back in spans of so many positions, counted from the first of the sequence. What each span gives is
+ * joined in order: whether one thread takes them all or several share them, the sums are the same. */
+#define SPAN 256
+#define MOST_QUERIES 8
+
+/* What a query has of the positions so far: sum and values are relative to e^largest. */
+typedef struct {
+    float largest, sum;
+    float *values; /* [head_dim] */
+} ek_seen;
+
 /* Queries that read the same keys and values. */
 typedef struct {
     int rows, head_dim;
-    const float *queries[8]; /* scaled */
-    float *outputs[8];
-    int first[8], end[8];  /* the positions that each sees */
-    const uint16_t *keys;   /* [positions / TILE, head_dim, TILE] */
-    const uint16_t *values; /* [positions, head_dim] */
-    float *scores;         /* [rows, `room`]: scratch */
-    size_t room;           /* at least the largest `end`, rounded up to TILE */
+    const float *queries[MOST_QUERIES];             /* scaled */
+    int first[MOST_QUERIES], end[MOST_QUERIES];     /* the positions that each sees */
+    const uint16_t *keys;                           /* [positions / TILE, head_dim, TILE] */
+    const uint16_t *values;                         /* [positions, head_dim] */
+    float *scores;                                  /* [rows, SPAN]: scratch */
 } ek_attention;
 
 typedef struct {
@@ -60,7 +69,12 @@ typedef struct {
     void (*turn)(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int head_dim,
                  float scale, float *y);
     void (*gate)(const float *gate, const float *up, int size, bool gelu, float *y);
-    void (*attend)(const ek_attention *);
+    /* What the queries see of span `span`; those that see nothing of it are left as they are. */
+    void (*attend)(const ek_attention *, int span, ek_seen seen[MOST_QUERIES]);
+    /* Add what was seen next. */
+    void (*join)(ek_seen *seen, const ek_seen *next, int head_dim);
+    /* Make of it what the query gets. */
+    void (*finish)(const ek_seen *seen, int head_dim, float *y);
     void (*store_key)(const float *x, int head_dim, uint16_t *keys, int position);
     void (*store_value)(const float *x, int head_dim, uint16_t *values, int position);
     void (*to_half)(const float *x, size_t count, uint16_t *y);

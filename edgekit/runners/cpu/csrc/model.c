@@ -32,8 +32,9 @@ typedef struct {
     int slot, position, row, rows;
 } chunk;
 
+/* Queries of one KV head that are computed together; of one span, or, if it is -1, of all. */
 typedef struct {
-    int chunk, row, rows, head, heads; /* heads of one KV head */
+    int chunk, row, rows, head, heads, span;
 } item;
 
 typedef struct {
@@ -51,7 +52,12 @@ typedef struct {
     float *h, *x, *wide, *attended, *branch;
     ek_rows rounded;
     item *items;
-    float *scores; /* [threads, 8, positions in whole tiles] */
+    float *scratch; /* [threads]: scores of MOST_QUERIES, and what they saw of one span and of all so far */
+    size_t scratch_size;
+    bool shared;      /* whether threads share the spans of a query: then what was seen of each is here, */
+    ek_seen *seen;    /* [rows, heads, spans] */
+    float *seen_values; /* [rows, heads, spans, head_dim] */
+    int seen_rows, spans;
     /* The step that runs: */
     int rows, chunks, item_count, wanted_count;
     const int32_t *tokens, *wanted;
@@ -134,12 +140,14 @@ static void place(ek_model *m, ek_pool *pool, const layer *l, size_t stride) {
 
 static void attend(ek_model *m, ek_pool *pool, const layer *l, int thread) {
     const int size = m->head_dim, queries = m->heads * size, group = m->heads / m->kv_heads;
-    ek_attention a = {.head_dim = size, .room = (size_t)m->positions};
-    a.scores = m->scores + (size_t)thread * 8 * a.room;
+    float *scratch = m->scratch + (size_t)thread * m->scratch_size;
+    float *now = scratch + MOST_QUERIES * SPAN, *before = now + MOST_QUERIES * size;
+    ek_attention a = {.head_dim = size, .scores = scratch};
     JOBS(i, m->item_count) {
         const item *t = &m->items[i];
         const chunk *c = &m->chunk[t->chunk];
         const size_t at = c->slot * m->slot_stride + (size_t)(t->head / group) * m->positions * size;
+        int first = c->position + t->row - c->row, last = 0;
         a.keys = l->keys + at;
         a.values = l->values + at;
         a.rows = 0;
@@ -147,13 +155,53 @@ static void attend(ek_model *m, ek_pool *pool, const layer *l, int thread) {
             for (int head = t->head; head < t->head + t->heads; head++, a.rows++) {
                 const int end = c->position + row - c->row + 1;
                 a.queries[a.rows] = m->x + (size_t)row * queries + head * size;
-                a.outputs[a.rows] = m->attended + (size_t)row * queries + head * size;
                 a.end[a.rows] = end;
                 a.first[a.rows] = l->window > 0 ? most(0, end - l->window) : 0;
+                first = least(first, a.first[a.rows]);
+                last = most(last, end);
             }
-        m->k->attend(&a);
+        if (t->span >= 0) {
+            ek_seen seen[MOST_QUERIES];
+            ek_seen *to = m->seen + ((size_t)t->row * m->heads + t->head) * m->spans + t->span;
+            if (first >= (t->span + 1) * SPAN) continue; /* before the window */
+            for (int j = 0; j < a.rows; j++) seen[j] = to[(size_t)j * m->spans];
+            m->k->attend(&a, t->span, seen);
+            for (int j = 0; j < a.rows; j++) to[(size_t)j * m->spans] = seen[j];
+            continue;
+        }
+        ek_seen seen[MOST_QUERIES], all[MOST_QUERIES];
+        bool any[MOST_QUERIES] = {false};
+        for (int j = 0; j < a.rows; j++) seen[j].values = now + j * size, all[j].values = before + j * size;
+        for (int span = first / SPAN; span * SPAN < last; span++) {
+            m->k->attend(&a, span, seen);
+            for (int j = 0; j < a.rows; j++) {
+                if (a.first[j] >= (span + 1) * SPAN || a.end[j] <= span * SPAN) continue;
+                if (any[j]) {
+                    m->k->join(&all[j], &seen[j], size);
+                } else {
+                    const ek_seen other = all[j];
+                    all[j] = seen[j], seen[j] = other;
+                    any[j] = true;
+                }
+            }
+        }
+        for (int j = 0; j < a.rows; j++)
+            m->k->finish(&all[j], size, m->attended + (size_t)(t->row + j / t->heads) * queries + (t->head + j % t->heads) * size);
     }
     ek_barrier(pool);
+}
+
+/* Where threads shared the spans: put together what a row's queries saw. */
+static void gather(ek_model *m, const layer *l, int row) {
+    const chunk *c = &m->chunk[row];
+    const int end = c->position + 1, first = l->window > 0 ? most(0, end - l->window) : 0;
+    for (int head = 0; head < m->heads; head++) {
+        ek_seen *seen = m->seen + ((size_t)row * m->heads + head) * m->spans;
+        int span = first / SPAN;
+        ek_seen *all = &seen[span];
+        while (++span * SPAN < end) m->k->join(all, &seen[span], m->head_dim);
+        m->k->finish(all, m->head_dim, m->attended + ((size_t)row * m->heads + head) * m->head_dim);
+    }
 }
 
 static void run(void *context, ek_pool *pool, int thread) {
@@ -177,6 +225,10 @@ static void run(void *context, ek_pool *pool, int thread) {
         /* Only the cache is wanted of what comes before. */
         if (last && !m->wanted_count) return;
         attend(m, pool, l, thread);
+        if (m->shared) {
+            JOBS(row, rows) gather(m, l, row);
+            ek_barrier(pool);
+        }
         if (last) {
             /* From here on, only rows whose logits are wanted: they move up, each behind its own place. */
             rows = m->wanted_count;
@@ -219,23 +271,26 @@ static void run(void *context, ek_pool *pool, int thread) {
     multiply(m, pool, thread, &m->head, 1, rows, m->logits, (size_t)m->vocab);
 }
 
-/* Cut attention into pieces of at most 8 queries that read the same keys: several tokens of one KV head's queries, or,
- * where there are few tokens, some of one token's. */
+/* Cut attention into pieces: some tokens of one KV head's queries; where there are few of them, their spans apart. */
 static void cut(ek_model *m) {
     const int group = m->heads / m->kv_heads, jobs = m->chunks * m->kv_heads, threads = ek_pool_threads(m->pool);
-    int parts = (group + 7) / 8;
-    if (m->rows == m->chunks)
-        while (parts < group && jobs * parts < 4 * threads && jobs * parts % threads) parts++;
-    const int heads = (group + parts - 1) / parts, rows = most(1, 8 / heads);
+    int parts = (group + MOST_QUERIES - 1) / MOST_QUERIES;
+    m->shared = false;
+    if (m->rows == m->chunks && m->rows <= m->seen_rows && threads > 1 && jobs < 4 * threads)
+        for (int c = 0; c < m->chunks; c++) m->shared = m->shared || m->chunk[c].position >= SPAN;
+    const int heads = (group + parts - 1) / parts, rows = most(1, MOST_QUERIES / heads);
     m->item_count = 0;
     for (int c = m->chunks - 1; c >= 0; c--)
         /* The last tokens first: they look back furthest. */
         for (int done = 0; done < m->chunk[c].rows; done += rows) {
             const int end = m->chunk[c].row + m->chunk[c].rows - done, start = most(m->chunk[c].row, end - rows);
-            for (int head = 0; head < m->heads; head += group)
-                for (int sub = 0; sub < group; sub += heads)
-                    m->items[m->item_count++] =
-                        (item){c, start, end - start, head + sub, least(heads, group - sub)};
+            const int spans = m->shared ? m->chunk[c].position / SPAN + 1 : 1;
+            for (int span = 0; span < spans; span++)
+                for (int head = 0; head < m->heads; head += group)
+                    for (int sub = 0; sub < group; sub += heads)
+                        m->items[m->item_count++] = (item){c,          start,
+                                                           end - start, head + sub,
+                                                           least(heads, group - sub), m->shared ? span : -1};
         }
 }
 
@@ -261,7 +316,7 @@ static int make_room(ek_model *m, int rows) {
         take((void **)&m->wide, r * wide * 4) || take((void **)&m->attended, r * queries * 4) ||
         take((void **)&m->branch, r * m->hidden * 4) || take((void **)&m->rounded.codes, r * columns) ||
         take((void **)&m->rounded.scales, r * groups * 4) || take((void **)&m->rounded.sums, r * groups * 4) ||
-        take((void **)&m->rounded.whole, r * groups * 4) || take((void **)&m->items, r * m->heads * sizeof(item)))
+        take((void **)&m->rounded.whole, r * groups * 4) || take((void **)&m->items, (r + (size_t)m->seen_rows * m->spans) * m->heads * sizeof(item)))
         return -1;
     m->room = rows;
     return 0;
@@ -377,6 +432,19 @@ EXPORT void ek_matrix_free(ek_matrix *m) {
     free(m);
 }
 
+EXPORT void ek_model_free(ek_model *m) {
+    if (!m) return;
+    ek_pool_free(m->pool);
+    for (int i = 0; m->layer && i < m->layers; i++)
+        for (int j = 0; j < NORMS; j++) free(m->layer[i].norms[j]);
+    free(m->final_norm);
+    free(m->layer);
+    free(m->h), free(m->x), free(m->wide), free(m->attended), free(m->branch);
+    free(m->rounded.codes), free(m->rounded.scales), free(m->rounded.sums), free(m->rounded.whole);
+    free(m->items), free(m->scratch), free(m->seen), free(m->seen_values);
+    free(m);
+}
+
 EXPORT ek_model *ek_model_new(const char *kernels, int threads, int vocab, int hidden, int intermediate, int heads,
                               int kv_heads, int head_dim, int layers, int positions, float eps, int gelu,
                               float embedding_scale) {
@@ -388,12 +456,17 @@ EXPORT ek_model *ek_model_new(const char *kernels, int threads, int vocab, int h
     m->layer = calloc((size_t)layers, sizeof(layer));
     m->pool = m->layer && m->k ? ek_pool_new(threads) : NULL;
     m->slot_stride = (size_t)kv_heads * positions * head_dim;
-    if (!m->pool || take((void **)&m->scores, (size_t)ek_pool_threads(m->pool) * 8 * positions * sizeof(float))) {
-        ek_pool_free(m->pool);
-        free(m->layer);
-        free(m);
+    m->scratch_size = (size_t)MOST_QUERIES * (SPAN + 2 * head_dim);
+    m->spans = positions / SPAN + 1;
+    m->seen_rows = whole(4 * threads, kv_heads) / kv_heads;
+    const size_t places = (size_t)m->seen_rows * heads * m->spans;
+    if (!m->pool || take((void **)&m->scratch, threads * m->scratch_size * sizeof(float)) ||
+        take((void **)&m->seen, places * sizeof(ek_seen)) ||
+        take((void **)&m->seen_values, places * head_dim * sizeof(float))) {
+        ek_model_free(m);
         return NULL;
     }
+    for (size_t i = 0; i < places; i++) m->seen[i].values = m->seen_values + i * head_dim;
     return m;
 }
 
@@ -419,17 +492,4 @@ EXPORT void ek_model_layer(ek_model *m, int index, int window, float scale, cons
                            uint16_t *keys, uint16_t *values) {
     layer *l = &m->layer[index];
     l->window = window, l->scale = scale, l->cosines = cosines, l->sines = sines, l->keys = keys, l->values = values;
-}
-
-EXPORT void ek_model_free(ek_model *m) {
-    if (!m) return;
-    ek_pool_free(m->pool);
-    for (int i = 0; i < m->layers; i++)
-        for (int j = 0; j < NORMS; j++) free(m->layer[i].norms[j]);
-    free(m->final_norm);
-    free(m->layer);
-    free(m->h), free(m->x), free(m->wide), free(m->attended), free(m->branch);
-    free(m->rounded.codes), free(m->rounded.scales), free(m->rounded.sums), free(m->rounded.whole);
-    free(m->items), free(m->scores);
-    free(m);
 }
