@@ -128,7 +128,8 @@ def diagnose(
     if jetson:
         checks += _jetson(root)
     checks += _runners(target, jetson=jetson)
-    checks.append(_kernels("warn" if target.runners[0] == "onnxruntime" else "note"))
+    if "cpu" not in target.runners:
+        checks.append(_kernels("note"))
     checks += [_extra("daemon", "missing"), _extra("export", "note")]
     checks += [_service_manager(), _broker(), _locale()]
     if config is not None:
@@ -226,6 +227,8 @@ def tensorrt_version(root: Path) -> tuple[int, ...] | None:
 
 def _runners(target: Target, *, jetson: bool) -> list[Check]:
     """The target's runners: the preferred one is needed, the others are second best."""
+    if "cpu" in target.runners:
+        return _for_plain_cpus()
     checks = []
     for index, runner in enumerate(target.runners):
         state: State = "missing" if index == 0 else "note"
@@ -236,6 +239,15 @@ def _runners(target: Target, *, jetson: bool) -> list[Check]:
     if "onnxruntime" in target.runners and (jetson or target.compatible == "nvidia-rtx"):
         checks.append(_onnxruntime_cuda(jetson=jetson))
     return checks
+
+
+def _for_plain_cpus() -> list[Check]:
+    """The kernels of our own, and onnxruntime in their stead: one of the two is needed."""
+    second = _extra("onnxruntime", "note", "runner onnxruntime")
+    kernels = _kernels("warn" if second.state == "ok" else "missing")
+    if kernels.state != "ok":
+        second = _extra("onnxruntime", "missing", "runner onnxruntime")
+    return [kernels, second]
 
 
 def _kernels(if_absent: State) -> Check:

@@ -20,7 +20,7 @@ from edgekit.yaml_lines import Between, Matches, Source, load
 __all__ = ["Dialect", "Profile", "Target", "Variant", "load_target", "recognise", "targets"]
 
 FALLBACK = "cpu"
-RunnerName = Literal["tensorrt", "tensorrt_rtx", "onnxruntime", "mlx"]
+RunnerName = Literal["tensorrt", "tensorrt_rtx", "onnxruntime", "mlx", "cpu"]
 Dialect = Literal["portable", "native", "onnxruntime"]
 GroupSize = Annotated[int, Between(16, 1024)]
 Gigabytes = Annotated[float, Between(0, 4096)]

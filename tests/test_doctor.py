@@ -54,6 +54,7 @@ def test_a_pc_with_everything_installed_is_ready() -> None:
     found = checks(diagnosis)
     assert found["python"].detail.startswith(".".join(map(str, sys.version_info[:3])))
     assert found["runner onnxruntime"].detail.startswith("onnxruntime 1.")
+    assert found["CPU kernels"].state == "ok"
     assert re.search(r"[0-9.]+ GB free for ", found["disk"].detail)
 
 
@@ -73,6 +74,10 @@ def test_the_extras_are_those_of_the_package() -> None:
 
 def test_an_extra_that_is_missing_comes_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in {"onnxruntime", "onnx", "paho"} else object())
+    refresh(find_compiler())
+    # The kernels of our own do without it.
+    assert checks(diagnose(machine=PC))["runner onnxruntime"].state == "note"
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "off")
     diagnosis = diagnose(machine=PC)
     found = checks(diagnosis)
     assert not diagnosis.ready

@@ -152,7 +152,7 @@ def export(
         console.print(quality_table(Quality.from_dict(manifest.quality)))
     if (note := note_on_context(output, target, options)) is not None:
         stderr.print(note)
-    if target.runners[0] in {"onnxruntime", "mlx"}:
+    if target.runners[0] in {"cpu", "mlx"}:
         stderr.print(f"\nnext: edgekit run {output} 'What is the capital of France?'\n      edgekit serve {output}")
     else:
         stderr.print(f"\nnext: edgekit verify {output} --build")

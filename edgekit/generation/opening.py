@@ -17,9 +17,6 @@ __all__ = ["open_model", "schedule"]
 
 logger = logging.getLogger(__name__)
 
-# What the memory plan calls the runners of artifacts.
-_RUNTIMES = {"onnx": "onnxruntime"}
-
 
 def open_model(bundle: Bundle, config: GenerationConfig) -> TextModel:
     """Load a bundle as the configuration wants it; errors as `load_model`."""
@@ -46,8 +43,7 @@ def schedule(model: TextModel, bundle: Bundle, config: GenerationConfig) -> Sche
         # What waits to be written to disk is in memory meanwhile.
         queued = QUEUE_BYTES if config.prefix_folder is not None else 0
         available = max(0, available - config.prefix_memory_mib * MIB - queued)
-    runtime = _RUNTIMES.get(model.info.format, model.info.format)
-    budget = kv_budget(limits, runtime, model_shapes(bundle.path), available)
+    budget = kv_budget(limits, model.runner.backend.runtime, model_shapes(bundle.path), available)
     if config.kv_cache_mib is not None:
         budget = min(budget, config.kv_cache_mib * MIB)
     if budget < limits.context_length * limits.kv_bytes_per_token:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import ConfigError, IncompatibleBundleError, missing_extra
+from edgekit.errors import ConfigError, EdgekitError, IncompatibleBundleError, missing_extra
 from edgekit.runners.base import Runner
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from edgekit.runners.optimum import OptimumRunner
 
 __all__ = ["open_runner"]
+
+logger = logging.getLogger(__name__)
+
+# Graphs that onnxruntime alone runs here.
+_DIALECTS = {"portable", "native", "optimum"}
 
 
 def open_runner(
@@ -28,7 +34,8 @@ def open_runner(
 ) -> Runner:
     """Load the artifact of a bundle into the runner of its kind.
 
-    Backends are imported here and not before, so that a device needs only its own.
+    Of the `onnxruntime` dialect that is the kernels of our own, where they are there and know the graph; else
+    onnxruntime, and the log says why. Backends are imported here and not before, so that a device needs only its own.
 
     Args:
         folder: The bundle's folder.
@@ -42,7 +49,8 @@ def open_runner(
 
     Raises:
         IncompatibleBundleError: No runner knows this kind.
-        ConfigError: The runner has no KV cache of 8 bits.
+        ConfigError: The runner has no KV cache of 8 bits, or $EDGEKIT_CPU_KERNELS names what is not there.
+        BundleError: The artifact is damaged, or another than the manifest says.
         EdgekitError: `missing_extra`, if the backend's library is not installed.
         RunnerError: The artifact could not be loaded.
     """
@@ -56,7 +64,9 @@ def open_runner(
         options["max_chunk"] = max_chunk
     try:
         if kind == "onnx":
-            return _onnx_runner(dialect)(folder, threads=threads, **options)
+            if dialect in _DIALECTS:
+                return _onnx_runner(dialect)(folder, threads=threads, **options)
+            return _for_plain_cpus(folder, threads=threads, **options)
         if kind == "mlx":
             from edgekit.runners.mlx import MlxRunner
 
@@ -82,10 +92,31 @@ def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
         from edgekit.runners.native import NativeRunner
 
         return NativeRunner
-    if dialect == "optimum":
-        from edgekit.runners.optimum import OptimumRunner
+    from edgekit.runners.optimum import OptimumRunner
 
-        return OptimumRunner
+    return OptimumRunner
+
+
+def _for_plain_cpus(folder: Path, **options: Any) -> Runner:
+    from edgekit.runners.cpu.choice import Ready, look
+
+    found = look(folder)
+    if isinstance(found, Ready):
+        from edgekit.runners.cpu.runner import CpuRunner
+
+        runner = CpuRunner(found.description, found.kernels, **options)
+        logger.info("the CPU kernels run it: %s", found.kernels.variant)
+        return runner
     from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner
+    logger.info("onnxruntime runs it, and not the CPU kernels: %s", found.reason)
+    try:
+        return OnnxRuntimeRunner(folder, **options)
+    except EdgekitError as error:
+        if error.code != "missing_extra":
+            raise
+        raise EdgekitError(
+            f"neither the CPU kernels ({found.reason}) nor onnxruntime, which is not installed, can run this",
+            hint=f"{error.hint}; what the kernels lack: edgekit doctor",
+            code="missing_extra",
+        ) from error

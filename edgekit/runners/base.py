@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Chunk", "Limits", "Runner", "first_line"]
+__all__ = ["Backend", "Chunk", "Limits", "Runner", "first_line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Backend:
+    """What computes. Another one computes other last bits of the same model.
+
+    Attributes:
+        runtime: As targets and the memory plan call it: `cpu`, `onnxruntime`, `mlx`.
+        variant: Of its kernels, where edgekit chooses them; else empty.
+        digest: SHA-256 of their library; empty where the version of a package says which they are.
+    """
+
+    runtime: str
+    variant: str = ""
+    digest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.runtime} ({self.variant})" if self.variant else self.runtime
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens to append to one sequence slot.
 
@@ -57,6 +75,10 @@ class Chunk:
 
 class Runner(Protocol):
     """A model loaded and ready."""
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
 
     @property
     def limits(self) -> Limits:

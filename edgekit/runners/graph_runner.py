@@ -34,7 +34,7 @@ class GraphRunner(SlotRunner):
         RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
     """
 
-    _backend = "onnxruntime"
+    _backend = _runtime = "onnxruntime"
     _dialect: ClassVar[str]
     _entries: ClassVar[Mapping[str, str]] = {}
     _batched: ClassVar[bool] = False

@@ -51,7 +51,7 @@ class MlxRunner(SlotRunner):
         RunnerError: The weights cannot be loaded.
     """
 
-    _backend = "MLX"
+    _backend, _runtime = "MLX", "mlx"
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class OptimumRunner(SlotRunner):
         RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
     """
 
-    _backend = "onnxruntime"
+    _backend = _runtime = "onnxruntime"
 
     def __init__(
         self,

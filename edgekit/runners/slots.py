@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError
-from edgekit.runners.base import Chunk, Limits, first_line
+from edgekit.runners.base import Backend, Chunk, Limits, first_line
 
 __all__ = ["FloatArray", "SlotRunner", "TokenArray"]
 
@@ -26,8 +26,15 @@ class SlotRunner(ABC):
 
     _backend: ClassVar[str]
     """What errors call it."""
+    _runtime: ClassVar[str]
+    """See `Backend.runtime`."""
     _limits: Limits
     _closed = False
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
+        return Backend(self._runtime)
 
     @property
     def limits(self) -> Limits:

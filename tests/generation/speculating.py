@@ -12,7 +12,7 @@ from edgekit.errors import RunnerError
 from edgekit.generation.drafting import Drafter
 from edgekit.generation.sampling import Sampler
 from edgekit.generation.verify import accept_drafts
-from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.base import Backend, Chunk, Limits
 
 __all__ = ["Answer", "HashRunner", "answer", "copying", "hashed", "smollm2_cost"]
 
@@ -94,6 +94,10 @@ class HashRunner:
         self._limits = Limits(context_length, 2, max_chunk, vocab, 0)
         self.steps = 0
         self.fails_at: int | None = None
+
+    @property
+    def backend(self) -> Backend:
+        return Backend("none")
 
     @property
     def limits(self) -> Limits:

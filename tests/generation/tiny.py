@@ -19,6 +19,7 @@ from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.template import ChatTemplate
 from edgekit.generation.tokenizer import Tokenizer
+from edgekit.runners import base
 from edgekit.runners.base import Chunk, Limits
 from tests.models import CHATML, SPECIAL
 
@@ -66,6 +67,10 @@ class EchoRunner:
         self.tokens = 0
         self.widest = 0
         self.closed = False
+
+    @property
+    def backend(self) -> base.Backend:
+        return base.Backend("none")
 
     @property
     def limits(self) -> Limits:

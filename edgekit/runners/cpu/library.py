@@ -7,9 +7,10 @@ names another than the best (to measure, or to find a fault), or `off`: onnxrunt
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.errors import ConfigError
@@ -28,11 +29,13 @@ class Kernels:
         library: As ctypes sees it.
         variant: The kernels to use, of `variants`.
         variants: Those that this processor runs, best first: `avx512vnni`, `avx2`, `dotprod`, `plain`.
+        digest: SHA-256 of the library's file: another compiler makes other last bits of the same sources.
     """
 
     library: ctypes.CDLL
     variant: str
     variants: tuple[str, ...]
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def load(env: Mapping[str, str] | None = None, folder: Path | None = None) -> Ke
     if wanted not in found.variants:
         here = ", ".join(found.variants)
         raise ConfigError(f"${VARIABLE} is `{wanted}`, which is not to be had here", hint=f"here: {here}, or off")
-    return Kernels(found.library, wanted, found.variants)
+    return replace(found, variant=wanted)
 
 
 def _load(folder: Path) -> Kernels | Absent:
@@ -78,6 +81,7 @@ def _load(folder: Path) -> Kernels | Absent:
         # Functions that are called as they no longer are would take the process with them.
         if not build.is_made_of(path, folder / build.SOURCES):
             return Absent("they are not those of the sources beside them")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         library = ctypes.CDLL(str(path))
         library.ek_variants.restype = library.ek_best.restype = ctypes.c_char_p
         variants = tuple(library.ek_variants().decode("ascii").split())
@@ -86,4 +90,4 @@ def _load(folder: Path) -> Kernels | Absent:
         return Absent(f"they cannot be loaded: {error}")
     if not variants:
         return Absent("this processor runs none of those that were compiled")
-    return Kernels(library, best, variants)
+    return Kernels(library, best, variants, digest)

@@ -1,4 +1,4 @@
-"""Runs bundles of the `onnxruntime` dialect with kernels of our own: several sequence slots in one pass, nothing padded.
+"""Runs bundles of the `onnxruntime` dialect with kernels of our own: several slots in one pass, nothing padded.
 
 Weights are put into the kernels' form when the model is loaded, and the file is let go of. Keys and values are kept as
 float16; keys lie in tiles of 16 positions, so that a query is multiplied by 16 of them at once. Every row is computed
@@ -7,22 +7,20 @@ alike whatever is beside it, so that `Chunk.exact` costs nothing. It knows no gr
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError
-from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.base import Backend, Chunk, Limits
 from edgekit.runners.cores import usable_cores
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.library import Kernels
 from edgekit.runners.cpu.model import LayerDescription, ModelDescription
-from edgekit.runners.cpu.tiles import TILE, TiledKvCache
+from edgekit.runners.cpu.tiles import TiledKvCache
 from edgekit.runners.cpu.weights import Weights
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 
@@ -48,7 +46,7 @@ class CpuRunner(SlotRunner):
         RunnerError: The context is longer than the model's, or there is no memory.
     """
 
-    _backend = "cpu kernels"
+    _backend, _runtime = "cpu kernels", "cpu"
 
     def __init__(
         self,
@@ -67,6 +65,7 @@ class CpuRunner(SlotRunner):
                 f"the context length must be between 1 and {longest}, not {context}",
                 hint=f"the model was exported for {longest} tokens",
             )
+        self._variant, self._digest = kernels.variant, kernels.digest
         self._call = call = Functions(kernels.library)
         self._kv = TiledKvCache(
             len(model.layers), sequence_slots, heads=model.kv_heads, positions=context, head_dim=model.head_dim
@@ -105,6 +104,11 @@ class CpuRunner(SlotRunner):
             kv_bytes_per_token=self._kv.bytes_per_token,
             batch=sequence_slots,
         )
+
+    @property
+    def backend(self) -> Backend:
+        """What computes: these kernels, of this library."""
+        return Backend(self._runtime, self._variant, self._digest)
 
     def close(self) -> None:
         """Release the model and the KV cache."""
@@ -221,6 +225,3 @@ class CpuRunner(SlotRunner):
 
     def _restore(self, before: list[int], chunks: Sequence[Chunk]) -> None:  # noqa: ARG002
         self._lengths = before
-
-
-assert TILE == 16  # csrc/kernels.h

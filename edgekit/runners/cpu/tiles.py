@@ -9,13 +9,16 @@ from edgekit.runners.kv_cache import KvCache
 
 __all__ = ["TILE", "TiledKvCache"]
 
+# Of csrc/kernels.h.
 TILE = 16
 
 HalfArray = npt.NDArray[np.float16]
 
 
 class TiledKvCache(KvCache):
-    """Two arrays for each layer: keys `[slots, heads, tiles, head_dim, TILE]`, values `[slots, heads, capacity, head_dim]`.
+    """Two arrays for each layer.
+
+    Keys are `[slots, heads, tiles, head_dim, TILE]`, values `[slots, heads, capacity, head_dim]`.
 
     Args:
         layers: How many.
@@ -60,4 +63,5 @@ class TiledKvCache(KvCache):
 
     def _tiles(self, array: HalfArray, slot: int) -> HalfArray:
         _, heads, capacity, head_dim = array.shape
-        return array[slot].reshape(heads, capacity // TILE, head_dim, TILE)
+        tiles: HalfArray = array[slot].reshape(heads, capacity // TILE, head_dim, TILE)
+        return tiles

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError
-from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.base import Backend, Chunk, Limits
 
 __all__ = ["ROW_BYTES", "RowRunner", "rows"]
 
@@ -32,6 +32,7 @@ class RowRunner:
     """One slot; `kv` is what it holds."""
 
     def __init__(self, context_length: int = 256) -> None:
+        self.backend = Backend("none")
         self.limits = Limits(context_length, 1, context_length, 16, ROW_BYTES)
         self.kv = b""
         self.reads = 0
