@@ -14,7 +14,7 @@ from edgekit import __version__
 from edgekit.errors import EdgekitError
 from edgekit.generation.engine import EngineStats
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.request import Event, Failure, Finish
+from edgekit.generation.request import Ended, Event, Failure, Finish
 
 __all__ = ["Metrics"]
 
@@ -107,7 +107,7 @@ class Metrics:
         def receive(event: Event) -> None:
             if isinstance(event, Finish | Failure):
                 self._end(door, event, time.monotonic() - submitted)
-            elif event.seq == 0:
+            elif not isinstance(event, Ended) and event.seq == 0:
                 self._first.labels(door).observe(time.monotonic() - submitted)
             on_event(event)
 

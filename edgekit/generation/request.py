@@ -15,6 +15,7 @@ from edgekit.errors import EdgekitError, RequestError
 __all__ = [
     "ChatRequest",
     "Delta",
+    "Ended",
     "Event",
     "Failure",
     "Finish",
@@ -377,12 +378,24 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """One of several answers is complete while others go on; nothing follows of it. `Finish` tells of the last.
+
+    Attributes:
+        index: Which of the `n` answers.
+    """
+
+    index: int
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
-    """The answer is complete; nothing follows.
+    """The answer is complete, or all of them; nothing follows.
 
     Attributes:
         reason: Of the first answer.
-        reasons: Of all `n`.
+        reasons: Of all `n`, those that `Ended` told included.
     """
 
     reason: FinishReason
@@ -403,7 +416,7 @@ class Failure:
     error: EdgekitError
 
 
-Event = Delta | ToolCallDelta | Finish | Failure
+Event = Delta | ToolCallDelta | Ended | Finish | Failure
 
 
 def _in_range(name: str, value: object, low: float, high: float) -> None:

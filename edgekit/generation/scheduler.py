@@ -15,7 +15,7 @@ from edgekit.errors import RequestError
 from edgekit.generation.engine import Engine, EngineStats
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.prefix import PrefixCache
-from edgekit.generation.request import ChatRequest, Delta, Event, Finish, ToolCallDelta
+from edgekit.generation.request import ChatRequest, Event, Failure, Finish
 from edgekit.generation.ticket import OnEvent, Ticket
 
 __all__ = ["OnEvent", "Scheduler", "Ticket"]
@@ -133,8 +133,7 @@ class Scheduler:
 
     def _watched(self, on_event: OnEvent, submitted: float) -> OnEvent:
         def watched(event: Event) -> None:
-            last = not isinstance(event, Delta | ToolCallDelta)
-            if last:
+            if isinstance(event, Finish | Failure):
                 with self._changed:
                     self._open -= 1
                     if isinstance(event, Finish) and event.reason != "cancelled":

@@ -14,6 +14,7 @@ from edgekit.generation.grammar import Grammar
 from edgekit.generation.request import (
     ChatRequest,
     Delta,
+    Ended,
     Event,
     Failure,
     Finish,
@@ -165,9 +166,13 @@ class Ticket:
             self._emit(Delta(self._events, "", index, tuple(logprobs)))
 
     def answered(self, index: int, reason: FinishReason) -> bool:
-        """One of the answers has ended; returns whether that was the last."""
+        """One of the answers has ended; returns whether that was the last, which `finish` then tells."""
         self._reasons[index] = reason
-        return all(self._reasons)
+        if all(self._reasons):
+            return True
+        if not self.over:
+            self._deliver(Ended(index, reason))
+        return False
 
     def finish(self, reason: FinishReason | None = None) -> None:
         """End well.

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgekit.errors import RunnerError
 from edgekit.generation.engine import Engine
 from edgekit.generation.prefix import PrefixCache
-from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message
+from edgekit.generation.request import ChatRequest, Delta, Ended, Event, Failure, Finish, Message
 from edgekit.generation.ticket import Ticket
 from tests.generation.tiny import EchoRunner, echo_model
 
@@ -174,9 +174,10 @@ class Schedules(RuleBasedStateMachine):
     def _check_answer(self, asked: Asked) -> None:
         last = asked.events[-1]
         assert isinstance(last, Finish)
-        numbers = [event.seq for event in asked.events[:-1] if not isinstance(event, Finish | Failure)]
+        numbers = [event.seq for event in asked.events[:-1] if not isinstance(event, Ended | Finish | Failure)]
         assert numbers == list(range(len(numbers)))
         assert len(last.reasons) == asked.request.n
+        self._check_ends(asked, last)
         expected = ANSWER.partition(asked.request.stop[0])[0] if asked.request.stop else ANSWER
         for index, reason in enumerate(last.reasons):
             text = asked.text(index)
@@ -185,6 +186,18 @@ class Schedules(RuleBasedStateMachine):
             if reason == "stop":
                 assert text == expected
             assert (reason == "cancelled") <= asked.cancelled
+
+    def _check_ends(self, asked: Asked, last: Finish) -> None:
+        """Of several answers each end is told once, when it comes, but the last, which is the request's."""
+        ended: dict[int, str] = {}
+        for event in asked.events[:-1]:
+            assert not isinstance(event, Finish | Failure)
+            assert event.index not in ended, "something of an answer that has ended"
+            if isinstance(event, Ended):
+                ended[event.index] = event.reason
+        assert ended.items() <= dict(enumerate(last.reasons)).items()
+        untold = [reason for index, reason in enumerate(last.reasons) if index not in ended]
+        assert len(untold) == 1 or set(untold) == {"cancelled"}
 
     def _check_order(self) -> None:
         """Of one client's requests of one priority, none begins before one that came earlier."""

@@ -19,7 +19,7 @@ from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.wire import Gathered
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.request import ChatRequest, Delta, Failure, Finish, ToolCallDelta
+from edgekit.generation.request import ChatRequest, Delta, Ended, Failure, Finish, ToolCallDelta
 from edgekit.generation.scheduler import Scheduler
 
 __all__ = ["Asked", "Backend", "Dialect", "Endpoint", "Reply", "read_body"]
@@ -58,6 +58,9 @@ class Reply(Protocol):
 
     def piece(self, event: Delta | ToolCallDelta) -> bytes:
         """A piece of the answer."""
+
+    def ended(self, answer: Ended) -> bytes:
+        """The end of one of several answers, while others go on."""
 
     def pause(self) -> bytes:
         """What keeps a silent connection open and says nothing."""
@@ -177,6 +180,8 @@ class _Stream(Response):
                     await _write(send, self._reply.end(event))
                 elif isinstance(event, Failure):
                     await _write(send, self._reply.failure(event.error))
+                elif isinstance(event, Ended):
+                    await _write(send, self._reply.ended(event))
                 else:
                     await _write(send, self._reply.piece(event))
         except OSError:

@@ -17,7 +17,7 @@ from edgekit.daemon.wire.gather import GatheredCall
 from edgekit.daemon.wire.ollama import OllamaCall, parse_ollama_chat, parse_ollama_generate
 from edgekit.daemon.wire.reading import decode
 from edgekit.errors import EdgekitError, RequestError
-from edgekit.generation.request import ChatRequest, Delta, Finish, TokenLogprob, ToolCall, ToolCallDelta
+from edgekit.generation.request import ChatRequest, Delta, Ended, Finish, TokenLogprob, ToolCall, ToolCallDelta
 
 __all__ = ["chat_dialect", "generate_dialect", "refusal", "show_dialect"]
 
@@ -94,6 +94,10 @@ class _Reply:
             self._call, self._number = GatheredCall(), event.number
         self._call.add(event)
         return before
+
+    def ended(self, answer: Ended) -> bytes:  # noqa: ARG002
+        """Nothing: there is never more than one answer."""
+        return b""
 
     def end(self, finish: Finish) -> bytes:
         """The last call, then why it ended and what it took."""

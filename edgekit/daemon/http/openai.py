@@ -10,7 +10,7 @@ from edgekit.daemon.http.endpoint import Asked
 from edgekit.daemon.http.models import check_model
 from edgekit.daemon.wire import WireOptions, error_body, reasons, timings_body, usage_body
 from edgekit.errors import EdgekitError
-from edgekit.generation.request import ChatRequest, Finish, FinishReason
+from edgekit.generation.request import ChatRequest, Ended, Finish, FinishReason
 
 __all__ = ["EVENT_STREAM", "OpenAIReply"]
 
@@ -40,6 +40,7 @@ class OpenAIReply:
         self._options = options
         self._kind = kind
         self._chunk_kind = chunk_kind
+        self._told: set[int] = set()
         self._head = {"id": f"{prefix}-{asked.id}", "created": int(time.time()), "model": asked.model.name}
 
     def pause(self) -> bytes:
@@ -50,10 +51,16 @@ class OpenAIReply:
         """An event that OpenAI's clients raise."""
         return event(error_body(error))
 
+    def ended(self, answer: Ended) -> bytes:
+        """One answer's reason, as soon as it is known."""
+        self._told.add(answer.index)
+        return event(self.chunk(self.closing(answer.index, answer.reason)))
+
     def end(self, finish: Finish) -> bytes:
-        """Each answer's reason, with what all took on the last of them; the counts, if asked for; and `[DONE]`."""
-        closings = [self.closing(index, reason) for index, reason in enumerate(reasons(finish, self.request.n))]
-        chunks = [self.chunk(closing) for closing in closings]
+        """The other answers' reasons, with what all took on the last; the counts, if asked for; and `[DONE]`."""
+        ends = enumerate(reasons(finish, self.request.n))
+        # There is one at least: `Ended` does not tell of the last.
+        chunks = [self.chunk(self.closing(index, reason)) for index, reason in ends if index not in self._told]
         chunks[-1]["timings"] = timings_body(finish.timings, finish.usage)
         if self._options.include_usage:
             chunks.append({**self.chunk(), "usage": usage_body(finish.usage)})

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from edgekit.daemon.mqtt.pieces import Pending
 from edgekit.daemon.wire import Gathered
-from edgekit.generation.request import Delta, Failure, Finish, ToolCallDelta
+from edgekit.generation.request import Delta, Ended, Failure, Finish, ToolCallDelta
 
 __all__ = ["Cancels", "Finished", "Job", "JobKey", "Record", "Reply"]
 
@@ -68,9 +68,10 @@ class Job:
     flush_at: float = 0.0
     end: Finish | Failure | None = None
 
-    def add(self, piece: Delta | ToolCallDelta) -> None:
-        """Take a piece of an answer."""
-        self.written.add(piece)
+    def add(self, piece: Delta | ToolCallDelta | Ended) -> None:
+        """Take a piece of an answer, or the end of one of several."""
+        if not isinstance(piece, Ended):
+            self.written.add(piece)
         if self.stream:
             self.pending.add(piece)
 

@@ -137,6 +137,8 @@ def delta(request_id: str, seq: int, batch: Batch, *, logprobs: bool = False) ->
         message["tool_calls"] = [call_delta_body(piece) for piece in batch.calls]
     if logprobs:
         message["logprobs"] = logprobs_body(batch.logprobs)
+    if batch.reason is not None:
+        message["finish_reason"] = batch.reason
     return message
 
 

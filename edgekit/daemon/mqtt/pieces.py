@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from edgekit.generation.request import Delta, TokenLogprob, ToolCallDelta
+from edgekit.generation.request import Delta, Ended, FinishReason, TokenLogprob, ToolCallDelta
 
 __all__ = ["Batch", "Pending"]
 
@@ -24,6 +24,7 @@ class Batch:
         index: Which of the `n` answers.
         calls: Pieces of calls; those of one call are joined.
         reasoning: What the model thought before it answered.
+        reason: Why the answer ended, if nothing follows of it and others go on.
     """
 
     index: int
@@ -31,19 +32,20 @@ class Batch:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     calls: list[ToolCallDelta] = field(default_factory=list)
     reasoning: str = ""
+    reason: FinishReason | None = None
 
 
 class Pending:
     """Pieces of all answers of a request, each answer's in order."""
 
     def __init__(self) -> None:
-        self._answers: dict[int, deque[Delta | ToolCallDelta]] = {}
+        self._answers: dict[int, deque[Delta | ToolCallDelta | Ended]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._answers)
 
-    def add(self, piece: Delta | ToolCallDelta) -> None:
-        """Take a piece of an answer."""
+    def add(self, piece: Delta | ToolCallDelta | Ended) -> None:
+        """Take a piece of an answer, or its end."""
         if isinstance(piece, Delta) and not piece.text and not piece.logprobs:
             return
         self._answers.setdefault(piece.index, deque()).append(piece)
@@ -62,6 +64,10 @@ class Pending:
         room = limit
         while pieces and room > 0:
             piece = pieces[0]
+            if isinstance(piece, Ended):
+                batch.reason = piece.reason
+                pieces.popleft()
+                continue
             if isinstance(piece, Delta) and (batch.calls or (piece.reasoning and batch.text)):
                 # In one message reasoning comes before text, and text before calls: what came after takes the next.
                 break

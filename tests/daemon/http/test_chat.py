@@ -11,8 +11,18 @@ import pytest
 from pydantic import BaseModel
 
 from edgekit.generation.request import Delta, ToolChoice
-from tests.daemon.http.conftest import ASK, Played
-from tests.daemon.mqtt.scripted import ARGUMENTS, WORDS, Playing, answer_twice, call_tools, finish, tell_logprobs
+from tests.daemon.http.conftest import ASK, Played, Serve
+from tests.daemon.mqtt.scripted import (
+    ARGUMENTS,
+    WORDS,
+    Playing,
+    answer_in_turn,
+    answer_twice,
+    call_tools,
+    finish,
+    tell_logprobs,
+)
+from tests.generation.tiny import echo_model
 
 CHAT = "/v1/chat/completions"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -91,6 +101,35 @@ def test_streamed_answers_are_told_apart_by_their_index(played: Played) -> None:
                 ends[choice.index] = choice.finish_reason
     assert texts == {0: "".join(WORDS), 1: "".join(WORDS).upper()}
     assert (roles, ends) == ([0, 1], {0: "stop", 1: "length"})
+
+
+def test_an_answer_that_ends_early_has_its_last_chunk_while_the_other_goes_on(played: Played) -> None:
+    played.scheduler.script = answer_in_turn
+    ends = []
+    options: Any = {"include_usage": True}
+    ask: Any = {"model": "tiny", "messages": HELLO, "n": 2, "stream_options": options}
+    for chunk in played.openai.chat.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                assert not choice.delta.content
+                # The other one goes on for as long as nobody takes it back.
+                ends.append((choice.index, choice.finish_reason, played.scheduler.queue_length()))
+                played.scheduler.played[0].cancel()
+    assert ends[0] == (1, "length", 1)
+    assert [end[:2] for end in ends[1:]] == [(0, "cancelled")]
+    assert chunk.usage is not None
+
+
+def test_the_end_of_each_answer_of_a_real_scheduler_is_told_before_the_next_one_speaks(serve: Serve) -> None:
+    served = serve(echo_model("Paris is the capital."))
+    body = {**ASK, "n": 3, "stream": True, "max_tokens": 9}
+    lines = served.http.post(CHAT, json=body).text.split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    # There is one slot, so they come one after another.
+    told = [(choice["index"], choice["finish_reason"]) for chunk in chunks[3:] for choice in chunk["choices"]]
+    assert [index for index, _ in told] == sorted(index for index, _ in told)
+    assert [(index, reason) for index, reason in told if reason] == [(0, "length"), (1, "length"), (2, "length")]
+    assert ["timings" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
 @pytest.mark.parametrize("stream", [False, True])

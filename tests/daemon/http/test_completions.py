@@ -9,7 +9,7 @@ import pytest
 
 from edgekit.generation.request import Delta, TokenLogprob
 from tests.daemon.http.conftest import Played
-from tests.daemon.mqtt.scripted import WORDS, Playing, answer_twice, finish, tell_logprobs
+from tests.daemon.mqtt.scripted import WORDS, Playing, answer_in_turn, answer_twice, finish, tell_logprobs
 
 COMPLETIONS = "/v1/completions"
 
@@ -51,6 +51,18 @@ def test_several_texts_are_told_apart_by_their_index(played: Played) -> None:
         (0, "".join(WORDS), "stop"),
         (1, "".join(WORDS).upper(), "length"),
     ]
+
+
+def test_a_text_that_ends_early_has_its_last_chunk_while_the_other_goes_on(played: Played) -> None:
+    played.scheduler.script = answer_in_turn
+    ends = []
+    for chunk in played.openai.completions.create(model="tiny", prompt="Once", n=2, stream=True):
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                ends.append((choice.index, choice.finish_reason, played.scheduler.queue_length()))
+                played.scheduler.played[0].cancel()
+    assert ends[0] == (1, "length", 1)
+    assert [end[:2] for end in ends[1:]] == [(0, "cancelled")]
 
 
 def test_an_echo_with_log_probabilities_scores_the_prompt_as_lm_eval_reads_it(played: Played) -> None:

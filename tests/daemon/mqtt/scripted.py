@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from edgekit.generation.request import (
     ChatRequest,
     Delta,
+    Ended,
     Event,
     Failure,
     Finish,
@@ -24,6 +25,7 @@ __all__ = [
     "WORDS",
     "Playing",
     "ScriptedScheduler",
+    "answer_in_turn",
     "answer_twice",
     "call_tools",
     "finish",
@@ -94,6 +96,16 @@ def answer_twice(playing: Playing) -> None:
         playing.on_event(Delta(2 * seq, word))
         playing.on_event(Delta(2 * seq + 1, word.upper(), index=1))
     playing.on_event(replace(finish(), reasons=("stop", "length")))
+
+
+def answer_in_turn(playing: Playing) -> None:
+    """Two answers; the second is cut off after a word, and the first has not ended until it is cancelled."""
+    playing.on_event(Delta(0, "Paris"))
+    playing.on_event(Delta(1, "PARIS", index=1))
+    playing.on_event(Ended(1, "length"))
+    playing.cancelled.wait(10)
+    playing.on_event(Delta(2, " is"))
+    playing.on_event(replace(finish("cancelled"), reasons=("cancelled", "length")))
 
 
 def tell_logprobs(playing: Playing) -> None:

@@ -10,12 +10,13 @@ import pytest
 from edgekit.daemon.mqtt.door import MqttDoor
 from edgekit.generation.request import Delta, ResponseFormat, TokenLogprob, Tool, ToolChoice
 from tests.broker import Broker, Caller
-from tests.daemon.mqtt.conftest import REQUEST, MakeDoor, chat
+from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeDoor, chat
 from tests.daemon.mqtt.scripted import (
     ARGUMENTS,
     WORDS,
     Playing,
     ScriptedScheduler,
+    answer_in_turn,
     answer_twice,
     call_tools,
     finish,
@@ -90,6 +91,24 @@ def test_each_of_several_answers_is_streamed_under_its_index(
     ]
     assert [choice["finish_reason"] for choice in final["choices"]] == ["stop", "length"]
     assert (final["message"]["content"], final["finish_reason"]) == (said, "stop")
+
+
+@pytest.mark.usefixtures("door")
+def test_an_answer_that_ends_early_says_so_in_its_last_delta(broker: Broker, scheduler: ScriptedScheduler) -> None:
+    scheduler.script = answer_in_turn
+    with Caller(broker.port, "caller/e") as caller:
+        caller.publish(REQUEST, chat(n=2, stream=True, id="e"), ResponseTopic="caller/e")
+        deltas = [caller.next()]
+        while "finish_reason" not in deltas[-1]:
+            deltas.append(caller.next())
+        # The first one goes on until it is taken back.
+        assert scheduler.queue_length() == 1
+        caller.publish(CANCEL, {"id": "e"}, ResponseTopic="caller/e")
+        *rest, final = caller.until("final")
+    assert (deltas[-1]["index"], deltas[-1]["finish_reason"]) == (1, "length")
+    assert "".join(message["text"] for message in deltas if message.get("index") == 1) == "PARIS"
+    assert [(message.get("index", 0), "finish_reason" in message) for message in rest] == [(0, False)]
+    assert [choice["finish_reason"] for choice in final["choices"]] == ["cancelled", "length"]
 
 
 @pytest.mark.usefixtures("door")

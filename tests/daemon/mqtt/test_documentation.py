@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.generation.request import Delta, TokenLogprob, ToolCallDelta
+from edgekit.generation.request import Delta, Ended, TokenLogprob, ToolCallDelta
 from tests.broker import Broker, Caller, tool
 from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeDoor, chat
 from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedScheduler, finish, wait_for_cancel
@@ -68,6 +68,7 @@ def call_then_say(playing: Playing) -> None:
         ToolCallDelta(0, 0, '{"city": "Par', id="call_8d1f", name="weather"),
         ToolCallDelta(1, 0, 'is"}'),
         Delta(2, " Paris", index=1, logprobs=(token,)),
+        Ended(1, "length"),
     ):
         playing.on_event(event)
         playing.cancelled.wait(0.2)
@@ -82,11 +83,11 @@ def test_calls_answers_and_log_probabilities_look_as_on_the_page(broker: Broker,
         body = chat(stream=True, tools=tools, n=2, logprobs=True, top_logprobs=1)
         caller.publish(REQUEST, body, ResponseTopic="replies/a")
         *deltas, final = caller.until("final")
-    first, second, third = documented("delta")[1:]
+    first, second, third, fourth = documented("delta")[1:]
     # The page shows calls without log probabilities.
-    for message in deltas[:2]:
+    for message in (*deltas[:2], deltas[3]):
         assert message.pop("logprobs") == {"content": [], "refusal": None}
-    assert [shape(message) for message in deltas] == [shape(first), shape(second), shape(third)]
+    assert [shape(message) for message in deltas] == [shape(first), shape(second), shape(third), shape(fourth)]
     assert [deltas[0]["tool_calls"], deltas[1]["tool_calls"]] == [
         [{**call, "id": "call_8d1f"} if "id" in call else call for call in message["tool_calls"]]
         for message in (first, second)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.daemon.mqtt.pieces import Batch, Pending
-from edgekit.generation.request import Delta, TokenLogprob, ToolCallDelta
+from edgekit.generation.request import Delta, Ended, TokenLogprob, ToolCallDelta
 
 TOKEN = TokenLogprob(1, b"a", -1.0)
 
 
-def pending(*pieces: Delta | ToolCallDelta) -> Pending:
+def pending(*pieces: Delta | ToolCallDelta | Ended) -> Pending:
     made = Pending()
     for piece in pieces:
         made.add(piece)
@@ -75,6 +75,16 @@ def test_many_log_probabilities_take_several_messages() -> None:
 
 def test_an_empty_piece_is_nothing() -> None:
     assert not pending(Delta(0, ""))
+
+
+@given(text=st.text(min_size=1, max_size=40), limit=st.integers(1, 50))
+def test_the_end_of_an_answer_comes_with_the_last_of_it(text: str, limit: int) -> None:
+    waiting = pending(Delta(0, text, 1), Delta(1, "other", 0), Ended(1, "length"))
+    batches = drain(waiting, limit)
+    mine = [batch for batch in batches if batch.index == 1]
+    assert "".join(batch.text for batch in mine) == text
+    assert [batch.reason for batch in mine] == [None] * (len(mine) - 1) + ["length"]
+    assert {batch.reason for batch in batches if batch.index == 0} == {None}
 
 
 _PIECES = st.lists(
