@@ -21,16 +21,23 @@ class AnswerText:
         stop: Texts that end the answer.
         tools: How calls look in it; None looks for none.
         parser: Finds them; None likewise.
+        continued: It goes on from another text, and a blank it begins with belongs to it; see `Detokenizer`.
 
     Attributes:
         calls: How many calls have begun.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str], tools: ToolFormat | None, parser: ToolParser | None
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        tools: ToolFormat | None,
+        parser: ToolParser | None,
+        *,
+        continued: bool = False,
     ) -> None:
         visible = frozenset[int]() if tools is None else frozenset(tools.tokens[text] for text in tools.markers)
-        self._detokenizer = Detokenizer(tokenizer, visible=visible)
+        self._detokenizer = Detokenizer(tokenizer, visible=visible, continued=continued)
         self._stops = StopFilter(stop)
         self._parser = parser
         self._clusters = Clusters()

@@ -23,14 +23,17 @@ class Detokenizer:
     Args:
         tokenizer: Of the model that the tokens come from.
         visible: Special tokens that have their text; the others have none.
+        continued: The text goes on from another one, so that a blank it begins with belongs to it. SentencePiece puts a
+            blank before a text that stands alone, and its decoders take it away again.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, visible: frozenset[int] = frozenset()) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, visible: frozenset[int] = frozenset(), continued: bool = False) -> None:
         self._tokenizer = tokenizer
         self._visible = visible
         self._silent = tokenizer.special_ids - visible
-        self._context: list[int] = []
-        self._context_text = ""
+        # Decoders look at what comes first alone, so any text will do as the one before.
+        self._context = tokenizer.encode("a", obey_special=False) if continued else []
+        self._context_text = self._decode(self._context)
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:

@@ -66,7 +66,9 @@ class Sequence:
             top_logprobs=request.logprobs,
         )
         self._matcher: Matcher | None = None if ticket.grammar is None else ticket.grammar.matcher()
-        self._text = AnswerText(model.tokenizer, request.stop, ticket.tools, ticket.parser())
+        # A chat's message stands alone. What continues a prompt does not; nor may a form lose what it was held to.
+        continued = bool(request.prompt) or request.response_format is not None
+        self._text = AnswerText(model.tokenizer, request.stop, ticket.tools, ticket.parser(), continued=continued)
         self._logprobs: list[TokenLogprob] = []
         # Prompt tokens whose log probabilities are known; beyond the prompt if none are wanted.
         self._scored = 0 if request.echo and request.logprobs is not None else self.prompt_length

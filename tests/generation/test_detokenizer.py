@@ -54,8 +54,8 @@ def _sentencepiece_like() -> Tokenizer:
 TOKENIZERS = {"bytes": byte_tokenizer(), "trained": _trained(), "sentencepiece": _sentencepiece_like()}
 
 
-def _stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer, clusters = Detokenizer(tokenizer), Clusters()
+def _stream(tokenizer: Tokenizer, ids: list[int], *, continued: bool = False) -> list[str]:
+    detokenizer, clusters = Detokenizer(tokenizer, continued=continued), Clusters()
     pieces = [clusters.push(detokenizer.push(number)) for number in ids]
     return [*pieces, clusters.push(detokenizer.finish()), clusters.finish()]
 
@@ -75,6 +75,17 @@ def test_the_pieces_of_any_text_together_are_its_whole_decoding(name: str, text:
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode(text)
     assert "".join(_stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(before=st.text(min_size=1, max_size=20), text=st.text(max_size=40))
+def test_the_pieces_of_a_text_that_goes_on_are_what_it_adds_to_the_one_before(
+    name: str, before: str, text: str
+) -> None:
+    tokenizer = TOKENIZERS[name]
+    head, ids = tokenizer.encode(f"a{before}"), tokenizer.encode(text)
+    added = tokenizer.decode([*head, *ids]).removeprefix(tokenizer.decode(head))
+    assert "".join(_stream(tokenizer, ids, continued=True)) == added
 
 
 @given(ids=st.lists(st.integers(0, 399), max_size=50))
