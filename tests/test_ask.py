@@ -20,6 +20,7 @@ from edgekit.errors import ConfigError, EdgekitError, RequestError
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.request import Delta, Failure, Finish, Message
 from tests.broker import Broker, Caller, free_port
+from tests.conftest import edgekit
 from tests.daemon.mqtt.conftest import eventually
 from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedScheduler, finish, wait_for_cancel
 
@@ -82,6 +83,42 @@ def test_asking_over_mqtt_streams_the_answer_and_its_cost(broker: Broker, schedu
     assert (request.messages, request.max_tokens) == (QUESTION, 9)
     assert request.deadline_s is not None
     assert 100 < request.deadline_s <= 120
+
+
+def think(playing: Playing) -> None:
+    playing.on_event(Delta(0, "Hm, ", reasoning=True))
+    playing.on_event(Delta(1, "[France].\n", reasoning=True))
+    playing.on_event(Delta(2, "Paris"))
+    playing.on_event(finish())
+
+
+def test_thoughts_are_told_apart_over_http(url: str, scheduler: ScriptedScheduler) -> None:
+    scheduler.script = think
+    deltas = [event for event in ask_http(url, QUESTION) if isinstance(event, Delta)]
+    assert [(delta.text, delta.reasoning) for delta in deltas] == [
+        ("Hm, ", True),
+        ("[France].\n", True),
+        ("Paris", False),
+    ]
+
+
+@pytest.mark.broker
+@pytest.mark.usefixtures("door")
+def test_thoughts_are_told_apart_over_mqtt(broker: Broker, scheduler: ScriptedScheduler) -> None:
+    scheduler.script = think
+    deltas = [event for event in ask_mqtt("127.0.0.1", broker.port, "box", QUESTION) if isinstance(event, Delta)]
+    assert [delta.seq for delta in deltas] == list(range(len(deltas)))
+    said = {kind: "".join(delta.text for delta in deltas if delta.reasoning == kind) for kind in (True, False)}
+    assert said == {True: "Hm, [France].\n", False: "Paris"}
+
+
+def test_the_command_line_prints_the_answer_alone_and_thoughts_where_nobody_pipes_them(
+    url: str, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = think
+    done = edgekit("ask", "--http", url, "What is the capital of France?")
+    assert done.stdout == "Paris\n"
+    assert done.stderr.startswith("Hm, [France].\n")
 
 
 def say_nothing(playing: Playing) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgekit.cli.output import stderr
+from edgekit.cli.output import print_piece, stderr
 from edgekit.errors import ConfigError
 from edgekit.generation.request import Delta, Finish, Message
 
@@ -90,8 +90,7 @@ def ask(
     with closing(events):
         for event in events:
             if isinstance(event, Delta):
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
+                print_piece(event)
             else:
                 sys.stdout.write("\n")
                 sys.stdout.flush()  # before what follows on stderr

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-__all__ = ["bytes_text", "console", "print_error", "print_json", "progress_bar", "stderr"]
+from edgekit.generation.request import Delta
+
+__all__ = ["bytes_text", "console", "print_error", "print_json", "print_piece", "progress_bar", "stderr"]
 
 # Where nobody looks, a table is not cut to a screen's width.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -30,6 +32,15 @@ def print_error(message: str, hint: str | None) -> None:
 def print_json(value: object) -> None:
     """Print data for a script."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def print_piece(piece: Delta) -> None:
+    """Print a piece of an answer as it comes; what the model thinks first is not the answer, so stderr has it."""
+    if piece.reasoning:
+        stderr.print(piece.text, end="", style="dim", markup=False, emoji=False)
+    else:
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
 
 
 def bytes_text(size: float) -> str:

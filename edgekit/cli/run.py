@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.output import stderr
+from edgekit.cli.output import print_piece, stderr
 from edgekit.errors import EdgekitError
 from edgekit.generation.decode import generate
 from edgekit.generation.engine import Engine
@@ -86,9 +86,9 @@ class _Chat:
         pieces = []
         for event in generate(self._model, request, engine=self._engine):
             if isinstance(event, Delta):
-                pieces.append(event.text)
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
+                print_piece(event)
+                if not event.reasoning:
+                    pieces.append(event.text)
             elif isinstance(event, Failure):
                 raise event.error
             elif isinstance(event, Finish):

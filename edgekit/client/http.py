@@ -87,10 +87,11 @@ def _events(lines: Iterator[str]) -> Iterator[Delta | Finish]:
         timings = chunk.get("timings") or timings
         for choice in chunk.get("choices") or []:
             reason = choice.get("finish_reason") or reason
-            text = (choice.get("delta") or {}).get("content")
-            if text:
-                yield Delta(seq, text)
-                seq += 1
+            delta = choice.get("delta") or {}
+            for name in ("reasoning_content", "content"):
+                if text := delta.get(name):
+                    yield Delta(seq, text, reasoning=name == "reasoning_content")
+                    seq += 1
     raise EdgekitError("the answer broke off", hint="see the daemon's log", code="daemon_unreachable")
 
 

@@ -216,7 +216,7 @@ class _Call:
     def answers(self) -> Iterator[Delta | Finish]:
         """Yield the answer; deltas that went missing are made good from the final message."""
         said = ""
-        seq = 0
+        seq = told = 0
         whole = True
         while True:
             message = self._next()
@@ -224,15 +224,20 @@ class _Call:
             if kind == "delta" and message.get("seq", 0) >= seq:
                 whole = whole and message["seq"] == seq
                 if whole:
+                    seq += 1
                     text = str(message.get("text", ""))
                     said += text
-                    yield Delta(seq, text)
-                    seq += 1
+                    if thoughts := message.get("reasoning_content"):
+                        yield Delta(told, str(thoughts), reasoning=True)
+                        told += 1
+                    if text or not thoughts:
+                        yield Delta(told, text)
+                        told += 1
             elif kind == "final":
                 # Null where there is nothing but calls.
                 content = str((message.get("message") or {}).get("content") or "")
                 if content.startswith(said) and len(content) > len(said):
-                    yield Delta(seq, content[len(said) :])
+                    yield Delta(told, content[len(said) :])
                 yield read_finish(message.get("finish_reason"), message.get("usage"), message.get("timings"))
                 return
             elif kind == "error":

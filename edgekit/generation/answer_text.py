@@ -70,7 +70,7 @@ class AnswerText:
         """Text in whole grapheme clusters; a call ends the text before it, and so does the end of reasoning."""
         whole: list[Piece] = []
         for piece in pieces:
-            if isinstance(piece, TextPiece) and piece.thinking == self._thinking:
+            if isinstance(piece, TextPiece) and piece.thinking == self._thinking and not piece.mark:
                 text = self._clusters.push(piece.text)
             else:
                 text = self._clusters.finish()
@@ -78,6 +78,9 @@ class AnswerText:
                 whole.append(TextPiece(text, self._thinking))
             if not isinstance(piece, TextPiece):
                 self.calls += isinstance(piece, CallStart)
+                whole.append(piece)
+            elif piece.mark:
+                self._thinking = piece.thinking
                 whole.append(piece)
             elif piece.thinking != self._thinking:
                 self._thinking = piece.thinking

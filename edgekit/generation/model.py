@@ -24,7 +24,7 @@ from edgekit.generation.request import ChatRequest, Message
 from edgekit.generation.template import ChatTemplate
 from edgekit.generation.ticket import OnEvent, Ticket
 from edgekit.generation.tokenizer import Tokenizer
-from edgekit.generation.tools import ToolFormat, find_format
+from edgekit.generation.tools import ToolFormat, find_format, find_reasoning
 from edgekit.generation.truncation import leave_out
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
@@ -64,6 +64,7 @@ class TextModel:
         eos_token_ids: Tokens that end an answer.
         grammars: Compiles what answers are held to.
         tool_format: How the model calls tools; None if its template knows none.
+        reasoning: How its reasoning is told from its answers; None if its template knows none.
     """
 
     info: ModelInfo
@@ -73,6 +74,7 @@ class TextModel:
     eos_token_ids: frozenset[int]
     grammars: GrammarCompiler
     tool_format: ToolFormat | None = None
+    reasoning: ToolFormat | None = None
 
     def prompt(self, request: ChatRequest) -> Prompt:
         """Return the prompt.
@@ -150,15 +152,16 @@ class TextModel:
             )
         prompt = self.prompt(request)
         # What the model thinks is told apart even where it may call nothing.
-        chat = request.prompt is None and self.tool_format is not None
-        tools = self.tool_format if chat and (request.tools or prompt.thinking) else None
+        calling = self.tool_format if request.tools else None
+        tools = (calling or self.reasoning) if request.prompt is None else None
         return Ticket(
             request,
             prompt.tokens,
             on_event,
             submitted=submitted,
             wake=wake,
-            grammar=self._grammar(request, tools, thinking=prompt.thinking),
+            # Where nothing is called, and the prompt does not make it think, a form is all of an answer.
+            grammar=self._grammar(request, tools if calling or prompt.thinking else None, thinking=prompt.thinking),
             tools=tools,
             thinking=prompt.thinking,
         )
@@ -172,14 +175,16 @@ class TextModel:
         wanted = request.response_format
         if tools is None:
             return None if wanted is None else self.grammars.compile(wanted)
+        offered = request.tools if self.tool_format else ()
         lark = tools.lark(
-            request.tools,
+            offered,
             request.tool_choice,
             request.parallel_tool_calls,
             thinking=thinking,
             content=None if wanted is None else format_rule(wanted),
         )
-        return None if lark is None else self.grammars.compile_lark(lark, param="tools")
+        param = "tools" if offered else "response_format"
+        return None if lark is None else self.grammars.compile_lark(lark, param=param)
 
     def close(self) -> None:
         """Release the runner."""
@@ -254,6 +259,7 @@ def load_model(
         eos_token_ids=frozenset(manifest.eos_token_ids),
         grammars=GrammarCompiler(tokenizer, vocab_size=runner.limits.vocab_size, eos_token_ids=manifest.eos_token_ids),
         tool_format=tool_format,
+        reasoning=find_reasoning(template.source, tokenizer.special_tokens),
     )
 
 

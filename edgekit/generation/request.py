@@ -199,6 +199,8 @@ class ChatRequest:
         truncation: `auto` leaves out old messages where the prompt is too long, never a system message.
         speculation: Guess tokens ahead; None lets the daemon decide. The answer is the same.
         cache_prompt: The prompt's KV cache may be kept for later requests.
+        reasoning: What the model thinks before it answers comes `apart` from the answer, or `inline` as the model wrote
+            it, tags included.
         template_arguments: Further variables of the chat template, such as `enable_thinking`.
     """
 
@@ -222,6 +224,7 @@ class ChatRequest:
     truncation: Literal["disabled", "auto"] = "disabled"
     speculation: bool | None = None
     cache_prompt: bool = True
+    reasoning: Literal["apart", "inline"] = "apart"
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

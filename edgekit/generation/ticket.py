@@ -30,9 +30,6 @@ __all__ = ["OnEvent", "Ticket"]
 
 logger = logging.getLogger(__name__)
 
-# Around a model's reasoning; callers get it apart, so they need no marks.
-_TAGS = frozenset({"<think>", "</think>"})
-
 OnEvent = Callable[[Event], None]
 """Receives every event of one request, in order, on the worker's thread; the last is a Finish or a Failure.
 
@@ -50,7 +47,7 @@ class Ticket:
         submitted: When, by `time.monotonic()`.
         wake: Called when it is cancelled.
         grammar: What holds its answers; None leaves them free.
-        tools: How calls look in its answers; None looks for none.
+        tools: How calls and reasoning look in its answers; None looks for none.
         thinking: The prompt opens the model's reasoning, and its answers go on with it.
 
     Attributes:
@@ -153,9 +150,10 @@ class Ticket:
         """Pass on pieces of one answer; the log probabilities go with the first text."""
         for piece in pieces:
             if isinstance(piece, TextPiece):
-                if piece.thinking and piece.text.strip() in _TAGS:
+                apart = self.request.reasoning == "apart"
+                if piece.mark and apart:
                     continue
-                self._emit(Delta(self._events, piece.text, index, tuple(logprobs), piece.thinking))
+                self._emit(Delta(self._events, piece.text, index, tuple(logprobs), piece.thinking and apart))
                 logprobs = ()
             elif isinstance(piece, CallStart):
                 self._calls[index] += 1

@@ -21,13 +21,16 @@ from tests.models import CHATML, TensorWeights, tiny_checkpoint, tiny_decoder, t
 __all__ = ["tiny_bundle"]
 
 
-def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 8, 32] = 32) -> Path:
+def tiny_bundle(
+    folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 8, 32] = 32, template: str = CHATML
+) -> Path:
     """Write a bundle of a tiny Qwen2 with a context of 256 tokens.
 
     Args:
         folder: A checkpoint and the bundle are written into it.
         kind: Of the artifact.
         bits: Of the weights; 32 leaves them as they are. With fewer, ONNX computes with activations of 8 bits.
+        template: The chat template.
 
     Returns:
         The bundle's folder, inside `folder`.
@@ -43,7 +46,7 @@ def tiny_bundle(folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer = TokenizerFiles(
         tokenizer_json=(checkpoint / "tokenizer.json").read_bytes(),
-        chat_template=CHATML,
+        chat_template=template,
         special={name: settings[name] for name in ("bos_token", "eos_token", "pad_token")},
         eos_token_ids=(2,),
     )

@@ -44,6 +44,7 @@ class _Body(Common):
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Any = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
 
 
 def parse_chat(
@@ -77,6 +78,7 @@ def parse_chat(
         tool_choice=choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         truncation=body.truncation or "disabled",
+        reasoning="inline" if body.reasoning_format == "none" else "apart",
         template_arguments=_template_arguments(body),
         **common(body),
     )

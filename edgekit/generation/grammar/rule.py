@@ -25,7 +25,11 @@ def format_rule(response_format: ResponseFormat) -> str:
     if kind == "json_schema":
         return lark_json(value, param=_PARAM)
     if kind == "grammar":
-        raise RequestError("`tools` and a `grammar` do not go together", hint="leave out one of them", param=_PARAM)
+        raise RequestError(
+            "a `grammar` goes neither with `tools` nor behind reasoning that the chat template has begun",
+            hint='leave the tools out, or send `"reasoning_effort": "none"`',
+            param=_PARAM,
+        )
     try:
         return _choice(value) if kind == "choice" else _regex(value)
     except PartError as complaint:

@@ -23,6 +23,7 @@ __all__ = [
     "ToolFormat",
     "ToolParser",
     "find_format",
+    "find_reasoning",
 ]
 
 # The first that recognises a template is taken: Qwen3's calls are Hermes' calls.
@@ -42,3 +43,13 @@ def find_format(source: str, tokens: Mapping[str, int]) -> ToolFormat | None:
         if kind.matches(source):
             return kind(source, tokens)
     return None
+
+
+def find_reasoning(source: str, tokens: Mapping[str, int]) -> ToolFormat | None:
+    """Return the format that tells a model's reasoning from its answer, without tools; None if it does not reason.
+
+    Args:
+        source: As for `find_format`.
+        tokens: Likewise.
+    """
+    return Qwen3(source, tokens) if Qwen3.reasons(source) else None

@@ -21,12 +21,14 @@ class TextPiece:
     """Text of the answer.
 
     Attributes:
-        thinking: It belongs to the model's reasoning. The tags around that are such pieces too, each one on its own,
-            so that the pieces together are what the model wrote and a door may leave the tags out.
+        thinking: It belongs to the model's reasoning.
+        mark: It stands around reasoning, a tag or white space. Such pieces are there so that all together are what the
+            model wrote; whoever tells reasoning apart leaves them out.
     """
 
     text: str
     thinking: bool = False
+    mark: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class _Parser(ToolParser):
 
     def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
         super().__init__(ids, tools, stream=stream, parallel=parallel)
-        self._state = self._begin
+        self._state = self._begin if tools else self._text
 
     def _begin(self) -> bool:
         rest = self._buffer.lstrip()

@@ -27,7 +27,7 @@ class ToolParser:
 
     Args:
         ids: Makes a call's id.
-        tools: Those there are; a call of anything else is text.
+        tools: Those there are; a call of anything else is text, and where there are none nothing is looked for.
         stream: Pass arguments on as they come.
         parallel: More than one call is allowed.
     """
@@ -40,6 +40,8 @@ class ToolParser:
     def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
         self._ids = ids
         self._names = frozenset(tool.name for tool in tools)
+        # What may open a call waits until it is one or none.
+        self._openings = self.OPENINGS if tools else ()
         self._stream = stream
         self._parallel = parallel
         self._called = False
@@ -76,17 +78,17 @@ class ToolParser:
         pieces, self._pieces = self._pieces, []
         return pieces
 
-    def _emit(self, text: str, *, thinking: bool = False) -> None:
+    def _emit(self, text: str, *, thinking: bool = False, mark: bool = False) -> None:
         if text:
-            self._pieces.append(TextPiece(text, thinking))
+            self._pieces.append(TextPiece(text, thinking, mark))
 
     # States.
 
     def _text(self) -> bool:
         """Text, until something opens a call."""
-        found = [(start, marker) for marker in self.OPENINGS if (start := self._buffer.find(marker)) >= 0]
+        found = [(start, marker) for marker in self._openings if (start := self._buffer.find(marker)) >= 0]
         if not found:
-            marks = [mark for marker in self.OPENINGS for mark in (marker, f"\n{marker}")]
+            marks = [mark for marker in self._openings for mark in (marker, f"\n{marker}")]
             waiting = max((overlap(self._buffer, mark) for mark in marks), default=0)
             keep = len(self._buffer) - waiting
             self._emit(self._buffer[:keep])
@@ -132,9 +134,9 @@ class ToolParser:
         rest = self._buffer.lstrip()
         if not rest:
             return False
-        if any(rest.startswith(marker) for marker in self.OPENINGS):
+        if any(rest.startswith(marker) for marker in self._openings):
             self._buffer = rest
-        elif any(marker.startswith(rest) for marker in self.OPENINGS):
+        elif any(marker.startswith(rest) for marker in self._openings):
             return False
         self._state = self._text
         return True

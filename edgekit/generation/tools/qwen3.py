@@ -1,7 +1,7 @@
 r"""Calls as Qwen3 writes them: Hermes' calls, and before them, between `<think>` tags, the model's reasoning.
 
 Reasoning comes as pieces of text, tags included; `TextPiece.thinking` tells it apart. Calls in it are thoughts and
-never made.
+never made. Other models reason between the same tags, so without tools this is their format too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ class Qwen3(Hermes):
 
     @classmethod
     def matches(cls, source: str) -> bool:
-        """It is Hermes' and mentions the end of reasoning."""
-        return super().matches(source) and DONE in source
+        """It is Hermes' and mentions reasoning."""
+        return super().matches(source) and cls.reasons(source)
+
+    @staticmethod
+    def reasons(source: str) -> bool:
+        """Whether a chat template knows reasoning between these tags, tools or none."""
+        return DONE in source
 
     def parser(
         self,
@@ -72,15 +77,15 @@ class _Parser(HermesParser):
     def finish(self) -> list[Piece]:
         """As `ToolParser.finish`."""
         if self._state in {self._think, self._thought}:
-            self._emit(self._buffer, thinking=True)
+            self._emit(self._buffer, thinking=True, mark=self._state == self._thought)
             self._buffer = ""
         return super().finish()
 
     def _begin(self) -> bool:
         rest = self._buffer.lstrip()
         if rest.startswith(THINK):
-            self._emit(self._buffer[: -len(rest)], thinking=True)
-            self._emit(THINK, thinking=True)
+            self._emit(self._buffer[: -len(rest)], thinking=True, mark=True)
+            self._emit(THINK, thinking=True, mark=True)
             self._buffer = rest[len(THINK) :]
             self._state = self._think
         elif THINK.startswith(rest):
@@ -97,7 +102,7 @@ class _Parser(HermesParser):
             self._buffer = self._buffer[keep:]
             return False
         self._emit(self._buffer[:start], thinking=True)
-        self._emit(DONE, thinking=True)
+        self._emit(DONE, thinking=True, mark=True)
         self._buffer = self._buffer[start + len(DONE) :]
         self._state = self._thought
         return True
@@ -105,7 +110,7 @@ class _Parser(HermesParser):
     def _thought(self) -> bool:
         """White space between reasoning and answer."""
         rest = self._buffer.lstrip()
-        self._emit(self._buffer[: len(self._buffer) - len(rest)], thinking=True)
+        self._emit(self._buffer[: len(self._buffer) - len(rest)], thinking=True, mark=True)
         self._buffer = rest
         if not rest:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -11,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from edgekit.generation.request import Delta, ToolChoice
+from edgekit.generation.tools import find_reasoning
 from tests.daemon.http.conftest import ASK, Played, Serve
 from tests.daemon.mqtt.scripted import (
     ARGUMENTS,
@@ -130,6 +132,21 @@ def test_the_end_of_each_answer_of_a_real_scheduler_is_told_before_the_next_one_
     assert [index for index, _ in told] == sorted(index for index, _ in told)
     assert [(index, reason) for index, reason in told if reason] == [(0, "length"), (1, "length"), (2, "length")]
     assert ["timings" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_thoughts_are_reasoning_content_unless_they_are_wanted_in_the_answer(serve: Serve) -> None:
+    model = echo_model("<think>\nHm.</think>\n\nParis")
+    served = serve(replace(model, reasoning=find_reasoning("</think>", {})))
+    message = served.http.post(CHAT, json=ASK).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("\nHm.", "Paris")
+    streamed: dict[str, str] = defaultdict(str)
+    with served.openai() as client:
+        for chunk in client.chat.completions.create(model="echo", messages=HELLO, stream=True):
+            for name, text in chunk.choices[0].delta.to_dict().items():
+                streamed[name] += str(text or "")
+    assert streamed == {"role": "assistant", "content": "Paris", "reasoning_content": "\nHm."}
+    inline = served.http.post(CHAT, json={**ASK, "reasoning_format": "none"}).json()["choices"][0]["message"]
+    assert inline == {"role": "assistant", "content": "<think>\nHm.</think>\n\nParis", "refusal": None}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -104,6 +104,12 @@ def test_logprobs_without_a_number_report_the_chosen_token_alone() -> None:
     assert parse_chat({"messages": HELLO, "logprobs": True}, request_id="r")[0].logprobs == 0
 
 
+def test_a_reasoning_format_says_where_thoughts_go() -> None:
+    for asked, where in ((None, "apart"), ("auto", "apart"), ("deepseek", "apart"), ("none", "inline")):
+        request, _ = parse_chat({"messages": HELLO, "reasoning_format": asked}, request_id="r")
+        assert request.reasoning == where
+
+
 def test_no_reasoning_effort_tells_the_template_not_to_think() -> None:
     request, _ = parse_chat({"messages": HELLO, "reasoning_effort": "none"}, request_id="r")
     assert request.template_arguments == {"enable_thinking": False}
@@ -190,6 +196,7 @@ def test_the_deprecated_way_to_call_functions_names_its_successor() -> None:
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"priority": 5000}, "priority"),
         ({"truncation": "middle"}, "truncation"),
+        ({"reasoning_format": "deepseek-legacy"}, "reasoning_format"),
         ({"speculation": "yes"}, "speculation"),
         ({"max_tokens": 5, "max_completion_tokens": 7}, "max_tokens"),
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, "repeat_penalty"),

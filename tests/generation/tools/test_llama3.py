@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgekit.generation.tools import TextPiece
 from edgekit.generation.tools.llama3 import Llama3
 from tests.generation.tools.pieces import parse
 
@@ -37,3 +38,7 @@ def test_calls_parted_by_semicolons_are_several() -> None:
 )
 def test_json_and_code_that_call_no_tool_are_text(text: str) -> None:
     assert parse(LLAMA3, list(text)) == [text]
+
+
+def test_without_tools_an_object_is_text_as_it_comes() -> None:
+    assert LLAMA3.parser(lambda: "", ()).push('{"name": ') == [TextPiece('{"name": ')]

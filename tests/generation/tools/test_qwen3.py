@@ -23,8 +23,13 @@ def test_thoughts_and_answer_are_told_apart() -> None:
 def test_a_tag_is_a_piece_of_its_own() -> None:
     parser = QWEN3.parser(lambda: "", TOOLS)
     pieces = parser.push("<think>\nHm.</think>\n\nHi")
-    assert pieces[0] == TextPiece("<think>", thinking=True)
-    assert TextPiece("</think>", thinking=True) in pieces
+    assert pieces == [
+        TextPiece("<think>", thinking=True, mark=True),
+        TextPiece("\nHm.", thinking=True),
+        TextPiece("</think>", thinking=True, mark=True),
+        TextPiece("\n\n", thinking=True, mark=True),
+        TextPiece("Hi"),
+    ]
 
 
 def test_thoughts_that_the_prompt_began_go_on() -> None:
@@ -38,3 +43,9 @@ def test_thoughts_that_never_end_are_thoughts() -> None:
 def test_an_answer_without_thoughts_is_an_answer() -> None:
     assert parse(QWEN3, ["\nHi"]) == ["\nHi"]
     assert parse(QWEN3, ["<thi"]) == ["<thi"]
+
+
+def test_without_tools_nothing_waits_to_become_a_call() -> None:
+    parser = QWEN3.parser(lambda: "", ())
+    assert parser.push("Look:\n```json\n{") == [TextPiece("Look:\n```json\n{")]
+    assert parser.push("<tool_call>") == [TextPiece("<tool_call>")]
