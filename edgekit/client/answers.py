@@ -36,6 +36,7 @@ def read_finish(reason: object, usage: object, timings: object) -> Finish:
             cached_tokens=int(_number(prompt.get("cached_tokens"))),
             accepted_tokens=int(_number(completion.get("accepted_prediction_tokens"))),
             rejected_tokens=int(_number(completion.get("rejected_prediction_tokens"))),
+            left_out_messages=int(_number(seconds.get("left_out_messages"))),
         ),
         Timings(
             _number(seconds.get("queue_s")),

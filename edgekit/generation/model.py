@@ -163,6 +163,7 @@ class TextModel:
             # Where nothing is called, and the prompt does not make it think, a form is all of an answer.
             grammar=self._grammar(request, tools if calling or prompt.thinking else None, thinking=prompt.thinking),
             tools=tools,
+            left_out=prompt.left_out,
             thinking=prompt.thinking,
         )
 

@@ -276,6 +276,7 @@ class Usage:
         cached_tokens: Of the prompt, those whose KV cache was there already.
         accepted_tokens: Of the completion, those that were guessed ahead rightly.
         rejected_tokens: Guessed ahead wrongly; they are in no other count.
+        left_out_messages: Of the chat, those that are not in the prompt because it would have been too long.
     """
 
     prompt_tokens: int
@@ -283,6 +284,7 @@ class Usage:
     cached_tokens: int = 0
     accepted_tokens: int = 0
     rejected_tokens: int = 0
+    left_out_messages: int = 0
 
     @property
     def total_tokens(self) -> int:

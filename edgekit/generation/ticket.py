@@ -48,6 +48,7 @@ class Ticket:
         wake: Called when it is cancelled.
         grammar: What holds its answers; None leaves them free.
         tools: How calls and reasoning look in its answers; None looks for none.
+        left_out: Messages of the chat that the prompt does without.
         thinking: The prompt opens the model's reasoning, and its answers go on with it.
 
     Attributes:
@@ -66,12 +67,14 @@ class Ticket:
         wake: Callable[[], None] = lambda: None,
         grammar: Grammar | None = None,
         tools: ToolFormat | None = None,
+        left_out: int = 0,
         thinking: bool = False,
     ) -> None:
         self.request = request
         self.prompt = list(prompt)
         self.grammar = grammar
         self.tools = tools
+        self.left_out = left_out
         self.thinking = thinking
         self.submitted = submitted
         self.cancelled = False
@@ -191,6 +194,7 @@ class Ticket:
                     cached_tokens=self.cached_tokens,
                     accepted_tokens=self.accepted_tokens,
                     rejected_tokens=self.rejected_tokens,
+                    left_out_messages=self.left_out,
                 ),
                 timings=Timings(
                     queue_s=started - self.submitted,

@@ -26,7 +26,6 @@ class Limits:
         max_chunk: Most tokens of one slot in one `run`: the prefill step.
         vocab_size: Width of a row of logits.
         kv_bytes_per_token: KV cache bytes of one token in one slot.
-        batch: Most slots whose single tokens share one pass over the weights; 1 where each takes its own.
     """
 
     context_length: int
@@ -34,7 +33,6 @@ class Limits:
     max_chunk: int
     vocab_size: int
     kv_bytes_per_token: int
-    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,6 @@ class GraphRunner(SlotRunner):
             max_chunk=min(max_chunk, context),
             vocab_size=int(self._shapes["logits"][2]),
             kv_bytes_per_token=self._kv.bytes_per_token,
-            batch=self._batch(sequence_slots),
         )
 
     def close(self) -> None:
@@ -82,10 +81,6 @@ class GraphRunner(SlotRunner):
     def _positions(self, context: int) -> tuple[int, int]:
         """Return the context that can be kept of one asked for, and the positions its buffers need."""
         return context, context
-
-    def _batch(self, slots: int) -> int:  # noqa: ARG002
-        """See `Limits.batch`."""
-        return 1
 
     def _held(self, slot: int) -> int:
         return self._lengths[slot]

@@ -68,6 +68,8 @@ class OnnxRuntimeRunner(GraphRunner):
         self._logits = np.empty((slots * _KEPT_ROWS, self._limits.vocab_size), np.float32)
         self._steps: dict[tuple[Pass, int], _Step] = {}
         self._caches: dict[tuple[int, int], list[Any]] = {}
+        # Bundles of before the batch had a say hold graphs whose rows are `[rows]`.
+        self._has_batch = len(self._shapes["logits_index"]) == 3
         self._told = "query_seqlens" in self._shapes
         self._together = _TOGETHER if self._told else 1 if self._has_batch else 0
 
@@ -81,11 +83,6 @@ class OnnxRuntimeRunner(GraphRunner):
         # A padded chunk ends one position behind the context: older graphs cannot turn a token there.
         self._turned = int(self._metadata.get("edgekit.positions", self._metadata["edgekit.context_length"]))
         return min(context, self._turned - 1), min(context + 1, self._turned)
-
-    def _batch(self, slots: int) -> int:
-        # Bundles of before the batch had a say hold graphs whose rows are `[rows]`.
-        self._has_batch = len(self._shapes["logits_index"]) == 3
-        return slots if self._has_batch else 1
 
     def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
         mine = {chunk.slot: (chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)}

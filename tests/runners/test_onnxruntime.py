@@ -319,7 +319,7 @@ def test_a_graph_whose_rows_have_no_batch_still_runs(tmp_path: Path, folder: Pat
 def test_open_runner_passes_slots_and_chunk_on_and_refuses_a_cache_of_8_bits(folder: Path) -> None:
     runner = open_runner(folder, "onnx", "onnxruntime", context_length=64, sequence_slots=3, max_chunk=16, threads=1)
     limits = runner.limits
-    assert (limits.context_length, limits.sequence_slots, limits.max_chunk, limits.batch) == (64, 3, 16, 3)
+    assert (limits.context_length, limits.sequence_slots, limits.max_chunk) == (64, 3, 16)
     with pytest.raises(ConfigError, match="KV cache") as caught:
         open_runner(folder, "onnx", "onnxruntime", context_length=64, kv_bits=8)
     assert caught.value.hint

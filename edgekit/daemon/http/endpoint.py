@@ -212,6 +212,7 @@ def cost_headers(finish: Finish) -> dict[str, str]:
         "X-Edgekit-Drafted-Tokens": str(usage.accepted_tokens + usage.rejected_tokens),
         "X-Edgekit-Accepted-Tokens": str(usage.accepted_tokens),
         "X-Edgekit-Kv-Bytes": str(timings.kv_bytes),
+        "X-Edgekit-Left-Out-Messages": str(usage.left_out_messages),
     }
 
 

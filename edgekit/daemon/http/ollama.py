@@ -183,6 +183,8 @@ def _end(finish: Finish) -> dict[str, Any]:
         "prompt_eval_duration": _nanoseconds(timings.prefill_s),
         "eval_count": usage.completion_tokens,
         "eval_duration": _nanoseconds(timings.decode_s),
+        # Ollama leaves messages out without a word.
+        **({"left_out_messages": usage.left_out_messages} if usage.left_out_messages else {}),
     }
 
 

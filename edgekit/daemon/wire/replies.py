@@ -120,6 +120,7 @@ def timings_body(timings: Timings, usage: Usage) -> dict[str, float]:
         "drafted_tokens": usage.accepted_tokens + usage.rejected_tokens,
         "accepted_tokens": usage.accepted_tokens,
         "kv_bytes": timings.kv_bytes,
+        "left_out_messages": usage.left_out_messages,
     }
 
 

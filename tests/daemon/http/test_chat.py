@@ -213,11 +213,13 @@ def test_usage_and_timings_tell_what_was_cached_and_guessed(played: Played) -> N
 def test_headers_tell_what_a_whole_answer_took_and_the_last_chunk_what_a_stream_did(played: Played) -> None:
     headers = played.http.post(CHAT, json=ASK).headers
     assert headers["server-timing"] == "queue;dur=250.000, prefill;dur=500.000, decode;dur=1000.000"
-    names = ("prompt-tokens", "cached-tokens", "completion-tokens", "drafted-tokens", "accepted-tokens", "kv-bytes")
-    assert [headers[f"x-edgekit-{name}"] for name in names] == ["11", "4", "8", "3", "2", "4096"]
+    names = ["prompt-tokens", "cached-tokens", "completion-tokens", "drafted-tokens", "accepted-tokens", "kv-bytes"]
+    names.append("left-out-messages")
+    assert [headers[f"x-edgekit-{name}"] for name in names] == ["11", "4", "8", "3", "2", "4096", "6"]
     events = played.http.post(CHAT, json={**ASK, "stream": True, "n": 2}).text.strip().split("\n\n")
     last = json.loads(events[-2].removeprefix("data: "))
     assert last["timings"]["cached_tokens"] == 4
+    assert last["timings"]["left_out_messages"] == 6
     assert sum('"timings"' in event for event in events) == 1
 
 
@@ -228,3 +230,18 @@ def test_what_is_wrong_with_a_tool_reaches_openais_client_as_param(played: Playe
         )
     assert caught.value.param == "tool_choice"
     assert played.scheduler.played == []
+
+
+def test_how_many_messages_a_long_chat_went_without_is_told_in_either_dialect(serve: Serve) -> None:
+    served = serve(echo_model("Hi", context_length=400))
+    turns = [{"role": "user", "content": "x" * 60} for _ in range(8)]
+    body = {"messages": [*turns, *HELLO], "max_tokens": 9, "truncation": "auto"}
+    reply = served.http.post(CHAT, json=body)
+    left_out = reply.json()["timings"]["left_out_messages"]
+    assert 0 < left_out < len(turns)
+    assert reply.headers["x-edgekit-left-out-messages"] == str(left_out)
+    asked = {"model": "echo", "messages": body["messages"], "options": {"num_predict": 9}, "stream": False}
+    assert served.http.post("/api/chat", json=asked).json()["left_out_messages"] == left_out
+    short = {**asked, "messages": HELLO}
+    assert "left_out_messages" not in served.http.post("/api/chat", json=short).json()
+    assert served.http.post(CHAT, json={**body, "truncation": "disabled"}).status_code == 400

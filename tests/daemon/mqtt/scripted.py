@@ -56,7 +56,7 @@ Script = Callable[[Playing], None]
 def finish(reason: FinishReason = "stop", words: int = len(WORDS)) -> Finish:
     return Finish(
         reason,
-        Usage(11, words, cached_tokens=4, accepted_tokens=2, rejected_tokens=1),
+        Usage(11, words, cached_tokens=4, accepted_tokens=2, rejected_tokens=1, left_out_messages=6),
         Timings(queue_s=0.25, prefill_s=0.5, decode_s=1.0, slowest_token_s=0.5, steps=5, kv_bytes=4096),
     )
 

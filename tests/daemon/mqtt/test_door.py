@@ -61,6 +61,7 @@ def test_a_request_with_response_topic_and_correlation_data_gets_exactly_one_ans
                 "drafted_tokens": 3,
                 "accepted_tokens": 2,
                 "kv_bytes": 4096,
+                "left_out_messages": 6,
             },
         }
         assert caller.silent()

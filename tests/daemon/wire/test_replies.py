@@ -57,6 +57,7 @@ def test_timings_tell_where_the_time_went() -> None:
         "drafted_tokens": 5,
         "accepted_tokens": 3,
         "kv_bytes": 4096,
+        "left_out_messages": 0,
     }
 
 
