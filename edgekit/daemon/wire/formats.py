@@ -16,8 +16,6 @@ from edgekit.generation.request import ResponseFormat
 
 __all__ = ["SPELLINGS", "read_format", "read_ollama_format"]
 
-_MAX_CHOICES = 1024
-
 # vLLM's and llama.cpp's fields at the top of a body, with the kind that each stands for.
 SPELLINGS: Mapping[str, str] = {
     "guided_json": "json",
@@ -146,13 +144,11 @@ def _value(kind: str, value: object, at: str) -> ResponseFormat:
     if kind == "json":
         return ResponseFormat("json_schema", _schema(value, at))
     if kind == "choice":
-        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-            raise RequestError(f"`{at}` must be a list of texts", param=at)
-        if not 1 <= len(value) <= _MAX_CHOICES:
-            raise RequestError(f"`{at}` must have 1 to {_MAX_CHOICES} texts", param=at)
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+            raise RequestError(f"`{at}` must be a list of texts that are not empty", param=at)
         return ResponseFormat("choice", tuple(value))
     if not isinstance(value, str) or not value:
-        raise RequestError(f"`{at}` must be a text", param=at)
+        raise RequestError(f"`{at}` must be a text that is not empty", param=at)
     return ResponseFormat("regex" if kind == "regex" else "grammar", value)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from edgekit.errors import RequestError
-from edgekit.generation.grammar.errors import PartError, one_line, refusal
-from edgekit.generation.grammar.lark import choice_grammar, prepare_lark, regex_grammar, to_lark
+from edgekit.generation.grammar.errors import one_line
+from edgekit.generation.grammar.lark import prepare_lark, to_lark
 from edgekit.generation.grammar.matcher import Matcher, MatcherFactory
-from edgekit.generation.grammar.patterns import full_match
+from edgekit.generation.grammar.rule import format_rule
 from edgekit.generation.grammar.schema import LoweredSchema, lower_schema
 from edgekit.generation.grammar.vocabulary import Vocabulary
 from edgekit.generation.request import ResponseFormat
@@ -80,14 +80,10 @@ class GrammarCompiler:
         if kind == "json_schema":
             return self._compile_schema(value, param)
         if kind == "grammar":
-            return self.compile_lark(to_lark(_text(value, "`grammar` is a text", param), param=param), param=param)
-        try:
-            if kind == "regex":
-                source = regex_grammar(full_match(_text(value, "`regex` is a text", param)))
-            else:
-                source = choice_grammar(value)
-        except PartError as complaint:
-            raise refusal(complaint, path="", param=param) from None
+            if not isinstance(value, str) or not value:
+                raise RequestError("`grammar` is a text that is not empty", param=param)
+            return self.compile_lark(to_lark(value, param=param), param=param)
+        source = f"start: {format_rule(response_format)}\n"
         return self._cached("lark", source, lambda: self._build(LLMatcher.grammar_from_lark(source), param))
 
     def compile_lark(self, text: str, *, param: str) -> Grammar:
@@ -215,9 +211,3 @@ def _refused(message: str, param: str) -> RequestError:
     if any(word in line for word in _TOO_MUCH):
         return RequestError(f"it is too complex to be enforced: {line}", code="schema_too_complex", param=param)
     return RequestError(f"it cannot be enforced: {line}", code="unsupported_schema", param=param)
-
-
-def _text(value: object, complaint: str, param: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise RequestError(complaint, param=param)
-    return value

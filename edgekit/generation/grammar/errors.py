@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekit.errors import RequestError
 
-__all__ = ["PartError", "one_line", "refusal"]
+__all__ = ["PartError", "one_line", "refusal", "too_much"]
 
 
 class PartError(Exception):
@@ -25,6 +25,11 @@ def refusal(complaint: PartError, *, path: str, param: str) -> RequestError:
     """Return the error for a request whose schema or grammar has this at `path`."""
     where = f"{path}: " if path else ""
     return RequestError(where + complaint.message, hint=complaint.hint, code=complaint.code, param=param)
+
+
+def too_much(what: str, most: int, unit: str) -> PartError:
+    """Return the complaint that a part is larger than it may be."""
+    return PartError(f"a {what} may have {most} {unit}", complex_=True)
 
 
 def one_line(message: str) -> str:

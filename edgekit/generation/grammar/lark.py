@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from llguidance.gbnf_to_lark import any_to_lark
 
-from edgekit.generation.grammar.errors import PartError, refusal
+from edgekit.generation.grammar.errors import PartError, refusal, too_much
 from edgekit.generation.grammar.schema import lower_schema
 
-__all__ = ["choice_grammar", "lark_json", "lark_text", "prepare_lark", "regex_grammar", "to_lark"]
+__all__ = ["lark_json", "lark_text", "prepare_lark", "to_lark"]
 
 MAX_GRAMMAR_CHARS = 128 * 1024
 # llguidance goes down rules by recursion.
 MAX_RULES = 400
-MAX_CHOICES = 2000
-MAX_CHOICE_CHARS = 64 * 1024
 
 _PIECES = re.compile(
     r"""(?P<comment>//[^\n]*|\#[^\n]*)
@@ -66,7 +64,7 @@ def to_lark(text: str, *, param: str) -> str:
         RequestError: The grammar is too large, or cannot be converted.
     """
     if len(text) > MAX_GRAMMAR_CHARS:
-        raise refusal(_too_much("grammar", MAX_GRAMMAR_CHARS, "characters"), path="", param=param)
+        raise refusal(too_much("grammar", MAX_GRAMMAR_CHARS, "characters"), path="", param=param)
     if "::=" not in text:
         return text
     try:
@@ -74,31 +72,6 @@ def to_lark(text: str, *, param: str) -> str:
     except Exception as error:  # the converter raises several kinds, RecursionError among them
         shown = " ".join(str(error).split())[:200]
         raise refusal(PartError(f"the grammar is not GBNF: {shown}", invalid=True), path="", param=param) from error
-
-
-def choice_grammar(choices: object) -> str:
-    """Return the grammar of a list of texts, one of which is the answer.
-
-    Raises:
-        PartError: It is not a list of different texts, or too long.
-    """
-    if isinstance(choices, str) or not isinstance(choices, Sequence):
-        raise PartError("`choice` is a list of texts", invalid=True)
-    if not choices or not all(isinstance(text, str) and text for text in choices):
-        raise PartError("`choice` is a list of texts that are not empty", invalid=True)
-    if len(choices) > MAX_CHOICES:
-        raise _too_much("choice", MAX_CHOICES, "texts")
-    if sum(map(len, choices)) > MAX_CHOICE_CHARS:
-        raise _too_much("choice", MAX_CHOICE_CHARS, "characters")
-    if any("\ud800" <= char <= "\udfff" for text in choices for char in text):
-        raise PartError("`choice` holds half of a surrogate pair", invalid=True)
-    # A terminal, not a rule: its texts share one automaton.
-    return f"start: CHOICE\nCHOICE: {' | '.join(lark_text(text) for text in dict.fromkeys(choices))}\n"
-
-
-def regex_grammar(expression: str) -> str:
-    """Return the grammar of a regular expression that `patterns.py` wrote."""
-    return f"start: TEXT\nTEXT: /{expression or '(?:)'}/\n"
 
 
 def prepare_lark(
@@ -124,7 +97,7 @@ def prepare_lark(
         RequestError: Something in it is not enforced, or malformed.
     """
     if len(text) > MAX_GRAMMAR_CHARS:
-        raise refusal(_too_much("grammar", MAX_GRAMMAR_CHARS, "characters"), path="", param=param)
+        raise refusal(too_much("grammar", MAX_GRAMMAR_CHARS, "characters"), path="", param=param)
     named = _Names(special, frozenset(plain), frozenset(ends))
     out: list[str] = []
     rules: list[str] = []
@@ -202,12 +175,8 @@ def _check_options(value: object) -> None:
 def _check_rules(code: str) -> None:
     """Check rules and their attributes; `code` is the grammar without texts, expressions and schemas."""
     if code.count(":") > MAX_RULES:
-        raise _too_much("grammar", MAX_RULES, "rules")
+        raise too_much("grammar", MAX_RULES, "rules")
     if "@" in code:
         raise PartError("a grammar does not refer to others (`@`)", invalid=True)
     if attribute := _ATTRIBUTE.search(code):
         raise PartError(f"`{attribute[1]}` of a rule is not enforced", hint="a rule may be `lazy` or have a `suffix`")
-
-
-def _too_much(what: str, most: int, unit: str) -> PartError:
-    return PartError(f"a {what} may have {most} {unit}", complex_=True)

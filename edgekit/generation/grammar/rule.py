@@ -1,14 +1,23 @@
-"""A response format as part of a larger grammar: where a model may call a tool or else answer in that form."""
+"""A response format as a rule of a grammar: all of it, or where a model may call a tool or else answer in that form.
+
+What `regex` and `choice` may be is decided here alone. Both become one regular expression: its texts share an
+automaton, where llguidance holds 2000 alternatives of a rule at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgekit.errors import RequestError
-from edgekit.generation.grammar.errors import PartError, refusal
-from edgekit.generation.grammar.lark import choice_grammar, lark_json
+from edgekit.generation.grammar.errors import PartError, refusal, too_much
+from edgekit.generation.grammar.lark import lark_json
 from edgekit.generation.grammar.patterns import full_match, literal
 from edgekit.generation.request import ResponseFormat
 
 __all__ = ["format_rule"]
+
+MAX_CHOICES = 2000
+MAX_CHOICE_CHARS = 64 * 1024
 
 _PARAM = "response_format"
 
@@ -17,7 +26,8 @@ def format_rule(response_format: ResponseFormat) -> str:
     """Return the body of a rule, in Lark, that an answer in this format matches.
 
     Raises:
-        RequestError: As `GrammarCompiler.compile`; or it is a grammar of its own, whose names might be the other's too.
+        RequestError: `unsupported_schema`, `schema_too_complex` or `invalid_request`, with the path of the part; or it
+            is a grammar of its own, whose names might be the other's too.
     """
     kind, value = response_format.kind, response_format.value
     if kind == "json_object":
@@ -31,19 +41,27 @@ def format_rule(response_format: ResponseFormat) -> str:
             param=_PARAM,
         )
     try:
-        return _choice(value) if kind == "choice" else _regex(value)
+        return f"/{_choice(value) if kind == 'choice' else _regex(value)}/"
     except PartError as complaint:
         raise refusal(complaint, path="", param=_PARAM) from None
 
 
 def _choice(texts: object) -> str:
-    choice_grammar(texts)
-    assert isinstance(texts, list | tuple)  # noqa: S101  it was checked
-    # One expression, not a rule of as many alternatives: llguidance holds 2000 of them at once.
-    return f"/{'|'.join(literal(text) for text in texts)}/"
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise PartError("`choice` is a list of texts", invalid=True)
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise PartError("`choice` is a list of texts that are not empty", invalid=True)
+    if len(texts) > MAX_CHOICES:
+        raise too_much("choice", MAX_CHOICES, "texts")
+    if sum(map(len, texts)) > MAX_CHOICE_CHARS:
+        raise too_much("choice", MAX_CHOICE_CHARS, "characters")
+    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
+        raise PartError("`choice` holds half of a surrogate pair", invalid=True)
+    return "|".join(literal(text) for text in dict.fromkeys(texts))
 
 
 def _regex(pattern: object) -> str:
-    if not isinstance(pattern, str):
-        raise PartError("`regex` is a text", invalid=True)
-    return f"/{full_match(pattern) or '(?:)'}/"
+    if not isinstance(pattern, str) or not pattern:
+        raise PartError("`regex` is a text that is not empty", invalid=True)
+    # A pattern that matches nothing but the empty text is one all the same: `^$`.
+    return full_match(pattern) or "(?:)"

@@ -102,3 +102,8 @@ def test_two_formats_contradict_each_other(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="both say what the answer must look like") as caught:
         parse(fields)
     assert caught.value.param is not None
+
+
+def test_how_many_choices_there_may_be_is_the_grammars_business() -> None:
+    texts = [f"item {number}" for number in range(1500)]
+    assert parse({"guided_choice": texts}) == ResponseFormat("choice", tuple(texts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,43 @@ def test_a_grammar_is_no_part_of_another() -> None:
     assert caught.value.param == "response_format"
 
 
-@pytest.mark.parametrize("value", [(), ("",), 5])
-def test_a_choice_is_checked_here_too(value: object) -> None:
-    with pytest.raises(RequestError):
-        format_rule(ResponseFormat("choice", value))
+@pytest.mark.parametrize(
+    ("kind", "value", "code"),
+    [
+        ("regex", "", "invalid_request"),
+        ("regex", 5, "invalid_request"),
+        ("regex", "(", "unsupported_schema"),
+        ("regex", "a{9999}{9}", "unsupported_schema"),
+        ("regex", "(?:a{999}){99}", "schema_too_complex"),
+        ("choice", (), "invalid_request"),
+        ("choice", ("a", ""), "invalid_request"),
+        ("choice", "abc", "invalid_request"),
+        ("choice", 5, "invalid_request"),
+        ("choice", (5,), "invalid_request"),
+        ("choice", ("a", "\ud83d"), "invalid_request"),
+        ("choice", [str(number) for number in range(2001)], "schema_too_complex"),
+        ("choice", ["a" * 40_000, "b" * 40_000], "schema_too_complex"),
+    ],
+)
+def test_what_is_refused_as_a_part_is_refused_alone_in_the_same_words(kind: Any, value: object, code: str) -> None:
+    wanted = ResponseFormat(kind, value)
+    with pytest.raises(RequestError) as part:
+        format_rule(wanted)
+    with pytest.raises(RequestError) as alone:
+        kit("byte_level").compiler.compile(wanted)
+    assert (part.value.code, part.value.param) == (code, "response_format")
+    assert str(alone.value) == str(part.value)
+    assert (alone.value.code, alone.value.param, alone.value.hint) == (code, "response_format", part.value.hint)
+
+
+@pytest.mark.parametrize("pattern", ["^$", "^(?:)$", "a{0}"])
+def test_a_pattern_of_the_empty_text_is_a_pattern(pattern: str) -> None:
+    wanted = ResponseFormat("regex", pattern)
+    used = kit("byte_level")
+    for grammar in (
+        used.compiler.compile(wanted),
+        used.compiler.compile_lark(f'start: "so" answer\nanswer: {format_rule(wanted)}', param="tools"),
+    ):
+        tokens, ended = walk(used, grammar, 1)
+        assert ended
+        assert text_of(used, tokens) in {"", "so"}
