@@ -95,10 +95,11 @@ class Slots:
             private: Nobody else may use what will be there.
 
         Returns:
-            The slot and the tokens it holds; None if no slot or no memory is free.
+            The slot and the tokens it holds; None if no slot or no memory is free. Then nothing was touched, nor was
+            the prompt looked for: whoever waits asks again at every step.
         """
         free = [number for number, slot in enumerate(self._slots) if not slot.busy]
-        if not free:
+        if not free or not self._fits(len(tokens)):
             return None
         most = len(tokens) - 1 if reuse else 0
         shared = [self._shared(slot, tokens, tenant, most) for slot in self._slots]
@@ -164,6 +165,12 @@ class Slots:
             self.empty(min(idle, key=lambda number: self._slots[number].used))
         return True
 
+    def _fits(self, tokens: int) -> bool:
+        """Whether an answer of so many tokens may begin, once what no answer uses is emptied."""
+        busy = [slot for slot in self._slots if slot.busy]
+        # Those that run need room to grow, or they would soon push this one out again.
+        return sum(slot.high for slot in busy) + tokens + _SPARE * len(busy) <= self.most_tokens
+
     def _begin(
         self,
         number: int,
@@ -175,7 +182,7 @@ class Slots:
         in_place: bool = False,
         restore: bool = False,
         private: bool = False,
-    ) -> tuple[int, int] | None:
+    ) -> tuple[int, int]:
         slot = self._slots[number]
         slot.busy = True
         try:
@@ -185,11 +192,9 @@ class Slots:
                 # What leaves a slot goes on in memory; while it lies in the slot it need not be there twice.
                 self._save(number, slot.exact, memory=True)
                 self.empty(number)
-            # Those that run need room to grow, or they would soon push this one out again.
+            # There is as much: `_fits` has counted it.
             spare = _SPARE * sum(other.busy for other in self._slots if other is not slot)
-            if not self.make_room(len(tokens) - slot.high + spare):
-                slot.busy = False
-                return None
+            self.make_room(len(tokens) - slot.high + spare)
             slot.tenant, slot.private = tenant, private
             self._touch(slot)
             if copy_from is not None:
