@@ -23,8 +23,9 @@ from edgekit.daemon.http.door import HttpDoor
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt.door import MqttDoor
 from edgekit.daemon.notify import Notifier
+from edgekit.daemon.preparation import Preparation
 from edgekit.errors import ConfigError
-from edgekit.generation.opening import open_model, schedule
+from edgekit.generation.opening import open_model, schedule, share_memory
 from edgekit.generation.scheduler import Scheduler
 
 __all__ = ["Daemon"]
@@ -61,6 +62,7 @@ class Daemon:
         self._scheduler: Scheduler | None = None
         self._http: HttpDoor | None = None
         self._mqtt: MqttDoor | None = None
+        self._preparation: Preparation | None = None
         # Before there is a queue to beat, loading counts as alive: TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify)
         self._trimmer = Trimmer()
@@ -82,8 +84,11 @@ class Daemon:
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
             bundle = open_bundle(self._bundle)
             model = open_model(bundle, config.generation)
-            scheduler = schedule(model, bundle, config.generation)
+            shares = share_memory(model, bundle, config.generation)
+            scheduler = schedule(model, bundle, config.generation, shares)
             self._scheduler = scheduler
+            if shares.grammars:
+                self._preparation = Preparation(model.grammars.prepare, lambda: scheduler.queue_length() > 0)
             self._metrics.watch(
                 model.info,
                 queue_length=scheduler.queue_length,
@@ -100,6 +105,8 @@ class Daemon:
             raise
         logger.info("%s answers", model.info.name)
         self._notify.ready(f"{model.info.name} answers")
+        if self._preparation is not None:
+            self._preparation.start()
 
     def stop(self, drain_s: float = _DRAIN_S) -> None:
         """Let running answers end, then close everything; harmless if nothing was started."""
@@ -113,6 +120,8 @@ class Daemon:
             self._http.stop()
         self._watchdog.stop()
         self._trimmer.stop()
+        if self._preparation is not None:
+            self._preparation.stop()
 
     def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, stop. Call it on the main thread.

@@ -14,12 +14,14 @@ from pathlib import Path
 from edgekit.memory import RUNTIMES, Shapes
 from edgekit.runners.base import Limits
 
-__all__ = ["kv_budget", "model_shapes"]
+__all__ = ["grammar_bytes", "kv_budget", "model_shapes"]
 
 # Of the memory that is available, for what else the system does meanwhile.
 _LEFT_TO_THE_SYSTEM = 0.1
 # Below this a chat is of no use; better a request that the kernel makes room for than a daemon that refuses all.
 _LEAST_TOKENS = 512
+# Measured with llguidance 1.9.1: 151,936 tokens take 63 MiB, and 76 MiB while they are built; 49,152 take 22 and 26.
+_GRAMMARS_PER_TOKEN = 550
 
 
 def kv_budget(limits: Limits, runtime: str, shapes: Shapes | None, available: int | None) -> int:
@@ -44,6 +46,11 @@ def kv_budget(limits: Limits, runtime: str, shapes: Shapes | None, available: in
     room = int(available * (1 - _LEFT_TO_THE_SYSTEM)) - step
     least = min(whole, _LEAST_TOKENS * limits.kv_bytes_per_token)
     return max(least, min(whole, room))
+
+
+def grammar_bytes(vocab_size: int) -> int:
+    """Return what grammars need of a tokenizer with so many tokens, at its most, while it is built."""
+    return _GRAMMARS_PER_TOKEN * vocab_size
 
 
 def model_shapes(folder: Path) -> Shapes | None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.config import GenerationConfig
-from edgekit.generation.memory_budget import kv_budget, model_shapes
+from edgekit.generation.memory_budget import grammar_bytes, kv_budget, model_shapes
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.scheduler import Scheduler
 from edgekit.machine import available_bytes
 from edgekit.memory import MIB
 
-__all__ = ["open_model", "schedule"]
+__all__ = ["Shares", "open_model", "schedule", "share_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,33 +30,71 @@ def open_model(bundle: Bundle, config: GenerationConfig) -> TextModel:
     )
 
 
-def schedule(model: TextModel, bundle: Bundle, config: GenerationConfig) -> Scheduler:
-    """Put a queue in front of a model that stays within this machine's memory.
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How the memory that is left once a model is loaded is shared out.
+
+    Attributes:
+        kv_bytes: For the KV cache in the sequence slots.
+        grammars: What grammars need of the tokenizer has its own share, and may be built before anybody asks.
+    """
+
+    kv_bytes: int
+    grammars: bool
+
+
+def share_memory(model: TextModel, bundle: Bundle, config: GenerationConfig) -> Shares:
+    """Share out what memory this machine has left; call it before anything is answered.
+
+    Grammars have a share where the rest still holds a conversation of the whole context. Where it does not, they are
+    built for the first who asks for one, out of what is left to the system.
+
+    Args:
+        model: From `open_model`.
+        bundle: What it was loaded from.
+        config: The same.
+    """
+    available = available_bytes()
+    whole = _kv_budget(model, bundle, config, available)
+    if available is None:
+        return Shares(whole, grammars=True)
+    limits = model.runner.limits
+    left = available - grammar_bytes(limits.vocab_size)
+    rest = _kv_budget(model, bundle, config, max(0, left))
+    if left < 0 or rest < min(whole, limits.context_length * limits.kv_bytes_per_token):
+        return Shares(whole, grammars=False)
+    return Shares(rest, grammars=True)
+
+
+def _kv_budget(model: TextModel, bundle: Bundle, config: GenerationConfig, available: int | None) -> int:
+    if available is not None:
+        # What waits to be written to disk is in memory meanwhile.
+        queued = QUEUE_BYTES if config.prefix_folder is not None else 0
+        available = max(0, available - config.prefix_memory_mib * MIB - queued)
+    budget = kv_budget(model.runner.limits, model.runner.backend.runtime, model_shapes(bundle.path), available)
+    return budget if config.kv_cache_mib is None else min(budget, config.kv_cache_mib * MIB)
+
+
+def schedule(model: TextModel, bundle: Bundle, config: GenerationConfig, shares: Shares) -> Scheduler:
+    """Put a queue in front of a model that stays within its share of memory.
 
     Args:
         model: From `open_model`; the scheduler closes it.
         bundle: What it was loaded from.
         config: The same.
+        shares: From `share_memory`.
     """
     limits = model.runner.limits
-    available = available_bytes()
-    if available is not None:
-        # What waits to be written to disk is in memory meanwhile.
-        queued = QUEUE_BYTES if config.prefix_folder is not None else 0
-        available = max(0, available - config.prefix_memory_mib * MIB - queued)
-    budget = kv_budget(limits, model.runner.backend.runtime, model_shapes(bundle.path), available)
-    if config.kv_cache_mib is not None:
-        budget = min(budget, config.kv_cache_mib * MIB)
-    if budget < limits.context_length * limits.kv_bytes_per_token:
+    if shares.kv_bytes < limits.context_length * limits.kv_bytes_per_token:
         logger.warning(
             "there is memory for %d tokens of KV cache; a conversation may have %d",
-            budget // limits.kv_bytes_per_token,
+            shares.kv_bytes // limits.kv_bytes_per_token,
             limits.context_length,
         )
     return Scheduler(
         model,
         max_queue=config.max_queue,
-        kv_budget_bytes=budget,
+        kv_budget_bytes=shares.kv_bytes,
         prefix=_prefix_cache(model, bundle, config),
         speculation=config.speculation,
     )

@@ -1,8 +1,8 @@
 """Compiles what an answer must look like, before its first token, or refuses it.
 
 It runs on the caller's thread and may be used by several at once. What is compiled is kept and used again: a matcher of
-a grammar that is known costs a copy. The tokenizer's part is built on first use and takes a second or two. llguidance
-goes down by recursion: within the limits here, 2 MiB of stack are enough.
+a grammar that is known costs a copy. The tokenizer's part is built once, ahead or on first use, and takes a second or
+two. llguidance goes down by recursion: within the limits here, 2 MiB of stack are enough.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
 
-from edgekit.errors import RequestError
+from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.grammar.errors import one_line
 from edgekit.generation.grammar.lark import prepare_lark, to_lark
 from edgekit.generation.grammar.matcher import Matcher, MatcherFactory
@@ -63,8 +63,22 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
         self._lock = threading.Lock()
-        self._ready: tuple[Vocabulary, MatcherFactory] | None = None
+        self._building = threading.Lock()
+        self._built: tuple[Vocabulary, MatcherFactory] | EdgekitError | None = None
         self._cache: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the tokenizer's part has been built, or cannot be."""
+        return self._built is not None
+
+    def prepare(self) -> None:
+        """Build the tokenizer's part if nobody has; who needs it meanwhile waits for it, and it is never built twice.
+
+        Raises:
+            EdgekitError: `grammar_unavailable`, as `compile` will then.
+        """
+        self._prepared()
 
     def compile(self, response_format: ResponseFormat) -> Grammar:
         """Return the grammar of a response format.
@@ -143,11 +157,20 @@ class GrammarCompiler:
         return grammar
 
     def _prepared(self) -> tuple[Vocabulary, MatcherFactory]:
-        with self._lock:
-            if self._ready is None:
-                vocabulary = Vocabulary(self._tokenizer, vocab_size=self._vocab_size, eos_token_ids=self._eos_token_ids)
-                self._ready = vocabulary, MatcherFactory(vocabulary, self._vocab_size)
-            return self._ready
+        with self._building:
+            if self._built is None:
+                self._built = self._build_vocabulary()
+        if isinstance(self._built, EdgekitError):
+            # One of its own for each caller: raising notes where.
+            raise EdgekitError(self._built.message, hint=self._built.hint, code=self._built.code)
+        return self._built
+
+    def _build_vocabulary(self) -> tuple[Vocabulary, MatcherFactory] | EdgekitError:
+        try:
+            vocabulary = Vocabulary(self._tokenizer, vocab_size=self._vocab_size, eos_token_ids=self._eos_token_ids)
+        except EdgekitError as error:
+            return error
+        return vocabulary, MatcherFactory(vocabulary, self._vocab_size)
 
     def _build(self, source: str, param: str) -> Grammar:
         vocabulary, factory = self._prepared()

@@ -53,11 +53,10 @@ class Vocabulary:
                 else f"the model has {vocab_size} tokens and its tokenizer {self.last}",
                 code="grammar_unavailable",
             )
-        definition = json.loads(tokenizer.backend.to_str())
-        tokens = _bytes_of(tokenizer, definition)
+        tokens = token_bytes(tokenizer)
         for number in self.special:
             tokens[number] = _SPECIAL + tokens[number]
-        encode = _continuation(tokenizer, definition)
+        encode = _continuation(tokenizer)
         _drop_repetitions(tokens, encode)
         tokens += [b""] * (vocab_size - len(tokens))
         wrapper = _Tokens(tokens, min(self.eos_token_ids), encode)
@@ -87,11 +86,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     Raises:
         EdgekitError: `grammar_unavailable`, as `Vocabulary`.
     """
-    return _bytes_of(tokenizer, json.loads(tokenizer.backend.to_str()))
-
-
-def _bytes_of(tokenizer: Tokenizer, definition: dict[str, Any]) -> list[bytes]:
-    decoders = _components(definition.get("decoder"))
+    decoders = _components(_described(tokenizer.backend.decoder))
     kinds = {decoder["type"] for decoder in decoders}
     to_bytes: Callable[[str], bytes]
     if "ByteLevel" in kinds:
@@ -144,17 +139,17 @@ def _drop_repetitions(tokens: list[bytes], encode: Callable[[str], list[int]]) -
                     tokens[number] = b""
 
 
-def _continuation(tokenizer: Tokenizer, definition: dict[str, Any]) -> Callable[[str], list[int]]:
+def _continuation(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     """How text in mid answer is encoded: no blank is put before it, and it is not rewritten.
 
     The backend is a second one over the same model, with its own switches: special tokens in text stay text.
     """
-    shell = {
-        "version": definition["version"],
+    shell: dict[str, Any] = {
+        "version": "1.0",
         "added_tokens": [],
-        "normalizer": _joined(_kept(definition.get("normalizer")), "normalizers"),
+        "normalizer": _joined(_kept(_described(tokenizer.backend.normalizer)), "normalizers"),
         "pre_tokenizer": _joined(
-            [_unprefixed(part) for part in _components(definition.get("pre_tokenizer"))], "pretokenizers"
+            [_unprefixed(part) for part in _components(_described(tokenizer.backend.pre_tokenizer))], "pretokenizers"
         ),
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
@@ -179,6 +174,15 @@ def _continuation(tokenizer: Tokenizer, definition: dict[str, Any]) -> Callable[
         return [original.get(number, number) for number in backend.encode(text, add_special_tokens=False).ids]
 
     return encode
+
+
+def _described(part: Any) -> dict[str, Any] | None:
+    """A part of a tokenizer as `tokenizer.json` has it.
+
+    Parts are pickled as that. All of the definition has the vocabulary in it, half a second of text to read back.
+    """
+    described: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
+    return described
 
 
 def _kept(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
