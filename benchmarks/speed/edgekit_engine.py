@@ -15,7 +15,7 @@ import edgekit as package
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation.model import TextModel
-from edgekit.generation.opening import open_model, schedule
+from edgekit.generation.opening import open_model, schedule, share_memory
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, ResponseFormat, Sampling
 from edgekit.runners.base import Chunk
 
@@ -44,7 +44,7 @@ class SchedulerEngine:
     def __init__(self, model: TextModel, bundle: Bundle, config: GenerationConfig) -> None:
         self.version = package.__version__
         self._model = model
-        self._scheduler = schedule(model, bundle, config)
+        self._scheduler = schedule(model, bundle, config, share_memory(model, bundle, config))
 
     def render(self, ask: Ask) -> list[int]:
         """The prompt's tokens."""
