@@ -104,7 +104,7 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
 
 def _check_bits(recipe: Recipe, options: ExportOptions) -> None:
     """Refuse options about bits and texts that the recipe does not take, before any work."""
-    if options.fit_bytes is not None and recipe.method in {"auto", "exact", "none"}:
+    if options.fit_bytes is not None and recipe.method in {"auto", "none"}:
         raise ConfigError(
             f"--fit chooses bits, and so does --recipe {recipe.method}",
             hint="use --fit with --recipe gptq, awq, lsq or rtn",

@@ -27,8 +27,7 @@ FloatArray = npt.NDArray[np.float32]
 Fit = Callable[[FloatArray, Grid], GroupedTensor]
 
 METHODS = {
-    "auto": "what serves the target best: a quantized checkpoint's own grid or 8-bit, lsq for floating point",
-    "exact": "a quantized checkpoint's own codes wherever the target can hold them, else as auto",
+    "auto": "a quantized checkpoint's own codes where the target can hold them, else 8-bit; lsq for floating point",
     "lsq": "4-bit, least-squares scale and offset with clipping; needs no calibration data",
     "rtn": "4-bit, round to nearest between the smallest and the largest weight of a group",
     "gptq": "4-bit, calibrated on a text: each weight makes good the rounding of those before it",
@@ -48,7 +47,6 @@ class Holds:
 
     Attributes:
         widest: The least restricted offset it can express.
-        carried: The least restricted offset worth carrying over from a quantized checkpoint.
         fitted: The offset to fit 4-bit codes with.
         scale_dtype: How it stores scales and offsets.
         kv_element_bytes: Bytes of one element of its KV cache.
@@ -59,7 +57,6 @@ class Holds:
     """
 
     widest: Offset
-    carried: Offset
     fitted: Offset
     scale_dtype: type[np.float16 | np.float32]
     kv_element_bytes: int
@@ -70,13 +67,12 @@ class Holds:
 
 
 FORMATS = {
-    "mlx": Holds(Offset.FLOAT, Offset.FLOAT, Offset.FLOAT, np.float16, 2, widened=Offset.FLOAT),
-    # A float offset costs a second matrix product over the sums of each group. On the CPU that is slower than
-    # 8-bit codes without one (docs/decisions/0006), and 8-bit codes are faster still without zero points.
-    "onnxruntime": Holds(Offset.FLOAT, Offset.ZERO_POINT, Offset.ZERO_POINT, np.float32, 4),
+    "mlx": Holds(Offset.FLOAT, Offset.FLOAT, np.float16, 2, widened=Offset.FLOAT),
+    # Nothing that a float offset gives was worth its bytes where codes are fitted; 8-bit codes do without any.
+    "onnxruntime": Holds(Offset.FLOAT, Offset.ZERO_POINT, np.float32, 4),
     # TensorRT takes symmetric INT4; offsets and 8 bits are built from it, and worth it only to keep what is there.
-    "portable": Holds(Offset.FLOAT, Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
-    "native": Holds(Offset.FLOAT, Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
+    "portable": Holds(Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
+    "native": Holds(Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
 }
 
 
@@ -223,7 +219,7 @@ class Recipe:
 
     def keeps(self, linear: Linear) -> bool:
         """Whether a quantized tensor is carried over where the format can hold it."""
-        return self.method in {"auto", "exact"} and linear.stored.name not in self.chosen_bits
+        return self.method == "auto" and linear.stored.name not in self.chosen_bits
 
     def keep(self, linear: Linear, stored: GroupedTensor | FloatArray) -> tuple[GroupedTensor, str] | None:
         """Carry a quantized tensor over with its codes, if the recipe wants it and the format can hold it."""
@@ -243,8 +239,7 @@ class Recipe:
         """The format's grids, nearest to the tensor's own first: same bits before more, same group before smaller."""
         groups = sorted((g for g in self.holds.groups if stored.group_size % g == 0), reverse=True)
         bits = sorted(b for b in self.holds.bits if b >= stored.bits)
-        offset = self.holds.widest if self.method == "exact" else self.holds.carried
-        return [Grid(b, g, offset, self.holds.scale_dtype) for b in bits for g in groups]
+        return [Grid(b, g, self.holds.widest, self.holds.scale_dtype) for b in bits for g in groups]
 
 
 def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:

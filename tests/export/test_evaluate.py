@@ -160,7 +160,7 @@ def test_a_better_fit_has_a_smaller_error_and_the_runners_own_is_seen_apart(tmp_
 
 def test_a_quantized_checkpoint_is_said_to_be_dequantized(tmp_path: Path) -> None:
     path = write_gguf(variant("qwen2", tmp_path / "model"), tmp_path / "model.gguf", encoding="Q4_1")
-    bundle = export_bundle(str(path), load_target("cpu"), tmp_path / "bundle", ExportOptions(recipe="exact"), silent)
+    bundle = export_bundle(str(path), load_target("cpu"), tmp_path / "bundle", ExportOptions(), silent)
     quality = measured(bundle, path, prose(tmp_path))
     assert quality.against_stored == "Q4_1, dequantized"
     assert quality.weights.kl_mean < 1e-6
