@@ -93,6 +93,7 @@ def _described(graph: Graph, context: int) -> ModelDescription:
         positions=positions,
         context_length=context,
         metadata=MappingProxyType(dict(graph.metadata)),
+        let_go=graph.let_go,
     )
 
 

@@ -33,6 +33,8 @@ __all__ = ["Graph", "read_graph"]
 _LARGEST = 16 << 20
 _LARGEST_ARRAY = 1 << 48
 _LONGEST_NAME = 60
+# Windows has no such call; there the system takes the pages when it needs them.
+_LET_GO: int | None = getattr(mmap, "MADV_DONTNEED", None)
 
 
 class Graph:
@@ -95,6 +97,15 @@ class Graph:
             raise BundleError(f"weight `{label}` has values that are not of its type") from None
         values.flags.writeable = False
         return values
+
+    def let_go(self) -> None:
+        """Give back the memory of all that was read of the data files; what is read again is read from them again.
+
+        May be called while other threads read.
+        """
+        if _LET_GO is not None:
+            for mapped in self._mapped.values():
+                mapped.madvise(_LET_GO)
 
     def _external(self, tensor: Tensor, place: Place, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         size = count * dtype.itemsize

@@ -6,7 +6,7 @@ smaller than a page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +121,7 @@ class ModelDescription:
         positions: Rows of these tables.
         context_length: Tokens that the model was exported for.
         metadata: Of the graph.
+        let_go: Gives back the memory of what was read of the data file's arrays; they can be read again.
     """
 
     vocab_size: int
@@ -140,6 +141,7 @@ class ModelDescription:
     positions: int
     context_length: int
     metadata: Mapping[str, str]
+    let_go: Callable[[], None]
 
     def matrices(self) -> list[Matrix]:
         """All of them, each once."""

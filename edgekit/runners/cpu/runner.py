@@ -19,7 +19,7 @@ from edgekit.runners.base import Backend, Chunk, Limits
 from edgekit.runners.cores import usable_cores
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.library import Kernels
-from edgekit.runners.cpu.model import LayerDescription, ModelDescription
+from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription
 from edgekit.runners.cpu.tiles import TiledKvCache
 from edgekit.runners.cpu.weights import Weights
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
@@ -72,7 +72,8 @@ class CpuRunner(SlotRunner):
         )
         threads = threads or usable_cores()
         self._weights = Weights(call, kernels.variant, model.matrices())
-        self._ropes = [tuple(np.ascontiguousarray(table[:context]) for table in tables) for tables in model.ropes]
+        # Copies: what is mapped would keep the file open, and the process at the mercy of who writes to it.
+        self._ropes = [tuple(np.array(table[:context]) for table in tables) for tables in model.ropes]
         self._model = call.model_new(
             kernels.variant.encode(),
             threads,
@@ -120,17 +121,29 @@ class CpuRunner(SlotRunner):
 
     def _fill(self, model: ModelDescription, pool: ThreadPoolExecutor) -> None:
         """Give the kernels all numbers; a layer at a time, so that the file's pages come and go."""
-        weights, call = self._weights, self._call
-        embedding = pool.submit(weights.matrix, model.embedding)
-        head = embedding if model.head is model.embedding else pool.submit(weights.matrix, model.head)
-        layers = [pool.submit(self._layer, index, layer) for index, layer in enumerate(model.layers)]
+        call = self._call
+
+        def table(matrix: Matrix) -> int:
+            made = self._weights.matrix(matrix)
+            model.let_go()
+            return made
+
+        def filled(index: int) -> dict[int, int]:
+            made = self._layer(index, model.layers[index])
+            model.let_go()
+            return made
+
+        # The largest first, while there is little else in memory.
+        embedding = pool.submit(table, model.embedding)
+        head = embedding if model.head is model.embedding else pool.submit(table, model.head)
+        layers = [pool.submit(filled, index) for index in range(len(model.layers))]
         for index, done in enumerate(layers):
             for which, matrix in done.result().items():
                 call.model_matrix(self._model, index, which, matrix)
         call.model_tables(self._model, embedding.result(), head.result())
         self._norm(-1, 0, model.final_norm)
 
-    def _layer(self, index: int, layer: LayerDescription) -> dict[int, Any]:
+    def _layer(self, index: int, layer: LayerDescription) -> dict[int, int]:
         matrices = {
             **dict(zip((_QUERY, _KEY, _VALUE), layer.qkv, strict=False)),
             _OUT: layer.o,

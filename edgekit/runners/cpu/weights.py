@@ -32,6 +32,7 @@ class Weights:
         self._call = call
         self._variant = variant.encode()
         self._made: list[int] = []
+        # Room for wide factors, which few have: what is not written takes no memory.
         self._arena = call.arena_new(sum(self._bytes(matrix) for matrix in matrices))
         if not self._arena:
             raise RunnerError("there is no memory for the weights")
@@ -45,6 +46,7 @@ class Weights:
         rows, columns = matrix.shape
         scales = np.ascontiguousarray(matrix.scales, np.float32)
         offsets = np.ascontiguousarray(matrix.offsets(), np.float32) if _has_offsets(matrix) else None
+        wide = not (_fits_half(scales) and (offsets is None or _fits_half(offsets)))
         codes = np.ascontiguousarray(matrix.codes)
         bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, np.float32)
         made = self._call.matrix_new(
@@ -58,7 +60,7 @@ class Weights:
             scales.ctypes.data,
             None if offsets is None else offsets.ctypes.data,
             1 << (matrix.bits - 1),
-            _wide(matrix),
+            wide,
             None if bias is None else bias.ctypes.data,
         )
         if not made:
@@ -76,20 +78,12 @@ class Weights:
 
     def _bytes(self, matrix: Matrix) -> int:
         rows, columns = matrix.shape
-        size = self._call.matrix_bytes(
-            rows, columns, matrix.bits, matrix.group_size, _has_offsets(matrix), _wide(matrix)
-        )
-        return int(size)
+        return int(self._call.matrix_bytes(rows, columns, matrix.bits, matrix.group_size, _has_offsets(matrix), True))
 
 
 def _has_offsets(matrix: Matrix) -> bool:
     """Whether its groups have offsets of their own; else all codes are less the middle."""
     return matrix.zero_points is not None or matrix.rest is not None
-
-
-def _wide(matrix: Matrix) -> bool:
-    """Whether factors stay float32."""
-    return not _fits_half(matrix.scales) or (_has_offsets(matrix) and not _fits_half(matrix.offsets()))
 
 
 def _fits_half(values: FloatArray) -> bool:
