@@ -42,28 +42,32 @@ class Shapes:
 class Runtime:
     """What a runner takes besides weights and KV cache.
 
-    A step of `chunk` tokens holds at its widest, in the MLP, `mlp_copies` rows of the MLP's width and a row of the
-    residual stream for each token; where attention is not fused, also its scores over the whole context.
+    A step of `chunk` tokens holds at its widest, in the MLP, `mlp_copies` rows of the MLP's width and `copies` of the
+    residual stream's for each token; where attention is not fused, also its scores over the whole context.
 
     Attributes:
         process: Interpreter, libraries and what they allocate, bytes.
         tokenizer_per_token: Of the vocabulary, bytes; what grammars need of it included.
         chunk: Tokens of a prefill step.
         element: Bytes of an activation.
+        kv_element: Bytes of a number in the KV cache.
         mlp_copies: Rows of the MLP's width that are alive at once.
         allocator: What the allocator keeps beyond that, bytes.
         score: Bytes for each query head, token of the chunk and token of the context; 0 where attention is fused.
         basis: Where the figures come from.
+        copies: Rows of the residual stream's width that are alive at once.
     """
 
     process: int
     tokenizer_per_token: int
     chunk: int
     element: int
-    mlp_copies: int
+    kv_element: int
+    mlp_copies: float
     allocator: int
     score: int
     basis: str
+    copies: int = 1
 
     def workspace(self, shapes: Shapes) -> int:
         """Bytes of the process without a model, its tokenizer included."""
@@ -71,8 +75,8 @@ class Runtime:
 
     def activations(self, shapes: Shapes) -> int:
         """Bytes of a prefill step that do not depend on the context."""
-        row = self.mlp_copies * shapes.intermediate + shapes.hidden
-        return self.allocator + self.chunk * self.element * row
+        row = self.mlp_copies * shapes.intermediate + self.copies * shapes.hidden
+        return self.allocator + int(self.chunk * self.element * row)
 
     def activations_per_token(self, shapes: Shapes) -> int:
         """Bytes of a prefill step for each token of the context."""
@@ -111,16 +115,19 @@ class Runtime:
 # 850 bytes: `tokenizers` 0.22 with byte-level BPE holds 49,152 tokens in 41.6 MiB and 151,936 in 121 MiB. 450 bytes:
 # what llguidance 1.9 makes of them for grammars takes 22 and 63 MiB; the daemon builds it where there is room.
 _TOKENIZER = 850 + 450
-_MEASURED = "measured: onnxruntime 1.32, x86-64 Linux, Python 3.11 (tests/test_plan_measured.py)"
+_MEASURED = "measured: {}x86-64 Linux, Python 3.11 (tests/test_plan_measured.py)"
 
 RUNTIMES: Mapping[str, Runtime] = {
     # Its CPU attention is computed in tiles, so that no scores are kept.
-    "onnxruntime": Runtime(95 * MIB, _TOKENIZER, 512, 4, 5, 16 * MIB, 0, _MEASURED),
-    "cpu": Runtime(70 * MIB, _TOKENIZER, 512, 4, 3, 16 * MIB, 0, "estimate: from csrc/model.c"),
+    "onnxruntime": Runtime(95 * MIB, _TOKENIZER, 512, 4, 4, 5, 16 * MIB, 0, _MEASURED.format("onnxruntime 1.32, ")),
+    # Kernels of our own (runners/cpu/csrc/model.c). In the MLP gate and up are there side by side, and the codes they
+    # are rounded to; scores are of a few queries at a time.
+    "cpu": Runtime(70 * MIB, _TOKENIZER, 512, 4, 2, 2.4, 4 * MIB, 0, _MEASURED.format(""), copies=4),
     "mlx": Runtime(
         250 * MIB,
         _TOKENIZER,
         512,
+        2,
         2,
         5,
         64 * MIB,
@@ -133,6 +140,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         _TOKENIZER,
         128,
         4,
+        2,
         3,
         32 * MIB,
         6,
@@ -140,7 +148,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     ),
     # The process is in the host's memory; the card holds what CUDA and the kernels need.
     "tensorrt_rtx": Runtime(
-        200 * MIB, 0, 128, 4, 3, 32 * MIB, 6, "estimate: compiled kernels on the card, no fused attention"
+        200 * MIB, 0, 128, 4, 2, 3, 32 * MIB, 6, "estimate: compiled kernels on the card, no fused attention"
     ),
 }
 """By the name of a runner in `targets/`."""

@@ -17,9 +17,11 @@ from edgekit.errors import ConfigError, nearest
 from edgekit.machine import Machine
 from edgekit.yaml_lines import Between, Matches, Source, load
 
-__all__ = ["Dialect", "Profile", "Target", "Variant", "load_target", "recognise", "targets"]
+__all__ = ["FALLBACK", "Dialect", "Profile", "Target", "Variant", "load_target", "recognise", "targets"]
 
 FALLBACK = "cpu"
+"""Both the target and the `compatible` string of what runs everywhere."""
+
 RunnerName = Literal["tensorrt", "tensorrt_rtx", "onnxruntime", "mlx", "cpu"]
 Dialect = Literal["portable", "native", "onnxruntime"]
 GroupSize = Annotated[int, Between(16, 1024)]

@@ -1,7 +1,7 @@
 """How large an artifact is, and what a runner makes of it.
 
 It goes by a description and a few rows of each kind of matrix, or by the artifact's own files. It knows what each
-writer stores for a matrix on a grid, and nothing of devices and contexts.
+writer stores for a matrix on a grid, and nothing of contexts.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, ConfigError
 from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.onnx.packing import int4_planes, offset_kind
+from edgekit.target import Target
 
-__all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "sizes_of_files"]
+__all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "runner_for", "sizes_of_files"]
 
 Rows = GroupedTensor | npt.NDArray[np.float32]
 Sample = Callable[[Linear], Rows]
@@ -47,6 +48,15 @@ class StoredMatrix:
         """All of it."""
         return self.weights + self.scales + self.offsets
 
+    @property
+    def in_kernels(self) -> int:
+        """As the CPU kernels hold it: a float16 scale per group, and where it has offsets of any kind one beside it.
+
+        Stored are float32 scales. The few matrices whose factors stay float32 in the kernels are not told apart.
+        """
+        factors = self.scales // 2
+        return self.weights + factors + (factors if self.offsets else 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -61,7 +71,7 @@ class Sizes:
         rope: Tables of the rotary embedding.
     """
 
-    table: int
+    table: StoredMatrix
     head: StoredMatrix
     head_shares: bool
     layers: tuple[StoredMatrix, ...]
@@ -72,20 +82,30 @@ class Sizes:
     def stored(self) -> int:
         """Bytes of the weights in the artifact's files."""
         head = 0 if self.head_shares else self.head.total
-        return self.table + head + sum(matrix.total for matrix in self.layers) + self.vectors + self.rope
+        return self.table.total + head + sum(matrix.total for matrix in self.layers) + self.vectors + self.rope
 
     @property
     def read_per_token(self) -> int:
         """Bytes that one token's step reads, the KV cache aside."""
         return self.head.total + sum(matrix.total for matrix in self.layers) + self.vectors
 
+    @property
+    def quantized(self) -> bool:
+        """Whether every matrix is."""
+        return all(matrix.scales for matrix in (self.table, self.head, *self.layers))
+
     def resident(self, runner: str) -> int:
         """Bytes that a runner holds.
+
+        The CPU kernels copy every matrix and let the file go; RoPE's tables they copy as far as the context goes.
 
         onnxruntime maps the file: of the token table and of RoPE only the rows in use are in memory, and the system
         takes them back when it needs the room. It packs each quantized matrix anew with a float32 sum for every group,
         and at 4 bits with the scales too, while the scales themselves stay (measured with 1.32 on x86-64).
         """
+        if runner == "cpu":
+            matrices = [self.table, *self.layers] if self.head_shares else [self.table, self.head, *self.layers]
+            return sum(matrix.in_kernels for matrix in matrices) + self.vectors
         if runner != "onnxruntime":
             return self.stored
         copies = {4: 2, 8: 1}
@@ -119,7 +139,7 @@ def predicted_sizes(decoder: Decoder, artifact_format: str, sample: Sample) -> S
     # TensorRT's norms are FP32; a joined bias fills up with zeros, which are few.
     vectors = sum(decoder.norms().values()) * (4 if onnx else 2) + biases * element
     return Sizes(
-        table=table.total,
+        table=table,
         head=head,
         head_shares=shares,
         layers=tuple(_matrix(linear, sample(linear), artifact_format) for linear in layers),
@@ -203,7 +223,26 @@ def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
     if head is None or shares:
         # A table that serves as the head too keeps its scales under its own name.
         head, shares = replace(table, bits=0 if head is None else head.bits), True
-    return Sizes(table.total, head, shares, tuple(matrices.values()), vectors, rope)
+    return Sizes(table, head, shares, tuple(matrices.values()), vectors, rope)
+
+
+def runner_for(target: Target, dialect: str | None, sizes: Sizes, wanted: str | None = None) -> str:
+    """Return which of a target's runners runs an artifact: the CPU kernels know quantized matrices only.
+
+    Args:
+        target: The device.
+        dialect: Of the artifact.
+        sizes: Of the artifact.
+        wanted: The runner; None takes the first that can.
+
+    Raises:
+        ConfigError: The one that is wanted cannot.
+    """
+    known = dialect == "onnxruntime" and sizes.quantized
+    able = [runner for runner in target.runners if runner != "cpu" or known]
+    if wanted is not None and wanted not in able:
+        raise ConfigError(f"`{target.name}` has no runner `{wanted[:40]}` for this", hint=f"it has: {', '.join(able)}")
+    return wanted or able[0]
 
 
 _PARTS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgekit.errors import ConfigError, ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear
+from edgekit.export.artifact_sizes import runner_for, sizes_of_files
 from edgekit.export.calibrated_weights import CalibratedWeights
 from edgekit.export.calibration import (
     CALIBRATION_LENGTH,
@@ -32,6 +33,7 @@ from edgekit.export.source_hashes import SourceHashes
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.writers import writer_for
 from edgekit.export.writers.base import Artifact
+from edgekit.memory import RUNTIMES
 from edgekit.target import Target
 
 __all__ = ["by_edgekit"]
@@ -88,13 +90,15 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
             from edgekit.export.writers.onnx.genai_config import write_genai_config
 
             write_genai_config(folder, decoder, tokenizer)
+        sizes = sizes_of_files(folder, target.artifact, decoder)
+        runner = runner_for(target, target.dialect, sizes)
         return Made(
             artifact=artifact,
             dialect=target.dialect or "",
             architecture=decoder.model_type,
             parameters=_parameters(decoder),
             context_length=decoder.max_position,
-            kv_bytes_per_token=decoder.kv_bytes_per_token(recipe.holds.kv_element_bytes),
+            kv_bytes_per_token=decoder.kv_bytes_per_token(RUNTIMES[runner].kv_element),
             recipe=recipe.summary(weights.used, calibration.as_dict() if calibration else None),
             source=source,
         )

@@ -17,14 +17,14 @@ from edgekit.bundle.manifest import MANIFEST_NAME
 from edgekit.errors import ConfigError, EdgekitError, ExportError, IncompatibleBundleError
 from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
-from edgekit.export.artifact_sizes import Rows, Sizes, predicted_sizes, sizes_of_files
+from edgekit.export.artifact_sizes import Rows, Sizes, predicted_sizes, runner_for, sizes_of_files
 from edgekit.export.checkpoints.files import read_json
 from edgekit.export.options import ExportOptions
 from edgekit.export.plan_source import Source, plan_source
 from edgekit.export.progress import Report, silent
 from edgekit.export.recipe import METHODS, recipe_for
 from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
-from edgekit.target import Target, load_target, targets
+from edgekit.target import FALLBACK, Target, load_target, targets
 
 __all__ = ["ModelPlan", "largest", "note_on_context", "plan_model", "refuse_oversize"]
 
@@ -106,6 +106,7 @@ def plan_model(
     options: ExportOptions | None = None,
     *,
     parallel: int = 1,
+    runner: str | None = None,
     report: Report = silent,
 ) -> ModelPlan:
     """Plan a model's memory without its weights.
@@ -115,6 +116,7 @@ def plan_model(
         target: The device.
         options: As for an export. Without a context, the model's own is planned for, or the longest that fits.
         parallel: Sequence slots.
+        runner: Of the target's, what runs it there; None takes the first that can.
         report: Receives progress.
 
     Raises:
@@ -127,14 +129,16 @@ def plan_model(
         raise ConfigError("--parallel must be at least 1")
     folder = Path(model).expanduser()
     if (folder / MANIFEST_NAME).is_file():
-        made = _bundled(open_bundle(folder), target, options, parallel)
+        made = _bundled(open_bundle(folder), target, options, parallel, runner)
         return replace(made, advice=tuple(_shorter(made))) if made.plan.fits is False else made
     with closing(plan_source(model, revision=options.revision, report=report)) as source:
-        made = _planned(source, target, options, parallel)
+        made = _planned(source, target, options, parallel, runner)
         return replace(made, advice=tuple(_advice(made, source, options))) if made.plan.fits is False else made
 
 
-def _planned(source: Source, target: Target, options: ExportOptions, parallel: int) -> ModelPlan:
+def _planned(
+    source: Source, target: Target, options: ExportOptions, parallel: int, runner: str | None = None
+) -> ModelPlan:
     decoder = options.describe(source.config)
     longest = replace(options, context_length=None).describe(source.config).max_position
     recipe = recipe_for(target, options.recipe, options.group_size)
@@ -148,13 +152,13 @@ def _planned(source: Source, target: Target, options: ExportOptions, parallel: i
         return known[key]
 
     sizes = predicted_sizes(decoder, target.dialect or target.artifact, sample)
-    runner = target.runners[0]
-    footprint = _footprint(decoder, sizes, runner, recipe.holds.kv_element_bytes)
+    runner = runner_for(target, target.dialect, sizes, runner)
+    footprint = _footprint(decoder, sizes, runner, RUNTIMES[runner].kv_element)
     plan = _plan(footprint, target, options.context_length, longest, parallel)
     return ModelPlan(source.name, source.basis, target, runner, options.recipe, sizes, plan)
 
 
-def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: int) -> ModelPlan:
+def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: int, runner: str | None) -> ModelPlan:
     """A bundle is planned for as it is: its files say what they weigh."""
     manifest, artifact = bundle.manifest, bundle.manifest.artifact
     if not set(manifest.compatible) & set(target.accepts):
@@ -167,8 +171,12 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
         raise ConfigError(f"the bundle holds {longest} tokens, not {context}", hint="export again for a longer context")
     decoder = describe(read_json(bundle.path / "config.json"))
     sizes = sizes_of_files(bundle.path, artifact.kind, decoder)
-    runner = "onnxruntime" if target.accepts[-1] in manifest.compatible else target.runners[0]
-    element = max(1, manifest.memory.kv_cache_per_token // max(1, decoder.kv_bytes_per_token(1)))
+    # What was made for any CPU runs as it does there.
+    on = load_target(FALLBACK) if FALLBACK in manifest.compatible else target
+    runner = runner_for(on, artifact.dialect, sizes, runner)
+    element = RUNTIMES[runner].kv_element
+    if artifact.dialect == "optimum":
+        element = max(1, manifest.memory.kv_cache_per_token // max(1, decoder.kv_bytes_per_token(1)))
     footprint = _footprint(decoder, sizes, runner, element)
     plan = _plan(footprint, target, context, longest, parallel)
     recipe = str(manifest.recipe.get("method", "unknown"))
@@ -184,8 +192,8 @@ def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Foo
         weights=sizes.resident(runner),
         kv_per_token=one_layer * (len(decoder.layers) - len(windows)),
         windows=tuple((one_layer, window or 0) for window in windows),
-        # onnxruntime maps RoPE's tables from the file; elsewhere they are among the weights.
-        rope_per_token=sizes.rope // decoder.max_position if runner == "onnxruntime" else 0,
+        # Of RoPE's tables these have the context's rows in memory; elsewhere all are among the weights.
+        rope_per_token=sizes.rope // decoder.max_position if runner in {"cpu", "onnxruntime"} else 0,
     )
 
 

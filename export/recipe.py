@@ -49,7 +49,6 @@ class Holds:
         widest: The least restricted offset it can express.
         fitted: The offset to fit 4-bit codes with.
         scale_dtype: How it stores scales and offsets.
-        kv_element_bytes: Bytes of one element of its KV cache.
         widened: The offset to fit 8-bit codes with.
         bits: Bits per code that it takes, the default first.
         groups: Group sizes that it takes.
@@ -59,7 +58,6 @@ class Holds:
     widest: Offset
     fitted: Offset
     scale_dtype: type[np.float16 | np.float32]
-    kv_element_bytes: int
     widened: Offset = Offset.SYMMETRIC
     bits: tuple[int, ...] = (4, 8)
     groups: tuple[int, ...] = (32, 64, 128)
@@ -67,12 +65,12 @@ class Holds:
 
 
 FORMATS = {
-    "mlx": Holds(Offset.FLOAT, Offset.FLOAT, np.float16, 2, widened=Offset.FLOAT),
+    "mlx": Holds(Offset.FLOAT, Offset.FLOAT, np.float16, widened=Offset.FLOAT),
     # Nothing that a float offset gives was worth its bytes where codes are fitted; 8-bit codes do without any.
-    "onnxruntime": Holds(Offset.FLOAT, Offset.ZERO_POINT, np.float32, 4),
+    "onnxruntime": Holds(Offset.FLOAT, Offset.ZERO_POINT, np.float32),
     # TensorRT takes symmetric INT4; offsets and 8 bits are built from it, and worth it only to keep what is there.
-    "portable": Holds(Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
-    "native": Holds(Offset.FLOAT, Offset.SYMMETRIC, np.float16, 2),
+    "portable": Holds(Offset.FLOAT, Offset.SYMMETRIC, np.float16),
+    "native": Holds(Offset.FLOAT, Offset.SYMMETRIC, np.float16),
 }
 
 

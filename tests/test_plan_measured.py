@@ -15,6 +15,7 @@ import pytest
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.plan import plan_model
 from edgekit.generation.tokenizer import Tokenizer
+from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.target import load_target
 from tests.broker import free_port
 from tests.conftest import LARGE, SMALL, Export
@@ -68,38 +69,50 @@ def resident_and_peak(pid: int) -> tuple[int, int]:
     return int(found["VmRSS"].split()[0]) * 1024, int(found["VmHWM"].split()[0]) * 1024
 
 
-def check(bundle: Path, context: int, name: str) -> None:
-    plan = plan_model(str(bundle), load_target("cpu"), ExportOptions(context_length=context)).plan
+@pytest.fixture(params=load_target("cpu").runners)
+def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the daemon runs the model with."""
+    if request.param == "cpu":
+        refresh(find_compiler())
+    else:
+        monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "off")
+    return str(request.param)
+
+
+def check(bundle: Path, context: int, name: str, runner: str) -> None:
+    plan = plan_model(str(bundle), load_target("cpu"), ExportOptions(context_length=context), runner=runner).plan
     per_word = len(Tokenizer.load(bundle / "tokenizer.json").encode(" word" * 100)) / 100
     with daemon(bundle, context) as (pid, client):
         held = fill(client, name, " word" * int(0.93 * context / per_word))
         resident, peak = resident_and_peak(pid)
     assert 0.9 * context < held <= context
     mib = [round(value / 2**20) for value in (plan.needed, resident, peak)]
-    sys.stderr.write(f"{name}, {context} tokens: planned {mib[0]} MiB, resident {mib[1]}, peak {mib[2]}\n")
+    sys.stderr.write(f"{name} on {runner}, {context} tokens: planned {mib[0]} MiB, resident {mib[1]}, peak {mib[2]}\n")
     assert plan.needed == pytest.approx(resident, rel=0.1)
     assert plan.needed == pytest.approx(peak, rel=0.1)
 
 
-def test_the_plan_of_a_real_model_is_what_the_daemon_takes(export: Export) -> None:
-    check(export("cpu"), 1024, SMALL)
+def test_the_plan_of_a_real_model_is_what_the_daemon_takes(export: Export, runner: str) -> None:
+    check(export("cpu"), 1024, SMALL, runner)
 
 
-def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_takes(export: Export) -> None:
-    check(export("cpu", SMALL, "--recipe", "rtn"), 512, SMALL)
+def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_takes(export: Export, runner: str) -> None:
+    check(export("cpu", SMALL, "--recipe", "rtn"), 512, SMALL, runner)
 
 
-def test_a_large_kv_cache_is_planned_for(tmp_path: Path) -> None:
+def test_a_large_kv_cache_is_planned_for(tmp_path: Path, runner: str) -> None:
     folder = tiny_checkpoint(
         tmp_path / "wide-cache", model_type="qwen3", layers=12, heads=8, kv_heads=8, head_dim=64, max_position=4096
     )
     bundle = tmp_path / "bundle"
     export_bundle(str(folder), load_target("cpu"), bundle, ExportOptions(recipe="rtn"), lambda *_: None)
-    plan = plan_model(str(bundle), load_target("cpu")).plan
+    plan = plan_model(str(bundle), load_target("cpu"), runner=runner).plan
+    # The kernels keep half as much as onnxruntime, in float16.
+    assert plan.footprint.kv_cache(4096) == 12 * 2 * 8 * 64 * 4096 * (2 if runner == "cpu" else 4)
     assert plan.footprint.kv_cache(4096) > 0.5 * plan.needed
-    check(bundle, 4096, "wide-cache")
+    check(bundle, 4096, "wide-cache", runner)
 
 
 @pytest.mark.slow
-def test_the_plan_of_a_larger_model_is_what_the_daemon_takes(export: Export) -> None:
-    check(export("cpu", LARGE), 2048, LARGE)
+def test_the_plan_of_a_larger_model_is_what_the_daemon_takes(export: Export, runner: str) -> None:
+    check(export("cpu", LARGE), 2048, LARGE, runner)

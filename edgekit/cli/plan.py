@@ -22,6 +22,7 @@ __all__ = ["plan"]
     "--context", "context_length", type=int, help="Tokens of a sequence [the most that the model has and fits]."
 )
 @click.option("--parallel", type=int, default=1, show_default=True, help="Sequences held at the same time.")
+@click.option("--runner", metavar="NAME", help="What runs it there [the target's first that can].")
 @click.option("--recipe", default="auto", show_default=True, help="As for `edgekit export`.")
 @click.option("--group-size", type=int, help="As for `edgekit export`.")
 @click.option("--yarn", type=float, metavar="FACTOR", help="As for `edgekit export`.")
@@ -36,6 +37,7 @@ def plan(
     target_name: str,
     context_length: int | None,
     parallel: int,
+    runner: str | None,
     recipe: str,
     group_size: int | None,
     yarn: float | None,
@@ -64,7 +66,7 @@ def plan(
         ignore_keys=ignore_keys,
     )
     with progress_bar() as bar:
-        made = plan_model(model, target, options, parallel=parallel, report=bar)
+        made = plan_model(model, target, options, parallel=parallel, runner=runner, report=bar)
     if as_json:
         print_json(made.to_json())
     else:

@@ -96,7 +96,7 @@ def test_a_bundle_carries_what_its_manifest_says(tmp_path: Path) -> None:
     assert manifest.architecture == "qwen2"
     assert manifest.parameters == sum(tensor.size for tensor in tiny_tensors(checkpoint).values())
     assert manifest.context_length == 256
-    assert manifest.memory.kv_cache_per_token == 2 * 3 * 2 * 32 * 4
+    assert manifest.memory.kv_cache_per_token == 2 * 3 * 2 * 32 * 2
     sources = {file["name"]: file["size"] for file in manifest.source["files"]}
     assert sources["model.safetensors"] == (checkpoint / "model.safetensors").stat().st_size
     names = {entry.path for entry in manifest.files}

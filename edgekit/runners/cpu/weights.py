@@ -78,7 +78,8 @@ class Weights:
 
     def _bytes(self, matrix: Matrix) -> int:
         rows, columns = matrix.shape
-        return int(self._call.matrix_bytes(rows, columns, matrix.bits, matrix.group_size, _has_offsets(matrix), True))
+        own, wide = _has_offsets(matrix), 1
+        return int(self._call.matrix_bytes(rows, columns, matrix.bits, matrix.group_size, own, wide))
 
 
 def _has_offsets(matrix: Matrix) -> bool:
