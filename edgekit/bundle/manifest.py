@@ -72,7 +72,7 @@ class MemoryTable:
 
     Attributes:
         weights: The artifact's weights as the runner holds them.
-        kv_cache_per_token: KV cache of one token in one sequence slot.
+        kv_cache_per_token: KV cache of one token in one sequence slot, as the runner that the target prefers keeps it.
     """
 
     weights: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def info(*, bundle: Path, as_json: bool) -> None:
         ("model", f"{manifest.name}  ({manifest.architecture}, {manifest.parameters / 1e6:,.0f} M parameters)"),
         ("for", ", ".join(manifest.compatible)),
         ("artifact", kind),
+        *(("runs here on", text) for text in _runs_here_on(bundle, manifest.artifact.dialect)),
         ("recipe", str(manifest.recipe.get("summary", ""))),
         ("weights", bytes_text(weights)),
         (
@@ -55,6 +57,20 @@ def info(*, bundle: Path, as_json: bool) -> None:
         console.print(quality_table(quality))
         for note in quality_notes(quality):
             console.print(note, style="dim")
+
+
+def _runs_here_on(folder: Path, dialect: str) -> Iterator[str]:
+    """What runs a bundle on this machine, where there is a choice."""
+    if dialect != "onnxruntime":
+        return
+    try:
+        from edgekit.runners.cpu.choice import Ready, look
+
+        found = look(folder)
+    except (ImportError, BundleError):
+        # Without numpy nothing runs here; what is damaged, `edgekit verify` says.
+        return
+    yield f"the CPU kernels, {found.kernels.variant}" if isinstance(found, Ready) else f"onnxruntime: {found.reason}"
 
 
 @click.command()

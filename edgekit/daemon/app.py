@@ -103,8 +103,8 @@ class Daemon:
         except BaseException:
             self.stop(drain_s=0.0)
             raise
-        logger.info("%s answers", model.info.name)
-        self._notify.ready(f"{model.info.name} answers")
+        logger.info("%s answers, on %s", model.info.name, model.info.runner)
+        self._notify.ready(f"{model.info.name} answers, on {model.info.runner}")
         if self._preparation is not None:
             self._preparation.start()
 

@@ -87,7 +87,7 @@ class Metrics:
             heartbeat_age: Seconds since the generation loop last moved.
             stats: The rest of what the core knows; called from the door's threads, once per scrape.
         """
-        self._model.info({"name": info.name, "context_length": str(info.context_length)})
+        self._model.info({"name": info.name, "context_length": str(info.context_length), "runner": info.runner})
         self._queue_length.set_function(queue_length)
         self._heartbeat.set_function(heartbeat_age)
         if stats is not None:

@@ -44,6 +44,7 @@ class ModelInfo:
         format: Kind of the artifact: `onnx`, `mlx`.
         size_bytes: Of the bundle's files.
         capabilities: What it can do, in Ollama's words: `completion`, `tools`.
+        runner: What runs it here: `cpu (avx2)`, `onnxruntime`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelInfo:
     format: str = ""
     size_bytes: int = 0
     capabilities: tuple[str, ...] = ("completion",)
+    runner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,7 @@ def load_model(
             format=artifact.kind,
             size_bytes=sum(file.size for file in manifest.files),
             capabilities=("completion", "tools") if tool_format else ("completion",),
+            runner=str(runner.backend),
         ),
         runner=runner,
         tokenizer=tokenizer,

@@ -75,13 +75,13 @@ def test_failures_and_refusals_are_counted_by_code() -> None:
 def test_the_schedulers_state_is_read_when_scraped() -> None:
     metrics = Metrics()
     length = 2
-    metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: length, heartbeat_age=lambda: 1.5)
+    metrics.watch(ModelInfo("m", 0, 64, runner="cpu (avx2)"), queue_length=lambda: length, heartbeat_age=lambda: 1.5)
     assert "edgekit_queue_length 2.0" in metrics.render()[0].decode()
     length = 5
     text = metrics.render()[0].decode()
     assert "edgekit_queue_length 5.0" in text
     assert "edgekit_heartbeat_age_seconds 1.5" in text
-    assert 'edgekit_model_info{context_length="64",name="m"} 1.0' in text
+    assert 'edgekit_model_info{context_length="64",name="m",runner="cpu (avx2)"} 1.0' in text
 
 
 def test_the_cores_state_is_read_once_per_scrape() -> None:

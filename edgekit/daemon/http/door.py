@@ -181,7 +181,8 @@ class HttpDoor:
             return PlainTextResponse("the model is loading\n", 503)
         if not self._scheduler.accepting:
             return PlainTextResponse("shutting down\n", 503)
-        return PlainTextResponse("ready\n")
+        runner = "" if self._info is None else self._info.runner
+        return PlainTextResponse(f"ready, on {runner}\n" if runner else "ready\n")
 
     async def _show_metrics(self, _: Request) -> Response:
         body, kind = self._metrics.render()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,8 +34,9 @@ _LIBRARIES = ("edgekit", "onnxruntime", "onnxruntime-gpu", "mlx", "mlx-lm", "ten
 def model_fingerprint(manifest: Manifest, runner: Runner, root: Path = Path("/")) -> str:
     """Return what must be the same for a KV cache to be used again.
 
-    That is the bundle with every file's hash, the runner, the width of its cache, the libraries' versions, and what the
-    CPU can do: kernels are chosen by it, and compute other last bits. The number of threads changes nothing.
+    That is the bundle with every file's hash, the runner, its backend, the width of its cache, the libraries' versions,
+    and what the CPU can do: kernels are chosen by it, and compute other last bits. The number of threads changes
+    nothing.
 
     Args:
         manifest: The bundle's.
@@ -44,7 +46,8 @@ def model_fingerprint(manifest: Manifest, runner: Runner, root: Path = Path("/")
     bundle = hashlib.sha256(manifest.to_json().encode()).hexdigest()
     kind = f"{type(runner).__module__}.{type(runner).__qualname__}"
     versions = {name: found for name in _LIBRARIES if (found := _version(name))}
-    return json.dumps([bundle, kind, runner.limits.kv_bytes_per_token, platform.machine(), _cpu(root), versions])
+    backend, width = asdict(runner.backend), runner.limits.kv_bytes_per_token
+    return json.dumps([bundle, kind, backend, width, platform.machine(), _cpu(root), versions])
 
 
 def root_key(fingerprint: str, block_tokens: int, tenant: str) -> bytes:

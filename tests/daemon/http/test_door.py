@@ -213,7 +213,7 @@ def test_metrics_count_requests_and_tokens(serve: Serve) -> None:
     assert 'edgekit_requests_total{door="http",outcome="unsupported_parameter"} 1.0' in text
     assert 'edgekit_refusals_total{code="unsupported_parameter",door="http"} 1.0' in text
     assert f'edgekit_completion_tokens_total{{door="http"}} {len(ANSWER) + 1:.1f}' in text
-    assert 'edgekit_model_info{context_length="1024",name="echo"} 1.0' in text
+    assert 'edgekit_model_info{context_length="1024",name="echo",runner=""} 1.0' in text
     assert "edgekit_queue_length 0.0" in text
     assert 'edgekit_first_delta_seconds_count{door="http"} 1.0' in text
 

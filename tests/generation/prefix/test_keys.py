@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -8,6 +9,12 @@ from hypothesis import strategies as st
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.generation.prefix.keys import block_keys, model_fingerprint, root_key
+from edgekit.runners.base import Runner
+from edgekit.runners.cpu.build import find_compiler, refresh
+from edgekit.runners.cpu.description import describe
+from edgekit.runners.cpu.library import Kernels, load
+from edgekit.runners.cpu.runner import CpuRunner
+from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from tests.generation.bundles import tiny_bundle
 from tests.generation.prefix.rows import RowRunner
 
@@ -42,3 +49,21 @@ def test_a_fingerprint_is_the_same_for_the_same_bundle_and_runner_only(tmp_path:
     (tmp_path / "proc/cpuinfo").write_text("processor: 0\nFeatures\t: fp asimd\nprocessor: 1\nFeatures\t: fp asimd\n")
     assert "fp asimd" in model_fingerprint(manifest, runner, tmp_path)
     assert "onnxruntime" in model_fingerprint(manifest, runner)
+
+
+def test_kernels_of_another_instruction_set_library_or_runner_share_no_cache(tmp_path: Path) -> None:
+    refresh(find_compiler())
+    bundle = open_bundle(tiny_bundle(tmp_path, "onnx", bits=4))
+    description, kernels = describe(bundle.path), load()
+    assert isinstance(kernels, Kernels)
+    assert "plain" in kernels.variants
+    choices = [replace(kernels, variant=variant) for variant in kernels.variants]
+    choices.append(replace(kernels, digest="of another compiler's"))
+    runners: list[Runner] = [CpuRunner(description, choice, threads=1) for choice in choices]
+    runners.append(OnnxRuntimeRunner(bundle.path, threads=1))
+    found = [model_fingerprint(bundle.manifest, runner) for runner in runners]
+    assert len(set(found)) == len(runners) >= 3
+    again = CpuRunner(description, kernels, context_length=64, sequence_slots=2, threads=2)
+    assert model_fingerprint(bundle.manifest, again) == found[0]
+    for runner in (again, *runners):
+        runner.close()

@@ -1,0 +1,159 @@
+"""Which runner a bundle for plain CPUs gets: the kernels of our own, or onnxruntime, and the log says why."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from edgekit.errors import BundleError, ConfigError
+from edgekit.export.quantization.grid import Grid, Offset
+from edgekit.export.quantization.lsq import lsq
+from edgekit.export.writers.onnx import OnnxWriter
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk, Runner
+from edgekit.runners.cpu.build import find_compiler, refresh
+from edgekit.runners.cpu.description import describe
+from edgekit.runners.cpu.runner import CpuRunner
+from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    refresh(find_compiler())
+
+
+def export(folder: Path, *, accuracy_level: Literal[1, 4] = 4) -> Path:
+    source = tiny_checkpoint(folder / "hf")
+    weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, Grid(4, 32, Offset.ZERO_POINT, np.float16)))
+    (folder / "onnx").mkdir()
+    writer = OnnxWriter("onnxruntime", accuracy_level=accuracy_level)
+    writer(tiny_decoder(source), weights, folder / "onnx", lambda _: None)
+    return folder / "onnx"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("rounded"))
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that the kernels do not know: they always round activations."""
+    return export(tmp_path_factory.mktemp("floats"), accuracy_level=1)
+
+
+def opened(folder: Path) -> Runner:
+    return open_runner(folder, "onnx", "onnxruntime", context_length=64, sequence_slots=2, threads=1)
+
+
+def outcome(folder: Path, before: str, **env: str) -> str:
+    """What a fresh process says that opened a bundle after `before`."""
+    program = f"""
+import logging, sys
+{before}
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+from pathlib import Path
+from edgekit.errors import EdgekitError
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk
+try:
+    runner = open_runner(Path(sys.argv[1]), "onnx", "onnxruntime", context_length=64, threads=1)
+    print(type(runner).__name__, runner.backend.runtime, runner.run([Chunk(0, [1, 2, 3])])[0].shape)
+except EdgekitError as error:
+    print(error.code, error.message, error.hint, sep=" | ")
+print("onnxruntime" if sys.modules.get("onnxruntime") else "no onnxruntime", "was imported")
+"""
+    command, env = [sys.executable, "-c", program, str(folder)], {**os.environ, **env}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=120).stdout
+
+
+def test_the_kernels_run_a_bundle_and_onnxruntime_is_not_even_imported(folder: Path) -> None:
+    for before in ("", "sys.modules['onnxruntime'] = None"):
+        said = outcome(folder, before).splitlines()
+        assert said[0].startswith("the CPU kernels run it: ")
+        assert said[1:] == ["CpuRunner cpu (1, 512)", "no onnxruntime was imported"]
+
+
+def test_onnxruntime_runs_it_where_the_kernels_are_switched_off(folder: Path) -> None:
+    assert outcome(folder, "", EDGEKIT_CPU_KERNELS="off").splitlines() == [
+        "onnxruntime runs it, and not the CPU kernels: switched off by $EDGEKIT_CPU_KERNELS",
+        "OnnxRuntimeRunner onnxruntime (1, 512)",
+        "onnxruntime was imported",
+    ]
+
+
+def test_where_neither_can_the_error_says_why_and_what_to_install(folder: Path, unknown: Path) -> None:
+    absent = "sys.modules['onnxruntime'] = None"
+    for path, env, why in (
+        (folder, {"EDGEKIT_CPU_KERNELS": "off"}, "switched off by $EDGEKIT_CPU_KERNELS"),
+        (unknown, {}, "the kernels cannot run this graph: "),
+    ):
+        code, message, hint = outcome(path, absent, **env).splitlines()[1].split(" | ")
+        assert code == "missing_extra"
+        assert message.startswith(f"neither the CPU kernels ({why}")
+        assert hint.startswith("pip install 'edgekit[onnxruntime]'")
+
+
+def test_onnxruntime_runs_a_graph_that_the_kernels_do_not_know_and_the_log_says_why(
+    unknown: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "edgekit.runners"):
+        runner = opened(unknown)
+    assert isinstance(runner, OnnxRuntimeRunner)
+    assert str(runner.backend) == "onnxruntime"
+    assert "has 1 for its `accuracy_level`" in caplog.text
+
+
+def test_the_kernels_that_are_named_are_taken_and_those_that_cannot_be_had_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "plain")
+    runner = opened(folder)
+    assert isinstance(runner, CpuRunner)
+    assert str(runner.backend) == "cpu (plain)"
+    assert (runner.limits.context_length, runner.limits.sequence_slots, runner.limits.batch) == (64, 2, 2)
+    # Half of what onnxruntime keeps: keys and values of 3 layers with 2 heads of 32, in float16.
+    assert runner.limits.kv_bytes_per_token == 3 * 2 * 2 * 32 * 2
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "sse9")
+    with pytest.raises(ConfigError, match="sse9"):
+        opened(folder)
+
+
+def test_damage_is_no_reason_to_try_another_runner(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x00not a graph")
+    with pytest.raises(BundleError):
+        opened(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_loaded_model_has_let_its_file_go(folder: Path) -> None:
+    runner = opened(folder)
+    assert str(folder / "model.onnx.data") not in Path("/proc/self/maps").read_text()
+    # What it keeps of it is its own.
+    assert np.isfinite(runner.run([Chunk(0, list(range(40)))])[0]).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_that_were_let_go_are_read_again_where_they_are_needed(folder: Path) -> None:
+    model = describe(folder)
+    before = model.embedding.codes.copy()
+    assert resident(folder / "model.onnx.data") > 0
+    model.let_go()
+    assert resident(folder / "model.onnx.data") == 0
+    np.testing.assert_array_equal(model.embedding.codes, before)
+
+
+def resident(path: Path) -> int:
+    """KiB of a file's mapping that are in this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    mapped = next(line for line in lines if line.endswith(str(path)))
+    assert mapped.split()[1].startswith("r-")
+    return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
