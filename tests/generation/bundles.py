@@ -22,7 +22,7 @@ __all__ = ["tiny_bundle"]
 
 
 def tiny_bundle(
-    folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 8, 32] = 32, template: str = CHATML
+    folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 8, 32] = 8, template: str = CHATML
 ) -> Path:
     """Write a bundle of a tiny Qwen2 with a context of 256 tokens.
 

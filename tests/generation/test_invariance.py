@@ -32,6 +32,8 @@ from edgekit.generation.request import (
     TokenLogprob,
 )
 from edgekit.generation.ticket import Ticket
+from edgekit.runners.cpu.runner import CpuRunner
+from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from tests.generation.bundles import tiny_bundle
 
 SLOTS = 4
@@ -48,11 +50,17 @@ FORMATS = (ResponseFormat("json_schema", SCHEMA), ResponseFormat("regex", "(ab|c
 Said = tuple[str, FinishReason, int, tuple[TokenLogprob, ...]]
 
 
-@pytest.fixture(scope="module", params=["onnx in float32", "onnx in 8 bits", "onnx in 4 bits"])
+@pytest.fixture(
+    scope="module", params=["kernels in 8 bits", "kernels in 4 bits", "onnxruntime in 8 bits", "onnxruntime in float32"]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
     bits: Literal[4, 8, 32] = 32 if "32" in request.param else 8 if "8" in request.param else 4
     bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), "onnx", bits=bits)
-    model = load_model(bundle, threads=1, parallel=SLOTS)
+    runner = CpuRunner if "kernels" in request.param else OnnxRuntimeRunner
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CPU_KERNELS", "" if runner is CpuRunner else "off")
+        model = load_model(bundle, threads=1, parallel=SLOTS)
+    assert type(model.runner) is runner
     yield model
     model.close()
 

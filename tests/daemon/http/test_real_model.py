@@ -3,15 +3,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import pytest
-
 from edgekit.generation.model import load_model
 from tests.daemon.http.conftest import Serve
 from tests.generation.bundles import tiny_bundle
 
 
 def test_openais_clients_share_one_real_model_and_a_seed_repeats_its_answer(serve: Serve, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     served = serve(load_model(tiny_bundle(tmp_path, "onnx"), threads=1))
     answers: dict[int, list[str]] = {seed: [] for seed in (1, 2, 3)}
 

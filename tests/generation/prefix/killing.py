@@ -22,8 +22,8 @@ import numpy.typing as npt
 from edgekit.bundle.bundle import open_bundle
 from edgekit.generation.prefix import DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.prefix.block_file import HEADER_BYTES
-from edgekit.runners.base import Chunk
-from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk, Runner
 
 __all__ = ["Outcome", "kill_again_and_again"]
 
@@ -80,7 +80,7 @@ class _Witness:
     def __init__(self, bundle: Path, folder: Path) -> None:
         self.outcome = Outcome()
         self._bundle, self._folder = bundle, folder
-        self._runner = OnnxRuntimeRunner(bundle, threads=1)
+        self._runner = _runner(bundle)
         self._prompts = _prompts(self._runner)
         self._expected = [_compute(self._runner, prompt, 0) for prompt in self._prompts]
 
@@ -107,19 +107,25 @@ class _Witness:
         return store.stats().damaged
 
 
-def _prompts(runner: OnnxRuntimeRunner) -> list[list[int]]:
+def _runner(bundle: Path) -> Runner:
+    manifest = open_bundle(bundle).manifest
+    kind, dialect = manifest.artifact.kind, manifest.artifact.dialect
+    return open_runner(bundle, kind, dialect, context_length=manifest.context_length, threads=1)
+
+
+def _prompts(runner: Runner) -> list[list[int]]:
     """The pool: every three begin alike."""
     tokens = np.random.default_rng(7).integers(runner.limits.vocab_size, size=(PROMPTS, PROMPT_TOKENS))
     tokens[:, : PROMPT_TOKENS // 2] = tokens[np.arange(PROMPTS) // 3, : PROMPT_TOKENS // 2]
     return [list(map(int, prompt)) for prompt in tokens]
 
 
-def _cap(runner: OnnxRuntimeRunner) -> int:
+def _cap(runner: Runner) -> int:
     block = -(-(BLOCK_TOKENS * runner.limits.kv_bytes_per_token + HEADER_BYTES) // PAGE) * PAGE
     return PROMPTS * (PROMPT_TOKENS // BLOCK_TOKENS) // 2 * block
 
 
-def _open(bundle: Path, folder: Path, runner: OnnxRuntimeRunner) -> tuple[DiskStore, PrefixCache]:
+def _open(bundle: Path, folder: Path, runner: Runner) -> tuple[DiskStore, PrefixCache]:
     fingerprint = model_fingerprint(open_bundle(bundle).manifest, runner)
     store = DiskStore(folder, max_bytes=_cap(runner), fingerprint=fingerprint)
     assert store.active, "the folder does not open"
@@ -129,7 +135,7 @@ def _open(bundle: Path, folder: Path, runner: OnnxRuntimeRunner) -> tuple[DiskSt
     )
 
 
-def _compute(runner: OnnxRuntimeRunner, prompt: list[int], start: int) -> tuple[bytes, npt.NDArray[np.float32]]:
+def _compute(runner: Runner, prompt: list[int], start: int) -> tuple[bytes, npt.NDArray[np.float32]]:
     """Compute a prompt from `start` on: its KV cache and its last logits."""
     runner.truncate(0, start)
     (logits,) = runner.run([Chunk(0, prompt[start:], exact=True)])
@@ -170,7 +176,7 @@ def _kill(bundle: Path, folder: Path, *, seed: int, after_s: float) -> None:
 def _work(bundle: Path, folder: Path, seed: int) -> None:
     """The process that is killed."""
     rng = np.random.default_rng(seed)
-    runner = OnnxRuntimeRunner(bundle, threads=1)
+    runner = _runner(bundle)
     store, cache = _open(bundle, folder, runner)
     pool = _prompts(runner)
     for number in range(1_000_000):
