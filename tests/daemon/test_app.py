@@ -20,7 +20,6 @@ FORM = {"type": "choice", "choice": ["yes", "no"]}
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    pytest.importorskip("onnxruntime")
     config = DaemonConfig(
         bundle=tiny_bundle(tmp_path, "onnx"), http=HttpConfig(port=0), generation=GenerationConfig(threads=1)
     )

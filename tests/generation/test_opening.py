@@ -17,7 +17,6 @@ CONFIG = GenerationConfig(threads=1, parallel=8, prefix_memory_mib=0)
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TextModel, Bundle]]:
-    pytest.importorskip("onnxruntime")
     bundle = open_bundle(tiny_bundle(tmp_path_factory.mktemp("onnx"), "onnx"))
     model = open_model(bundle, CONFIG)
     yield model, bundle
@@ -25,7 +24,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TextModel
 
 
 def _budget(model: TextModel, bundle: Bundle, available: int) -> int:
-    return kv_budget(model.runner.limits, "onnxruntime", model_shapes(bundle.path), available)
+    return kv_budget(model.runner.limits, model.runner.backend.runtime, model_shapes(bundle.path), available)
 
 
 def _enough(model: TextModel, bundle: Bundle, kv_bytes: int) -> int:

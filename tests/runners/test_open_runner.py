@@ -119,7 +119,7 @@ def test_the_kernels_that_are_named_are_taken_and_those_that_cannot_be_had_are_r
     runner = opened(folder)
     assert isinstance(runner, CpuRunner)
     assert str(runner.backend) == "cpu (plain)"
-    assert (runner.limits.context_length, runner.limits.sequence_slots, runner.limits.batch) == (64, 2, 2)
+    assert (runner.limits.context_length, runner.limits.sequence_slots) == (64, 2)
     # Half of what onnxruntime keeps: keys and values of 3 layers with 2 heads of 32, in float16.
     assert runner.limits.kv_bytes_per_token == 3 * 2 * 2 * 32 * 2
     monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "sse9")
