@@ -11,6 +11,8 @@ _INT, _FLOAT, _POINTER, _TEXT, _SIZE = ctypes.c_int, ctypes.c_float, ctypes.c_vo
 
 _TYPES: dict[str, tuple[Any, list[Any]]] = {
     "step": (_INT, [_POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
+    "read_kv": (None, [_POINTER, _INT, _INT, _INT, _POINTER]),
+    "write_kv": (None, [_POINTER, _INT, _INT, _INT, _POINTER]),
     "arena_new": (_POINTER, [_SIZE]),
     "arena_free": (None, [_POINTER]),
     "matrix_bytes": (_SIZE, [_INT] * 6),

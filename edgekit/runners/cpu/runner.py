@@ -225,10 +225,13 @@ class CpuRunner(SlotRunner):
             self._kv.release(slot)
 
     def _read(self, slot: int, start: int, stop: int) -> bytes:
-        return self._kv.read(slot, start, stop)
+        rows = np.empty((stop - start) * self._kv.bytes_per_token, np.uint8)
+        self._call.read_kv(self._model, slot, start, stop - start, rows.ctypes.data)
+        return rows.tobytes()
 
     def _write(self, slot: int, count: int, data: memoryview) -> None:
-        self._kv.write(slot, self._lengths[slot], count, data)
+        rows = np.frombuffer(data, np.uint8)
+        self._call.write_kv(self._model, slot, self._lengths[slot], count, rows.ctypes.data)
         self._lengths[slot] += count
 
     def _snapshot(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""KV cache as the kernels want it: float16, keys in tiles of 16 positions. What it gives and takes is in rows."""
+"""Memory for the KV cache as the kernels want it: float16, keys in tiles of 16 positions. They alone read and write it."""
 
 from __future__ import annotations
 
@@ -36,32 +36,3 @@ class TiledKvCache(KvCache):
     def of_layer(self, layer: int) -> tuple[HalfArray, HalfArray]:
         """Keys and values of a layer."""
         return self.arrays[2 * layer], self.arrays[2 * layer + 1]
-
-    def read(self, slot: int, start: int, stop: int) -> bytes:
-        """Positions `start:stop`, as `[arrays, heads, positions, head_dim]`."""
-        first, last = start // TILE, -(-stop // TILE)
-        parts = []
-        for index, array in enumerate(self.arrays):
-            if index % 2:
-                parts += [head[start:stop].data for head in array[slot]]
-                continue
-            tiles = self._tiles(array, slot)[:, first:last]
-            rows = tiles.swapaxes(2, 3).reshape(len(tiles), -1, tiles.shape[2])
-            parts += [np.ascontiguousarray(head[start - first * TILE : stop - first * TILE]).data for head in rows]
-        return b"".join(parts)
-
-    def write(self, slot: int, start: int, count: int, data: memoryview) -> None:
-        """Put `count` positions, as `read` gave them, at `start`."""
-        _, heads, _, head_dim = self.arrays[0].shape
-        given = np.frombuffer(data, np.float16).reshape(len(self.arrays), heads, count, head_dim)
-        positions = np.arange(start, start + count)
-        for index, (array, rows) in enumerate(zip(self.arrays, given, strict=True)):
-            if index % 2:
-                array[slot, :, start : start + count] = rows
-            else:
-                self._tiles(array, slot)[:, positions // TILE, :, positions % TILE] = rows.swapaxes(0, 1)
-
-    def _tiles(self, array: HalfArray, slot: int) -> HalfArray:
-        _, heads, capacity, head_dim = array.shape
-        tiles: HalfArray = array[slot].reshape(heads, capacity // TILE, head_dim, TILE)
-        return tiles

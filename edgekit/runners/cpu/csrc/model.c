@@ -115,19 +115,18 @@ static void round_row(ek_model *m, const ek_matrix *to, const float *x, int row)
 
 /* Queries and keys are turned, keys and values stored. */
 static void place(ek_model *m, ek_pool *pool, const layer *l, size_t stride) {
-    const int size = m->head_dim, queries = m->heads * size, group_heads = m->heads + 2 * m->kv_heads;
-    (void)group_heads;
-    JOBS(c_row, m->rows) {
+    const int size = m->head_dim, queries = m->heads * size;
+    JOBS(index, m->rows) {
         int c = 0;
-        while (c_row >= m->chunk[c].row + m->chunk[c].rows) c++;
-        const int position = m->chunk[c].position + c_row - m->chunk[c].row;
-        const float *row = m->wide + (size_t)c_row * stride;
+        while (index >= m->chunk[c].row + m->chunk[c].rows) c++;
+        const int position = m->chunk[c].position + index - m->chunk[c].row;
+        const float *row = m->wide + (size_t)index * stride;
         const float *cosines = l->cosines + (size_t)position * (size / 2);
         const float *sines = l->sines + (size_t)position * (size / 2);
         float turned[1024];
         for (int head = 0; head < m->heads; head++)
             m->k->turn(row + head * size, l->norms[QUERY_NORM], m->eps, cosines, sines, size, l->scale,
-                       m->x + (size_t)c_row * queries + head * size);
+                       m->x + (size_t)index * queries + head * size);
         for (int head = 0; head < m->kv_heads; head++) {
             const size_t at = m->chunk[c].slot * m->slot_stride + (size_t)head * m->positions * size;
             m->k->turn(row + queries + head * size, l->norms[KEY_NORM], m->eps, cosines, sines, size, 1.0f, turned);
@@ -332,6 +331,41 @@ EXPORT int ek_step(ek_model *m, int rows, const int32_t *tokens, int chunks, con
     cut(m);
     ek_pool_run(m->pool, run, m);
     return 0;
+}
+
+/* ---- keys and values in rows: [layers, keys and values, KV heads, count, head_dim] ---- */
+
+static uint16_t *head_of(const ek_model *m, uint16_t *array, int slot, int head) {
+    return array + slot * m->slot_stride + (size_t)head * m->positions * m->head_dim;
+}
+
+/* Read positions [start, start + count) of a slot into `rows`, or write them. */
+static void copy_rows(const ek_model *m, int slot, int start, int count, uint16_t *rows, bool write) {
+    const int size = m->head_dim;
+    for (int i = 0; i < m->layers; i++) {
+        for (int head = 0; head < m->kv_heads; head++)
+            for (int p = 0; p < count; p++, rows += size) {
+                const int position = start + p;
+                uint16_t *key = head_of(m, m->layer[i].keys, slot, head);
+                key += (size_t)(position / TILE) * size * TILE + position % TILE;
+                if (write)
+                    for (int d = 0; d < size; d++) key[(size_t)d * TILE] = rows[d];
+                else
+                    for (int d = 0; d < size; d++) rows[d] = key[(size_t)d * TILE];
+            }
+        for (int head = 0; head < m->kv_heads; head++, rows += (size_t)count * size) {
+            uint16_t *values = head_of(m, m->layer[i].values, slot, head) + (size_t)start * size;
+            memcpy(write ? values : rows, write ? rows : values, (size_t)count * size * sizeof *rows);
+        }
+    }
+}
+
+EXPORT void ek_read_kv(const ek_model *m, int slot, int start, int count, uint16_t *rows) {
+    copy_rows(m, slot, start, count, rows, false);
+}
+
+EXPORT void ek_write_kv(const ek_model *m, int slot, int start, int count, const uint16_t *rows) {
+    copy_rows(m, slot, start, count, (uint16_t *)rows, true);
 }
 
 /* ---- making one ---- */
