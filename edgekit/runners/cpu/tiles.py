@@ -1,4 +1,4 @@
-"""Memory for the KV cache as the kernels want it: float16, keys in tiles of 16 positions. They alone read and write it."""
+"""Memory for the KV cache as the kernels want it: float16, keys in tiles of 16 positions; they alone look inside."""
 
 from __future__ import annotations
 
