@@ -76,7 +76,7 @@ class GraphRunner(SlotRunner):
         """Release the model and the KV cache."""
         self._closed = True
         self._session = None
-        self._kv.arrays.clear()
+        self._kv.close()
 
     def _positions(self, context: int) -> tuple[int, int]:
         """Return the context that can be kept of one asked for, and the positions its buffers need."""

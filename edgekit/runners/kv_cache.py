@@ -46,6 +46,11 @@ class KvCache:
         ]
         self.bytes_per_token = count * position
 
+    def close(self) -> None:
+        """Let go of all memory; the system has it back once nobody else holds an array."""
+        self.arrays.clear()
+        self._maps.clear()
+
     def release(self, slot: int) -> None:
         """Give a slot's memory back to the system; what it held is lost."""
         if _GIVE_BACK is not None:

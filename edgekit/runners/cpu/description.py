@@ -21,6 +21,7 @@ from edgekit.runners.cpu.layers import Layers, Stack
 from edgekit.runners.cpu.matrices import Matrices
 from edgekit.runners.cpu.messages import Value
 from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription
+from edgekit.runners.cpu.sizes import check_sizes
 from edgekit.runners.cpu.wiring import Unsupported, Wiring, refused
 
 __all__ = ["LayerDescription", "Matrix", "ModelDescription", "Unsupported", "describe"]
@@ -39,7 +40,7 @@ def describe(folder: Path) -> ModelDescription:
 
     Raises:
         BundleError: There is no such graph, it is damaged, or of another dialect.
-        Unsupported: The graph is sound, and not of the one pattern that is known here.
+        Unsupported: The graph is sound, and not of the one pattern that is known here, or of a size that is not.
     """
     path = folder / _MODEL_FILE
     if not path.exists():
@@ -56,7 +57,9 @@ def describe(folder: Path) -> ModelDescription:
         raise Unsupported(f"the kernels cannot run this graph: it has {', '.join(graph.foreign)}")
     if graph.opsets != _OPSETS:
         raise Unsupported(f"the kernels cannot run this graph: its operators are of versions {str(graph.opsets)[:80]}")
-    return _described(graph, _context(graph.metadata))
+    model = _described(graph, _context(graph.metadata))
+    check_sizes(model)
+    return model
 
 
 # input_ids ─ rows of the table ─ (Mul scale) ─ layers ─ head ─▶ logits

@@ -7,8 +7,10 @@ alike whatever is beside it, so that `Chunk.exact` costs nothing. It knows no gr
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from edgekit.runners.cores import usable_cores
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.library import Kernels
 from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription
+from edgekit.runners.cpu.sizes import check_sizes
 from edgekit.runners.cpu.tiles import TiledKvCache
 from edgekit.runners.cpu.weights import Weights
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
@@ -42,6 +45,7 @@ class CpuRunner(SlotRunner):
         threads: None takes one per physical core.
 
     Raises:
+        Unsupported: The kernels cannot compute with such sizes.
         RunnerError: The context is longer than the model's, or there is no memory.
     """
 
@@ -65,36 +69,23 @@ class CpuRunner(SlotRunner):
                 hint=f"the model was exported for {longest} tokens",
             )
         self._variant, self._digest = kernels.variant, kernels.digest
-        self._call = call = Functions(kernels.library)
-        self._kv = TiledKvCache(
-            len(model.layers), sequence_slots, heads=model.kv_heads, positions=context, head_dim=model.head_dim
-        )
-        threads = threads or usable_cores()
-        self._weights = Weights(call, kernels.variant, model.matrices())
-        # Copies: what is mapped would keep the file open, and the process at the mercy of who writes to it.
-        self._ropes = [tuple(np.array(table[:context]) for table in tables) for tables in model.ropes]
-        self._model = call.model_new(
-            kernels.variant.encode(),
-            threads,
-            model.vocab_size,
-            model.hidden,
-            model.intermediate,
-            model.heads,
-            model.kv_heads,
-            model.head_dim,
-            len(model.layers),
-            self._kv.capacity,
-            model.rms_norm_eps,
-            model.activation == "gelu_tanh",
-            1.0 if model.embedding_scale is None else model.embedding_scale,
-        )
-        if not self._model:
-            raise RunnerError("there is no memory for the model")
-        with ThreadPoolExecutor(threads) as pool:
-            self._fill(model, pool)
-        self._lengths = [0] * sequence_slots
-        # Of a row each that is asked for most; reused from step to step.
-        self._logits = np.empty((sequence_slots, model.vocab_size), np.float32)
+        check_sizes(model)
+        self._call = Functions(kernels.library)
+        self._resources = ExitStack()
+        self._release = weakref.finalize(self, self._resources.close)
+        # Not at exit: a thread may be in the middle of a step.
+        self._release.atexit = False
+        try:
+            self._load(model, context, sequence_slots, threads or usable_cores())
+        except BaseException as error:
+            self._release()
+            # From a mapping, an array, a size that no address has, a thread that cannot be started.
+            if isinstance(error, OSError | MemoryError | OverflowError | RuntimeError):
+                raise RunnerError(
+                    f"there is no memory for the model with {sequence_slots} x {context} tokens",
+                    hint="serve fewer sequence slots, or a shorter context",
+                ) from error
+            raise
         self._most_rows = max(max_chunk, sequence_slots) + 64
         self._limits = Limits(
             context_length=context,
@@ -110,13 +101,44 @@ class CpuRunner(SlotRunner):
         return Backend(self._runtime, self._variant, self._digest)
 
     def close(self) -> None:
-        """Release the model and the KV cache."""
-        if self._closed:
-            return
+        """Release the model and the KV cache; done anyway when the runner is dropped."""
         self._closed = True
-        self._call.model_free(self._model)
-        self._weights.close()
-        self._kv.arrays.clear()
+        self._release()
+
+    def _load(self, model: ModelDescription, context: int, slots: int, threads: int) -> None:
+        """Make everything there is, and tell `_resources` how to let go of it."""
+        call, held = self._call, self._resources
+        self._kv = TiledKvCache(
+            len(model.layers), slots, heads=model.kv_heads, positions=context, head_dim=model.head_dim
+        )
+        held.callback(self._kv.close)
+        self._lengths = [0] * slots
+        # Of a row each that is asked for most; reused from step to step.
+        self._logits = np.empty((slots, model.vocab_size), np.float32)
+        # Copies: what is mapped would keep the file open, and the process at the mercy of who writes to it.
+        self._ropes = [tuple(np.array(table[:context], order="C") for table in tables) for tables in model.ropes]
+        self._weights = Weights(call, self._variant, model.matrices())
+        held.callback(self._weights.close)
+        self._model = call.model_new(
+            self._variant.encode(),
+            threads,
+            model.vocab_size,
+            model.hidden,
+            model.intermediate,
+            model.heads,
+            model.kv_heads,
+            model.head_dim,
+            len(model.layers),
+            self._kv.capacity,
+            model.rms_norm_eps,
+            model.activation == "gelu_tanh",
+            1.0 if model.embedding_scale is None else model.embedding_scale,
+        )
+        if not self._model:
+            raise MemoryError
+        held.callback(call.model_free, self._model)
+        with ThreadPoolExecutor(threads) as pool:
+            self._fill(model, pool)
 
     def _fill(self, model: ModelDescription, pool: ThreadPoolExecutor) -> None:
         """Give the kernels all numbers; a layer at a time, so that the file's pages come and go."""
@@ -169,7 +191,7 @@ class CpuRunner(SlotRunner):
     def _norm(self, index: int, which: int, weights: FloatArray) -> None:
         weights = np.ascontiguousarray(weights, np.float32)
         if self._call.model_norm(self._model, index, which, weights.size, weights.ctypes.data):
-            raise RunnerError("there is no memory for the model")
+            raise MemoryError
 
     def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
         results: list[FloatArray] = [self._logits[:0]] * len(chunks)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from edgekit.errors import RunnerError
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.model import FloatArray, Matrix
 
@@ -25,7 +24,7 @@ class Weights:
         matrices: All that will be made.
 
     Raises:
-        RunnerError: There is no memory for them.
+        MemoryError: There is no memory for them.
     """
 
     def __init__(self, call: Functions, variant: str, matrices: Iterable[Matrix]) -> None:
@@ -35,13 +34,13 @@ class Weights:
         # Room for wide factors, which few have: what is not written takes no memory.
         self._arena = call.arena_new(sum(self._bytes(matrix) for matrix in matrices))
         if not self._arena:
-            raise RunnerError("there is no memory for the weights")
+            raise MemoryError
 
     def matrix(self, matrix: Matrix) -> int:
         """Return the address of a matrix in the kernels' form.
 
         Raises:
-            RunnerError: There is no memory for it.
+            MemoryError: There is no memory for it.
         """
         rows, columns = matrix.shape
         scales = np.ascontiguousarray(matrix.scales, np.float32)
@@ -64,7 +63,7 @@ class Weights:
             None if bias is None else bias.ctypes.data,
         )
         if not made:
-            raise RunnerError("there is no memory for the weights")
+            raise MemoryError
         self._made.append(made)
         return int(made)
 

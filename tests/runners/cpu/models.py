@@ -1,0 +1,159 @@
+"""Random models of any shape as the kernels are told of them, without a checkpoint or a file.
+
+Their weights are in the range of real ones, and mean nothing. Shapes that no exporter writes are among them: the
+kernels promise more than what today's graphs hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.runners.cpu.description import LayerDescription, Matrix, ModelDescription
+
+__all__ = ["Offsets", "Shape", "random_model"]
+
+FloatArray = npt.NDArray[np.float32]
+Offsets = Literal["symmetric", "zero-point", "float"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a random model is made of; the fields are those of `ModelDescription`, or:
+
+    Attributes:
+        bits: Of all matrices.
+        group_size: Of all matrices; widths need not be multiples.
+        offsets: Of all matrices.
+        joined: Queries, keys and values in one matrix, gate and up in one.
+        biases: On all matrices but the head.
+        head_norms: On queries and keys.
+        post_norms: On what attention and MLP give.
+        window: Of every second layer.
+        tied: The head is the token table.
+        factor: Scales and offsets of what reads a norm are so many times what they should be, and the norm makes up
+            for it.
+    """
+
+    vocab_size: int = 96
+    hidden: int = 64
+    intermediate: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    layers: int = 2
+    positions: int = 160
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embedding_scale: float | None = None
+    bits: int = 4
+    group_size: int = 32
+    offsets: Offsets = "zero-point"
+    joined: bool = True
+    biases: bool = False
+    head_norms: bool = False
+    post_norms: bool = False
+    window: int = -1
+    tied: bool = False
+    factor: float = 1.0
+
+
+class _Maker:
+    def __init__(self, shape: Shape, seed: int) -> None:
+        self._shape = shape
+        self._rng = np.random.default_rng(seed)
+
+    def matrix(self, name: str, out: int, width: int, *, bias: bool = False, factor: float = 1.0) -> Matrix:
+        """Weights of a variance of factor² / width."""
+        shape, rng = self._shape, self._rng
+        groups = -(-width // shape.group_size)
+        middle = 1 << (shape.bits - 1)
+        spread = factor / (0.58 * middle * np.sqrt(width))
+        points: npt.NDArray[np.uint8] | None = None
+        if shape.offsets != "symmetric":
+            points = rng.integers(middle - middle // 4, middle + middle // 4, (out, groups)).astype(np.uint8)
+            if shape.bits == 4:
+                low, high = np.pad(points, ((0, 0), (0, groups % 2))).reshape(out, -1, 2).transpose(2, 0, 1)
+                points = (low | high << 4).astype(np.uint8)
+        rest: FloatArray | None = None
+        if shape.offsets == "float":
+            # Stored the other way round, as a graph does.
+            rest = (spread * rng.uniform(-1, 1, (groups, out))).astype(np.float32).T
+        return Matrix(
+            name=name,
+            codes=rng.integers(0, 256, (out, groups, shape.group_size * shape.bits // 8), dtype=np.uint8),
+            scales=(spread * rng.uniform(0.7, 1.3, (out, groups)) * rng.choice([-1, 1], (out, groups))).astype("f"),
+            zero_points=points,
+            rest=rest,
+            bits=shape.bits,
+            group_size=shape.group_size,
+            shape=(out, width),
+            bias=rng.normal(0, 0.3, out).astype(np.float32) if bias else None,
+        )
+
+    def norm(self, width: int, size: float = 1.0) -> FloatArray:
+        weights: FloatArray = (size * self._rng.normal(1, 0.1, width)).astype(np.float32)
+        return weights
+
+    def layer(self, index: int) -> LayerDescription:
+        """A layer; every second one looks back less far, and turns by another table."""
+        s = self._shape
+        queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+
+        def made(name: str, out: int) -> Matrix:
+            return self.matrix(name, out, s.hidden, bias=s.biases, factor=s.factor)
+
+        def matrices(name: str, *outs: int) -> tuple[Matrix, ...]:
+            sizes = (sum(outs),) if s.joined else outs
+            return tuple(made(f"{name}.{at}", out) for at, out in enumerate(sizes))
+
+        return LayerDescription(
+            input_norm=self.norm(s.hidden, 1 / s.factor),
+            mlp_norm=self.norm(s.hidden, 1 / s.factor),
+            attention_out_norm=self.norm(s.hidden) if s.post_norms else None,
+            mlp_out_norm=self.norm(s.hidden) if s.post_norms else None,
+            q_norm=self.norm(s.head_dim) if s.head_norms else None,
+            k_norm=self.norm(s.head_dim) if s.head_norms else None,
+            qkv=matrices(f"{index}.qkv", queries, keys, keys),
+            o=self.matrix(f"{index}.o", s.hidden, queries, bias=s.biases),
+            gate_up=matrices(f"{index}.gate_up", s.intermediate, s.intermediate),
+            down=self.matrix(f"{index}.down", s.hidden, s.intermediate, bias=s.biases),
+            rope=index % 2,
+            window=-1 if index % 2 else s.window,
+            scale=float(1 / np.sqrt(s.head_dim)),
+        )
+
+    def rope(self, base: float) -> tuple[FloatArray, FloatArray]:
+        half = self._shape.head_dim // 2
+        angles = np.outer(np.arange(self._shape.positions + 1), base ** -(np.arange(half) / half))
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def random_model(shape: Shape | None = None, seed: int = 0, **fields: Any) -> ModelDescription:
+    """Describe a model of a shape; `fields` are those of `Shape` that differ from it."""
+    s = replace(shape or Shape(), **fields)
+    maker = _Maker(s, seed)
+    # Rows of the token table have a variance of 1 / hidden.
+    scale = float(np.sqrt(s.hidden)) if s.embedding_scale is None else s.embedding_scale
+    embedding = maker.matrix("embed", s.vocab_size, s.hidden, factor=s.factor)
+    return ModelDescription(
+        vocab_size=s.vocab_size,
+        hidden=s.hidden,
+        intermediate=s.intermediate,
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        rms_norm_eps=1e-5,
+        activation=s.activation,
+        embedding=embedding,
+        embedding_scale=scale / s.factor,
+        layers=tuple(maker.layer(index) for index in range(s.layers)),
+        final_norm=maker.norm(s.hidden, 1 / s.factor),
+        head=embedding if s.tied else maker.matrix("head", s.vocab_size, s.hidden, factor=s.factor),
+        ropes=(maker.rope(10_000.0), maker.rope(50_000.0)),
+        positions=s.positions + 1,
+        context_length=s.positions,
+        metadata={},
+    )
