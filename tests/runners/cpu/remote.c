@@ -1,0 +1,87 @@
+/* Calls functions of a shared library for another process (remote.py), which may be of another architecture.
+ *
+ * It is told over its standard input what to do, in 64-bit words, and knows no function: numbers go where the calling
+ * conventions of x86-64 and aarch64 put them, whatever kinds of them are between.
+ *
+ *     0 size              -> address of so many bytes
+ *     1 address           frees them
+ *     2 address size …    writes bytes there
+ *     3 address size      -> the bytes there
+ *     4 size name…, 12 whole numbers, 2 floats (bits) -> what the function returns
+ */
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint64_t call(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
+                      uint64_t, uint64_t, float, float);
+
+static void get(void *to, size_t size) {
+    if (fread(to, 1, size, stdin) != size) exit(0);
+}
+
+static void put(const void *from, size_t size) {
+    fwrite(from, 1, size, stdout);
+    fflush(stdout);
+}
+
+static uint64_t word(void) {
+    uint64_t value;
+    get(&value, sizeof value);
+    return value;
+}
+
+static float number(void) {
+    const uint32_t bits = (uint32_t)word();
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint64_t run(void *library, uint64_t size) {
+    char name[64] = "";
+    uint64_t n[12];
+    get(name, size < sizeof name ? size : sizeof name - 1);
+    for (int i = 0; i < 12; i++) n[i] = word();
+    const float a = number(), b = number();
+    void *found = dlsym(library, name);
+    call *function;
+    if (!found) {
+        fprintf(stderr, "no %s\n", name);
+        exit(2);
+    }
+    memcpy(&function, &found, sizeof function);
+    return function(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], a, b);
+}
+
+int main(int count, char **arguments) {
+    void *library = count == 2 ? dlopen(arguments[1], RTLD_NOW) : NULL;
+    if (!library) {
+        fprintf(stderr, "%s\n", count == 2 ? dlerror() : "usage: remote LIBRARY");
+        return 2;
+    }
+    for (;;) {
+        const uint64_t what = word(), first = word();
+        uint64_t result;
+        switch (what) {
+            case 0:
+                result = (uint64_t)(uintptr_t)malloc(first);
+                put(&result, sizeof result);
+                break;
+            case 1:
+                free((void *)(uintptr_t)first);
+                break;
+            case 2:
+                get((void *)(uintptr_t)first, word());
+                break;
+            case 3:
+                put((void *)(uintptr_t)first, word());
+                break;
+            default:
+                result = run(library, first);
+                put(&result, sizeof result);
+        }
+    }
+}
