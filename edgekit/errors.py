@@ -31,6 +31,7 @@ __all__ = [
     "RunnerError",
     "SignatureError",
     "UpdateError",
+    "internal_error",
     "missing_extra",
     "nearest",
 ]
@@ -133,6 +134,15 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the member of `known` that `word` was most likely meant to be, or None."""
     matches = get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def internal_error(error: BaseException) -> EdgekitError:
+    """Return what a caller is told of an exception that nobody expected; the log has the rest."""
+    detail = " ".join(str(error).split())[:200]
+    return EdgekitError(
+        f"internal error: {type(error).__name__}{': ' if detail else ''}{detail}",
+        hint="this is a fault in edgekit; its log has the details",
+    )
 
 
 def missing_extra(module: str, extra: str) -> EdgekitError:

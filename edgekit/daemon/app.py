@@ -64,7 +64,7 @@ class Daemon:
         self._mqtt: MqttDoor | None = None
         self._preparation: Preparation | None = None
         # Before there is a queue to beat, loading counts as alive: TimeoutStartSec limits it.
-        self._watchdog = Watchdog(self._heartbeat_age, self._notify)
+        self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
         self._stopping = threading.Event()
 
@@ -151,6 +151,9 @@ class Daemon:
 
     def _heartbeat_age(self) -> float:
         return self._scheduler.seconds_since_heartbeat() if self._scheduler else 0.0
+
+    def _has_failed(self) -> bool:
+        return self._scheduler is not None and self._scheduler.failed
 
 
 def _crash_loop() -> CrashLoop | None:

@@ -13,10 +13,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekit.errors import EdgekitError, RequestError, RunnerError
+from edgekit.errors import EdgekitError, RequestError, RunnerError, internal_error
 from edgekit.generation.drafting import PromptLookup
 from edgekit.generation.fair_queue import FairQueue
 from edgekit.generation.model import TextModel
@@ -175,8 +177,30 @@ class Engine:
             except EdgekitError as error:
                 self._fail(ticket, error)
 
+    def reset(self, error: EdgekitError) -> bool:
+        """Give everything up after a fault, and start over: all requests fail, all slots are emptied.
+
+        Args:
+            error: What the requests fail with.
+
+        Returns:
+            Whether the engine can go on. If not, the runner holds on to a slot; trying again may help.
+        """
+        sequences = [*self._running, *self._starting]
+        self._running, self._starting, self._queue = [], deque(), FairQueue()
+        for sequence in sequences:
+            with _logged(f"request {sequence.ticket.id} could not be closed"):
+                sequence.close()
+        clean = self._slots.reset()
+        while self._open:
+            self._open.pop(0).fail(error)
+        return clean
+
     def step(self) -> None:
-        """Let every running answer take its next tokens; start what there is room for."""
+        """Let every running answer take its next tokens; start what there is room for.
+
+        What goes wrong with one request fails that request. Raises what nobody expected: then call `reset`.
+        """
         self.sweep()
         self._admit()
         planned = self._plan()
@@ -203,8 +227,8 @@ class Engine:
                     reuse=ticket.request.cache_prompt and not sequence.scoring,
                     private=not ticket.request.cache_prompt,
                 )
-            except EdgekitError as error:
-                self._fail(ticket, error)
+            except Exception as error:  # noqa: BLE001  the request fails with it
+                self._fail(ticket, _described(ticket, error))
                 continue
             if taken is None:
                 return
@@ -235,8 +259,8 @@ class Engine:
             drafter = PromptLookup(self._cost.verifying) if speculate else None
             try:
                 self._starting.append(Sequence(self._model, ticket, index, drafter, self._context))
-            except EdgekitError as error:
-                self._fail(ticket, error)
+            except Exception as error:  # noqa: BLE001  as above
+                self._fail(ticket, _described(ticket, error))
                 return
 
     def _plan(self) -> list[_Planned]:
@@ -323,7 +347,7 @@ class Engine:
             return
         except Exception as error:
             logger.exception("a step failed")
-            self._run_apart(planned, _internal(error))
+            self._run_apart(planned, internal_error(error))
             return
         self._observe(planned, time.monotonic() - started)
         for one, logits in zip(planned, results, strict=True):
@@ -342,7 +366,7 @@ class Engine:
             try:
                 (logits,) = self._runner.run([one.chunk])
             except Exception as again:  # noqa: BLE001  the answer fails with it
-                self._fail(one.sequence.ticket, again if isinstance(again, EdgekitError) else _internal(again))
+                self._fail(one.sequence.ticket, again if isinstance(again, EdgekitError) else internal_error(again))
             else:
                 self._take(one, logits)
 
@@ -362,11 +386,8 @@ class Engine:
                 sequence.take_prompt(one.held, logits)
             if ticket.request.cache_prompt and one.held < sequence.prompt_length:
                 self._slots.save(slot, upto=sequence.prompt_length)
-        except EdgekitError as error:
-            self._fail(ticket, error)
-        except Exception as error:
-            logger.exception("request %s failed", ticket.id)
-            self._fail(ticket, _internal(error))
+        except Exception as error:  # noqa: BLE001  as above
+            self._fail(ticket, _described(ticket, error))
         else:
             if sequence.reason is not None:
                 self._end(sequence)
@@ -390,7 +411,6 @@ class Engine:
 
     def _drop(self, ticket: Ticket) -> None:
         """Forget a request and its answers."""
-        self._open.remove(ticket)
         if ticket in list(self._queue):
             self._queue.remove(ticket)
         self._starting = deque(sequence for sequence in self._starting if sequence.ticket is not ticket)
@@ -401,6 +421,8 @@ class Engine:
             sound = self._runner.length(number) == self._slots.length(number)
             self._slots.release(number, keep=sound and ticket.cancelled and ticket.request.cache_prompt)
             sequence.close()
+        # Last: if anything above raises, `reset` must still know of it.
+        self._open.remove(ticket)
 
     def _observe(self, planned: list[_Planned], seconds: float) -> None:
         """Learn what steps cost."""
@@ -422,9 +444,18 @@ def _slot(sequence: Sequence) -> int:
     return sequence.slot
 
 
-def _internal(error: Exception) -> EdgekitError:
-    detail = " ".join(str(error).split())[:200]
-    return EdgekitError(
-        f"internal error: {type(error).__name__}{': ' if detail else ''}{detail}",
-        hint="this is a fault in edgekit; its log has the details",
-    )
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Go on after whatever fails in it."""
+    try:
+        yield
+    except Exception:
+        logger.exception(what)
+
+
+def _described(ticket: Ticket, error: Exception) -> EdgekitError:
+    """What a request fails with that an exception is the fault of."""
+    if isinstance(error, EdgekitError):
+        return error
+    logger.error("request %s failed", ticket.id, exc_info=error)
+    return internal_error(error)

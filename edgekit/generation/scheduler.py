@@ -2,6 +2,10 @@
 
 A thread drives the `Engine` step by step. It beats a heart once per step (and while idle), from which the service's
 watchdog is fed: a worker that hangs stops beating. Requests come in, and are cancelled, from any thread.
+
+What goes wrong in a step beyond a request's own failure fails all open requests; the engine starts over with empty
+slots. Where that happens again and again and nothing is answered in between, or the slots cannot be emptied, the
+scheduler has failed: it takes no more requests and says so, until the process is started anew.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import threading
 import time
 from collections import deque
 
-from edgekit.errors import RequestError
+from edgekit.errors import EdgekitError, RequestError, RunnerError, internal_error
 from edgekit.generation.engine import Engine, EngineStats
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.prefix import PrefixCache
@@ -25,6 +29,8 @@ logger = logging.getLogger(__name__)
 _IDLE_S = 1.0
 # A step that hangs longer than this at the very end is left behind with its thread.
 _JOIN_S = 60.0
+# Faults with no answer between them after which the engine is given up.
+_MOST_FAULTS = 3
 
 
 class Scheduler:
@@ -57,6 +63,9 @@ class Scheduler:
         self._open = 0
         self._closing = False
         self._aborting = False
+        self._failed = False
+        # Since a request was last answered.
+        self._faults = 0
         self._heartbeat = time.monotonic()
         # How long a request keeps its place, smoothed: from it callers learn when to ask again.
         self._usual_s = 1.0
@@ -70,8 +79,13 @@ class Scheduler:
 
     @property
     def accepting(self) -> bool:
-        """Whether `stop` has not been called."""
-        return not self._closing
+        """Whether requests are taken: it has not failed, and `stop` has not been called."""
+        return not (self._closing or self._failed)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine was given up after a fault; only a new process answers again."""
+        return self._failed
 
     def submit(self, request: ChatRequest, on_event: OnEvent) -> Ticket:
         """Queue a request.
@@ -81,6 +95,7 @@ class Scheduler:
         Raises:
             RequestError: `overloaded` (queue full, with `retry_after_s`), `shutting_down`, `context_length_exceeded`,
                 `unsupported_schema`, or the chat template refuses the messages.
+            RunnerError: `generation_failed`: see `failed`.
             BundleError: The chat template failed.
         """
         submitted = time.monotonic()
@@ -137,6 +152,7 @@ class Scheduler:
                 with self._changed:
                     self._open -= 1
                     if isinstance(event, Finish) and event.reason != "cancelled":
+                        self._faults = 0
                         took = time.monotonic() - submitted - event.timings.queue_s
                         self._usual_s += 0.3 * (took - self._usual_s)
                     self._changed.notify_all()
@@ -147,6 +163,8 @@ class Scheduler:
     def _refuse_if_full(self) -> None:
         if self._closing:
             raise _shutting_down()
+        if self._failed:
+            raise _given_up()
         if self._open >= self._most:
             # A place is free as soon as one of those that run ends.
             running = max(1, self._engine.running)
@@ -159,21 +177,60 @@ class Scheduler:
             )
 
     def _work(self) -> None:
-        engine = self._engine
-        while True:
+        going = True
+        while going:
             self._heartbeat = time.monotonic()
-            with self._changed:
-                if not self._arrived and engine.idle:
-                    if self._closing:
-                        return
-                    self._changed.wait(_IDLE_S)
-                arrived = list(self._arrived)
-                self._arrived.clear()
-            for ticket in arrived:
-                engine.add(ticket)
-            if self._aborting:
-                engine.sweep(abort=_shutting_down())
-            engine.step()
+            try:
+                going = self._turn()
+            except BaseException as error:
+                # Panics of libraries written in Rust are no `Exception`. Nobody else would hear of it.
+                logger.critical("generation failed, and all open requests with it", exc_info=error)
+                going = self._recover(error)
+
+    def _turn(self) -> bool:
+        """Take in what has arrived, and let the engine take a step; returns whether there will be another."""
+        engine = self._engine
+        with self._changed:
+            if not self._arrived and engine.idle:
+                if self._closing:
+                    return False
+                self._changed.wait(_IDLE_S)
+            coming = len(self._arrived)
+        for _ in range(coming):
+            # One by one: a fault loses none.
+            engine.add(self._arrived.popleft())
+        if self._aborting:
+            engine.sweep(abort=_shutting_down())
+        engine.step()
+        return True
+
+    def _recover(self, error: BaseException) -> bool:
+        """Fail what is open and start over; returns whether the worker goes on."""
+        clean = False
+        while not clean and self._faults < _MOST_FAULTS:
+            self._faults += 1
+            try:
+                clean = self._engine.reset(internal_error(error))
+            except BaseException as again:
+                logger.critical("the engine cannot be reset", exc_info=again)
+        if clean and self._faults < _MOST_FAULTS:
+            return True
+        with self._changed:
+            self._failed = True
+            lost = list(self._arrived)
+            self._arrived.clear()
+        logger.critical("generation is given up after %d faults in a row; the daemon must be restarted", self._faults)
+        for ticket in lost:
+            ticket.fail(_given_up())
+        return False
+
+
+def _given_up() -> EdgekitError:
+    return RunnerError(
+        "generation has failed and does not recover",
+        hint="restart the daemon; its log says what happened",
+        code="generation_failed",
+    )
 
 
 def _shutting_down() -> RequestError:

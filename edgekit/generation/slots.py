@@ -7,6 +7,7 @@ exactly (`Chunk.exact`), so that an answer does not depend on what was there bef
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from edgekit.generation.prefix import PrefixCache
 from edgekit.runners.base import Runner
 
 __all__ = ["Slots"]
+
+logger = logging.getLogger(__name__)
 
 # A prefix shorter than this is quicker computed than looked after.
 _WORTH = 16
@@ -153,8 +156,32 @@ class Slots:
     def empty(self, number: int) -> None:
         """Forget all that a slot holds, and give its memory back."""
         slot = self._slots[number]
+        # First: if the runner refuses, nothing of it is used again, and it is asked again before the slot is.
+        slot.tokens, slot.exact = [], 0
         self._runner.truncate(number, 0)
-        slot.tokens, slot.exact, slot.high = [], 0, 0
+        slot.high = 0
+
+    def reset(self) -> bool:
+        """Take all slots back and forget what they hold, after a fault that may have left anything behind.
+
+        Returns:
+            Whether the runner let go of all of them; those that it did not are given to nobody.
+        """
+        clean = True
+        for number, slot in enumerate(self._slots):
+            if self._let_go(number):
+                self._slots[number] = _Slot()
+            else:
+                clean, slot.busy = False, True
+        return clean
+
+    def _let_go(self, number: int) -> bool:
+        try:
+            self._runner.truncate(number, 0)
+        except Exception:
+            logger.exception("sequence slot %d cannot be emptied", number)
+            return False
+        return True
 
     def make_room(self, tokens: int) -> bool:
         """Empty slots that no answer uses until so many more tokens fit; returns whether they do."""

@@ -58,6 +58,24 @@ def test_the_watchdog_feeds_at_half_the_managers_limit(manager: Manager) -> None
     assert 4 <= fed <= 6
 
 
+def test_a_watchdog_is_not_fed_once_generation_was_given_up(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    failed = threading.Event()
+    notifier = Notifier({"NOTIFY_SOCKET": manager.name})
+    watchdog = Watchdog(lambda: 0.0, notifier, failed=failed.is_set, interval_s=0.05, limit_s=5)
+    watchdog.start()
+    try:
+        assert manager.count("WATCHDOG=1", 0.5) >= 5
+        healthy = [watchdog.healthy]
+        failed.set()
+        manager.count("WATCHDOG=1", 0.2)
+        assert manager.count("WATCHDOG=1", 0.5) == 0
+        healthy.append(watchdog.healthy)
+    finally:
+        watchdog.stop()
+    assert healthy == [True, False]
+    assert caplog.text.count("generation has failed") == 1
+
+
 def test_where_nobody_watches_no_thread_is_started() -> None:
     before = threading.active_count()
     watchdog = Watchdog(lambda: 0.0, Notifier({}))

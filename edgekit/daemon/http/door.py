@@ -179,6 +179,8 @@ class HttpDoor:
     async def _readyz(self, _: Request) -> Response:
         if self._scheduler is None:
             return PlainTextResponse("the model is loading\n", 503)
+        if self._scheduler.failed:
+            return PlainTextResponse("generation has failed\n", 503)
         if not self._scheduler.accepting:
             return PlainTextResponse("shutting down\n", 503)
         runner = "" if self._info is None else self._info.runner

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 _STATUS = {
     "body_too_large": 413,
     "deadline_exceeded": 504,
+    "generation_failed": 503,
     "host_not_allowed": 403,
     "method_not_allowed": 405,
     "model_not_found": 404,

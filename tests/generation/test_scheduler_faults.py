@@ -1,0 +1,227 @@
+"""What nobody expected, out of a real runner in the middle of a step: nothing hangs, and what can go on goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edgekit.config import HttpConfig
+from edgekit.daemon.health import Watchdog
+from edgekit.daemon.http.door import HttpDoor
+from edgekit.daemon.metrics import Metrics
+from edgekit.daemon.notify import Notifier
+from edgekit.errors import RunnerError
+from edgekit.generation.model import TextModel, load_model
+from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, Sampling
+from edgekit.generation.scheduler import Scheduler
+from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from tests.generation.bundles import tiny_bundle
+from tests.generation.test_scheduler import Receiver
+
+SLOTS = 3
+ASK = {"messages": [{"role": "user", "content": "the sum"}]}
+
+
+class Panic(BaseException):
+    """As the panics of libraries written in Rust reach Python: not as an `Exception`."""
+
+
+class Faulty(OnnxRuntimeRunner):
+    """The real runner, whose verbs raise what a test has prepared, once each."""
+
+    faults: dict[str, list[BaseException]]
+
+    def _fault(self, verb: str) -> None:
+        if self.faults.get(verb):
+            raise self.faults[verb].pop(0)
+
+    def run(self, *arguments: object, **options: object) -> list:  # type: ignore[type-arg]
+        self._fault("run")
+        return super().run(*arguments, **options)  # type: ignore[arg-type]
+
+    def truncate(self, slot: int, length: int) -> None:
+        self._fault("truncate")
+        super().truncate(slot, length)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"), "onnx", bits=8)
+
+
+@pytest.fixture
+def model(bundle: Path) -> TextModel:
+    """Closed by its scheduler."""
+    model = load_model(bundle, threads=1, parallel=SLOTS)
+    model.runner.__class__ = Faulty
+    _runner(model).faults = {}
+    return model
+
+
+@pytest.fixture
+def scheduler(model: TextModel) -> Iterator[Scheduler]:
+    scheduler = Scheduler(model)
+    yield scheduler
+    _runner(model).faults = {}
+    scheduler.stop()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.CRITICAL + 1):
+        yield
+
+
+def _runner(model: TextModel) -> Faulty:
+    assert isinstance(model.runner, Faulty)
+    return model.runner
+
+
+def _ask(content: str = "what is the sum", **fields: object) -> ChatRequest:
+    fields = {"max_tokens": 8, "sampling": Sampling(temperature=0), "cache_prompt": False, **fields}
+    return ChatRequest("r", (Message("user", content),), **fields)  # type: ignore[arg-type]
+
+
+def _answer(scheduler: Scheduler, content: str = "what is the sum", *, cache_prompt: bool = False) -> str:
+    receiver = Receiver()
+    scheduler.submit(_ask(content, cache_prompt=cache_prompt), receiver)
+    last = receiver.wait()
+    assert isinstance(last, Finish), last
+    return receiver.text
+
+
+def _code(last: Finish | Failure) -> str:
+    return last.error.code if isinstance(last, Failure) else last.reason
+
+
+def _failing(scheduler: Scheduler, model: TextModel, verb: str, *faults: BaseException) -> list[str]:
+    """Codes of what three running requests end with once the next calls of a verb raise."""
+    begun = [threading.Event() for _ in range(SLOTS)]
+    receivers = [Receiver() for _ in range(SLOTS)]
+
+    def hears(receiver: Receiver, began: threading.Event) -> Callable[[Event], None]:
+        def hear(event: Event) -> None:
+            receiver(event)
+            if isinstance(event, Delta):
+                began.set()
+
+        return hear
+
+    for number, (receiver, began) in enumerate(zip(receivers, begun, strict=True)):
+        # None ends before the fault, whatever the random weights say. Not exact: at its end its slot is cut.
+        sampling = Sampling(temperature=1.5, logit_bias={2: -100.0})
+        scheduler.submit(_ask(f"question {number}", max_tokens=150, sampling=sampling), hears(receiver, began))
+    for began in begun:
+        assert began.wait(20)
+    _runner(model).faults[verb] = list(faults)
+    return [_code(receiver.wait()) for receiver in receivers]
+
+
+@pytest.mark.parametrize(
+    ("verb", "fault"),
+    [("truncate", ValueError("odd")), ("truncate", RunnerError("no")), ("run", Panic("at lib.rs:1"))],
+)
+def test_a_fault_fails_what_is_open_and_the_next_request_is_answered_as_before(
+    scheduler: Scheduler, model: TextModel, verb: str, fault: BaseException
+) -> None:
+    before = _answer(scheduler)
+    assert _failing(scheduler, model, verb, fault) == ["internal_error"] * SLOTS
+    assert (scheduler.queue_length(), scheduler.stats().running, scheduler.stats().kv_bytes) == (0, 0, 0)
+    assert [model.runner.length(slot) for slot in range(SLOTS)] == [0] * SLOTS
+    assert (scheduler.failed, scheduler.accepting) == (False, True)
+    assert _answer(scheduler) == before
+    assert scheduler.seconds_since_heartbeat() < 2
+
+
+def test_a_slot_that_cannot_be_emptied_at_first_is_tried_again(scheduler: Scheduler, model: TextModel) -> None:
+    before = _answer(scheduler)
+    # The step's own, then the first slot's.
+    assert _failing(scheduler, model, "truncate", OSError("busy"), OSError("busy")) == ["internal_error"] * SLOTS
+    assert not scheduler.failed
+    assert [_answer(scheduler) for _ in range(SLOTS)] == [before] * SLOTS
+
+
+def test_what_waits_fails_with_it_and_what_arrives_meanwhile_does_not(scheduler: Scheduler, model: TextModel) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    waiting, arriving = Receiver(), Receiver()
+
+    def hold(event: Event) -> None:
+        # On the worker's thread, while the first request is being failed.
+        if isinstance(event, Failure):
+            entered.set()
+            assert gate.wait(20)
+
+    for _ in range(SLOTS):
+        scheduler.submit(_ask(max_tokens=200), hold)
+    scheduler.submit(_ask(), waiting)
+    _runner(model).faults["run"] = [Panic("at lib.rs:1")]
+    assert entered.wait(20)
+    scheduler.submit(_ask(), arriving)
+    gate.set()
+    assert _code(waiting.wait()) == "internal_error"
+    assert _code(arriving.wait()) in {"stop", "length"}
+
+
+def test_faults_with_answers_between_them_never_end_it(scheduler: Scheduler, model: TextModel) -> None:
+    before = _answer(scheduler)
+    for _ in range(5):
+        assert _failing(scheduler, model, "run", Panic()) == ["internal_error"] * SLOTS
+        assert _answer(scheduler) == before
+    assert not scheduler.failed
+
+
+@pytest.mark.parametrize("verb", ["run", "truncate"])
+def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
+    scheduler: Scheduler, model: TextModel, verb: str
+) -> None:
+    watchdog = Watchdog(scheduler.seconds_since_heartbeat, Notifier({}), failed=lambda: scheduler.failed)
+    door = HttpDoor(HttpConfig(port=0), scheduler, scheduler.info, Metrics(), watchdog)
+    door.start()
+    try:
+        with httpx.Client(base_url=door.url, timeout=20) as http:
+            assert [http.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+            # A runner that lets go of no slot is given up at once; one that panics, the third time.
+            times = 3 if verb == "run" else 1
+            for _ in range(times):
+                assert not scheduler.failed
+                faults = [Panic()] if verb == "run" else [OSError("gone") for _ in range(1000)]
+                assert _failing(scheduler, model, verb, *faults) == ["internal_error"] * SLOTS
+            end = time.monotonic() + 10
+            while not scheduler.failed and time.monotonic() < end:
+                time.sleep(0.01)
+            with pytest.raises(RunnerError) as caught:
+                scheduler.submit(_ask(), Receiver())
+            assert caught.value.code == "generation_failed"
+            assert "restart" in (caught.value.hint or "")
+            response = http.post("/v1/chat/completions", json=ASK)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "generation_failed")
+            assert [http.get(path).status_code for path in ("/healthz", "/readyz")] == [503, 503]
+            assert "failed" in http.get("/readyz").text
+    finally:
+        door.stop()
+    assert scheduler.queue_length() == 0
+    started = time.monotonic()
+    scheduler.stop(drain_s=5)
+    assert time.monotonic() - started < 2
+
+
+def test_one_request_whose_slot_cannot_be_prepared_fails_alone(scheduler: Scheduler, model: TextModel) -> None:
+    running = Receiver()
+    ticket = scheduler.submit(_ask(max_tokens=200), running)
+    _answer(scheduler, cache_prompt=True)
+    # What the slot held makes room for another prompt: that is when it is emptied.
+    _answer(scheduler, content="another", cache_prompt=True)
+    other = Receiver()
+    _runner(model).faults["truncate"] = [ValueError("odd")]
+    scheduler.submit(_ask("a third one"), other)
+    assert _code(other.wait()) == "internal_error"
+    assert not running.over.is_set()
+    ticket.cancel()
+    assert _code(running.wait()) == "cancelled"
+    _answer(scheduler)
