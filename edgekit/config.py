@@ -98,6 +98,8 @@ class GenerationConfig:
         kv_cache_mib: Most KV cache in memory; None takes what the memory plan leaves.
         kv_cache_bits: 8 halves the KV cache, where the runner can; None keeps it as the model computes it.
         speculation: Guess tokens ahead where it pays, for requests that do not say.
+        draft_bundle: Folder of a smaller model's bundle, of the same tokenizer, that guesses too.
+        draft_max: How many tokens it guesses at most in a step.
     """
 
     context_length: Annotated[int, Between(64, 1 << 24)] | None = None
@@ -110,6 +112,8 @@ class GenerationConfig:
     kv_cache_mib: Annotated[int, Between(1, 1 << 20)] | None = None
     kv_cache_bits: Annotated[int, Between(8, 8)] | None = None
     speculation: bool = True
+    draft_bundle: Path | None = None
+    draft_max: Annotated[int, Between(1, 64)] = 8
 
 
 @dataclass(frozen=True, slots=True)

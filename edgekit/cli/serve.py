@@ -25,6 +25,13 @@ __all__ = ["serve"]
 @click.option("--device", help="This device's name in MQTT topics [the host's name].")
 @click.option("--context-length", type=int, help="Tokens a chat may hold [the bundle's].")
 @click.option("--threads", type=int, help="Threads that compute [one per physical core].")
+@click.option(
+    "--draft-bundle",
+    "--model-draft",
+    type=click.Path(path_type=Path),
+    help="Bundle of a smaller model of the same tokenizer, which guesses ahead [none].",
+)
+@click.option("--draft-max", type=int, help="Tokens that it guesses at most in a step [8].")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
 def serve(
     *,
@@ -37,6 +44,8 @@ def serve(
     device: str | None,
     context_length: int | None,
     threads: int | None,
+    draft_bundle: Path | None,
+    draft_max: int | None,
     log_level: str | None,
 ) -> None:
     """Answer over HTTP and MQTT from BUNDLE until told to stop."""
@@ -54,6 +63,8 @@ def serve(
         "mqtt.device_id": device,
         "generation.context_length": context_length,
         "generation.threads": threads,
+        "generation.draft_bundle": draft_bundle,
+        "generation.draft_max": draft_max,
         "log_level": log_level,
     }
     overrides = {key: value for key, value in flags.items() if value is not None}

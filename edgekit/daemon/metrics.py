@@ -173,7 +173,10 @@ class _Engine(Collector):
             "edgekit_running_sequences", "Sequences being prefilled or decoded.", value=state.running
         )
         yield GaugeMetricFamily("edgekit_waiting_requests", "Requests that have not begun.", value=state.waiting)
-        yield GaugeMetricFamily("edgekit_kv_bytes", "KV cache in the sequence slots.", value=state.kv_bytes)
+        yield GaugeMetricFamily(
+            "edgekit_kv_bytes", "KV cache in the sequence slots, the draft model's too.", value=state.kv_bytes
+        )
+        yield GaugeMetricFamily("edgekit_draft_kv_bytes", "The draft model's part of it.", value=state.draft_kv_bytes)
         yield GaugeMetricFamily("edgekit_kv_budget_bytes", "Most it may be.", value=state.kv_budget_bytes)
         yield CounterMetricFamily(
             "edgekit_preempted_sequences", "Sequences that gave their slot up for others.", value=state.preempted

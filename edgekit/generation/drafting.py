@@ -1,36 +1,26 @@
 """Guessing tokens ahead, so that one step of the model can verify several of them (see verify.py).
 
 Two ways behind one protocol: what the sequence itself said before (`PromptLookup`: quotes, code, lists, names), and a
-smaller model (`DraftModel`). Guesses never change an answer, only how fast it comes; so both stop guessing where it
-does not pay. They know no sampling and no grammar.
+smaller model (`DraftModel`); `LookupOrModel` has both. Guesses never change an answer, only how fast it comes; so both
+stop guessing where it does not pay. They know no sampling and no grammar.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from edgekit.errors import EdgekitError
+from edgekit.generation.chance import Chance
+from edgekit.generation.draft_model import MOST, DraftModel, DraftRunner
+from edgekit.generation.memory_budget import draft_bytes, tokens_beside_draft
 from edgekit.generation.ngrams import Match, NgramIndex
-from edgekit.generation.step_cost import StepCost, best_length
-from edgekit.runners.base import Chunk, Runner
+from edgekit.generation.step_cost import best_length
+from edgekit.runners.base import Limits, Runner
 
-__all__ = ["DraftModel", "Drafter", "PromptLookup"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Drafter", "Drafters", "LookupOrModel", "PromptLookup"]
 
 # Chance that a guess is right after so many matching tokens, before anything is known: 1, 2-3, 4-7, 8-15, 16 and more.
 _PRIORS = (0.3, 0.5, 0.65, 0.8, 0.9)
-# A model of the same family.
-_MODEL_PRIOR = 0.7
-# How many observations a prior is worth, and how much of what was seen is remembered at the next.
-_PRIOR_WEIGHT = 2.0
-_MEMORY = 0.97
-# Tokens after which a draft model that does not pay is tried again: at first, and at most.
-_PAUSE, _LONGEST_PAUSE = 32, 1024
-_PROBE = 4
 
 
 class Drafter(Protocol):
@@ -47,8 +37,8 @@ class Drafter(Protocol):
     def learn(self, drafted: int, accepted: int) -> None:
         """Hear how many of the drafted tokens that were verified came true."""
 
-    def close(self) -> None:
-        """Free what the sequence held."""
+    def release(self) -> None:
+        """Free what is held for the sequence: it has ended, or lost its slot. It may go on later all the same."""
 
 
 class PromptLookup:
@@ -63,6 +53,9 @@ class PromptLookup:
         most: How many tokens to draft at most.
         min_ngram: How many tokens must match.
         max_ngram: How many are compared.
+
+    Attributes:
+        speedup: How many times as fast tokens are expected to come with the last guess; 1 if there was none.
     """
 
     def __init__(
@@ -71,9 +64,10 @@ class PromptLookup:
         self._cost = cost
         self._most = most
         self._ngrams = (min_ngram, max_ngram)
-        self._chances = [_Chance(prior) for prior in _PRIORS]
+        self._chances = [Chance(prior) for prior in _PRIORS]
         self._index = NgramIndex(shortest=min_ngram, longest=max_ngram)
         self._guess: Match | None = None
+        self.speedup = 1.0
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
         """Return how the sequence went on before; empty where it is new, or guessing does not pay."""
@@ -85,15 +79,17 @@ class PromptLookup:
         self._index.extend(tokens[known:])
         self._compare(known)
         self._guess = match = self._index.find()
+        self.speedup = 1.0
         if match is None:
             return []
         chances = (self._chance(match.length + step).value for step in range(min(most, self._most)))
-        return self._index.continuation(match.position, best_length(chances, self._cost))
+        length, self.speedup = best_length(chances, self._cost)
+        return self._index.continuation(match.position, length)
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Do nothing: the sequence itself tells, at the next draft."""
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Do nothing: it holds no more than the tokens."""
 
     def _compare(self, start: int) -> None:
@@ -108,124 +104,91 @@ class PromptLookup:
             if not right:
                 break
 
-    def _chance(self, length: int) -> _Chance:
+    def _chance(self, length: int) -> Chance:
         return self._chances[min(length.bit_length(), len(self._chances)) - 1]
 
 
-class DraftModel:
-    """Guesses what a smaller model of the same tokenizer would say, greedily.
+class LookupOrModel:
+    """Asks, before each step, whichever of the two promises tokens faster by what it has been right so far.
 
-    Its sequence slot follows the sequence: what was rejected is truncated, what it has not seen is run. Where its steps
-    cost more than they win it pauses, longer and longer, and catches up when it tries again.
+    A long match costs nothing and is nearly always right, so it goes before the model; a short one seldom is. While
+    the model has nothing to say (it pauses, or has yet to read what came) even a short match is taken.
 
     Args:
-        runner: The smaller model; it is used in between the steps of the larger one.
-        slot: Its sequence slot for this sequence; empty.
-        cost: Seconds of a step of the larger model that verifies so many drafted tokens: `StepCost.verifying`.
-        vocab_size: Ids from here on are not drafted: the larger model has no such logits.
-        most: How many tokens to draft at most.
+        lookup: Asked first; it also learns from what it is not asked for.
+        model: Asked where it promises more.
     """
 
-    def __init__(
-        self, runner: Runner, slot: int, *, cost: Callable[[int], float], vocab_size: int, most: int = 8
-    ) -> None:
-        self._runner = runner
-        self._slot = slot
-        self._cost = cost
-        self._vocab_size = vocab_size
-        self._most = most
-        self._chance = _Chance(_MODEL_PRIOR)
-        self._own = StepCost()
-        self._measured = False
-        self._held: list[int] = []
-        self._sure = 0
-        self._pause = _PAUSE
-        self._again = 0
-        self._failed = False
+    def __init__(self, lookup: PromptLookup, model: DraftModel) -> None:
+        self._lookup = lookup
+        self._model = model
+        self._asked: Drafter = lookup
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Return what the smaller model would say; empty where that does not pay, or it failed."""
-        most = min(most, self._most, self._runner.limits.context_length - len(tokens))
-        if most < 1 or self._failed or not tokens:
-            return []
-        length = self._length(len(tokens), most)
-        if not length:
-            return []
-        try:
-            return self._run(tokens, length)
-        except EdgekitError as error:
-            # The answer does not depend on it.
-            logger.warning("the draft model failed and is not used for the rest of this answer: %s", error.message)
-            self._failed = True
-            return []
+        """Return the guess of the one that promises more."""
+        self._asked = self._lookup
+        found = self._lookup.draft(tokens, most)
+        if found and self._lookup.speedup >= self._model.speedup(len(tokens), most):
+            return found
+        said = self._model.draft(tokens, most)
+        if not said:
+            return found
+        self._asked = self._model
+        return said
 
     def learn(self, drafted: int, accepted: int) -> None:
-        """Hear how many of the drafted tokens that were verified came true."""
-        self._chance.learn(min(accepted + 1, drafted), accepted)
+        """Tell the one that was asked last."""
+        self._asked.learn(drafted, accepted)
 
-    def close(self) -> None:
-        """Empty the sequence slot."""
-        self._held, self._sure = [], 0
-        self._runner.truncate(self._slot, 0)
-
-    def _length(self, size: int, most: int) -> int:
-        own = self._own(1) if self._measured else 0.0
-        length = best_length([self._chance.value] * most, lambda count: self._cost(count) + count * own)
-        if length:
-            self._pause = _PAUSE
-            self._again = size + _PAUSE
-        elif size >= self._again:
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            self._again = size + self._pause
-            length = min(_PROBE, most)
-        return length
-
-    def _run(self, tokens: Sequence[int], length: int) -> list[int]:
-        runner, slot = self._runner, self._slot
-        start = self._agreed(tokens)
-        runner.truncate(slot, start)
-        del self._held[start:]
-        size = runner.limits.max_chunk
-        while len(tokens) - start > size:
-            self._feed(tokens[start : start + size], logits=False)
-            start += size
-        drafted = [self._feed(tokens[start:], logits=True)]
-        while len(drafted) < length:
-            drafted.append(self._feed(drafted[-1:], logits=True))
-        self._sure = len(tokens)
-        return drafted
-
-    def _feed(self, tokens: Sequence[int], *, logits: bool) -> int:
-        started = time.perf_counter()
-        (row,) = self._runner.run([Chunk(self._slot, tuple(tokens), logits="last" if logits else "none")])
-        if len(tokens) == 1:
-            self._own.observe(1, time.perf_counter() - started)
-            self._measured = True
-        self._held += tokens
-        return int(row[-1, : self._vocab_size].argmax()) if logits else -1
-
-    def _agreed(self, tokens: Sequence[int]) -> int:
-        """How many tokens the slot holds already; never the last, which gives the logits."""
-        agreed = self._sure if self._sure <= len(tokens) else 0
-        agreed = min(agreed, len(self._held), len(tokens) - 1)
-        while agreed < min(len(self._held), len(tokens) - 1) and self._held[agreed] == tokens[agreed]:
-            agreed += 1
-        return agreed
+    def release(self) -> None:
+        """Let both free what they hold."""
+        self._lookup.release()
+        self._model.release()
 
 
-class _Chance:
-    """How often something comes true, the recent past counting most."""
+class Drafters:
+    """Makes a drafter for each answer of an engine, and knows what memory they take together.
 
-    def __init__(self, prior: float) -> None:
-        self._prior = prior
-        self._hits = 0.0
-        self._tries = 0.0
+    Args:
+        draft: The draft model's runner; None where there is none, and prompts are looked up only.
+        limits: Of the larger model's runner.
+        cost: As for `PromptLookup`, in seconds.
+        most: How many tokens the draft model guesses at most.
+    """
+
+    def __init__(self, draft: Runner | None, limits: Limits, cost: Callable[[int], float], *, most: int = MOST) -> None:
+        self._limits = limits
+        self._cost = cost
+        self._most = most
+        self._shared = None if draft is None else DraftRunner(draft, vocab_size=limits.vocab_size, most=most)
 
     @property
-    def value(self) -> float:
-        return (self._hits + _PRIOR_WEIGHT * self._prior) / (self._tries + _PRIOR_WEIGHT)
+    def kv_bytes(self) -> int:
+        """The draft model's KV cache; may be read from any thread."""
+        return 0 if self._shared is None else self._shared.kv_bytes
 
-    def learn(self, tries: int, hits: int) -> None:
-        keep = _MEMORY**tries
-        self._hits = self._hits * keep + hits
-        self._tries = self._tries * keep + tries
+    def make(self) -> Drafter:
+        """Return a drafter for one answer; it holds nothing before it is asked."""
+        lookup = PromptLookup(self._cost)
+        return lookup if self._shared is None else LookupOrModel(lookup, DraftModel(self._shared, cost=self._cost))
+
+    def leave(self, budget_bytes: int | None) -> int | None:
+        """Return what of a budget of KV cache is the larger model's; None is no limit."""
+        if self._shared is None or budget_bytes is None:
+            return budget_bytes
+        tokens = tokens_beside_draft(budget_bytes, self._limits, self._shared.limits, self._most)
+        return tokens * self._limits.kv_bytes_per_token
+
+    def most_bytes(self, tokens: int) -> int:
+        """Most KV cache of the draft model while the larger one's slots hold so many tokens."""
+        return 0 if self._shared is None else draft_bytes(tokens, self._shared.limits, self._most)
+
+    def begin_step(self) -> None:
+        """The larger model is about to take a step."""
+        if self._shared is not None:
+            self._shared.begin_step()
+
+    def reset(self) -> None:
+        """Free what all of them hold; those that were made are not used again."""
+        if self._shared is not None:
+            self._shared.reset()

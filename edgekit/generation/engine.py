@@ -1,9 +1,7 @@
 """Continuous batching: in each step every running answer takes a token, and a piece of one waiting prompt goes along.
 
-One step is one `Runner.run`. Answers whose next tokens are known (a prompt, a grammar's fast-forward, right guesses)
-take several at once. The piece of a prompt is kept so short that running answers hardly wait for it. When the KV
-cache's budget is exhausted the youngest answer gives its slot up and is computed again later; nobody sees it but by
-the clock.
+One step is one `Runner.run`; what each answer does in it is planned in `planning.py`. When the KV cache's budget is
+exhausted the youngest answer gives its slot up and is computed again later; nobody sees it but by the clock.
 
 Everything here happens on one thread. It knows no lock, no door and no file.
 """
@@ -16,18 +14,18 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from edgekit.errors import EdgekitError, RequestError, RunnerError, internal_error
-from edgekit.generation.drafting import PromptLookup
+from edgekit.generation.draft_model import MOST
+from edgekit.generation.drafting import Drafters
 from edgekit.generation.fair_queue import FairQueue
 from edgekit.generation.model import TextModel
+from edgekit.generation.planning import Planned, Planner, slot_of
 from edgekit.generation.prefix import PrefixCache, PrefixStats
 from edgekit.generation.sequence import Logits, Sequence
 from edgekit.generation.slots import Slots
-from edgekit.generation.step_cost import StepCost
+from edgekit.generation.step_cost import StepTimes
 from edgekit.generation.ticket import Ticket
-from edgekit.runners.base import Chunk
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -35,14 +33,6 @@ logger = logging.getLogger(__name__)
 
 # What a request without `max_tokens` counts for in its client's share.
 _USUAL_TOKENS = 256
-# While answers run, a piece of a prompt may take this much longer than a step without it, but always so long.
-_PREFILL_SHARE = 2.0
-_PREFILL_S = 0.05
-_LEAST_PIECE = 16
-# Rows of a pass that guesses may fill, all answers together.
-_ROWS = 16
-# Known tokens that an answer takes in one step; more of them go in pieces, as a prompt does.
-_FORCED = 64
 # Tokens: an answer waits for another's prompt while so many more of it are shared.
 _WORTH_WAITING = 32
 
@@ -54,7 +44,8 @@ class EngineStats:
     Attributes:
         running: Answers that have a slot.
         waiting: Requests that have not begun, and answers that wait for a slot.
-        kv_bytes: KV cache in the slots.
+        kv_bytes: KV cache in the slots, the draft model's too.
+        draft_kv_bytes: The draft model's part of it.
         kv_budget_bytes: Most it may be.
         preempted: Answers that gave up their slot, since the start.
         prefix: The prefix cache's own; None without one.
@@ -63,21 +54,10 @@ class EngineStats:
     running: int
     waiting: int
     kv_bytes: int
+    draft_kv_bytes: int
     kv_budget_bytes: int
     preempted: int
     prefix: PrefixStats | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """What one answer does in a step."""
-
-    sequence: Sequence
-    chunk: Chunk
-    held: int
-    drafted: list[int]
-    whole: bool
-    """Whether all of its tokens are in the runner afterwards, so that the next is chosen."""
 
 
 class Engine:
@@ -85,9 +65,10 @@ class Engine:
 
     Args:
         model: Used by nobody else meanwhile.
-        kv_budget_bytes: Most KV cache in memory; None is what the runner's slots can hold.
+        kv_budget_bytes: Most KV cache in memory, the draft model's included; None is what the slots can hold.
         prefix: Keeps KV cache beyond the slots; None keeps none.
         speculation: Guess tokens for requests that do not say.
+        draft_max: How many tokens the draft model guesses at most, if there is one.
     """
 
     def __init__(
@@ -97,11 +78,13 @@ class Engine:
         kv_budget_bytes: int | None = None,
         prefix: PrefixCache | None = None,
         speculation: bool = True,
+        draft_max: int = MOST,
     ) -> None:
         self._model = model
         self._runner = model.runner
         self._limits = model.runner.limits
-        self._slots = Slots(model.runner, budget_bytes=kv_budget_bytes, prefix=prefix)
+        self._drafters = Drafters(model.draft, self._limits, self._verifying, most=draft_max)
+        self._slots = Slots(model.runner, budget_bytes=self._drafters.leave(kv_budget_bytes), prefix=prefix)
         self._prefix = prefix
         self._context = min(model.info.context_length, self._slots.most_tokens)
         self._speculation = speculation
@@ -111,16 +94,18 @@ class Engine:
         self._running: list[Sequence] = []
         self._open: list[Ticket] = []
         self._preempted = 0
-        self._eldest = False
-        # Seconds of a step by the tokens of its one chunk, measured.
-        self._cost = StepCost()
-        self._decode_s = 0.0
-        self._prefill_tokens_per_s = 0.0
+        self._times = StepTimes()
+        self._planner = Planner(self._slots, self._limits, self._times, self._drafters)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._queue and not self._starting and not self._running
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of KV cache that all slots may hold together."""
+        return self._slots.most_tokens
 
     @property
     def running(self) -> int:
@@ -130,11 +115,13 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """What it is doing; may be read from any thread."""
+        most, drafted = self._slots.most_tokens, self._drafters.kv_bytes
         return EngineStats(
             running=self.running,
             waiting=len(self._queue) + len(self._starting),
-            kv_bytes=self._slots.kv_bytes,
-            kv_budget_bytes=self._slots.most_tokens * self._limits.kv_bytes_per_token,
+            kv_bytes=self._slots.kv_bytes + drafted,
+            draft_kv_bytes=drafted,
+            kv_budget_bytes=most * self._limits.kv_bytes_per_token + self._drafters.most_bytes(most),
             preempted=self._preempted,
             prefix=None if self._prefix is None else self._prefix.stats(),
         )
@@ -191,6 +178,7 @@ class Engine:
         for sequence in sequences:
             with _logged(f"request {sequence.ticket.id} could not be closed"):
                 sequence.close()
+        self._drafters.reset()
         clean = self._slots.reset()
         while self._open:
             self._open.pop(0).fail(error)
@@ -246,7 +234,7 @@ class Engine:
             return False
         for other in self._running:
             if other.waiting_alike and other.ticket.request.tenant == sequence.ticket.request.tenant:
-                held = self._slots.length(_slot(other))
+                held = self._slots.length(slot_of(other))
                 ahead = min(held + _WORTH_WAITING, other.prompt_length, sequence.prompt_length - 1)
                 if held < ahead and other.tokens[:ahead] == sequence.tokens[:ahead]:
                     return True
@@ -256,67 +244,25 @@ class Engine:
         request = ticket.request
         speculate = self._speculation if request.speculation is None else request.speculation
         for index in range(request.n):
-            drafter = PromptLookup(self._cost.verifying) if speculate else None
+            drafter = self._drafters.make() if speculate else None
             try:
                 self._starting.append(Sequence(self._model, ticket, index, drafter, self._context))
             except Exception as error:  # noqa: BLE001  as above
                 self._fail(ticket, _described(ticket, error))
                 return
 
-    def _plan(self) -> list[_Planned]:
+    def _verifying(self, drafted: int) -> float:
+        return self._times.verifying(drafted, len(self._running))
+
+    def _plan(self) -> list[Planned]:
         """What each running answer does in this step; they fit the budget together."""
+        self._planner.begin_step()
         while True:
-            decoding = [sequence for sequence in self._running if self._decodes(sequence)]
-            planned = [self._next_token(sequence, beside=len(self._running) - 1) for sequence in decoding]
-            prefilling = self._next_prompt()
-            if prefilling is not None:
-                planned.append(self._piece(prefilling, busy=bool(decoding)))
-            needed = sum(max(0, one.held + len(one.chunk.tokens) - self._slots.high(one.chunk.slot)) for one in planned)
-            if self._slots.make_room(needed):
-                return planned
+            planned = self._planner.known(self._running)
+            if self._slots.make_room(self._planner.grown(planned)):
+                # Only now: nobody gives a slot up for guesses, and they are made once.
+                return self._planner.guess(planned, beside=len(self._running) - 1)
             self._preempt()
-
-    def _next_token(self, sequence: Sequence, *, beside: int) -> _Planned:
-        slot = _slot(sequence)
-        held = self._slots.length(slot)
-        known = len(sequence.tokens) - held
-        room = min(self._limits.max_chunk, self._limits.context_length - held) - known
-        if beside:
-            # A pass has as many rows for each answer as the longest needs. One guess is free where rows are in pairs;
-            # and an answer that need not be exact would leave the batch of single tokens for it.
-            room = min(room, max(1, _ROWS // (beside + 1) - 1) if sequence.exact else 0)
-        drafted = sequence.draft(room)
-        chunk = Chunk(slot, [*sequence.tokens[held:], *drafted], "all" if drafted else "last", exact=sequence.exact)
-        return _Planned(sequence, chunk, held, drafted, whole=True)
-
-    def _next_prompt(self) -> Sequence | None:
-        """Whose known tokens the runner takes in this step: the shortest rest, but the eldest every other time."""
-        waiting = [sequence for sequence in self._running if not self._decodes(sequence)]
-        if not waiting:
-            return None
-        self._eldest = not self._eldest
-        return waiting[0] if self._eldest else min(waiting, key=self._missing)
-
-    def _piece(self, sequence: Sequence, *, busy: bool) -> _Planned:
-        slot = _slot(sequence)
-        held = self._slots.length(slot)
-        most = self._limits.max_chunk
-        if busy:
-            seconds = max(_PREFILL_SHARE * self._decode_s, _PREFILL_S)
-            most = max(_LEAST_PIECE, min(most, int(seconds * self._prefill_tokens_per_s)))
-        tokens = sequence.piece(held, most)
-        whole = held + len(tokens) == len(sequence.tokens)
-        wanted: Literal["none", "last", "all"] = "all" if sequence.scoring else "last" if whole else "none"
-        # Prompts are always computed exactly: what begins alike can then be shared.
-        return _Planned(sequence, Chunk(slot, tokens, wanted, exact=True), held, [], whole)
-
-    def _decodes(self, sequence: Sequence) -> bool:
-        """Whether its next token is decided in every step; a grammar may have made a few of them known already."""
-        missing = self._missing(sequence)
-        return missing == 1 or (sequence.made > 0 and missing <= min(_FORCED, self._limits.max_chunk))
-
-    def _missing(self, sequence: Sequence) -> int:
-        return len(sequence.tokens) - self._slots.length(_slot(sequence))
 
     def _preempt(self) -> None:
         """Take the youngest answer's slot away; it goes on later from where it was."""
@@ -333,12 +279,12 @@ class Engine:
             )
             return
         sequence = self._running.pop()
-        self._slots.release(_slot(sequence), keep=False)
-        sequence.slot = None
+        self._slots.release(slot_of(sequence), keep=False)
+        sequence.lose_slot()
         self._starting.appendleft(sequence)
         self._preempted += 1
 
-    def _run(self, planned: list[_Planned]) -> None:
+    def _run(self, planned: list[Planned]) -> None:
         started = time.monotonic()
         try:
             results = self._runner.run([one.chunk for one in planned])
@@ -353,7 +299,7 @@ class Engine:
         for one, logits in zip(planned, results, strict=True):
             self._take(one, logits)
 
-    def _run_apart(self, planned: list[_Planned], error: EdgekitError) -> None:
+    def _run_apart(self, planned: list[Planned], error: EdgekitError) -> None:
         """After a step that failed: each answer by itself, so that only the one at fault fails."""
         for one in planned:
             slot = one.chunk.slot
@@ -370,7 +316,7 @@ class Engine:
             else:
                 self._take(one, logits)
 
-    def _take(self, one: _Planned, logits: Logits) -> None:
+    def _take(self, one: Planned, logits: Logits) -> None:
         """Hand a step's outcome to its answer."""
         sequence, slot, ticket = one.sequence, one.chunk.slot, one.sequence.ticket
         if ticket.over:
@@ -397,8 +343,8 @@ class Engine:
         ticket = sequence.ticket
         self._running.remove(sequence)
         if ticket.request.cache_prompt:
-            self._slots.save(_slot(sequence), upto=len(sequence.tokens))
-        self._slots.release(_slot(sequence), keep=ticket.request.cache_prompt)
+            self._slots.save(slot_of(sequence), upto=len(sequence.tokens))
+        self._slots.release(slot_of(sequence), keep=ticket.request.cache_prompt)
         sequence.close()
         if ticket.answered(sequence.index, sequence.reason or "stop"):
             # Over before anybody hears of it: who asks again at the last event finds the place free.
@@ -417,31 +363,23 @@ class Engine:
         for sequence in [sequence for sequence in self._running if sequence.ticket is ticket]:
             self._running.remove(sequence)
             # A step that failed may have left anything behind.
-            number = _slot(sequence)
+            number = slot_of(sequence)
             sound = self._runner.length(number) == self._slots.length(number)
             self._slots.release(number, keep=sound and ticket.cancelled and ticket.request.cache_prompt)
             sequence.close()
         # Last: if anything above raises, `reset` must still know of it.
         self._open.remove(ticket)
 
-    def _observe(self, planned: list[_Planned], seconds: float) -> None:
+    def _observe(self, planned: list[Planned], seconds: float) -> None:
         """Learn what steps cost."""
-        if len(planned) == 1 and planned[0].whole:
-            self._cost.observe(len(planned[0].chunk.tokens), seconds)
+        alone = len(planned[0].chunk.tokens) if len(planned) == 1 else 0
+        if alone and planned[0].whole:
+            self._times.alone(alone, seconds)
         pieces = [one for one in planned if one.held < one.sequence.prompt_length or len(one.chunk.tokens) > 1]
         if not pieces:
-            self._decode_s += 0.2 * (seconds - self._decode_s) if self._decode_s else seconds
-        elif len(planned) == 1 and len(planned[0].chunk.tokens) >= _LEAST_PIECE:
-            rate = len(planned[0].chunk.tokens) / seconds
-            known = self._prefill_tokens_per_s
-            self._prefill_tokens_per_s += 0.3 * (rate - known) if known else rate
-            if self._prefix is not None:
-                self._prefix.computed(len(planned[0].chunk.tokens), seconds)
-
-
-def _slot(sequence: Sequence) -> int:
-    assert sequence.slot is not None  # noqa: S101  running answers have one
-    return sequence.slot
+            self._times.decoded(seconds)
+        elif alone and self._times.prefilled(alone, seconds) and self._prefix is not None:
+            self._prefix.computed(alone, seconds)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from edgekit.generation.truncation import leave_out
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 
-__all__ = ["ModelInfo", "TextModel", "load_model"]
+__all__ = ["ModelInfo", "TextModel", "load_model", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class TextModel:
         grammars: Compiles what answers are held to.
         tool_format: How the model calls tools; None if its template knows none.
         reasoning: How its reasoning is told from its answers; None if its template knows none.
+        draft: A smaller model of the same tokenizer, with as many slots; None guesses without one.
     """
 
     info: ModelInfo
@@ -77,6 +78,7 @@ class TextModel:
     grammars: GrammarCompiler
     tool_format: ToolFormat | None = None
     reasoning: ToolFormat | None = None
+    draft: Runner | None = None
 
     def prompt(self, request: ChatRequest) -> Prompt:
         """Return the prompt.
@@ -190,8 +192,10 @@ class TextModel:
         return None if lark is None else self.grammars.compile_lark(lark, param=param)
 
     def close(self) -> None:
-        """Release the runner."""
+        """Release the runner, and the draft model's."""
         self.runner.close()
+        if self.draft is not None:
+            self.draft.close()
 
 
 def load_model(
@@ -201,6 +205,7 @@ def load_model(
     threads: int | None = None,
     parallel: int = 1,
     kv_bits: int | None = None,
+    shares_cores: bool = False,
 ) -> TextModel:
     """Load a bundle.
 
@@ -210,6 +215,7 @@ def load_model(
         threads: Threads of a runner on the CPU; None takes one per physical core.
         parallel: Sequences held at the same time.
         kv_bits: 8 for a KV cache of 8 bits; None keeps it as the model computes it.
+        shares_cores: Another model computes in between the steps of this one, as a draft model does.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -239,9 +245,10 @@ def load_model(
         threads=threads,
         sequence_slots=parallel,
         kv_bits=kv_bits,
+        shares_cores=shares_cores,
     )
     try:
-        _warm_up(runner, min(manifest.eos_token_ids, default=0))
+        warm_up(runner, min(manifest.eos_token_ids, default=0))
     except BaseException:
         runner.close()
         raise
@@ -281,8 +288,12 @@ def _no_tools(param: str) -> RequestError:
     )
 
 
-def _warm_up(runner: Runner, token: int) -> None:
-    """Take one step, which brings weights into memory and shows a broken artifact before anybody asks."""
+def warm_up(runner: Runner, token: int) -> None:
+    """Take one step, which brings weights into memory and shows a broken artifact before anybody asks.
+
+    Raises:
+        RunnerError: It does not run, or does not compute numbers.
+    """
     limits = runner.limits
     logits = runner.run([Chunk(0, [token] * min(32, limits.max_chunk, limits.context_length))])[0]
     if not np.isfinite(logits).all():

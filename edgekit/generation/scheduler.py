@@ -16,6 +16,7 @@ import time
 from collections import deque
 
 from edgekit.errors import EdgekitError, RequestError, RunnerError, internal_error
+from edgekit.generation.draft_model import MOST
 from edgekit.generation.engine import Engine, EngineStats
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.prefix import PrefixCache
@@ -42,6 +43,7 @@ class Scheduler:
         kv_budget_bytes: As for `Engine`.
         prefix: As for `Engine`; closed by `stop`.
         speculation: As for `Engine`.
+        draft_max: As for `Engine`.
     """
 
     def __init__(
@@ -52,10 +54,13 @@ class Scheduler:
         kv_budget_bytes: int | None = None,
         prefix: PrefixCache | None = None,
         speculation: bool = True,
+        draft_max: int = MOST,
     ) -> None:
         self._model = model
         self._prefix = prefix
-        self._engine = Engine(model, kv_budget_bytes=kv_budget_bytes, prefix=prefix, speculation=speculation)
+        self._engine = Engine(
+            model, kv_budget_bytes=kv_budget_bytes, prefix=prefix, speculation=speculation, draft_max=draft_max
+        )
         # As many run as there are slots; so many more may wait.
         self._most = max_queue + model.runner.limits.sequence_slots
         self._changed = threading.Condition()
@@ -76,6 +81,11 @@ class Scheduler:
     def info(self) -> ModelInfo:
         """The model's name and limits."""
         return self._model.info
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of KV cache that there is memory for."""
+        return self._engine.most_tokens
 
     @property
     def accepting(self) -> bool:

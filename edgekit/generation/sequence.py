@@ -159,12 +159,18 @@ class Sequence:
         if self.scoring:
             self._score(held, logits)
 
+    def lose_slot(self) -> None:
+        """Its KV cache is gone, the drafter's too; it goes on from its tokens once it has a slot again."""
+        self.slot = None
+        if self.drafter is not None:
+            self.drafter.release()
+
     def close(self) -> None:
         """Send what was kept back if it ends from outside, and free what the drafter holds."""
+        if self.drafter is not None:
+            self.drafter.release()
         if self.reason is None:
             self._send(self._text.finish(), last=True)
-        if self.drafter is not None:
-            self.drafter.close()
 
     def _push(self, choice: Choice, *, latest: bool = True) -> None:
         """A token of the answer is decided; `latest` if no further one is yet."""

@@ -74,6 +74,11 @@ class Slots:
         """KV cache in all slots."""
         return sum(slot.high for slot in self._slots) * self._per_token
 
+    @property
+    def room(self) -> int:
+        """Tokens that fit beside what answers have memory for already."""
+        return self.most_tokens - sum(slot.high for slot in self._slots if slot.busy)
+
     def length(self, number: int) -> int:
         """Tokens a slot holds."""
         return len(self._slots[number].tokens)

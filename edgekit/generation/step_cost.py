@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-__all__ = ["StepCost", "best_length"]
+__all__ = ["StepCost", "StepTimes", "best_length"]
 
 # What a further token is taken to cost beside the first, until it was measured.
 _GUESS = 0.05
@@ -19,6 +19,10 @@ _KEPT = 5
 _FORGET = 512
 # Drafting must win at least this much; less is lost in noise.
 _WORTH = 1.03
+# While answers run, a piece of a prompt may take this much longer than a step without it, but always so long.
+_PREFILL_SHARE = 2.0
+_PREFILL_S = 0.05
+_LEAST_PIECE = 16
 
 
 class StepCost:
@@ -67,8 +71,50 @@ class StepCost:
         return self(drafted + 1)
 
 
-def best_length(chances: Iterable[float], cost: Callable[[int], float]) -> int:
-    """How many tokens to draft so that tokens come fastest; 0 if drafting does not pay.
+class StepTimes:
+    """What the steps of an engine take, learnt from each and asked before the next; used by one thread."""
+
+    def __init__(self) -> None:
+        # Of a step of one answer alone, by its tokens.
+        self._alone = StepCost()
+        self._decode_s = 0.0
+        self._prefill_tokens_per_s = 0.0
+
+    def verifying(self, drafted: int, answers: int = 1) -> float:
+        """Seconds that each of the running answers pays for a step in which one verifies so many drafted tokens.
+
+        What is spent on one answer's guesses keeps the others waiting too; so with several it is set against an
+        answer's share of the step, and not against what the step would take alone.
+        """
+        alone = self._alone.verifying(drafted)
+        if answers < 2 or not self._decode_s:
+            return alone
+        return alone / self._alone(1) * self._decode_s / answers
+
+    def piece(self, most: int) -> int:
+        """How many of a prompt's tokens may go along in a step without holding answers up."""
+        seconds = max(_PREFILL_SHARE * self._decode_s, _PREFILL_S)
+        return max(_LEAST_PIECE, min(most, int(seconds * self._prefill_tokens_per_s)))
+
+    def alone(self, tokens: int, seconds: float) -> None:
+        """One answer took a step by itself, with so many tokens."""
+        self._alone.observe(tokens, seconds)
+
+    def decoded(self, seconds: float) -> None:
+        """A step gave each running answer one token, and did nothing else."""
+        self._decode_s += 0.2 * (seconds - self._decode_s) if self._decode_s else seconds
+
+    def prefilled(self, tokens: int, seconds: float) -> bool:
+        """A step took so many known tokens of one prompt; returns whether they were enough to tell its speed."""
+        if tokens < _LEAST_PIECE:
+            return False
+        rate, known = tokens / seconds, self._prefill_tokens_per_s
+        self._prefill_tokens_per_s += 0.3 * (rate - known) if known else rate
+        return True
+
+
+def best_length(chances: Iterable[float], cost: Callable[[int], float]) -> tuple[int, float]:
+    """How many tokens to draft so that tokens come fastest, and how many times as fast; (0, 1.0) if it does not pay.
 
     A step that verifies k drafts yields 1 + a1 + a1·a2 + … tokens, k products of chances (Leviathan et al. 2023 with a
     chance of each place's own), and takes cost(k).
@@ -86,7 +132,7 @@ def best_length(chances: Iterable[float], cost: Callable[[int], float]) -> int:
         rate = expected * plain / cost(length)
         if rate > fastest:
             best, fastest = length, rate
-    return best
+    return best, fastest if best else 1.0
 
 
 def _guess(tokens: int) -> float:

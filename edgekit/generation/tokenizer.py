@@ -15,6 +15,12 @@ from edgekit.errors import BundleError
 
 __all__ = ["Tokenizer"]
 
+# What tokenizers cut differently: numbers, runs of spaces, contractions, code, scripts, characters of several forms.
+_SAMPLE = (
+    "The quick brown fox, 12345.678 of them, isn't lazy!  It's   3\t+ 4 = 7...\n\n    def f(x_1):\r\n\treturn [x**2]\n"
+    "Über nai\u0308ve façades… A\u030a \ufb01ne ½ Ελλάδα Привет שלום 你好。 こんにちは 안녕 🙂\u200d <b>HTML</b> https://a.b/c?d=e_f"
+)
+
 
 class Tokenizer:
     """A bundle's tokenizer; safe to use from several threads.
@@ -94,6 +100,24 @@ class Tokenizer:
             bare = self._backend.encode("a", add_special_tokens=False).ids
         return list(whole[: _find(whole, bare)])
 
+    def difference(self, other: Tokenizer) -> str | None:
+        """Say where another tokenizer turns the same text into other ids; None if it does not.
+
+        It may have further added tokens, which no text of this one's becomes.
+        """
+        mine, theirs = _by_number(self._backend), _by_number(other.backend)
+        further = other.backend.get_added_tokens_decoder().keys() - mine.keys()
+        for number in sorted((mine.keys() | theirs.keys()) - further):
+            if mine.get(number) != theirs.get(number):
+                one, two = (f"`{known[number]}`" if number in known else "not there" for known in (mine, theirs))
+                return f"token {number} is {one} in one and {two} in the other"
+        added = "".join(token.content for token in self._backend.get_added_tokens_decoder().values())
+        # The vocabulary may be the same and the way to it another: merges, normalizers, how text is cut into words.
+        for sample in (_SAMPLE, added):
+            if self.encode(sample) != other.encode(sample):
+                return "the same text becomes other tokens"
+        return None
+
     def special_spans(self, text: str) -> list[tuple[int, int]]:
         """Return where `encode` would find special tokens: `(start, stop)` in characters, in order."""
         if not self._hidden and not any(special in text for special in self._special_texts):
@@ -118,6 +142,10 @@ class Tokenizer:
             shown = [number for number in ids if number in visible or number not in self.special_ids]
             return str(self._backend.decode(shown, skip_special_tokens=False))
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+
+def _by_number(backend: Backend) -> dict[int, str]:
+    return {number: token for token, number in backend.get_vocab(with_added_tokens=True).items()}
 
 
 def _find(whole: Sequence[int], part: Sequence[int]) -> int:

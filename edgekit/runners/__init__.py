@@ -31,6 +31,7 @@ def open_runner(
     sequence_slots: int = 1,
     max_chunk: int | None = None,
     kv_bits: int | None = None,
+    shares_cores: bool = False,
 ) -> Runner:
     """Load the artifact of a bundle into the runner of its kind.
 
@@ -46,6 +47,7 @@ def open_runner(
         sequence_slots: Sequences held at the same time.
         max_chunk: Most tokens of one slot in one step; None takes what suits the runner.
         kv_bits: 8 for a KV cache of 8 bits; None keeps it as the model computes it.
+        shares_cores: Another runner computes in between the steps of this one: its threads must not wait busily.
 
     Raises:
         IncompatibleBundleError: No runner knows this kind.
@@ -65,8 +67,8 @@ def open_runner(
     try:
         if kind == "onnx":
             if dialect in _DIALECTS:
-                return _onnx_runner(dialect)(folder, threads=threads, **options)
-            return _for_plain_cpus(folder, threads=threads, **options)
+                return _onnx_runner(dialect)(folder, threads=threads, shares_cores=shares_cores, **options)
+            return _for_plain_cpus(folder, threads=threads, shares_cores=shares_cores, **options)
         if kind == "mlx":
             from edgekit.runners.mlx import MlxRunner
 
@@ -97,13 +99,14 @@ def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
     return OptimumRunner
 
 
-def _for_plain_cpus(folder: Path, **options: Any) -> Runner:
+def _for_plain_cpus(folder: Path, *, shares_cores: bool, **options: Any) -> Runner:
     from edgekit.runners.cpu.choice import Ready, look
 
     found = look(folder)
     if isinstance(found, Ready):
         from edgekit.runners.cpu.runner import CpuRunner
 
+        # Their threads go to sleep within a millisecond, whoever shares the cores.
         runner = CpuRunner(found.description, found.kernels, **options)
         logger.info("the CPU kernels run it: %s", found.kernels.variant)
         return runner
@@ -111,7 +114,7 @@ def _for_plain_cpus(folder: Path, **options: Any) -> Runner:
 
     logger.info("onnxruntime runs it, and not the CPU kernels: %s", found.reason)
     try:
-        return OnnxRuntimeRunner(folder, **options)
+        return OnnxRuntimeRunner(folder, shares_cores=shares_cores, **options)
     except EdgekitError as error:
         if error.code != "missing_extra":
             raise

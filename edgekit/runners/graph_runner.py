@@ -28,6 +28,7 @@ class GraphRunner(SlotRunner):
         sequence_slots: How many sequences may live at the same time.
         max_chunk: Most tokens of one slot in one step.
         threads: None takes one per physical core.
+        shares_cores: Another runner computes in between the steps of this one.
 
     Raises:
         BundleError: The folder holds no graph of this dialect.
@@ -47,8 +48,16 @@ class GraphRunner(SlotRunner):
         sequence_slots: int = 1,
         max_chunk: int = 512,
         threads: int | None = None,
+        shares_cores: bool = False,
     ) -> None:
-        session = open_session(folder, self._dialect, threads=threads, entries=self._entries, batched=self._batched)
+        session = open_session(
+            folder,
+            self._dialect,
+            threads=threads,
+            entries=self._entries,
+            batched=self._batched,
+            shares_cores=shares_cores,
+        )
         import onnxruntime as ort
 
         self._session: Any = session

@@ -42,6 +42,7 @@ class OptimumRunner(SlotRunner):
         sequence_slots: How many sequences may live at the same time.
         max_chunk: Most tokens in one step.
         threads: None takes one per physical core.
+        shares_cores: Another runner computes in between the steps of this one.
 
     Raises:
         BundleError: The folder holds no graph of this dialect.
@@ -58,8 +59,9 @@ class OptimumRunner(SlotRunner):
         sequence_slots: int = 1,
         max_chunk: int = 512,
         threads: int | None = None,
+        shares_cores: bool = False,
     ) -> None:
-        session = open_session(folder, "optimum", threads=threads)
+        session = open_session(folder, "optimum", threads=threads, shares_cores=shares_cores)
         import onnxruntime as ort
 
         self._session: Any = session

@@ -100,7 +100,7 @@ def test_the_cores_state_is_read_once_per_scrape() -> None:
     )
 
     def stats() -> EngineStats:
-        states.append(EngineStats(len(states), 2, 4096, 8192, 4, prefix))
+        states.append(EngineStats(len(states), 2, 4096, 1024, 8192, 4, prefix))
         return states[-1]
 
     metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=stats)
@@ -110,6 +110,7 @@ def test_the_cores_state_is_read_once_per_scrape() -> None:
         "edgekit_running_sequences 0.0",
         "edgekit_waiting_requests 2.0",
         "edgekit_kv_bytes 4096.0",
+        "edgekit_draft_kv_bytes 1024.0",
         "edgekit_kv_budget_bytes 8192.0",
         "edgekit_preempted_sequences_total 4.0",
         'edgekit_prefix_cache_bytes{where="memory"} 1024.0',

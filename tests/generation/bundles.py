@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,12 @@ __all__ = ["tiny_bundle"]
 
 
 def tiny_bundle(
-    folder: Path, kind: Literal["onnx", "mlx"], *, bits: Literal[4, 8, 32] = 8, template: str = CHATML
+    folder: Path,
+    kind: Literal["onnx", "mlx"],
+    *,
+    bits: Literal[4, 8, 32] = 8,
+    template: str = CHATML,
+    **checkpoint_options: Any,
 ) -> Path:
     """Write a bundle of a tiny Qwen2 with a context of 256 tokens.
 
@@ -31,11 +36,12 @@ def tiny_bundle(
         kind: Of the artifact.
         bits: Of the weights; 32 leaves them as they are. With fewer, ONNX computes with activations of 8 bits.
         template: The chat template.
+        checkpoint_options: As for `tiny_checkpoint`.
 
     Returns:
         The bundle's folder, inside `folder`.
     """
-    checkpoint = tiny_checkpoint(folder / "checkpoint")
+    checkpoint = tiny_checkpoint(folder / "checkpoint", **checkpoint_options)
     decoder = tiny_decoder(checkpoint)
     bundle = folder / "bundle"
     bundle.mkdir()

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError
-from edgekit.generation.drafting import Drafter
+from edgekit.generation.draft_model import DraftModel
+from edgekit.generation.drafting import Drafter, LookupOrModel
 from edgekit.generation.sampling import Sampler
 from edgekit.generation.verify import accept_drafts
 from edgekit.runners.base import Backend, Chunk, Limits
@@ -69,6 +70,9 @@ def answer(
     result, tokens = Answer(), list(prompt)
     while len(result.tokens) < count:
         room = count - len(result.tokens) - 1
+        model_of = drafter._model if isinstance(drafter, LookupOrModel) else drafter
+        if isinstance(model_of, DraftModel):
+            model_of._runner.begin_step()
         drafted = drafter.draft(tokens, room) if drafter else []
         assert len(drafted) <= room
         logits = np.stack([model([*tokens, *drafted[:step]]) for step in range(len(drafted) + 1)])

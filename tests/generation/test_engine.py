@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from edgekit.errors import RunnerError
+from edgekit.generation.drafting import PromptLookup
 from edgekit.generation.engine import Engine
 from edgekit.generation.model import TextModel
 from edgekit.generation.prefix import PrefixCache
@@ -307,3 +308,33 @@ def test_what_has_left_its_slot_comes_back_from_memory() -> None:
     assert prefix.stats().from_memory_bytes >= 288 * per_token
     # What lies in the slot is not in memory a second time.
     assert prefix.stats().memory_bytes <= 3 * 352 * per_token
+
+
+def test_guesses_are_made_once_a_step_and_nobody_gives_a_slot_up_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the same words, " * 8
+    asked_in_step: list[int] = []
+    draft = PromptLookup.draft
+
+    def counted(self: PromptLookup, tokens: Sequence[int], most: int) -> list[int]:
+        asked_in_step.append(id(self))
+        return draft(self, tokens, most)
+
+    monkeypatch.setattr(PromptLookup, "draft", counted)
+    model = echo_model(text, sequence_slots=3)
+    per_token = model.runner.limits.kv_bytes_per_token
+    exact = Sampling(temperature=0)
+    tokens = len(Asked(Engine(model), model, text).ticket.prompt) + len(text) + 1
+    for answers, budget in ((2, 2 * tokens), (3, 2 * tokens + 40)):
+        engine = Engine(model, kv_budget_bytes=budget * per_token)
+        asked = [Asked(engine, model, text, sampling=exact, tenant=str(number)) for number in range(answers)]
+        while not engine.idle:
+            asked_in_step.clear()
+            engine.step()
+            assert len(asked_in_step) == len(set(asked_in_step))
+            assert engine.stats.kv_bytes <= engine.stats.kv_budget_bytes
+        assert [one.text() for one in asked] == [text] * answers
+        assert sum(one.finish.usage.accepted_tokens for one in asked) > 20
+        # What two say fits to the last token: guesses at its end are cut, and take nothing from the other.
+        assert (engine.stats.preempted > 0) == (answers > 2)
+        for slot in range(3):
+            model.runner.truncate(slot, 0)

@@ -17,8 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgekit.bundle.bundle import open_bundle
+from edgekit.config import GenerationConfig
+from edgekit.generation.draft_model import MOST
 from edgekit.generation.engine import Engine
-from edgekit.generation.model import TextModel, load_model
+from edgekit.generation.memory_budget import draft_bytes
+from edgekit.generation.model import TextModel
+from edgekit.generation.opening import open_model
 from edgekit.generation.prefix import DiskStore, PrefixCache
 from edgekit.generation.request import (
     ChatRequest,
@@ -31,6 +36,7 @@ from edgekit.generation.request import (
     Sampling,
     TokenLogprob,
 )
+from edgekit.generation.step_cost import StepTimes
 from edgekit.generation.ticket import Ticket
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
@@ -51,17 +57,30 @@ Said = tuple[str, FinishReason, int, tuple[TokenLogprob, ...]]
 
 
 @pytest.fixture(
-    scope="module", params=["kernels in 8 bits", "kernels in 4 bits", "onnxruntime in 8 bits", "onnxruntime in float32"]
+    scope="module",
+    params=[
+        "kernels in 8 bits",
+        "kernels in 4 bits",
+        "kernels in 8 bits, drafted in 4",
+        "onnxruntime in 8 bits",
+        "onnxruntime in float32",
+        "onnxruntime in 8 bits, drafted in 4",
+    ],
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
     bits: Literal[4, 8, 32] = 32 if "32" in request.param else 8 if "8" in request.param else 4
     bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), "onnx", bits=bits)
+    draft = tiny_bundle(tmp_path_factory.mktemp("draft"), "onnx", bits=4) if "drafted" in request.param else None
     runner = CpuRunner if "kernels" in request.param else OnnxRuntimeRunner
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CPU_KERNELS", "" if runner is CpuRunner else "off")
-        model = load_model(bundle, threads=1, parallel=SLOTS)
-    assert type(model.runner) is runner
-    yield model
+        model = open_model(open_bundle(bundle), GenerationConfig(threads=1, parallel=SLOTS, draft_bundle=draft))
+        assert type(model.runner) is runner
+        assert draft is None or type(model.draft) is runner
+        if draft is not None:
+            # It is no smaller than the model, and would seldom be asked.
+            patch.setattr(StepTimes, "verifying", lambda *_: 1.0)
+        yield model
     model.close()
 
 
@@ -155,6 +174,15 @@ def fresh(model: TextModel, **options: Any) -> Iterator[Engine]:
     finally:
         for slot in range(SLOTS):
             model.runner.truncate(slot, 0)
+            assert model.draft is None or model.draft.length(slot) == 0
+
+
+def kv_budget(model: TextModel, tokens: int | None) -> int | None:
+    """Bytes of so many tokens of KV cache, and of what a draft model has beside them."""
+    if tokens is None:
+        return None
+    budget = tokens * model.runner.limits.kv_bytes_per_token
+    return budget + (0 if model.draft is None else draft_bytes(tokens, model.draft.limits, MOST))
 
 
 def finish(engine: Engine) -> None:
@@ -221,7 +249,7 @@ def test_what_is_said_does_not_depend_on_who_else_is_there(
     if kept:
         prefix = PrefixCache(None, memory_bytes=1 << 20, block_tokens=8, kv_bytes_per_token=per_token, fingerprint="x")
     # With a budget of little more than one context, answers give their slots up and come back.
-    with fresh(model, kv_budget_bytes=None if tokens is None else tokens * per_token, prefix=prefix) as engine:
+    with fresh(model, kv_budget_bytes=kv_budget(model, tokens), prefix=prefix) as engine:
         asked = in_company(model, engine, crowd)
     check(model, asked)
 

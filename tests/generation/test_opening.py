@@ -7,7 +7,7 @@ import pytest
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation import opening
-from edgekit.generation.memory_budget import grammar_bytes, kv_budget, model_shapes
+from edgekit.generation.memory_budget import Loaded, grammar_bytes, kv_budget, model_shapes
 from edgekit.generation.model import TextModel
 from edgekit.generation.opening import Shares, open_model, share_memory
 from tests.generation.bundles import tiny_bundle
@@ -24,7 +24,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TextModel
 
 
 def _budget(model: TextModel, bundle: Bundle, available: int) -> int:
-    return kv_budget(model.runner.limits, model.runner.backend.runtime, model_shapes(bundle.path), available)
+    return kv_budget([Loaded(model.runner.limits, model.runner.backend.runtime, model_shapes(bundle.path))], available)
 
 
 def _enough(model: TextModel, bundle: Bundle, kv_bytes: int) -> int:

@@ -57,14 +57,14 @@ def test_the_length_drafted_is_the_one_that_yields_most_tokens_in_time() -> None
     def cost(drafted: int) -> float:
         return 1 + 0.2 * drafted
 
-    assert best_length([0.0] * 8, cost) == 0
-    assert best_length([0.1] * 8, cost) == 0
-    assert best_length([0.99] * 8, cost) == 8
+    assert best_length([0.0] * 8, cost)[0] == 0
+    assert best_length([0.1] * 8, cost)[0] == 0
+    assert best_length([0.99] * 8, cost)[0] == 8
     for chance in (0.3, 0.5, 0.7, 0.8):
         rates = {}
         for length in range(9):
             expected = sum(chance**step for step in range(length + 1))
             rates[length] = expected / cost(length)
-        assert best_length([chance] * 8, cost) == max(rates, key=lambda length: rates[length])
+        assert best_length([chance] * 8, cost)[0] == max(rates, key=lambda length: rates[length])
     # Where further tokens are free, as many as there are.
-    assert best_length([0.2] * 8, lambda _: 1.0) == 8
+    assert best_length([0.2] * 8, lambda _: 1.0)[0] == 8

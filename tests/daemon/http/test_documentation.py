@@ -75,7 +75,7 @@ def test_every_path_of_the_page_is_served_and_no_other() -> None:
     assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9/]+(?:/NAME)?)[`,]", table)}
 
 
-STATE = EngineStats(0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))
+STATE = EngineStats(0, 0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))
 
 
 def test_every_metric_is_on_the_page_and_no_other() -> None:

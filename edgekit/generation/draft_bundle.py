@@ -1,0 +1,81 @@
+"""Opens the draft model that is to guess for another: a bundle of the same tokenizer, with as many sequence slots.
+
+It knows no guesses: see `draft_model.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from edgekit.bundle.bundle import Bundle
+from edgekit.errors import BundleError, ConfigError
+from edgekit.generation.model import TextModel, warm_up
+from edgekit.generation.tokenizer import Tokenizer
+from edgekit.runners import open_runner
+from edgekit.runners.base import Runner
+
+__all__ = ["open_draft"]
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER = "tokenizer.json"
+_SAME_FAMILY = "a draft model is a smaller model of the same family, with the same tokenizer"
+
+
+def open_draft(draft: Bundle, model: TextModel, folder: Path, *, threads: int | None = None) -> Runner:
+    """Load a draft model.
+
+    Args:
+        draft: Its bundle.
+        model: The model that it is to guess for.
+        folder: Of that model's bundle.
+        threads: As for `open_runner`.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        ConfigError: It has another tokenizer, or knows fewer tokens.
+        RunnerError: The artifact could not be loaded, or does not compute numbers.
+    """
+    _check_tokenizer(draft, model, folder)
+    limits, artifact, name = model.runner.limits, draft.manifest.artifact, draft.manifest.name
+    context = min(limits.context_length, draft.manifest.context_length)
+    if context < limits.context_length:
+        logger.info("the draft model %s holds %d tokens and guesses none after them", name, context)
+    runner = open_runner(
+        draft.path,
+        artifact.kind,
+        artifact.dialect,
+        context_length=context,
+        threads=threads,
+        sequence_slots=limits.sequence_slots,
+        shares_cores=True,
+    )
+    known, needed = runner.limits.vocab_size, model.tokenizer.vocab_size
+    try:
+        if known >= needed:
+            warm_up(runner, min(draft.manifest.eos_token_ids, default=0))
+            logger.info("the draft model %s guesses", name)
+            return runner
+    except BaseException:
+        runner.close()
+        raise
+    runner.close()
+    raise ConfigError(f"the draft model {name} knows {known} tokens; there are {needed}", hint=_SAME_FAMILY)
+
+
+def _check_tokenizer(draft: Bundle, model: TextModel, folder: Path) -> None:
+    """Refuse a draft model that would speak of other tokens by the same numbers."""
+    path = draft.path / _TOKENIZER
+    try:
+        if path.read_bytes() == (folder / _TOKENIZER).read_bytes():
+            # A second tokenizer takes a hundred megabytes while it is compared.
+            return
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}", hint="export it again") from error
+    difference = model.tokenizer.difference(Tokenizer.load(path))
+    if difference is not None:
+        raise ConfigError(
+            f"the draft model {draft.manifest.name} has another tokenizer than {model.info.name}: {difference}",
+            hint=_SAME_FAMILY,
+        )

@@ -1,0 +1,464 @@
+"""A draft model beside the model, both real: the same answers, within the same memory, whatever happens to it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.bundle.bundle import open_bundle
+from edgekit.config import GenerationConfig
+from edgekit.daemon.metrics import Metrics
+from edgekit.errors import BundleError, ConfigError
+from edgekit.generation.engine import Engine
+from edgekit.generation.model import TextModel, load_model
+from edgekit.generation.opening import open_model, schedule, share_memory
+from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, ResponseFormat, Sampling
+from edgekit.generation.scheduler import Scheduler
+from edgekit.generation.step_cost import StepTimes
+from edgekit.generation.ticket import Ticket
+from edgekit.runners.base import Runner
+from tests.conftest import edgekit
+from tests.generation.bundles import tiny_bundle
+from tests.generation.test_scheduler import Receiver
+
+SLOTS = 3
+GREEDY = Sampling(temperature=0)
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """One checkpoint as the model and as a worse one; another checkpoint, another tokenizer, a narrower model."""
+
+    model: Path
+    worse: Path
+    stranger: Path
+    other_tokenizer: Path
+    narrow: Path
+    wide: Path
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    def made(name: str, **options: object) -> Path:
+        return tiny_bundle(tmp_path_factory.mktemp(name), "onnx", **{"bits": 8, **options})  # type: ignore[arg-type]
+
+    model, narrow = made("model"), made("narrow", vocab=300)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        # The weights of fewer tokens than the tokenizer has.
+        shutil.copy(model / name, narrow / name)
+    return Bundles(
+        model=model,
+        worse=made("worse", bits=4),
+        stranger=made("stranger", seed=7, layers=1),
+        other_tokenizer=made("other", vocab=300),
+        narrow=narrow,
+        # As models are padded: logits for more tokens than there are.
+        wide=made("wide", vocab=640, layers=1),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step over more tokens costs nothing, and a draft model's little: what is tested is not when it is worth it."""
+    monkeypatch.setattr(StepTimes, "verifying", lambda *_: 1.0)
+
+
+def _config(draft: Path | None, **fields: object) -> GenerationConfig:
+    return GenerationConfig(threads=1, parallel=SLOTS, draft_bundle=draft, **fields)  # type: ignore[arg-type]
+
+
+def _open(bundles: Bundles, draft: Path | None, **fields: object) -> TextModel:
+    return open_model(open_bundle(bundles.model), _config(draft, **fields))
+
+
+def _scheduler(bundles: Bundles, config: GenerationConfig) -> Scheduler:
+    """As the daemon makes it."""
+    bundle = open_bundle(bundles.model)
+    model = open_model(bundle, config)
+    return schedule(model, bundle, config, share_memory(model, bundle, config))
+
+
+@pytest.fixture(params=["model", "worse", "stranger", "wide"])
+def model(request: pytest.FixtureRequest, bundles: Bundles) -> Iterator[TextModel]:
+    model = _open(bundles, getattr(bundles, request.param))
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def paired(bundles: Bundles) -> Iterator[TextModel]:
+    """With itself as its draft model."""
+    model = _open(bundles, bundles.model)
+    yield model
+    model.close()
+
+
+class Faulty:
+    """Makes a real runner raise."""
+
+    broken: frozenset[str] = frozenset()
+
+    def run(self, *arguments: Any, **options: Any) -> Any:
+        if "run" in self.broken:
+            raise ValueError("this runner is broken")
+        return super().run(*arguments, **options)  # type: ignore[misc]
+
+    def truncate(self, *arguments: Any) -> None:
+        if "truncate" in self.broken:
+            raise OSError("this runner is broken")
+        super().truncate(*arguments)  # type: ignore[misc]
+
+
+def _break(runner: Runner | None, *verbs: str) -> None:
+    """Let verbs of a runner raise from now on; none mends it."""
+    assert runner is not None
+    if not isinstance(runner, Faulty):
+        runner.__class__ = type("FaultyRunner", (Faulty, type(runner)), {})
+    runner.broken = frozenset(verbs)  # type: ignore[attr-defined]
+
+
+class Asked:
+    """A request that an engine has, and its events."""
+
+    def __init__(
+        self, engine: Engine, model: TextModel, content: str = "the capital of France", **fields: object
+    ) -> None:
+        fields = {"sampling": GREEDY, "max_tokens": 60, **fields}
+        request = ChatRequest("r", (Message("user", content),), **fields)  # type: ignore[arg-type]
+        self.events: list[Event] = []
+        self.ticket: Ticket = model.ticket(request, self.events.append, submitted=time.monotonic())
+        engine.add(self.ticket)
+
+    @property
+    def finish(self) -> Finish:
+        last = self.events[-1]
+        assert isinstance(last, Finish), last
+        return last
+
+    @property
+    def said(self) -> tuple[str, str, int]:
+        deltas = sorted((event for event in self.events if isinstance(event, Delta)), key=lambda event: event.index)
+        return "".join(event.text for event in deltas), self.finish.reason, self.finish.usage.completion_tokens
+
+
+def _run(engine: Engine) -> None:
+    for _ in range(20_000):
+        if engine.idle:
+            return
+        engine.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def _drafting(model: TextModel) -> list[int]:
+    """Tokens in the draft model's slots."""
+    assert model.draft is not None
+    return [model.draft.length(slot) for slot in range(SLOTS)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sampling": Sampling(temperature=1.2, top_p=0.95, seed=3)},
+        {"sampling": Sampling(temperature=0, repetition_penalty=1.3)},
+        {"response_format": ResponseFormat("regex", "(ab|cd)*[0-9]{2}")},
+        {"logprobs": 2},
+        {"stop": ("e",)},
+        {"n": 2, "sampling": Sampling(temperature=0.8, seed=5)},
+    ],
+    ids=str,
+)
+def test_an_answer_is_the_same_with_a_draft_model_and_without(model: TextModel, fields: dict[str, object]) -> None:
+    plain, guessed = Engine(replace(model, draft=None)), Engine(model)
+    content = "the capital of France"
+    expected = Asked(plain, model, content, **{**fields, "speculation": False})
+    _run(plain)
+    asked = Asked(guessed, model, content, **fields)
+    _run(guessed)
+    assert asked.said == expected.said
+    assert [one for event in asked.events if isinstance(event, Delta) for one in event.logprobs] == [
+        one for event in expected.events if isinstance(event, Delta) for one in event.logprobs
+    ]
+    assert _drafting(model) == [0] * SLOTS
+    assert guessed.stats.draft_kv_bytes == 0
+
+
+def test_a_model_that_is_its_own_draft_model_is_right_and_takes_fewer_steps(paired: TextModel) -> None:
+    engine = Engine(paired)
+    asked = Asked(engine, paired, max_tokens=72, sampling=Sampling(temperature=0, logit_bias={2: -100.0}))
+    _run(engine)
+    usage = asked.finish.usage
+    assert usage.accepted_tokens > 40
+    assert asked.finish.timings.steps < 25
+
+
+def test_a_request_that_wants_no_guesses_has_none(paired: TextModel) -> None:
+    engine = Engine(paired)
+    asked = Asked(engine, paired, speculation=False)
+    while not engine.idle:
+        engine.step()
+        assert _drafting(paired) == [0] * SLOTS
+    assert (asked.finish.usage.accepted_tokens, asked.finish.usage.rejected_tokens) == (0, 0)
+
+
+def test_an_unseeded_answer_is_drawn_from_the_same_distribution(bundles: Bundles) -> None:
+    model = _open(bundles, bundles.worse)
+
+    def firsts(engine: Engine, *, speculation: bool) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for _ in range(400):
+            sampling = Sampling(temperature=1.0, top_k=4)
+            asked = Asked(engine, model, sampling=sampling, max_tokens=3, speculation=speculation)
+            _run(engine)
+            counts[asked.said[0]] = counts.get(asked.said[0], 0) + 1
+        return counts
+
+    try:
+        plain = firsts(Engine(model), speculation=False)
+        guessed = firsts(Engine(model), speculation=True)
+    finally:
+        model.close()
+    # Total variation between two samples of 400 from one distribution over at most 64 texts.
+    distance = sum(abs(plain.get(text, 0) - guessed.get(text, 0)) for text in plain.keys() | guessed.keys()) / 800
+    assert distance < 0.2
+
+
+def test_an_answer_that_is_taken_back_expires_or_loses_its_slot_frees_the_draft_models(paired: TextModel) -> None:
+    endless = Sampling(temperature=0, logit_bias={2: -100.0})
+    limits, draft = paired.runner.limits, paired.draft
+    assert draft is not None
+    per_token = limits.kv_bytes_per_token + draft.limits.kv_bytes_per_token
+    engine = Engine(paired, kv_budget_bytes=340 * per_token)
+    asked = [Asked(engine, paired, f"number {number}", sampling=endless, max_tokens=150) for number in range(SLOTS)]
+    used = 0
+    while not engine.stats.preempted:
+        engine.step()
+        used = max(used, sum(length > 0 for length in _drafting(paired)))
+        assert sum(length > 0 for length in _drafting(paired)) <= engine.stats.running
+    assert used == SLOTS
+    # One has lost its slot, one is taken back, one runs out of time.
+    assert sum(length > 0 for length in _drafting(paired)) == 2
+    lost = next(one for one in asked if all(sequence.ticket is not one.ticket for sequence in engine._running))
+    back, late = (one for one in asked if one is not lost)
+    back.ticket.cancel()
+    object.__setattr__(late.ticket.request, "deadline_s", 1.0)
+    late.ticket.submitted -= 3600
+    engine.sweep()
+    assert _drafting(paired) == [0] * SLOTS
+    assert engine.stats.draft_kv_bytes == 0
+    assert back.finish.reason == "cancelled"
+    assert isinstance(late.events[-1], Failure)
+    _run(engine)
+    alone = Engine(replace(paired, draft=None))
+    again = Asked(alone, paired, lost.ticket.request.messages[0].content, sampling=endless, max_tokens=150)
+    _run(alone)
+    assert lost.said == again.said
+
+
+def test_both_models_stay_within_the_budget(bundles: Bundles) -> None:
+    model = _open(bundles, bundles.model)
+    draft = model.draft
+    assert draft is not None
+    own, other = model.runner.limits.kv_bytes_per_token, draft.limits.kv_bytes_per_token
+    budget = 200 * (own + other)
+    engine = Engine(model, kv_budget_bytes=budget)
+    sampling = Sampling(temperature=0, logit_bias={2: -100.0})
+    asked = [Asked(engine, model, f"list {number}", max_tokens=90, sampling=sampling) for number in range(5)]
+    most = 0
+    while not engine.idle:
+        engine.step()
+        stats = engine.stats
+        held = sum(model.runner.length(slot) for slot in range(SLOTS)) * own
+        assert sum(_drafting(model)) * other <= stats.draft_kv_bytes
+        assert held + stats.draft_kv_bytes <= stats.kv_bytes <= stats.kv_budget_bytes <= budget
+        most = max(most, stats.draft_kv_bytes)
+    assert [one.finish.reason for one in asked] == ["length"] * 5
+    assert engine.stats.preempted > 0
+    assert most > 100 * other
+    model.close()
+
+
+def test_the_memory_plan_counts_the_draft_model(bundles: Bundles) -> None:
+    plans = []
+    for draft in (None, bundles.worse):
+        config = _config(draft, kv_cache_mib=1, prefix_memory_mib=0)
+        scheduler = _scheduler(bundles, config)
+        stats = scheduler.stats()
+        plans.append((scheduler.most_tokens, stats.kv_budget_bytes))
+        scheduler.stop()
+    assert plans[0][1] <= 1 << 20
+    assert plans[1][1] <= 1 << 20
+    # A draft model with as much KV cache for a token takes about half of it.
+    assert 0.4 < plans[1][0] / plans[0][0] < 0.5
+
+
+@pytest.mark.parametrize("speculation", [True, None, False])
+def test_through_the_scheduler_guesses_are_made_counted_and_change_nothing(
+    bundles: Bundles, speculation: bool | None
+) -> None:
+    said = []
+    for draft in (None, bundles.model):
+        config = _config(draft)
+        scheduler = _scheduler(bundles, config)
+        metrics = Metrics()
+        for sampling in (GREEDY, Sampling(temperature=1.0, seed=4)):
+            receiver = Receiver()
+            request = ChatRequest(
+                "r",
+                (Message("user", "the sum of even numbers"),),
+                sampling=replace(sampling, logit_bias={2: -100.0}),
+                max_tokens=40,
+                speculation=speculation,
+            )
+            scheduler.submit(request, metrics.track("http", receiver))
+            last = receiver.wait()
+            assert isinstance(last, Finish)
+            said.append(receiver.text)
+        scheduler.stop()
+        text = metrics.render()[0].decode()
+        counted = {
+            name: float(text.split(f'edgekit_{name}_tokens_total{{door="http"}} ')[1].split("\n")[0])
+            for name in ("drafted", "accepted", "rejected")
+        }
+        assert counted["drafted"] == counted["accepted"] + counted["rejected"]
+        if draft is not None:
+            assert (counted["accepted"] > 20) == (speculation is not False)
+    assert said[:2] == said[2:]
+
+
+def test_a_draft_model_that_breaks_fails_no_answer_and_is_given_up(
+    paired: TextModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Engine(replace(paired, draft=None))
+    expected = Asked(plain, paired, speculation=False)
+    _run(plain)
+    engine = Engine(paired)
+    _break(paired.draft, "run")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6):
+            asked = Asked(engine, paired)
+            _run(engine)
+            assert asked.said == expected.said
+    assert caplog.text.count("is not used for the rest of this answer") == 3
+    assert caplog.text.count("is not used any more") == 1
+    assert _drafting(paired) == [0] * SLOTS
+
+
+def test_a_draft_slot_that_cannot_be_emptied_is_not_used_before_it_can(
+    paired: TextModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(paired)
+    first = Asked(engine, paired)
+    while not any(_drafting(paired)):
+        engine.step()
+    with caplog.at_level(logging.CRITICAL):
+        _break(paired.draft, "truncate")
+        _run(engine)
+    assert first.finish.reason in {"stop", "length"}
+    assert sum(_drafting(paired)) > 0
+    _break(paired.draft)
+    again = Asked(engine, paired)
+    _run(engine)
+    assert again.said == first.said
+    assert _drafting(paired) == [0] * SLOTS
+
+
+def test_after_a_fault_of_the_model_the_draft_models_slots_are_free_too(bundles: Bundles) -> None:
+    model = _open(bundles, bundles.model)
+    scheduler = Scheduler(model)
+    sampling = Sampling(temperature=0, logit_bias={2: -100.0})
+    request = ChatRequest("r", (Message("user", "the sum"),), max_tokens=200, sampling=sampling, cache_prompt=False)
+    running = Receiver()
+    scheduler.submit(request, running)
+    while not scheduler.stats().draft_kv_bytes:
+        time.sleep(0.001)
+    _break(model.runner, "truncate")
+    # The slot cannot be emptied; after three tries in a row the engine is given up.
+    assert isinstance(running.wait(), Failure)
+    while not scheduler.failed:
+        time.sleep(0.001)
+    assert _drafting(model) == [0] * SLOTS
+    _break(model.runner)
+    scheduler.stop()
+
+
+def test_a_draft_model_of_another_tokenizer_is_refused_and_the_first_difference_named(bundles: Bundles) -> None:
+    with pytest.raises(
+        ConfigError, match=r"another tokenizer than tiny: token 300 is `.+` in one and not there"
+    ) as caught:
+        _open(bundles, bundles.other_tokenizer)
+    assert caught.value.hint is not None
+    assert "same tokenizer" in caught.value.hint
+
+
+def test_a_draft_model_that_does_not_know_all_tokens_is_refused(bundles: Bundles) -> None:
+    with pytest.raises(ConfigError, match="knows 300 tokens; there are 317"):
+        _open(bundles, bundles.narrow)
+
+
+def test_a_draft_bundle_that_is_not_there_is_found_before_the_model_is_loaded(bundles: Bundles, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(BundleError, match="there is no bundle"):
+        _open(bundles, tmp_path / "none")
+    assert time.monotonic() - started < 0.2
+
+
+def test_a_draft_model_with_a_shorter_context_guesses_up_to_its_end(bundles: Bundles, tmp_path: Path) -> None:
+    short = tiny_bundle(tmp_path, "onnx", bits=8, max_position=64)
+    model = _open(bundles, short)
+    assert model.draft is not None
+    assert model.draft.limits.context_length <= 64 < model.runner.limits.context_length
+    engine = Engine(model)
+    asked = Asked(engine, model, max_tokens=100, sampling=Sampling(temperature=0, logit_bias={2: -100.0}))
+    plain = Engine(replace(model, draft=None))
+    expected = Asked(plain, model, max_tokens=100, sampling=Sampling(temperature=0, logit_bias={2: -100.0}))
+    for running in (engine, plain):
+        _run(running)
+    assert asked.said == expected.said
+    assert asked.finish.usage.accepted_tokens > 0
+    model.close()
+
+
+def test_the_command_line_names_a_draft_bundle_and_says_what_is_wrong_with_it(bundles: Bundles) -> None:
+    done = edgekit(
+        "serve",
+        bundles.model,
+        "--draft-bundle",
+        bundles.other_tokenizer,
+        "--draft-max",
+        "4",
+        "--port",
+        "0",
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "another tokenizer" in done.stderr
+    done = edgekit("serve", bundles.model, "--model-draft", bundles.model, "--draft-max", "65", check=False)
+    assert done.returncode == 2
+    assert "`generation.draft_max` must be between 1 and 64" in done.stderr
+
+
+def test_on_mlx_too_the_answer_is_the_same(tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core")
+    mx.set_default_device(mx.cpu)
+    for name in ("model", "draft"):
+        (tmp_path / name).mkdir()
+    bundle, draft = tiny_bundle(tmp_path / "model", "mlx"), tiny_bundle(tmp_path / "draft", "mlx", bits=8)
+    model = open_model(open_bundle(bundle), _config(draft))
+    alone = load_model(bundle, parallel=SLOTS)
+    engine, plain = Engine(model), Engine(alone)
+    asked, expected = Asked(engine, model), Asked(plain, alone, speculation=False)
+    for running in (engine, plain):
+        _run(running)
+    assert asked.said == expected.said
+    assert asked.finish.usage.accepted_tokens > 0
+    assert _drafting(model) == [0] * SLOTS
+    model.close()
+    alone.close()
