@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,9 @@ from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import BundleError, ConfigError
+from edgekit.generation import opening
 from edgekit.generation.engine import Engine
+from edgekit.generation.memory_budget import Loaded, draft_bytes, grammar_bytes, kv_budget, model_shapes
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.opening import open_model, schedule, share_memory
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, ResponseFormat, Sampling
@@ -26,6 +27,7 @@ from edgekit.generation.ticket import Ticket
 from edgekit.runners.base import Runner
 from tests.conftest import edgekit
 from tests.generation.bundles import tiny_bundle
+from tests.generation.faults import Faults
 from tests.generation.test_scheduler import Receiver
 
 SLOTS = 3
@@ -100,30 +102,6 @@ def paired(bundles: Bundles) -> Iterator[TextModel]:
     model.close()
 
 
-class Faulty:
-    """Makes a real runner raise."""
-
-    broken: frozenset[str] = frozenset()
-
-    def run(self, *arguments: Any, **options: Any) -> Any:
-        if "run" in self.broken:
-            raise ValueError("this runner is broken")
-        return super().run(*arguments, **options)  # type: ignore[misc]
-
-    def truncate(self, *arguments: Any) -> None:
-        if "truncate" in self.broken:
-            raise OSError("this runner is broken")
-        super().truncate(*arguments)  # type: ignore[misc]
-
-
-def _break(runner: Runner | None, *verbs: str) -> None:
-    """Let verbs of a runner raise from now on; none mends it."""
-    assert runner is not None
-    if not isinstance(runner, Faulty):
-        runner.__class__ = type("FaultyRunner", (Faulty, type(runner)), {})
-    runner.broken = frozenset(verbs)  # type: ignore[attr-defined]
-
-
 class Asked:
     """A request that an engine has, and its events."""
 
@@ -154,6 +132,11 @@ def _run(engine: Engine) -> None:
             return
         engine.step()
     raise AssertionError("the engine does not come to an end")
+
+
+def _faults(runner: Runner | None) -> Faults:
+    assert runner is not None
+    return Faults(runner)
 
 
 def _drafting(model: TextModel) -> list[int]:
@@ -286,17 +269,40 @@ def test_both_models_stay_within_the_budget(bundles: Bundles) -> None:
 
 
 def test_the_memory_plan_counts_the_draft_model(bundles: Bundles) -> None:
-    plans = []
+    model = _open(bundles, bundles.worse)
+    assert model.draft is not None
+    limits, draft = model.runner.limits, model.draft.limits
+    model.close()
+    config = _config(bundles.worse, kv_cache_mib=1, prefix_memory_mib=0)
+    scheduler = _scheduler(bundles, config)
+    tokens, budget = scheduler.most_tokens, scheduler.stats().kv_budget_bytes
+    scheduler.stop()
+
+    def both(tokens: int) -> int:
+        return tokens * limits.kv_bytes_per_token + draft_bytes(tokens, draft, config.draft_max)
+
+    assert budget == both(tokens) <= 1 << 20 < both(tokens + 1)
+    scheduler = _scheduler(bundles, replace(config, draft_bundle=None))
+    assert scheduler.most_tokens > tokens
+    scheduler.stop()
+
+
+def test_the_plan_leaves_memory_for_what_the_draft_model_has_in_a_step(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "available_bytes", lambda: 80 << 20)
+    shares = []
     for draft in (None, bundles.worse):
-        config = _config(draft, kv_cache_mib=1, prefix_memory_mib=0)
-        scheduler = _scheduler(bundles, config)
-        stats = scheduler.stats()
-        plans.append((scheduler.most_tokens, stats.kv_budget_bytes))
-        scheduler.stop()
-    assert plans[0][1] <= 1 << 20
-    assert plans[1][1] <= 1 << 20
-    # A draft model with as much KV cache for a token takes about half of it.
-    assert 0.4 < plans[1][0] / plans[0][0] < 0.5
+        config, bundle = _config(draft, prefix_memory_mib=0), open_bundle(bundles.model)
+        model = open_model(bundle, config)
+        shares.append(share_memory(model, bundle, config).kv_bytes)
+        whole = [runner.limits for runner in (model.runner, model.draft) if runner is not None]
+        expected = kv_budget(
+            [Loaded(limits, model.runner.backend.runtime, model_shapes(bundles.model)) for limits in whole],
+            (80 << 20) - grammar_bytes(whole[0].vocab_size),
+        )
+        assert shares[-1] == expected
+        model.close()
 
 
 @pytest.mark.parametrize("speculation", [True, None, False])
@@ -340,7 +346,7 @@ def test_a_draft_model_that_breaks_fails_no_answer_and_is_given_up(
     expected = Asked(plain, paired, speculation=False)
     _run(plain)
     engine = Engine(paired)
-    _break(paired.draft, "run")
+    _faults(paired.draft).breaks("run")
     with caplog.at_level(logging.WARNING):
         for _ in range(6):
             asked = Asked(engine, paired)
@@ -354,16 +360,16 @@ def test_a_draft_model_that_breaks_fails_no_answer_and_is_given_up(
 def test_a_draft_slot_that_cannot_be_emptied_is_not_used_before_it_can(
     paired: TextModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(paired)
+    faults, engine = _faults(paired.draft), Engine(paired)
     first = Asked(engine, paired)
     while not any(_drafting(paired)):
         engine.step()
     with caplog.at_level(logging.CRITICAL):
-        _break(paired.draft, "truncate")
+        faults.breaks("truncate")
         _run(engine)
     assert first.finish.reason in {"stop", "length"}
     assert sum(_drafting(paired)) > 0
-    _break(paired.draft)
+    faults.breaks()
     again = Asked(engine, paired)
     _run(engine)
     assert again.said == first.said
@@ -372,20 +378,20 @@ def test_a_draft_slot_that_cannot_be_emptied_is_not_used_before_it_can(
 
 def test_after_a_fault_of_the_model_the_draft_models_slots_are_free_too(bundles: Bundles) -> None:
     model = _open(bundles, bundles.model)
-    scheduler = Scheduler(model)
+    faults, scheduler = _faults(model.runner), Scheduler(model)
     sampling = Sampling(temperature=0, logit_bias={2: -100.0})
     request = ChatRequest("r", (Message("user", "the sum"),), max_tokens=200, sampling=sampling, cache_prompt=False)
     running = Receiver()
     scheduler.submit(request, running)
     while not scheduler.stats().draft_kv_bytes:
         time.sleep(0.001)
-    _break(model.runner, "truncate")
+    faults.breaks("truncate")
     # The slot cannot be emptied; after three tries in a row the engine is given up.
     assert isinstance(running.wait(), Failure)
     while not scheduler.failed:
         time.sleep(0.001)
     assert _drafting(model) == [0] * SLOTS
-    _break(model.runner)
+    faults.breaks()
     scheduler.stop()
 
 

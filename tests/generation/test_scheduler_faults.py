@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,6 +21,7 @@ from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, Sampling
 from edgekit.generation.scheduler import Scheduler
 from tests.generation.bundles import tiny_bundle
+from tests.generation.faults import Faults
 from tests.generation.test_scheduler import Receiver
 
 SLOTS = 3
@@ -32,24 +32,6 @@ class Panic(BaseException):
     """As the panics of libraries written in Rust reach Python: not as an `Exception`."""
 
 
-class Faulty:
-    """Makes a real runner raise what a test has prepared, once each."""
-
-    faults: dict[str, list[BaseException]]
-
-    def _fault(self, verb: str) -> None:
-        if self.faults.get(verb):
-            raise self.faults[verb].pop(0)
-
-    def run(self, *arguments: Any, **options: Any) -> Any:
-        self._fault("run")
-        return super().run(*arguments, **options)  # type: ignore[misc]
-
-    def truncate(self, *arguments: Any) -> None:
-        self._fault("truncate")
-        super().truncate(*arguments)  # type: ignore[misc]
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundle"), "onnx", bits=8)
@@ -58,17 +40,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(bundle: Path) -> TextModel:
     """Closed by its scheduler."""
-    model = load_model(bundle, threads=1, parallel=SLOTS)
-    model.runner.__class__ = type("FaultyRunner", (Faulty, type(model.runner)), {})
-    _runner(model).faults = {}
-    return model
+    return load_model(bundle, threads=1, parallel=SLOTS)
 
 
 @pytest.fixture
-def scheduler(model: TextModel) -> Iterator[Scheduler]:
+def faults(model: TextModel) -> Faults:
+    return Faults(model.runner)
+
+
+@pytest.fixture
+def scheduler(model: TextModel, faults: Faults) -> Iterator[Scheduler]:
     scheduler = Scheduler(model)
     yield scheduler
-    _runner(model).faults = {}
+    faults.breaks()
     scheduler.stop()
 
 
@@ -76,11 +60,6 @@ def scheduler(model: TextModel) -> Iterator[Scheduler]:
 def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.CRITICAL + 1):
         yield
-
-
-def _runner(model: TextModel) -> Faulty:
-    assert isinstance(model.runner, Faulty)
-    return model.runner
 
 
 def _ask(content: str = "what is the sum", **fields: object) -> ChatRequest:
@@ -100,7 +79,7 @@ def _code(last: Finish | Failure) -> str:
     return last.error.code if isinstance(last, Failure) else last.reason
 
 
-def _failing(scheduler: Scheduler, model: TextModel, verb: str, *faults: BaseException) -> list[str]:
+def _failing(scheduler: Scheduler, faults: Faults, verb: str, *raised: BaseException) -> list[str]:
     """Codes of what three running requests end with once the next calls of a verb raise."""
     begun = [threading.Event() for _ in range(SLOTS)]
     receivers = [Receiver() for _ in range(SLOTS)]
@@ -119,7 +98,7 @@ def _failing(scheduler: Scheduler, model: TextModel, verb: str, *faults: BaseExc
         scheduler.submit(_ask(f"question {number}", max_tokens=150, sampling=sampling), hears(receiver, began))
     for began in begun:
         assert began.wait(20)
-    _runner(model).faults[verb] = list(faults)
+    faults.next(verb, raised)
     return [_code(receiver.wait()) for receiver in receivers]
 
 
@@ -128,10 +107,10 @@ def _failing(scheduler: Scheduler, model: TextModel, verb: str, *faults: BaseExc
     [("truncate", ValueError("odd")), ("truncate", RunnerError("no")), ("run", Panic("at lib.rs:1"))],
 )
 def test_a_fault_fails_what_is_open_and_the_next_request_is_answered_as_before(
-    scheduler: Scheduler, model: TextModel, verb: str, fault: BaseException
+    scheduler: Scheduler, model: TextModel, faults: Faults, verb: str, fault: BaseException
 ) -> None:
     before = _answer(scheduler)
-    assert _failing(scheduler, model, verb, fault) == ["internal_error"] * SLOTS
+    assert _failing(scheduler, faults, verb, fault) == ["internal_error"] * SLOTS
     assert (scheduler.queue_length(), scheduler.stats().running, scheduler.stats().kv_bytes) == (0, 0, 0)
     assert [model.runner.length(slot) for slot in range(SLOTS)] == [0] * SLOTS
     assert (scheduler.failed, scheduler.accepting) == (False, True)
@@ -139,15 +118,15 @@ def test_a_fault_fails_what_is_open_and_the_next_request_is_answered_as_before(
     assert scheduler.seconds_since_heartbeat() < 2
 
 
-def test_a_slot_that_cannot_be_emptied_at_first_is_tried_again(scheduler: Scheduler, model: TextModel) -> None:
+def test_a_slot_that_cannot_be_emptied_at_first_is_tried_again(scheduler: Scheduler, faults: Faults) -> None:
     before = _answer(scheduler)
     # The step's own, then the first slot's.
-    assert _failing(scheduler, model, "truncate", OSError("busy"), OSError("busy")) == ["internal_error"] * SLOTS
+    assert _failing(scheduler, faults, "truncate", OSError("busy"), OSError("busy")) == ["internal_error"] * SLOTS
     assert not scheduler.failed
     assert [_answer(scheduler) for _ in range(SLOTS)] == [before] * SLOTS
 
 
-def test_what_waits_fails_with_it_and_what_arrives_meanwhile_does_not(scheduler: Scheduler, model: TextModel) -> None:
+def test_what_waits_fails_with_it_and_what_arrives_meanwhile_does_not(scheduler: Scheduler, faults: Faults) -> None:
     gate, entered = threading.Event(), threading.Event()
     waiting, arriving = Receiver(), Receiver()
 
@@ -160,7 +139,7 @@ def test_what_waits_fails_with_it_and_what_arrives_meanwhile_does_not(scheduler:
     for _ in range(SLOTS):
         scheduler.submit(_ask(max_tokens=200), hold)
     scheduler.submit(_ask(), waiting)
-    _runner(model).faults["run"] = [Panic("at lib.rs:1")]
+    faults.next("run", [Panic("at lib.rs:1")])
     assert entered.wait(20)
     scheduler.submit(_ask(), arriving)
     gate.set()
@@ -168,17 +147,17 @@ def test_what_waits_fails_with_it_and_what_arrives_meanwhile_does_not(scheduler:
     assert _code(arriving.wait()) in {"stop", "length"}
 
 
-def test_faults_with_answers_between_them_never_end_it(scheduler: Scheduler, model: TextModel) -> None:
+def test_faults_with_answers_between_them_never_end_it(scheduler: Scheduler, faults: Faults) -> None:
     before = _answer(scheduler)
     for _ in range(5):
-        assert _failing(scheduler, model, "run", Panic()) == ["internal_error"] * SLOTS
+        assert _failing(scheduler, faults, "run", Panic()) == ["internal_error"] * SLOTS
         assert _answer(scheduler) == before
     assert not scheduler.failed
 
 
 @pytest.mark.parametrize("verb", ["run", "truncate"])
 def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
-    scheduler: Scheduler, model: TextModel, verb: str
+    scheduler: Scheduler, faults: Faults, verb: str
 ) -> None:
     watchdog = Watchdog(scheduler.seconds_since_heartbeat, Notifier({}), failed=lambda: scheduler.failed)
     door = HttpDoor(HttpConfig(port=0), scheduler, scheduler.info, Metrics(), watchdog)
@@ -190,8 +169,8 @@ def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
             times = 3 if verb == "run" else 1
             for _ in range(times):
                 assert not scheduler.failed
-                faults = [Panic()] if verb == "run" else [OSError("gone") for _ in range(1000)]
-                assert _failing(scheduler, model, verb, *faults) == ["internal_error"] * SLOTS
+                raised = [Panic()] if verb == "run" else [OSError("gone") for _ in range(1000)]
+                assert _failing(scheduler, faults, verb, *raised) == ["internal_error"] * SLOTS
             end = time.monotonic() + 10
             while not scheduler.failed and time.monotonic() < end:
                 time.sleep(0.01)
@@ -211,14 +190,14 @@ def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
     assert time.monotonic() - started < 2
 
 
-def test_one_request_whose_slot_cannot_be_prepared_fails_alone(scheduler: Scheduler, model: TextModel) -> None:
+def test_one_request_whose_slot_cannot_be_prepared_fails_alone(scheduler: Scheduler, faults: Faults) -> None:
     running = Receiver()
     ticket = scheduler.submit(_ask(max_tokens=200), running)
     _answer(scheduler, cache_prompt=True)
     # What the slot held makes room for another prompt: that is when it is emptied.
     _answer(scheduler, content="another", cache_prompt=True)
     other = Receiver()
-    _runner(model).faults["truncate"] = [ValueError("odd")]
+    faults.next("truncate", [ValueError("odd")])
     scheduler.submit(_ask("a third one"), other)
     assert _code(other.wait()) == "internal_error"
     assert not running.over.is_set()
