@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.generation.prefix import BLOCK_TOKENS, DiskStore, PrefixCache, model_fingerprint
-from edgekit.runners.base import Chunk
-from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk, Runner
 
 _DISK_BYTES = 2 << 30
 
@@ -53,8 +53,10 @@ def main() -> None:
 
 class _Bench:
     def __init__(self, options: argparse.Namespace) -> None:
-        self._runner = OnnxRuntimeRunner(options.bundle, context_length=options.tokens + options.question + 8)
-        self._fingerprint = model_fingerprint(open_bundle(options.bundle).manifest, self._runner)
+        manifest, length = open_bundle(options.bundle).manifest, options.tokens + options.question + 8
+        kind, dialect = manifest.artifact.kind, manifest.artifact.dialect
+        self._runner = open_runner(options.bundle, kind, dialect, context_length=length)
+        self._fingerprint = model_fingerprint(manifest, self._runner)
         self._folder: Path = options.folder
         self._block: int = options.block
         rng, top = np.random.default_rng(1), self._runner.limits.vocab_size
@@ -125,7 +127,7 @@ class _Bench:
             fingerprint=self._fingerprint,
         ), store
 
-    def _runner_empty(self) -> OnnxRuntimeRunner:
+    def _runner_empty(self) -> Runner:
         self._runner.truncate(0, 0)
         return self._runner
 
