@@ -156,4 +156,5 @@ def random_model(shape: Shape | None = None, seed: int = 0, **fields: Any) -> Mo
         positions=s.positions + 1,
         context_length=s.positions,
         metadata={},
+        let_go=lambda: None,
     )

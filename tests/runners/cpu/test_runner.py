@@ -49,7 +49,7 @@ def settled(threads: int) -> bool:
 
 def test_limits_say_what_the_model_and_the_options_allow(opened: Open) -> None:
     limits = opened(context_length=100, sequence_slots=2, max_chunk=512).limits
-    assert (limits.context_length, limits.sequence_slots, limits.max_chunk, limits.batch) == (100, 2, 100, 2)
+    assert (limits.context_length, limits.sequence_slots, limits.max_chunk) == (100, 2, 100)
     # Two layers, keys and values, two heads of 16 numbers of 2 bytes.
     assert (limits.vocab_size, limits.kv_bytes_per_token) == (96, 2 * 2 * 2 * 16 * 2)
     assert opened().limits.context_length == 200
