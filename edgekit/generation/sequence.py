@@ -42,7 +42,7 @@ class Sequence:
     Attributes:
         tokens: The prompt and what was decided since.
         slot: Where its KV cache lies; None while it waits for a slot.
-        exact: Its logits must not depend on what else runs.
+        exact: Its logits must not depend on what else runs, or do not anyway.
         reason: Why it ended; None while it has not.
     """
 
@@ -53,7 +53,7 @@ class Sequence:
         self.tokens = list(ticket.prompt)
         self.prompt_length = len(self.tokens)
         self.slot: int | None = None
-        self.exact = request.sampling.repeatable
+        self.exact = request.sampling.repeatable or model.runner.limits.exact
         self.reason: FinishReason | None = None
         self.drafter = drafter
         self._model = model

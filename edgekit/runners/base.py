@@ -26,6 +26,7 @@ class Limits:
         max_chunk: Most tokens of one slot in one `run`: the prefill step.
         vocab_size: Width of a row of logits.
         kv_bytes_per_token: KV cache bytes of one token in one slot.
+        exact: Every chunk is computed as if it were asked to be exact; it costs nothing here.
     """
 
     context_length: int
@@ -33,6 +34,7 @@ class Limits:
     max_chunk: int
     vocab_size: int
     kv_bytes_per_token: int
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

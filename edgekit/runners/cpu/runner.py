@@ -93,6 +93,7 @@ class CpuRunner(SlotRunner):
             max_chunk=min(max_chunk, context),
             vocab_size=model.vocab_size,
             kv_bytes_per_token=self._kv.bytes_per_token,
+            exact=True,
         )
 
     @property
