@@ -17,6 +17,7 @@ from edgekit.daemon.http.door import HttpDoor
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.notify import Notifier
 from edgekit.errors import RunnerError
+from edgekit.generation.engine import Engine
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, Sampling
 from edgekit.generation.scheduler import Scheduler
@@ -79,26 +80,33 @@ def _code(last: Finish | Failure) -> str:
     return last.error.code if isinstance(last, Failure) else last.reason
 
 
-def _failing(scheduler: Scheduler, faults: Faults, verb: str, *raised: BaseException) -> list[str]:
-    """Codes of what three running requests end with once the next calls of a verb raise."""
-    begun = [threading.Event() for _ in range(SLOTS)]
-    receivers = [Receiver() for _ in range(SLOTS)]
+def _endless(content: str) -> ChatRequest:
+    # It never ends before the fault, whatever the random weights say. Not exact: at its end its slot is cut.
+    return _ask(content, max_tokens=150, sampling=Sampling(temperature=1.5, logit_bias={2: -100.0}))
 
-    def hears(receiver: Receiver, began: threading.Event) -> Callable[[Event], None]:
+
+def _failing(scheduler: Scheduler, faults: Faults, verb: str, *raised: BaseException) -> list[str]:
+    """Codes of what three running requests end with, if the next calls of a verb raise once all of them run."""
+    submitted = threading.Event()
+    receivers = [Receiver() for _ in range(SLOTS)]
+    begun: set[int] = set()
+
+    def hears(number: int) -> Callable[[Event], None]:
         def hear(event: Event) -> None:
-            receiver(event)
+            receivers[number](event)
             if isinstance(event, Delta):
-                began.set()
+                # On the worker's thread: it waits for the others to come, and then goes on into the fault.
+                assert submitted.wait(20)
+                begun.add(number)
+                if len(begun) == SLOTS:
+                    begun.add(-1)
+                    faults.next(verb, raised)
 
         return hear
 
-    for number, (receiver, began) in enumerate(zip(receivers, begun, strict=True)):
-        # None ends before the fault, whatever the random weights say. Not exact: at its end its slot is cut.
-        sampling = Sampling(temperature=1.5, logit_bias={2: -100.0})
-        scheduler.submit(_ask(f"question {number}", max_tokens=150, sampling=sampling), hears(receiver, began))
-    for began in begun:
-        assert began.wait(20)
-    faults.next(verb, raised)
+    for number in range(SLOTS):
+        scheduler.submit(_endless(f"question {number}"), hears(number))
+    submitted.set()
     return [_code(receiver.wait()) for receiver in receivers]
 
 
@@ -127,22 +135,27 @@ def test_a_slot_that_cannot_be_emptied_at_first_is_tried_again(scheduler: Schedu
 
 
 def test_what_waits_fails_with_it_and_what_arrives_meanwhile_does_not(scheduler: Scheduler, faults: Faults) -> None:
-    gate, entered = threading.Event(), threading.Event()
+    submitted, failing, arrived = threading.Event(), threading.Event(), threading.Event()
     waiting, arriving = Receiver(), Receiver()
+    first: list[Event] = []
 
-    def hold(event: Event) -> None:
-        # On the worker's thread, while the first request is being failed.
-        if isinstance(event, Failure):
-            entered.set()
-            assert gate.wait(20)
+    def hear(event: Event) -> None:
+        # On the worker's thread, before the fault and while the first request is being failed.
+        if isinstance(event, Delta) and not first:
+            first.append(event)
+            assert submitted.wait(20)
+            faults.next("run", [Panic("at lib.rs:1")])
+        elif isinstance(event, Failure):
+            failing.set()
+            assert arrived.wait(20)
 
-    for _ in range(SLOTS):
-        scheduler.submit(_ask(max_tokens=200), hold)
+    for number in range(SLOTS):
+        scheduler.submit(_endless(f"question {number}"), hear)
     scheduler.submit(_ask(), waiting)
-    faults.next("run", [Panic("at lib.rs:1")])
-    assert entered.wait(20)
+    submitted.set()
+    assert failing.wait(20)
     scheduler.submit(_ask(), arriving)
-    gate.set()
+    arrived.set()
     assert _code(waiting.wait()) == "internal_error"
     assert _code(arriving.wait()) in {"stop", "length"}
 
@@ -190,17 +203,24 @@ def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
     assert time.monotonic() - started < 2
 
 
-def test_one_request_whose_slot_cannot_be_prepared_fails_alone(scheduler: Scheduler, faults: Faults) -> None:
-    running = Receiver()
-    ticket = scheduler.submit(_ask(max_tokens=200), running)
-    _answer(scheduler, cache_prompt=True)
-    # What the slot held makes room for another prompt: that is when it is emptied.
-    _answer(scheduler, content="another", cache_prompt=True)
-    other = Receiver()
+def test_one_request_whose_slot_cannot_be_prepared_fails_alone(model: TextModel, faults: Faults) -> None:
+    engine = Engine(model)
+    events: dict[str, list[Event]] = {"running": [], "other": [], "next": []}
+
+    def ask(name: str) -> None:
+        engine.add(model.ticket(_endless(name), events[name].append, submitted=time.monotonic()))
+
+    ask("running")
+    while not events["running"]:
+        engine.step()
     faults.next("truncate", [ValueError("odd")])
-    scheduler.submit(_ask("a third one"), other)
-    assert _code(other.wait()) == "internal_error"
-    assert not running.over.is_set()
-    ticket.cancel()
-    assert _code(running.wait()) == "cancelled"
-    _answer(scheduler)
+    ask("other")
+    engine.step()
+    (failure,) = events["other"]
+    assert isinstance(failure, Failure)
+    assert failure.error.code == "internal_error"
+    ask("next")
+    while not engine.idle:
+        engine.step()
+    assert [type(events[name][-1]) for name in ("running", "next")] == [Finish, Finish]
+    model.close()
