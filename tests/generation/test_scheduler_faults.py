@@ -81,8 +81,10 @@ def _code(last: Finish | Failure) -> str:
 
 
 def _endless(content: str) -> ChatRequest:
-    # It never ends before the fault, whatever the random weights say. Not exact: at its end its slot is cut.
-    return _ask(content, max_tokens=150, sampling=Sampling(temperature=1.5, logit_bias={2: -100.0}))
+    # It never ends before the fault, whatever the random weights say; its slot is emptied at its end, and not cut for a
+    # wrong guess before, where a fault is its own alone.
+    sampling = Sampling(temperature=1.5, logit_bias={2: -100.0})
+    return _ask(content, max_tokens=150, sampling=sampling, speculation=False)
 
 
 def _failing(scheduler: Scheduler, faults: Faults, verb: str, *raised: BaseException) -> list[str]:
