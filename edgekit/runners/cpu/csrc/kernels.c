@@ -24,9 +24,11 @@ INLINE int32_t four(const int8_t *p) {
     return x;
 }
 
-/* `rows` activations times LANES outputs (part `part` of a tile). All arguments but the pointers are constants. */
+/* `rows` activations times LANES outputs (part `part` of a tile). `rows`, `bits`, `group` and `own` are constants where
+ * this is called, so that each combination is a loop of its own. */
 INLINE void multiply_part(const ek_matrix *m, const ek_rows *x, int row, const int rows, int tile, int part,
-                          const int bits, const int group, const bool own, const bool wide, float *y, size_t stride) {
+                          const int bits, const int group, const bool own, float *y, size_t stride) {
+    const bool wide = m->wide;
     const int size = group ? group : m->group;
     const size_t codes = (size_t)TILE * size * bits / 8, side = (size_t)TILE * (wide ? 4 : 2);
     const uint8_t *p = m->data + (size_t)tile * m->groups * m->group_bytes;
@@ -83,7 +85,7 @@ INLINE void multiply_part(const ek_matrix *m, const ek_rows *x, int row, const i
 }
 
 INLINE void multiply_as(const ek_matrix *m, const ek_rows *x, int rows, int first, int end, const int bits,
-                        const int group, const bool own, const bool wide, float *y, size_t stride) {
+                        const int group, const bool own, float *y, size_t stride) {
     /* So many activations stay in the cache while the tiles go by. */
     const int block = 128;
     for (int start = 0; start < rows; start += block) {
@@ -91,14 +93,21 @@ INLINE void multiply_as(const ek_matrix *m, const ek_rows *x, int rows, int firs
         for (int tile = first; tile < end; tile++)
             for (int part = 0; part < TILE / LANES; part++) {
                 int row = start;
-#define TAKE(n) \
-    for (; row + n <= stop; row += n) multiply_part(m, x, row, n, tile, part, bits, group, own, wide, y, stride)
-#if MOST_ROWS >= 8
-                TAKE(8);
+#define TAKE(n) multiply_part(m, x, row, n, tile, part, bits, group, own, y, stride)
+                for (; row + MOST_ROWS <= stop; row += MOST_ROWS) TAKE(MOST_ROWS);
+                /* What is left goes by once, too: codes are taken apart once for all of it. */
+                switch (stop - row) {
+#if MOST_ROWS > 4
+                    case 7: TAKE(7); break;
+                    case 6: TAKE(6); break;
+                    case 5: TAKE(5); break;
+                    case 4: TAKE(4); break;
 #endif
-                TAKE(4);
-                TAKE(2);
-                TAKE(1);
+                    case 3: TAKE(3); break;
+                    case 2: TAKE(2); break;
+                    case 1: TAKE(1); break;
+                    default: break;
+                }
 #undef TAKE
             }
     }
@@ -106,10 +115,8 @@ INLINE void multiply_as(const ek_matrix *m, const ek_rows *x, int rows, int firs
 
 static void multiply(const ek_matrix *m, const ek_rows *x, int rows, int first, int end, float *y, size_t stride) {
     const bool own = m->zero_point < 0;
-#define AS(bits, group, own, wide) multiply_as(m, x, rows, first, end, bits, group, own, wide, y, stride)
-#define OF(bits, group) \
-    (own ? (m->wide ? AS(bits, group, true, true) : AS(bits, group, true, false)) \
-         : (m->wide ? AS(bits, group, false, true) : AS(bits, group, false, false)))
+#define AS(bits, group, own) multiply_as(m, x, rows, first, end, bits, group, own, y, stride)
+#define OF(bits, group) (own ? AS(bits, group, true) : AS(bits, group, false))
     if (m->bits == 4) {
         if (m->group == 32) OF(4, 32);
         else OF(4, 0);
