@@ -128,16 +128,17 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     if not quiet:
         stderr.print("building with NVIDIA's builder …", style="dim")
     report = build_engine(bundle.path, compute_capability=min(capabilities))
-    if not report.int4_kept:
+    if report.int4_bytes and not report.int4_kept:
         raise BundleError(
             f"the builder expanded the INT4 weights: the engine has {bytes_text(report.engine_bytes)}, "
             f"the graph {bytes_text(report.graph_bytes)}"
         )
     if not quiet:
+        int4 = "INT4 is kept" if report.int4_bytes else "it has no INT4 to keep"
         console.print(
             f"{report.library} {report.version} built it for {report.built_for} (the device: compute capability "
             f"{report.compute_capability}) in {report.seconds:.1f} s with {bytes_text(report.peak_memory_bytes)} "
-            f"of memory\nengine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: INT4 is kept"
+            f"of memory\nengine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
         )
         for warning in report.warnings:
             stderr.print(f"  {warning}", style="dim")

@@ -1,6 +1,6 @@
 """The initializers of an ONNX artifact as arrays, mapped from its data file and not read until used.
 
-It knows names, shapes and types, and no operator.
+It knows names, shapes and types, and of operators only how they read a matrix: row by row or turned.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class OnnxFile:
         except Exception as error:  # protobuf's and the system's errors share no base class
             raise ExportError(f"{folder / MODEL_FILE} cannot be read: {error}") from error
         self._tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        readers = [node for node in model.graph.node if node.op_type in {"Gather", "Transpose"}]
+        self._by_rows = {name for node in readers for name in node.input[:1]}
         self._data = folder / DATA_FILE
 
     def __contains__(self, name: str) -> bool:
@@ -71,6 +73,29 @@ class OnnxFile:
     def floats(self, name: str) -> npt.NDArray[np.float32]:
         """Return an initializer in float32."""
         return np.asarray(self.array(name)).astype(np.float32)
+
+    def rows(self, name: str, rows: slice, inputs: int) -> npt.NDArray[np.float32]:
+        """Return some rows of a matrix in floating point, float32 `[rows, inputs]`, contiguous.
+
+        The graph says how it lies: what a node gathers from or transposes is `[out, in]`, the rest `[in, out]`. An
+        output head has been stored in both ways.
+
+        Args:
+            name: Of the initializer.
+            rows: Which outputs, from one to another.
+            inputs: The matrix's.
+
+        Raises:
+            ExportError: It is no such matrix.
+        """
+        whole = self.array(name)
+        across = whole if name in self._by_rows else whole.T
+        if across.ndim != 2 or across.shape[1] != inputs or across.shape[0] < rows.stop:
+            raise ExportError(
+                f"`{name}` is stored as {self.shape(name)}, which is no matrix of {inputs} inputs",
+                hint="was it written by another edgekit? Export it again",
+            )
+        return np.ascontiguousarray(across[rows], np.float32)
 
     def _find(self, name: str) -> TensorProto:
         if name not in self._tensors:

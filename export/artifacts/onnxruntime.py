@@ -42,8 +42,6 @@ class OnnxRuntimeTensors:
         self._file = OnnxFile(folder)
         self._offset = np.float32(decoder.norm_offset)
         self._embedding = decoder.embedding.name
-        # In floating point these lie row by row.
-        self._tables = {decoder.embedding.name, decoder.head.name}
         self._joined: dict[str, _Place] = {}
         self._order: dict[str, npt.NDArray[np.int64]] = {}
         for layer in decoder.layers:
@@ -78,8 +76,7 @@ class OnnxRuntimeTensors:
         name, rows = f"{place.name}.weight", slice(place.first_row + start, place.first_row + stop)
         file, table = self._file, linear.name == self._embedding
         if f"{name}.qweight" not in file:
-            floats = file.array(name)
-            return np.ascontiguousarray(floats[rows] if linear.name in self._tables else floats[:, rows].T, np.float32)
+            return file.rows(name, rows, linear.in_features)
         packed = np.asarray(file.array(f"{name}.qweight")[rows]).reshape(stop - start, -1)
         bits = packed.shape[1] * 8 // linear.in_features
         codes = packed if bits == 8 else _nibbles(packed)

@@ -37,8 +37,6 @@ class TensorRtTensors:
         self._file = OnnxFile(folder)
         self._offset = np.float32(decoder.norm_offset)
         self._embedding = decoder.embedding.name
-        # In floating point these lie row by row.
-        self._tables = {decoder.embedding.name, decoder.head.name}
 
     def norm(self, name: str) -> FloatArray:
         """See `Tensors.norm`; the artifact has the norm's offset added."""
@@ -54,9 +52,7 @@ class TensorRtTensors:
         columns = slice(start, linear.out_features if stop is None else stop)
         file, name = self._file, linear.weight
         if f"{name}.qweight" not in file:
-            floats = file.array(name)
-            whole = floats[columns] if linear.name in self._tables else floats[:, columns].T
-            return np.ascontiguousarray(whole, np.float32)
+            return file.rows(name, columns, linear.in_features)
         if linear.name == self._embedding:
             return self._table(linear, columns)
         weight = self._plane(linear, f"{name}.", columns)

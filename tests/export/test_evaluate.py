@@ -122,6 +122,29 @@ def test_a_bundles_own_runner_has_the_error_that_its_weights_have(name: str, tar
     assert quality.runner.perplexity == pytest.approx(quality.weights.perplexity, rel=0.05)
 
 
+@pytest.mark.parametrize(("target", "jetpack"), [("cpu", None), ("orin", None), ("orin", "7.2")])
+def test_an_output_head_of_its_own_in_floating_point_is_what_runs(
+    target: str, jetpack: str | None, tmp_path: Path
+) -> None:
+    checkpoint = variant("llama", tmp_path / "model")
+    profile, text = load_target(target, jetpack=jetpack), prose(tmp_path)
+    made = {
+        name: export_bundle(str(checkpoint), profile, tmp_path / name, options, silent)
+        for name, options in (
+            ("floats", ExportOptions(recipe="none")),
+            ("head", ExportOptions(recipe="lsq", head_bits=16)),
+        )
+    }
+    floats, head = (measured(bundle, checkpoint, text, replace(OPTIONS, runner=True)) for bundle in made.values())
+    assert floats.runner is not None
+    assert head.runner is not None
+    assert max(floats.weights.kl_mean, floats.runner.kl_mean) < 1e-4
+    assert head.matrices["lm_head.weight"] < 1e-3
+    assert head.matrices["model.embed_tokens.weight"] > 0.01
+    assert head.weights.kl_mean > 0.02
+    assert head.runner.kl_mean == pytest.approx(head.weights.kl_mean, rel=0.05 if target == "cpu" else 0.005)
+
+
 def test_the_order_and_size_of_blocks_do_not_matter() -> None:
     rng = np.random.default_rng(0)
     # Far apart, so that the largest logit moves from block to block.

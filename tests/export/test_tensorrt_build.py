@@ -113,6 +113,26 @@ def test_a_float_graph_builds_and_is_not_called_int4(tmp_path: Path) -> None:
     assert (report.int4_bytes, report.int4_kept) == (0, False)
 
 
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+@pytest.mark.parametrize("recipe", [("--recipe", "none"), ("--recipe", "lsq", "--head-bits", "16")])
+def test_a_float_head_of_its_own_is_built_and_held_once(
+    tmp_path: Path, recipe: tuple[str, ...], dialect: Dialect
+) -> None:
+    """The graph turns it, and the builder is to multiply by it as it lies, not to keep a turned copy."""
+    vocab = 16_384
+    source, bundle = variant("llama", tmp_path / "hf", **WIDE | {"vocab": vocab}), tmp_path / "bundle"
+    jetpack = ("--jetpack", "7.2") if dialect == "native" else ()
+    edgekit("export", source, "--target", "orin", *jetpack, *recipe, "-o", bundle)
+    report = json.loads(edgekit("verify", bundle, "--build", "--json").stdout)["build"]
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
+    assert any(node.name == "/lm_head/Transpose" for node in graph.node)
+    assert (report["int4_bytes"] > 0) == report["int4_kept"] == ("none" not in recipe)
+    head = vocab * WIDE["hidden"] * 2
+    assert report["graph_bytes"] > head
+    assert report["engine_bytes"] < report["graph_bytes"] + head / 2
+    assert report["warnings"] == []
+
+
 def test_the_bound_on_an_int4_engine_lies_between_the_int4_and_the_fp16_engine_of_one_model(tmp_path: Path) -> None:
     for name in ("int4", "fp16"):
         (tmp_path / name).mkdir()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edgekit.bundle.bundle import Bundle, open_bundle
@@ -18,6 +19,8 @@ from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.recipe import recipe_for
 from edgekit.export.writers import writer_for
+from edgekit.runners import open_runner
+from edgekit.runners.base import Chunk
 from edgekit.target import load_target
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.variants import variant
@@ -80,6 +83,66 @@ def test_every_grid_that_a_target_holds_is_read_back(
         # What TensorRT's planes leave of an offset is rounded to half precision: 11 bits of some eight steps.
         limit = 8 * matrix.scales.max() * (2**-11 if target == "orin" else 2**-20) * (1 if bits == 4 else 16)
         assert np.abs(found.matrix(linear) - matrix.dequantize()).max() <= limit
+
+
+def turn_head(bundle: Bundle, *, graph_too: bool = True) -> None:
+    """Store a float output head as edgekit once did: `[hidden, vocab]`, and multiplied by as it lies."""
+    turned = False
+    for path in sorted(bundle.path.glob("*.onnx")):
+        model = onnx.load(path, load_external_data=False)
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name == "lm_head.weight")
+        place = {entry.key: entry.value for entry in weight.external_data}
+        shape = tuple(weight.dims)
+        if not turned:
+            dtype, data = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type), bundle.path / place["location"]
+            values = np.memmap(data, dtype, "r+", int(place["offset"]), shape)
+            across = values.T.copy()
+            values.reshape(-1)[:] = across.reshape(-1)
+            values.flush()
+            turned = True
+        weight.dims[:] = shape[::-1]
+        if graph_too:
+            node = next(node for node in model.graph.node if node.name == "/lm_head/Transpose")
+            product = next(node for node in model.graph.node if node.name == "/lm_head/MatMul")
+            product.input[1] = weight.name
+            model.graph.node.remove(node)
+        path.write_bytes(model.SerializeToString())
+
+
+def logits(bundle: Bundle) -> np.ndarray:
+    artifact = bundle.manifest.artifact
+    runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=64, threads=1)
+    return runner.run([Chunk(0, [3, 1, 4, 1, 5, 9, 2, 6], "all")])[0]
+
+
+# A matrix with as many outputs as inputs looks the same in either order.
+@pytest.mark.parametrize("hidden", [128, 512])
+@pytest.mark.parametrize(("target", "jetpack"), [("cpu", None), ("orin", None), ("orin", "7.2")])
+def test_a_float_head_is_read_as_the_graph_reads_it_whichever_way_it_was_stored(
+    target: str, jetpack: str | None, hidden: int, tmp_path: Path
+) -> None:
+    checkpoint = variant("qwen2", tmp_path / "model", hidden=hidden, vocab=512)
+    profile, options = load_target(target, jetpack=jetpack), ExportOptions(recipe="none")
+    bundle = export_bundle(str(checkpoint), profile, tmp_path / "bundle", options, silent)
+    decoder = tiny_decoder(checkpoint)
+    # Copied: what is read may be a view of the file that is about to change.
+    head, before = open_artifact(bundle, decoder).matrix(decoder.head).copy(), logits(bundle)
+    turn_head(bundle)
+    # The runner says that the graph is one that still computes the model.
+    np.testing.assert_allclose(logits(bundle), before, atol=1e-3)
+    np.testing.assert_array_equal(open_artifact(bundle, decoder).matrix(decoder.head), head)
+    np.testing.assert_array_equal(open_artifact(bundle, decoder).matrix(decoder.head, 16, 48), head[16:48])
+
+
+@pytest.mark.parametrize("target", ["cpu", "orin"])
+def test_a_matrix_that_is_not_shaped_as_the_model_says_is_refused(target: str, tmp_path: Path) -> None:
+    checkpoint = variant("qwen2", tmp_path / "model")
+    options = ExportOptions(recipe="none")
+    bundle = export_bundle(str(checkpoint), load_target(target), tmp_path / "bundle", options, silent)
+    turn_head(bundle, graph_too=False)
+    decoder = tiny_decoder(checkpoint)
+    with pytest.raises(ExportError, match=r"`lm_head\.weight` is stored as \(128, 512\)"):
+        open_artifact(bundle, decoder).matrix(decoder.head, 0, 16)
 
 
 def test_an_artifact_that_has_no_reader_is_refused(tmp_path: Path) -> None:
