@@ -29,6 +29,8 @@ class Shape:
         group_size: Of all matrices; widths need not be multiples.
         offsets: Of all matrices.
         joined: Queries, keys and values in one matrix, gate and up in one.
+        mixed: Where they are not joined, the second has 8 bits in groups four times as long, the third in groups twice
+            as long: files with tensors of several kinds become that.
         biases: On all matrices but the head.
         head_norms: On queries and keys.
         post_norms: On what attention and MLP give.
@@ -52,6 +54,7 @@ class Shape:
     group_size: int = 32
     offsets: Offsets = "zero-point"
     joined: bool = True
+    mixed: bool = False
     biases: bool = False
     head_norms: bool = False
     post_norms: bool = False
@@ -68,6 +71,8 @@ class _Maker:
     def matrix(self, name: str, out: int, width: int, *, bias: bool = False, factor: float = 1.0) -> Matrix:
         """Weights of a variance of factor² / width."""
         shape, rng = self._shape, self._rng
+        if shape.mixed and (place := int(name.rpartition(".")[2]) if name[-1].isdigit() else 0):
+            shape = replace(shape, bits=8, group_size=shape.group_size * (4 if place == 1 else 2))
         groups = -(-width // shape.group_size)
         middle = 1 << (shape.bits - 1)
         spread = factor / (0.58 * middle * np.sqrt(width))

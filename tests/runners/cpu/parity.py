@@ -35,6 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "factors below float16": {"factor": 1e-6, "offsets": "float"},
     "factors above float16": {"factor": 1e6, "bits": 8},
     "symmetric below float16": {"factor": 1e-6, "offsets": "symmetric"},
+    "several kinds of groups": {"joined": False, "mixed": True, "hidden": 256, "offsets": "float"},
     "vocabulary of no tiles": {"vocab_size": 101, "tied": True},
     "vocabulary of less than a tile": {"vocab_size": 3},
     "one head": {"heads": 1, "kv_heads": 1, "head_dim": 64},

@@ -369,5 +369,6 @@ static void finish(const ek_seen *seen, int head_dim, float *y) {
 
 const ek_kernels JOIN(ek_kernels_, EK_VARIANT);
 const ek_kernels JOIN(ek_kernels_, EK_VARIANT) = {
-    TEXT(EK_VARIANT), multiply, round_row, add_norm, turn, gate, attend, join, finish, store_key, store_value, to_half, read_row,
+    TEXT(EK_VARIANT), multiply, round_row, add_norm,    turn,        gate,    attend,
+    join,             finish,   store_key, store_value, to_half,     read_row,
 };

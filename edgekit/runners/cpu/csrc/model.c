@@ -14,6 +14,7 @@
 #include "threads.h"
 
 #define EXPORT __attribute__((visibility("default")))
+#define SETS 3 /* matrices that read the same input: q, k and v */
 
 enum { QUERY, KEY, VALUE, OUT, GATE, UP, DOWN, MATRICES };
 enum { INPUT_NORM, BRANCH_NORM, MLP_NORM, MLP_OUT_NORM, QUERY_NORM, KEY_NORM, NORMS };
@@ -50,7 +51,7 @@ typedef struct {
     /* Room for so many rows: */
     int room;
     float *h, *x, *wide, *attended, *branch;
-    ek_rows rounded;
+    ek_rows rounded[SETS]; /* of one input, as the groups of the matrices that read it want it */
     item *items;
     float *scratch; /* [threads]: scores of MOST_QUERIES, and what they saw of one span and of all so far */
     size_t scratch_size;
@@ -75,6 +76,13 @@ static int whole(int size, int step) { return (size + step - 1) / step * step; }
 
 #define JOBS(index, count) for (int index; (index = ek_next(pool, 1)) < (count);)
 
+/* Where the input of matrix `i` is, rounded in its groups: with the first that has the same. */
+static int set_of(const ek_matrix *const *matrices, int i) {
+    int set = 0;
+    while (!matrices[set] || matrices[set]->group != matrices[i]->group) set++;
+    return set;
+}
+
 /* Tiles [from, to) of matrices one beside the other. */
 static void multiply_tiles(ek_model *m, const ek_matrix *const *matrices, int count, int rows, int from, int to,
                            float *y, size_t stride) {
@@ -84,7 +92,7 @@ static void multiply_tiles(ek_model *m, const ek_matrix *const *matrices, int co
         const int end = before + matrices[i]->tiles;
         if (from < end) {
             const int stop = least(to, end);
-            m->k->multiply(matrices[i], &m->rounded, rows, from - before, stop - before, y + column, stride);
+            m->k->multiply(matrices[i], &m->rounded[set_of(matrices, i)], rows, from - before, stop - before, y + column, stride);
             from = stop;
         }
         before = end;
@@ -109,8 +117,11 @@ static void multiply(ek_model *m, ek_pool *pool, int thread, const ek_matrix *co
     ek_barrier(pool);
 }
 
-static void round_row(ek_model *m, const ek_matrix *to, const float *x, int row) {
-    m->k->round_row(x, to->in, to->group, to->padded, &m->rounded, row);
+static void round_row(ek_model *m, const ek_matrix *const *matrices, int count, const float *x, int row) {
+    for (int i = 0; i < count; i++) {
+        const ek_matrix *to = matrices[i];
+        if (to && set_of(matrices, i) == i) m->k->round_row(x, to->in, to->group, to->padded, &m->rounded[i], row);
+    }
 }
 
 /* Queries and keys are turned, keys and values stored. */
@@ -185,7 +196,8 @@ static void attend(ek_model *m, ek_pool *pool, const layer *l, int thread) {
             }
         }
         for (int j = 0; j < a.rows; j++)
-            m->k->finish(&all[j], size, m->attended + (size_t)(t->row + j / t->heads) * queries + (t->head + j % t->heads) * size);
+            m->k->finish(&all[j], size,
+                         m->attended + (size_t)(t->row + j / t->heads) * queries + (t->head + j % t->heads) * size);
     }
     ek_barrier(pool);
 }
@@ -213,7 +225,7 @@ static void run(void *context, ek_pool *pool, int thread) {
         float *h = m->h + (size_t)row * hidden, *x = m->x + (size_t)row * hidden;
         k->read_row(m->embedding, m->tokens[row], m->embedding_scale, h);
         k->add_norm(h, NULL, NULL, m->layer[0].norms[INPUT_NORM], m->eps, hidden, x);
-        round_row(m, m->layer[0].matrices[QUERY], x, row);
+        round_row(m, m->layer[0].matrices, 3, x, row);
     }
     ek_barrier(pool);
     for (int i = 0; i < m->layers; i++) {
@@ -239,31 +251,31 @@ static void run(void *context, ek_pool *pool, int thread) {
                 }
             ek_barrier(pool);
         }
-        JOBS(row, rows) round_row(m, l->matrices[OUT], m->attended + (size_t)row * queries, row);
+        JOBS(row, rows) round_row(m, &l->matrices[OUT], 1, m->attended + (size_t)row * queries, row);
         ek_barrier(pool);
         multiply(m, pool, thread, &l->matrices[OUT], 1, rows, m->branch, (size_t)hidden);
         JOBS(row, rows) {
             float *x = m->x + (size_t)row * hidden;
             k->add_norm(m->h + (size_t)row * hidden, m->branch + (size_t)row * hidden, l->norms[BRANCH_NORM],
                         l->norms[MLP_NORM], m->eps, hidden, x);
-            round_row(m, l->matrices[GATE], x, row);
+            round_row(m, &l->matrices[GATE], 2, x, row);
         }
         ek_barrier(pool);
         multiply(m, pool, thread, &l->matrices[GATE], 2, rows, m->wide, both);
         JOBS(row, rows) {
             float *gate = m->wide + (size_t)row * both;
             k->gate(gate, gate + m->intermediate, m->intermediate, m->gelu, gate);
-            round_row(m, l->matrices[DOWN], gate, row);
+            round_row(m, &l->matrices[DOWN], 1, gate, row);
         }
         ek_barrier(pool);
         multiply(m, pool, thread, &l->matrices[DOWN], 1, rows, m->branch, (size_t)hidden);
         const float *norm = last ? m->final_norm : m->layer[i + 1].norms[INPUT_NORM];
-        const ek_matrix *next = last ? m->head : m->layer[i + 1].matrices[QUERY];
+        const ek_matrix *const *next = last ? &m->head : m->layer[i + 1].matrices;
         JOBS(row, rows) {
             float *x = m->x + (size_t)row * hidden;
             k->add_norm(m->h + (size_t)row * hidden, m->branch + (size_t)row * hidden, l->norms[MLP_OUT_NORM], norm,
                         m->eps, hidden, x);
-            round_row(m, next, x, row);
+            round_row(m, next, last ? 1 : 3, x, row);
         }
         ek_barrier(pool);
     }
@@ -299,23 +311,37 @@ static int take(void **pointer, size_t bytes) {
     return posix_memalign(pointer, 64, bytes ? bytes : 64);
 }
 
+/* How wide the rounded inputs of a set are at most, in columns and in groups; none where nothing needs the set. */
+static void widest(const ek_model *m, int set, size_t *columns, size_t *groups) {
+    *columns = *groups = 0;
+    for (int i = 0; i <= m->layers; i++)
+        for (int j = 0; j < (i < m->layers ? MATRICES : 1); j++) {
+            const ek_matrix *const *matrices = i < m->layers ? m->layer[i].matrices : &m->head;
+            const int first = i == m->layers ? 0 : j < OUT ? QUERY : j == OUT ? OUT : j < DOWN ? GATE : DOWN;
+            const ek_matrix *x = matrices[j];
+            if (!x || set_of(matrices + first, j - first) != j - first || j - first != set) continue;
+            if ((size_t)x->padded > *columns) *columns = (size_t)x->padded;
+            if ((size_t)x->groups > *groups) *groups = (size_t)x->groups;
+        }
+}
+
 static int make_room(ek_model *m, int rows) {
     const int queries = m->heads * m->head_dim;
     const int wide = most(queries + 2 * m->kv_heads * m->head_dim, 2 * m->intermediate);
-    size_t columns = 0, groups = 0, r = (size_t)rows;
+    const size_t r = (size_t)rows, items = (r + (size_t)m->seen_rows * m->spans) * m->heads;
     if (rows <= m->room) return 0;
-    for (int i = 0; i <= m->layers; i++)
-        for (int j = 0; j < MATRICES; j++) {
-            const ek_matrix *x = i < m->layers ? m->layer[i].matrices[j] : m->head;
-            if (x && (size_t)x->padded > columns) columns = (size_t)x->padded;
-            if (x && (size_t)x->groups > groups) groups = (size_t)x->groups;
-        }
     m->room = 0;
+    for (int set = 0; set < SETS; set++) {
+        ek_rows *rounded = &m->rounded[set];
+        size_t columns, groups;
+        widest(m, set, &columns, &groups);
+        if (take((void **)&rounded->codes, r * columns) || take((void **)&rounded->scales, r * groups * 4) ||
+            take((void **)&rounded->sums, r * groups * 4) || take((void **)&rounded->whole, r * groups * 4))
+            return -1;
+    }
     if (take((void **)&m->h, r * m->hidden * 4) || take((void **)&m->x, r * most(m->hidden, queries) * 4) ||
         take((void **)&m->wide, r * wide * 4) || take((void **)&m->attended, r * queries * 4) ||
-        take((void **)&m->branch, r * m->hidden * 4) || take((void **)&m->rounded.codes, r * columns) ||
-        take((void **)&m->rounded.scales, r * groups * 4) || take((void **)&m->rounded.sums, r * groups * 4) ||
-        take((void **)&m->rounded.whole, r * groups * 4) || take((void **)&m->items, (r + (size_t)m->seen_rows * m->spans) * m->heads * sizeof(item)))
+        take((void **)&m->branch, r * m->hidden * 4) || take((void **)&m->items, items * sizeof(item)))
         return -1;
     m->room = rows;
     return 0;
@@ -407,8 +433,9 @@ EXPORT size_t ek_matrix_bytes(int out, int in, int bits, int group, int own, int
 
 /* Put a matrix into the kernels' form. `offsets` NULL: every code is less `zero_point`. Factors float32 [out, groups];
  * codes [out, groups, group · bits / 8], the first of two in the low half of a byte. */
-EXPORT ek_matrix *ek_matrix_new(ek_arena *arena, const char *kernels, int out, int in, int bits, int group, const uint8_t *codes,
-                                const float *scales, const float *offsets, int zero_point, int wide, const float *bias) {
+EXPORT ek_matrix *ek_matrix_new(ek_arena *arena, const char *kernels, int out, int in, int bits, int group,
+                                const uint8_t *codes, const float *scales, const float *offsets, int zero_point,
+                                int wide, const float *bias) {
     const ek_kernels *k = ek_find(kernels);
     ek_matrix *m = calloc(1, sizeof *m);
     const int groups = whole(in, group) / group, tiles = whole(out, TILE) / TILE;
@@ -474,7 +501,10 @@ EXPORT void ek_model_free(ek_model *m) {
     free(m->final_norm);
     free(m->layer);
     free(m->h), free(m->x), free(m->wide), free(m->attended), free(m->branch);
-    free(m->rounded.codes), free(m->rounded.scales), free(m->rounded.sums), free(m->rounded.whole);
+    for (int set = 0; set < SETS; set++) {
+        ek_rows *rounded = &m->rounded[set];
+        free(rounded->codes), free(rounded->scales), free(rounded->sums), free(rounded->whole);
+    }
     free(m->items), free(m->scratch), free(m->seen), free(m->seen_values);
     free(m);
 }

@@ -63,7 +63,10 @@ static void *serve(void *argument) {
     unsigned seen = 0;
     free(argument);
     for (;;) {
-        for (int turn = 0; turn < AWAKE && atomic_load_explicit(&p->step, memory_order_acquire) == seen; turn++) relax();
+        for (int turn = 0; turn < AWAKE; turn++) {
+            if (atomic_load_explicit(&p->step, memory_order_acquire) != seen) break;
+            relax();
+        }
         if (atomic_load_explicit(&p->step, memory_order_acquire) == seen) {
             pthread_mutex_lock(&p->mutex);
             atomic_fetch_add(&p->sleeping, 1);
