@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgekit.daemon.http.endpoint import Asked
 from edgekit.daemon.http.errors import error_response
+from edgekit.daemon.http.json_line import json_line
 from edgekit.daemon.http.models import check_model, rfc3339, show
 from edgekit.daemon.wire import Gathered, logprobs_body
 from edgekit.daemon.wire.gather import GatheredCall
@@ -198,4 +199,4 @@ def _error(error: EdgekitError) -> dict[str, Any]:
 
 
 def _line(piece: dict[str, Any]) -> bytes:
-    return json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json_line(piece).encode() + b"\n"

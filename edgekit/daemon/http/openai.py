@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
 from edgekit.daemon.http.endpoint import Asked
+from edgekit.daemon.http.json_line import json_line
 from edgekit.daemon.http.models import check_model
 from edgekit.daemon.wire import WireOptions, error_body, reasons, timings_body, usage_body
 from edgekit.errors import EdgekitError
@@ -90,4 +90,4 @@ class OpenAIReply:
 
 def event(data: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return f"data: {json_line(data)}\n\n".encode()
