@@ -7,6 +7,7 @@ write is copied before and after it. So the very runner is tested, and not a cop
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import subprocess
 from collections.abc import Callable, Sequence
@@ -23,9 +24,18 @@ _HERE = Path(__file__).parent
 _SOURCES = _HERE.parents[2] / "edgekit" / "runners" / "cpu" / "csrc"
 
 
+class _Watched(Compiler):
+    """Optimizes little: what a sanitizer adds would take minutes to."""
+
+    def flags(self) -> list[str]:
+        return [*super().flags(), "-O1"]
+
+
 def compiled(compiler: str, folder: Path) -> tuple[Path, Path]:
     """Compile the kernels and remote.c with a compiler and its flags; return the program and the library."""
-    found: Compiler = find_compiler({"EDGEKIT_KERNEL_CC": compiler, "PATH": "/usr/local/bin:/usr/bin:/bin"})
+    found = find_compiler({"EDGEKIT_KERNEL_CC": compiler, "PATH": os.environ["PATH"]})
+    if "-fsanitize" in compiler:
+        found = _Watched(found.command, found.target)
     built = compile_kernels(found, _SOURCES, folder / "kernels.so")
     assert not built.left_out, built.describe()
     program = folder / "remote"
@@ -106,7 +116,7 @@ class _Mirror:
 
     def sent(self, size: int) -> int:
         """Copy so many bytes there, and return where they are; what lies behind them belongs to nobody."""
-        if size > self._size:
+        if size > self._size or not self._there:
             self.free()
             self._there, self._size = self._remote.reserve(size), size
         self._remote.write(self._there, ctypes.string_at(self._here, size))
@@ -125,10 +135,17 @@ class _Mirror:
 class _Model:
     """What a step must be told of a model."""
 
-    def __init__(self, sizes: Sequence[int], remote: Remote) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         self.vocab, _, _, _, self.kv_heads, self.head_dim, _, self.positions = sizes
-        self.remote = remote
         self.layers: dict[int, tuple[int, float, list[_Mirror]]] = {}
+
+    def cache_bytes(self, slots: int) -> int:
+        """Of a layer's keys, or values."""
+        return 2 * slots * self.kv_heads * self.positions * self.head_dim
+
+    def row_bytes(self) -> int:
+        """Of a position's keys and values."""
+        return 2 * 2 * len(self.layers) * self.kv_heads * self.head_dim
 
 
 class _Library:
@@ -157,7 +174,7 @@ class _Library:
 
     def call_model_new(self, call: _Function, variant: bytes, threads: int, *given: Any) -> Any:
         made = call.plain(variant, threads, *given)
-        self._models[made] = _Model(given[:8], self._remote)
+        self._models[made] = _Model(given[:8])
         return made
 
     def call_model_free(self, call: _Function, model: int) -> None:
@@ -182,22 +199,47 @@ class _Library:
         m = self._models[model]
         parts = [struct.unpack_from("<4i", ctypes.string_at(places, 16 * chunks), 16 * at) for at in range(chunks)]
         slots = max(slot for slot, *_ in parts) + 1
-        turned = 2 * m.head_dim * max(position + count for _, position, _, count in parts)
-        cache = 2 * slots * m.kv_heads * m.positions * m.head_dim
-        for index, (window, scale, mirrors) in m.layers.items():
-            there = [mirror.sent(size) for mirror, size in zip(mirrors, (turned, turned, cache, cache), strict=True)]
-            self._remote.call("ek_model_layer", [model, index, window, *there], [scale])
+        self._send_layers(model, slots, max(position + count for _, position, _, count in parts))
         arrays = [_Mirror(self._remote, here) for here in (tokens, places, which, logits)]
         sizes = (4 * rows, 16 * chunks, 4 * wanted, 4 * wanted * m.vocab)
         at = [mirror.sent(size) for mirror, size in zip(arrays, sizes, strict=True)]
         failed = call.plain(model, rows, at[0], chunks, at[1], wanted, at[2], at[3])
-        for _, _, mirrors in m.layers.values():
-            for mirror in mirrors[2:]:
-                mirror.fetch(cache)
+        self._fetch_cache(m, slots)
         arrays[3].fetch(sizes[3])
         for mirror in arrays:
             mirror.free()
         return failed
+
+    def call_read_kv(self, call: _Function, *given: int) -> None:
+        model, slot, start, count, rows = given
+        self._send_layers(model, slot + 1, 0)
+        size = self._models[model].row_bytes() * count
+        mirror = _Mirror(self._remote, rows)
+        call.plain(model, slot, start, count, mirror.sent(size))
+        mirror.fetch(size)
+        mirror.free()
+
+    def call_write_kv(self, call: _Function, *given: int) -> None:
+        model, slot, start, count, rows = given
+        m = self._models[model]
+        self._send_layers(model, slot + 1, 0)
+        mirror = _Mirror(self._remote, rows)
+        call.plain(model, slot, start, count, mirror.sent(m.row_bytes() * count))
+        self._fetch_cache(m, slot + 1)
+        mirror.free()
+
+    def _send_layers(self, model: int, slots: int, positions: int) -> None:
+        """Copy there what may be read: the cache of the first slots, and the tables up to a position."""
+        m = self._models[model]
+        turned, cache = 2 * m.head_dim * positions, m.cache_bytes(slots)
+        for index, (window, scale, mirrors) in m.layers.items():
+            there = [mirror.sent(size) for mirror, size in zip(mirrors, (turned, turned, cache, cache), strict=True)]
+            self._remote.call("ek_model_layer", [model, index, window, *there], [scale])
+
+    def _fetch_cache(self, model: _Model, slots: int) -> None:
+        for _, _, mirrors in model.layers.values():
+            for mirror in mirrors[2:]:
+                mirror.fetch(model.cache_bytes(slots))
 
 
 class _Function:
