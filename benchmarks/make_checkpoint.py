@@ -69,7 +69,7 @@ _SPAN = 1 << 22
 
 
 def tensor_shapes(config: dict[str, int | bool]) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's shape, in the order in which Hugging Face shards hold them."""
+    """Return every tensor's shape, in the order in which Hugging Face fills shards with them."""
     hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     vocab, heads = int(config["vocab_size"]), int(config["num_attention_heads"])
     narrow = hidden // heads * int(config["num_key_value_heads"])
@@ -132,7 +132,8 @@ def _shards(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...
             shards.append({})
             size = 2 * prod(shape)
         shards[-1][name] = shape
-    return shards
+    # Within a file the safetensors library sorts them by name: the eleventh layer before the third.
+    return [dict(sorted(shard.items())) for shard in shards]
 
 
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:

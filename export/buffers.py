@@ -17,15 +17,20 @@ import numpy.typing as npt
 
 __all__ = ["Buffers"]
 
-# Free ones that are kept, and how many times as large as what is asked for one may be: the memory of the token table
-# is not for a small matrix, which would still be in it when the output head wants it.
-_KEPT, _TIMES = 3, 8
+# How many times as large as what is asked for a free one may be: the memory of the token table is not for a small
+# matrix, which would still be in it when the output head wants it.
+_TIMES = 8
 
 
 class Buffers:
-    """Gives arrays, and takes their memory back when the last view of one is gone."""
+    """Gives arrays, and takes their memory back when the last view of one is gone.
 
-    def __init__(self) -> None:
+    Args:
+        kept: Free ones that are kept, the largest.
+    """
+
+    def __init__(self, kept: int = 3) -> None:
+        self._kept = kept
         self._free: list[mmap.mmap] = []
         # A buffer comes back whenever an array dies, which may be within `take`: here no lock is needed.
         self._returned: deque[mmap.mmap] = deque()
@@ -36,7 +41,7 @@ class Buffers:
         with self._lock:
             while self._returned:
                 self._free.append(self._returned.popleft())
-            self._free = sorted(self._free, key=len)[-_KEPT:]
+            self._free = sorted(self._free, key=len)[-self._kept :]
             buffer = min((free for free in self._free if size <= len(free) <= _TIMES * size), key=len, default=None)
             if buffer is not None:
                 self._free.remove(buffer)

@@ -9,7 +9,7 @@ The output head follows in the same way; the embedding, and a head that is the e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -38,12 +38,17 @@ class CalibratedWeights:
 
     Layers are quantized in order; asking for a later one quantizes those before it, and keeps them in memory.
 
+    Attributes:
+        order: Empty: layers come one after the other.
+
     Args:
         checkpoint: The model.
         decoder: Its description.
         recipe: `gptq` or `awq`.
         ids: The text, `[windows, tokens]`.
     """
+
+    order: Sequence[Linear] = ()
 
     def __init__(self, checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe, ids: npt.NDArray[np.int64]) -> None:
         self._plain = CheckpointWeights(checkpoint, recipe)

@@ -69,7 +69,9 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
                 plain, decoder, tensors, ids, size=options.fit_bytes, artifact_format=form, report=report
             )
         # MLX keeps a matrix that is stored whole as it is; ONNX takes it apart.
-        linears = decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()
+        linears = (decoder.embedding, *(decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()))
+        # onnxruntime's graph joins matrices: its writer asks for them layer by layer.
+        order = linears if target.dialect == "onnxruntime" else _as_stored(linears, checkpoint)
         total = len(decoder.tensor_shapes())
         done = 0
 
@@ -79,7 +81,7 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
             report("quantize and write", min(done, total), total)
 
         with (
-            _weights(checkpoint, decoder, recipe, calibration, (decoder.embedding, *linears)) as weights,
+            _weights(checkpoint, decoder, recipe, calibration, order) as weights,
             SourceHashes(checkpoint, weights.fraction_read) as hashing,
         ):
             artifact = writer_for(target)(decoder, weights, folder, progress)
@@ -143,6 +145,12 @@ def _weights(
     if recipe.method in CALIBRATED and calibration is not None:
         return CalibratedWeights(checkpoint, decoder, recipe, calibration.ids)
     return CheckpointWeights(checkpoint, recipe, order)
+
+
+def _as_stored(linears: Sequence[Linear], checkpoint: Checkpoint) -> Sequence[Linear]:
+    """Sort matrices by their place in the checkpoint's files."""
+    place = {name: number for number, name in enumerate(checkpoint.tensors)}
+    return sorted(linears, key=lambda linear: (place[linear.stored.weight], linear.first_row))
 
 
 def _check_size(folder: Path, artifact: Artifact, limit: int | None) -> None:

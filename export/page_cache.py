@@ -1,7 +1,7 @@
-"""Leaves the system's page cache to others: what is read or written once need not stay in memory.
+"""Leaves the system's page cache to others: what is read once need not stay in memory.
 
-A checkpoint of 15 GB would push everything else out of a small machine's memory, and on a virtual one every page that
-was never used before costs ten times what reading it does. It only gives advice: where the system takes none, nothing
+A checkpoint of 15 GB would push everything else out of a small machine's memory. What is read past the cache (see
+direct_io) is not in it; this is for files that are not. It only gives advice: where the system takes none, nothing
 changes but speed.
 """
 
@@ -12,31 +12,33 @@ import os
 from collections import deque
 from pathlib import Path
 
-__all__ = ["TRAIL", "Trail", "forget"]
+__all__ = ["TRAIL", "Trail", "forget", "is_large"]
 
 TRAIL = 5 << 28
 """Bytes behind the reader that are kept, 1.25 GiB: tensors are not read exactly in the order of the files."""
 
 
-def forget(path: Path, start: int = 0, length: int = 0, *, written: bool = False) -> None:
+def forget(path: Path, start: int = 0, length: int = 0) -> None:
     """Let the system drop a part of a file from its page cache.
 
     Args:
         path: The file.
         start: Where the part begins.
         length: In bytes; 0 is up to the end.
-        written: The part was written just now: it goes to the disk first, and this waits for that.
     """
     if not hasattr(os, "posix_fadvise"):
         return
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            if written:
-                os.fdatasync(descriptor)
             os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+def is_large(total: int) -> bool:
+    """Whether so many bytes are too many to stay in this machine's memory, more than a quarter of it."""
+    return total > _memory_bytes() // 4
 
 
 class Trail:
@@ -48,7 +50,7 @@ class Trail:
     """
 
     def __init__(self, total: int) -> None:
-        self._large = total > _memory_bytes() // 4
+        self._large = is_large(total)
         self._parts: deque[tuple[Path, int, int]] = deque()
         self._length = 0
 

@@ -16,7 +16,7 @@ from edgekit.export.checkpoints.base import Checkpoint, SourceFile
 __all__ = ["SourceHashes"]
 
 # How far ahead of the reader, in bytes.
-_LEAD = 1 << 28
+_LEAD = 1 << 27
 
 
 class _StoppedError(Exception):

@@ -33,8 +33,8 @@ FloatArray = npt.NDArray[np.float32]
 Matrix = GroupedTensor | FloatArray
 
 _FLOATING = "floating point"
-# Weights read and quantized at a time by one thread: 8 MiB of float32.
-_SPAN = 1 << 21
+# Weights read and quantized at a time by one thread: 2 MiB of float32, which stay in its cache.
+_SPAN = 1 << 19
 # Spans of a table in floating point that are read ahead of the writer.
 _AHEAD = 3
 
@@ -43,19 +43,21 @@ class CheckpointWeights:
     """Reads, quantizes and forgets. Use it as a context manager: leaving it ends its threads.
 
     Attributes:
+        order: See `Weights.order`; one that is asked for is followed by making the next of these ready. Any other
+            order is as right, and slower.
         used: How many matrices each treatment was applied to, for the manifest: `{"lsq 4-bit, group 32": 210}`.
 
     Args:
         checkpoint: Where from.
         recipe: What to do with each matrix.
-        order: The matrices in the order in which the writer will ask for them; one that is asked for is followed by
-            making the next of these ready. Any other order is as right, and slower.
+        order: See above.
     """
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, order: Sequence[Linear] = ()) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._tensors = checkpoint.tensors
+        self.order = tuple(order)
         self._following = {linear.weight: after for linear, after in pairwise(order)}
         self._next: tuple[Linear, Future[tuple[Matrix, str]]] | None = None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")

@@ -6,7 +6,7 @@ The weights have realistic scales (so that logits spread and attention is not fl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,10 +111,12 @@ class TensorWeights:
     Attributes:
         tensors: Every tensor by name.
         quantize: Gives a matrix's quantized form, or the matrix itself to leave it in floating point.
+        order: See `Weights.order`.
     """
 
     tensors: Mapping[str, npt.NDArray[np.float32]]
     quantize: Callable[[Linear, npt.NDArray[np.float32]], GroupedTensor | npt.NDArray[np.float32]] | None = None
+    order: Sequence[Linear] = ()
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         return self.tensors[name]

@@ -88,7 +88,7 @@ class Checkpoint(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by its Hugging Face name."""
+        """Every tensor by its Hugging Face name, in the order in which the files hold them."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray | GroupedTensor:
         """Read one tensor, or some of its rows; only their bytes are read.

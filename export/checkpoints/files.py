@@ -6,10 +6,11 @@ not a signal, and no page of a large file stays counted as this process's memory
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,20 @@ import numpy.typing as npt
 
 from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
+from edgekit.export.block_cache import BlockCache
 from edgekit.export.checkpoints.base import HashProgress, SourceFile
-from edgekit.export.page_cache import Trail
+from edgekit.export.direct_io import DirectFile
+from edgekit.export.page_cache import Trail, is_large
 
-__all__ = ["DOWNLOAD_AGAIN", "BoundedFile", "hash_files", "read_json", "read_small"]
+__all__ = ["DOWNLOAD_AGAIN", "PART", "BoundedFile", "hash_files", "read_json", "read_small", "share_blocks"]
 
 DOWNLOAD_AGAIN = "the download was cut short or the file was changed: fetch it again"
 # Bytes asked of the system at once: macOS refuses 2 GiB and more.
 _MOST = 1 << 30
+PART = 1 << 20
+"""Bytes of a part: it stays in the cache between being read and being used."""
+# Reads of fewer bytes are left to the page cache: a norm is not worth a block.
+_SMALL = 1 << 16
 
 
 class BoundedFile:
@@ -40,11 +47,35 @@ class BoundedFile:
         self._descriptor = _opened(path)
         self._open = True
         self.size = os.fstat(self._descriptor).st_size
+        self._blocks: BlockCache | None = None
+        self._direct: DirectFile | None = None
 
     @property
     def name(self) -> str:
         """The file's name without its folder, as messages show it."""
         return self.path.name
+
+    def share(self, blocks: BlockCache) -> None:
+        """Read what is not small through these blocks from now on."""
+        self._blocks, self._direct = blocks, DirectFile(self._descriptor)
+
+    def hash(self, progress: Callable[[int], None] | None = None) -> str:
+        """Return the file's SHA-256.
+
+        Args:
+            progress: Called with the bytes of each chunk read.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if self._blocks is None or self._direct is None:
+            return hash_file(self.path, progress)[1]
+        digest = hashlib.sha256()
+        for part in self._blocks.stream(self._direct, self.size):
+            digest.update(part.data)
+            if progress:
+                progress(part.size)
+        return digest.hexdigest()
 
     def fileno(self) -> int:
         """The descriptor, for a map."""
@@ -81,7 +112,43 @@ class BoundedFile:
             ExportError: The file ends before, or the disk fails.
         """
         self._check(offset, target.nbytes, what)
-        self._fill(target.reshape(-1).view(np.uint8).data, offset, what)
+        whole = target.reshape(-1).view(np.uint8)
+        if self._blocks is None or self._direct is None or whole.size < _SMALL:
+            self._fill(whole.data, offset, what)
+            return
+        done = 0
+        for part in self.parts(offset, whole.size, what):
+            whole[done : done + part.size] = part
+            done += part.size
+
+    def parts(self, offset: int, length: int, what: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """Read bytes as they come, without a copy where blocks are shared; a part is no longer than `PART`.
+
+        Args:
+            offset: From the start of the file.
+            length: In bytes.
+            what: What is being read, for the message.
+
+        Raises:
+            ExportError: The file ends before, or the disk fails.
+        """
+        self._check(offset, length, what)
+        if self._blocks is None or self._direct is None or length < _SMALL:
+            buffer = np.empty(min(length, PART), np.uint8)
+            for start in range(0, length, PART):
+                part = buffer[: length - start]
+                self._fill(part.data, offset + start, what)
+                yield part
+            return
+        done = 0
+        try:
+            for block in self._blocks.parts(self._direct, offset, length):
+                done += block.size
+                yield from (block[start : start + PART] for start in range(0, block.size, PART))
+        except OSError as error:
+            raise self._unreadable(what, error) from error
+        if done < length:
+            raise self.truncated(what)
 
     def read_columns(self, target: npt.NDArray[Any], offset: int, stride: int, what: str) -> None:
         """Fill the rows of a matrix from places that lie `stride` bytes apart.
@@ -113,10 +180,13 @@ class BoundedFile:
             try:
                 count = os.preadv(self._descriptor, [view[done : done + _MOST]], offset + done)
             except OSError as error:
-                raise ExportError(f"{self.path} cannot be read at {what}: {error.strerror}") from error
+                raise self._unreadable(what, error) from error
             if not count:
                 raise self.truncated(what)
             done += count
+
+    def _unreadable(self, what: str, error: OSError) -> ExportError:
+        return ExportError(f"{self.path} cannot be read at {what}: {error.strerror}")
 
     def _check(self, offset: int, length: int, what: str) -> None:
         if not 0 <= offset <= offset + length <= self.size:
@@ -132,7 +202,19 @@ class BoundedFile:
         """Close it; a second time does nothing."""
         if self._open:
             self._open = False
+            if self._direct is not None:
+                self._direct.close()
             os.close(self._descriptor)
+
+
+def share_blocks(files: Sequence[BoundedFile]) -> BlockCache | None:
+    """Let files that are large together for this machine share blocks; return these, for the caller to close."""
+    if not is_large(sum(file.size for file in files)):
+        return None
+    blocks = BlockCache()
+    for file in files:
+        file.share(blocks)
+    return blocks
 
 
 def _opened(path: Path) -> int:
@@ -179,11 +261,14 @@ def read_json(path: Path, limit: int = 1 << 26) -> dict[str, Any]:
     return value
 
 
-def hash_files(paths: Sequence[Path], progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
+def hash_files(
+    paths: Sequence[Path], files: Sequence[BoundedFile], progress: HashProgress | None = None
+) -> tuple[SourceFile, ...]:
     """Hash files in chunks, in order.
 
     Args:
-        paths: The files.
+        paths: Files that are not open.
+        files: Files that are; they come after these.
         progress: Called with the bytes hashed so far and those there are.
 
     Raises:
@@ -191,20 +276,24 @@ def hash_files(paths: Sequence[Path], progress: HashProgress | None = None) -> t
     """
     found: list[SourceFile] = []
     done = 0
+    path = Path()
     try:
-        total = sum(path.stat().st_size for path in paths)
+        total = sum(path.stat().st_size for path in paths) + sum(file.size for file in files)
         trail = Trail(total)
+
+        def hashed(count: int) -> None:
+            nonlocal done
+            trail.passed(path, done - start, count)
+            done += count
+            if progress:
+                progress(done, total)
+
         for path in paths:
             start = done
-
-            def hashed(count: int, path: Path = path, start: int = start) -> None:
-                nonlocal done
-                trail.passed(path, done - start, count)
-                done += count
-                if progress:
-                    progress(done, total)
-
             found.append(SourceFile(path.name, *hash_file(path, hashed)))
+        for file in files:
+            path, start = file.path, done
+            found.append(SourceFile(path.name, file.size, file.hash(hashed)))
         trail.end()
     except OSError as error:
         raise ExportError(f"{error.filename or path} cannot be read: {error.strerror}") from error

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import FloatArray, HashProgress, SourceFile, TensorInfo, TokenizerFiles, row_range
-from edgekit.export.checkpoints.files import hash_files
+from edgekit.export.checkpoints.files import hash_files, share_blocks
 from edgekit.export.checkpoints.fixes import TextFixes
 from edgekit.export.checkpoints.gguf_blocks import BLOCKS, Block
 from edgekit.export.checkpoints.gguf_config import hf_config
@@ -63,6 +63,7 @@ class GgufCheckpoint:
     ) -> None:
         self._files, self._container = open_parts(path)
         self._file = self._files[0]
+        self._shared = share_blocks(self._files)
         try:
             self._architecture = str(self._container.metadata.get("general.architecture", ""))
             self._placed = _named(self._container, self._architecture, path.name)
@@ -128,7 +129,7 @@ class GgufCheckpoint:
 
     def source(self, progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
         """The files, hashed."""
-        found = hash_files([file.path for file in self._files], progress)
+        found = hash_files((), self._files, progress)
         if self._sha256 is not None and found[0].sha256 != self._sha256:
             raise ExportError(
                 f"{self._file.path} is not the file that was fetched: its SHA-256 has changed",
@@ -138,6 +139,8 @@ class GgufCheckpoint:
 
     def close(self) -> None:
         """Close the files."""
+        if self._shared is not None:
+            self._shared.close()
         for file in self._files:
             file.close()
 

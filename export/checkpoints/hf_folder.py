@@ -131,7 +131,7 @@ class FolderCheckpoint:
         """Configuration, tokenizer and weights, hashed."""
         names = ("config.json", *SETTINGS, "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
         small = [self._folder / name for name in names if (self._folder / name).is_file()]
-        return hash_files((*small, *self._shards.paths), progress)
+        return hash_files(small, self._shards.files, progress)
 
     def close(self) -> None:
         """Close the weights."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import FloatArray, TensorInfo, row_range
-from edgekit.export.checkpoints.files import DOWNLOAD_AGAIN
+from edgekit.export.checkpoints.files import DOWNLOAD_AGAIN, BoundedFile
 from edgekit.export.checkpoints.floats import FLOATS
 from edgekit.export.checkpoints.safetensors import Shards
 from edgekit.export.quantization.grid import GroupedTensor
@@ -105,9 +104,9 @@ class PackedShards:
                 self.infos[weight] = TensorInfo(weight, module.shape, layout.encoding)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files, sorted by name."""
-        return self._shards.paths
+    def files(self) -> tuple[BoundedFile, ...]:
+        """The files, sorted by name; they stay this object's to close."""
+        return self._shards.files
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray | GroupedTensor:
         """Read one tensor, or some of its rows; see `Checkpoint.read`.

@@ -18,16 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ExportError
+from edgekit.export.block_cache import BlockCache
 from edgekit.export.checkpoints.base import FloatArray, TensorInfo, row_range
-from edgekit.export.checkpoints.files import DOWNLOAD_AGAIN, BoundedFile, read_json
+from edgekit.export.checkpoints.files import DOWNLOAD_AGAIN, BoundedFile, read_json, share_blocks
 from edgekit.export.checkpoints.floats import FLOATS, widen
 
 __all__ = ["INDEX", "Shards", "shard_names"]
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 1 << 25
-# Bytes widened at a time: they stay in the cache between being read and being widened.
-_CHUNK = 1 << 20
 _SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -56,17 +55,19 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self._files: list[BoundedFile] = []
         self._placed: dict[str, _Placed] = {}
+        self._blocks: BlockCache | None = None
         try:
             self._open(folder)
+            self._blocks = share_blocks(self._files)
         except BaseException:
             self.close()
             raise
         self.infos = {name: placed.info for name, placed in self._placed.items()}
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files, sorted by name."""
-        return tuple(file.path for file in self._files)
+    def files(self) -> tuple[BoundedFile, ...]:
+        """The files, sorted by name; they stay this object's to close."""
+        return tuple(self._files)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         """Read one tensor, or some of its rows, as float32, whatever its float type.
@@ -116,6 +117,8 @@ class Shards:
 
     def close(self) -> None:
         """Close the files."""
+        if self._blocks is not None:
+            self._blocks.close()
         for file in self._files:
             file.close()
 
@@ -171,13 +174,15 @@ def _read_floats(file: BoundedFile, offset: int, encoding: str, values: FloatArr
         file.read_into(values, offset, what)
         return
     width = _SIZES[encoding]
-    step = _CHUNK // width
-    buffer = np.empty(min(step, values.size) * width, dtype=np.uint8)
-    for first in range(0, values.size, step):
-        out = values[first : first + step]
-        part = buffer[: out.size * width]
-        file.read_into(part, offset + first * width, what)
+    if offset % width:
+        # A number lies across two parts.
+        widen(file.read(offset, values.size * width, what), encoding, values)
+        return
+    first = 0
+    for part in file.parts(offset, values.size * width, what):
+        out = values[first : first + part.size // width]
         widen(part, encoding, out)
+        first += out.size
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -237,7 +242,8 @@ def _read_header(file: BoundedFile) -> Iterator[_Placed]:
         raise _damaged(file, "its header is no JSON object")
     header.pop("__metadata__", None)
     tensors = [_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
-    for placed in sorted(tensors, key=lambda tensor: tensor.offset + tensor.size):
+    tensors.sort(key=lambda tensor: tensor.offset + tensor.size)
+    for placed in tensors:
         if placed.offset + placed.size > file.size:
             raise file.truncated(f"tensor `{placed.info.name}`")
     yield from tensors

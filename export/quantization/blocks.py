@@ -26,8 +26,8 @@ Choose = Callable[[FloatArray, Grid], tuple[FloatArray, FloatArray]]
 A block is some whole rows of the matrix, one after the other.
 """
 
-# Weights in one block: 1 MiB of float32, or one row.
-_BLOCK = 1 << 18
+# Weights in one block: 2 MiB of float32, or one row.
+_BLOCK = 1 << 19
 
 
 def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor:
@@ -89,17 +89,27 @@ def store(scales: FloatArray, offsets: FloatArray, grid: Grid) -> tuple[FloatArr
     Raises:
         ExportError: One is too large for the grid's scale type.
     """
+    from edgekit.export.halves import round_to_halves
+
+    def rounded(values: FloatArray) -> tuple[FloatArray, bool]:
+        if grid.scale_dtype is np.float32:
+            return values, bool(np.isfinite(values).all())
+        kept = np.empty(values.shape, np.float32)
+        finite: bool = round_to_halves(np.ascontiguousarray(values, np.float32), kept)
+        return kept, finite
+
+    stored, finite = rounded(scales)
+    stored = np.maximum(stored, np.float32(np.finfo(grid.scale_dtype).smallest_subnormal))
     # An infinity made here is refused below.
     with np.errstate(over="ignore", invalid="ignore"):
-        stored = scales.astype(grid.scale_dtype)
-        stored = np.maximum(stored, np.finfo(grid.scale_dtype).smallest_subnormal).astype(np.float32)
         if grid.offset is Offset.FLOAT:
-            kept = offsets.astype(grid.scale_dtype).astype(np.float32)
+            kept, finite_too = rounded(offsets)
+            finite = finite and finite_too
         elif grid.offset is Offset.ZERO_POINT:
             kept = -np.clip(np.rint(-offsets / stored), 0, (1 << grid.bits) - 1) * stored
         else:
             kept = np.float32(-(1 << (grid.bits - 1))) * stored
-    if not (np.isfinite(stored).all() and np.isfinite(kept).all()):
+    if not (finite and np.isfinite(kept).all()):
         largest, name = float(np.abs(offsets).max()), np.dtype(grid.scale_dtype).name
         raise ExportError(
             f"weights up to {largest:.3g} are too large for {name} scales",

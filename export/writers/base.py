@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,10 @@ class Weights(Protocol):
 
     Asking twice reads and quantizes twice; a writer asks once.
     """
+
+    @property
+    def order(self) -> Sequence[Linear]:
+        """The matrices in the order in which they come fastest; empty where that of the model's layers is as good."""
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """A norm or a bias, float32 `[n]`."""

@@ -63,7 +63,7 @@ class MlxWriter:
         grids: dict[str, tuple[int, int]] = {}
         names = [*shapes, *(f"{module}.{part}" for module in modules.values() for part in ("scales", "biases"))]
         with ShardWriter(folder, names, self.max_shard_bytes) as shards:
-            for name in shapes:
+            for name in dict.fromkeys((*(linear.weight for linear in weights.order), *shapes)):
                 if name not in linears:
                     vector = weights.vector(name)
                     shards.add(name, self._code, vector.shape, iter((self._to_dtype(name, vector),)))
@@ -92,25 +92,30 @@ class MlxWriter:
         shards.add(linear.weight, "U32", (out, width * tensor.bits // 32), _packed(tensor))
         for part, values in (("scales", tensor.scales), ("biases", tensor.offsets)):
             name = f"{linear.name}.{part}"
-            stored = self._to_dtype(name, values)
-            if not np.array_equal(stored.astype(np.float32), values):
-                raise ExportError(
-                    f"`{name}` would change when stored as {self.dtype}",
-                    hint=f"quantize to a grid whose scales are {self.dtype}",
-                )
+            stored = self._to_dtype(name, values, exact=True)
             shards.add(name, self._code, stored.shape, iter((stored,)))
 
     @property
     def _code(self) -> str:
         return {"float16": "F16", "float32": "F32"}[self.dtype]
 
-    def _to_dtype(self, name: str, values: FloatArray) -> npt.NDArray[np.generic]:
-        with np.errstate(over="ignore"):
-            stored = values.astype(self.dtype, copy=False)
-        if not np.isfinite(stored).all():
+    def _to_dtype(self, name: str, values: FloatArray, *, exact: bool = False) -> npt.NDArray[np.generic]:
+        from edgekit.export.halves import EXACT, ROUNDED, TOO_LARGE, as_halves
+
+        stored: npt.NDArray[np.generic]
+        if self.dtype == "float16":
+            stored, lost = as_halves(values)
+        else:
+            stored, lost = values, EXACT if np.isfinite(values).all() else TOO_LARGE
+        if lost == TOO_LARGE:
             raise ExportError(
                 f"`{name}` has values that {self.dtype} cannot hold",
                 hint="is the checkpoint damaged? Weights of a sound model stay far below 1000",
+            )
+        if exact and lost == ROUNDED:
+            raise ExportError(
+                f"`{name}` would change when stored as {self.dtype}",
+                hint=f"quantize to a grid whose scales are {self.dtype}",
             )
         return stored
 

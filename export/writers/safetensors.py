@@ -15,14 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
-from edgekit.export.page_cache import forget
+from edgekit.export.block_cache import sha256_of
+from edgekit.export.writers.streamed import CACHED, StreamedFile
 
 __all__ = ["INDEX", "ShardWriter"]
 
@@ -60,9 +61,10 @@ class ShardWriter:
         self._shards: list[tuple[Path, dict[str, _Entry]]] = []
         self._hashing: list[Future[str]] = []
         self._behind = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._file: BinaryIO | None = None
+        self._file: StreamedFile | None = None
         self._entries: dict[str, _Entry] = {}
         self._written = 0
+        self._before = 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -70,12 +72,14 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+        finally:
             self._file = None
-        self._behind.shutdown(cancel_futures=True)
-        for path, _ in self._shards:
-            path.unlink(missing_ok=True)
+            self._behind.shutdown(cancel_futures=True)
+            for path, _ in self._shards:
+                path.unlink(missing_ok=True)
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], data: Iterator[npt.NDArray[np.generic]]) -> None:
         """Append one tensor.
@@ -93,7 +97,7 @@ class ShardWriter:
         assert file is not None  # noqa: S101  for the type checker
         start = self._written
         for part in data:
-            file.write(np.ascontiguousarray(part).data.cast("B"))
+            file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
             self._written += part.nbytes
         if self._written - start != size:
             raise ExportError(f"`{name}`: {self._written - start} bytes were written where {size} are due")
@@ -133,8 +137,9 @@ class ShardWriter:
         path = self._folder / f".shard-{len(self._shards) + 1:05d}.partial"
         self._entries = {}
         self._shards.append((path, self._entries))
-        self._file = path.open("wb")
-        self._file.seek(8 + self._room)
+        # Its beginning is written at last, when all of the header is known.
+        self._file = StreamedFile(path, before=self._before, hashed=False)
+        self._file.write(bytes(8 + self._room))
         self._written = 0
 
     def _close_shard(self) -> None:
@@ -150,19 +155,16 @@ class ShardWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         if len(text) > self._room:
             raise ExportError("a safetensors header outgrew its room: a name was written that was not announced")
-        self._file.seek(0)
-        self._file.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
+        self._file.flush()
+        self._file.replace(self._room.to_bytes(8, "little") + text.ljust(self._room), 0)
+        self._before += self._file.tell()
         self._file.close()
         self._file = None
-        before = self._shards[-2][0] if len(self._shards) > 1 else None
-        self._hashing.append(self._behind.submit(_hash, self._shards[-1][0], before))
+        self._hashing.append(self._behind.submit(_hash, self._shards[-1][0], self._before > CACHED))
 
 
-def _hash(path: Path, before: Path | None) -> str:
-    """Hash a shard that was closed; the one before it, hashed by now, is moved on to the disk."""
-    if before is not None:
-        forget(before, written=True)
-    return hash_file(path)[1]
+def _hash(path: Path, large: bool) -> str:
+    return sha256_of(path) if large else hash_file(path)[1]
 
 
 def _name_bytes(name: str) -> int:

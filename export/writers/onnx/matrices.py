@@ -67,6 +67,7 @@ class Matrices:
         self._progress = progress
         self._np = dtype
         self._offsets = OffsetTerms(graph)
+        self._stored: dict[str, Stored] = {}
 
     # ids ─ Gather ─ Cast ─ (Mul scale) ─▶ fp32 [batch, sequence, hidden]
     #
@@ -93,8 +94,24 @@ class Matrices:
             rows = g.node("Mul", [rows, scale], f"{path}/scale/Mul")
         return rows, head
 
+    def store_all(self, decoder: Decoder) -> None:
+        """Write the matrices in the order in which they come fastest, before the nodes that multiply by them."""
+        for linear in self._w.order:
+            if linear == decoder.head:
+                self._stored[linear.weight] = self._write_head(linear)
+            elif linear != decoder.embedding:
+                self._stored[linear.weight] = self._write(linear)
+
     def head(self, linear: Linear) -> Stored:
-        """Write an output head of its own."""
+        """Return an output head of its own, written now if it was not before."""
+        return self._stored.pop(linear.weight, None) or self._write_head(linear)
+
+    def _write(self, linear: Linear) -> Stored:
+        stored = self.store(self._w.matrix(linear), linear.weight)
+        self._progress(linear.weight)
+        return stored
+
+    def _write_head(self, linear: Linear) -> Stored:
         table = self._w.table(linear)
         if isinstance(table, GroupedTensor):
             stored = self.store(table, linear.weight)
@@ -113,8 +130,7 @@ class Matrices:
 
     def linear(self, x: str, linear: Linear, path: str) -> str:
         """Multiply by the weight of a layer and add its bias."""
-        stored = self.store(self._w.matrix(linear), linear.weight)
-        self._progress(linear.weight)
+        stored = self._stored.pop(linear.weight, None) or self._write(linear)
         out = self.apply(x, stored, path)
         if linear.bias:
             bias = self._g.constant(linear.bias_name, self.cast(self._w.vector(linear.bias_name)))
@@ -169,9 +185,12 @@ class Matrices:
         Raises:
             ExportError: One of them is too large for it.
         """
-        with np.errstate(over="ignore"):
-            cast: Half = values.astype(self._np)
-        if self._np is np.float16 and not bool(np.isfinite(cast).all()):
+        if self._np is np.float32:
+            return values.astype(np.float32, copy=False)
+        from edgekit.export.halves import TOO_LARGE, as_halves
+
+        cast, lost = as_halves(values)
+        if lost == TOO_LARGE:
             raise ExportError(
                 "a weight or a scale is too large for FP16", hint="export for a target that computes in FP32"
             )

@@ -92,6 +92,7 @@ class TensorRtDialect(ABC):
         g.output("logits", F32, ("batch", "rows", d.vocab_size))
         self._declare_cache()
         residual, head = self._matrices.embed(ids, d)
+        self._matrices.store_all(d)
         self._begin(positions, masks)
         for layer in d.layers:
             residual = self._layer(layer, residual, rows if layer is d.layers[-1] else None)

@@ -12,6 +12,8 @@ It knows no graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,6 +48,11 @@ class WholeHeads:
                 rows = (heads[:, None] + order).reshape(-1)
                 self._orders |= {linear.weight: rows, linear.bias_name: rows}
             self._orders |= {norm: order for norm in (layer.q_norm, layer.k_norm) if norm is not None}
+
+    @property
+    def order(self) -> Sequence[Linear]:
+        """See `Weights.order`."""
+        return self._w.order
 
     def vector(self, name: str) -> FloatArray:
         """See `Weights.vector`."""
