@@ -7,7 +7,7 @@ that each layer is read once; q, k and v count as one, and so do gate and up, fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +29,13 @@ __all__ = ["fit_to_size", "measure_effects"]
 FloatArray = npt.NDArray[np.float32]
 
 # Tokens that the effects are measured on: each variant keeps their hidden states in memory.
-_WINDOWS, _TOKENS = 2, 256
-# One row in so many goes through the output head.
-_STRIDE = 4
+_WINDOWS, _TOKENS = 2, 64
+# Tokens that the calibrated recipes see in a trial.
+_TRIAL = 2048
 # Kept back for what is beside the numbers, headers and padding: a part of the whole, and so much for each matrix.
 _MARGIN, _PADDING = 0.001, 2048
 # Rows that tell which kind of offsets a matrix will have.
 _SAMPLE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Variant:
-    """The model with some matrices in 4 bits: hidden states so far, float32 `[windows, tokens, hidden]`."""
-
-    hidden: FloatArray
-    head: bool = False
 
 
 def fit_to_size(
@@ -122,45 +114,88 @@ def measure_effects(
         bits are chosen already are left out.
     """
     runner = LayerRunner(decoder)
-    trial = Trial(recipe, runner, tensors, ids)
-    ids = ids[:_WINDOWS, :_TOKENS]
-    float_hidden = runner.embed(tensors, ids)
-    variants: list[_Variant] = []
+    measured, seen = _split(ids)
+    trial = Trial(recipe, runner, tensors, seen)
+    states = _States(runner.embed(tensors, measured), 1 + len(_groups(recipe, decoder)))
     if decoder.embedding.name not in recipe.chosen_bits:
-        used, places = np.unique(ids, return_inverse=True)
+        used, places = np.unique(measured, return_inverse=True)
         table = trial.embedding(runner.embed(tensors, used[None])[0])
-        variants.append(_Variant(table[places.reshape(ids.shape)], head=decoder.tied))
+        states.add(table[places.reshape(measured.shape)])
     for layer in decoder.layers:
         report("measure what 4 bits cost", layer.index, len(decoder.layers))
         held = HeldLayer(tensors, layer)
-        for variant in variants:
-            runner.run(layer, held, variant.hidden, out=variant.hidden)
-        narrow = trial.layer(layer, held)
-        for readers in READERS.values():
+        born: list[FloatArray] = []
+        for readers, narrow in trial.layer(layer, held):
             if not any(getattr(layer, part).stored.name in recipe.chosen_bits for part in readers):
-                changed = HeldLayer(tensors, layer, {**held.matrices, **{part: narrow[part] for part in readers}})
-                variants.append(_Variant(runner.run(layer, changed, float_hidden)))
-        runner.run(layer, held, float_hidden, out=float_hidden)
+                born.append(runner.run(layer, HeldLayer(tensors, layer, {**held.matrices, **narrow}), states.original))
+        runner.run(layer, held, states.all, out=states.all)
+        for hidden in born:
+            states.add(hidden)
     if not decoder.tied and decoder.head.name not in recipe.chosen_bits:
-        variants.append(_Variant(float_hidden, head=True))
-    return _divergences(runner, trial, tensors, float_hidden, variants)
+        states.add(states.original)
+    return _divergences(runner, trial, tensors, states, head=_which_head(recipe, decoder))
+
+
+def _split(ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The tokens to measure on and those that the recipe may see: others, if the text has more windows."""
+    measured = ids[-_WINDOWS:, :_TOKENS]
+    rest = ids[:-_WINDOWS] if len(ids) > _WINDOWS else ids
+    return measured, rest[: max(1, _TRIAL // ids.shape[1])]
+
+
+class _States:
+    """Hidden states of the float model and of the variants so far, in one array, so that all go through a layer at once.
+
+    Args:
+        hidden: The float model's, float32 `[windows, tokens, hidden]`.
+        most: How many variants there will be, and one.
+    """
+
+    def __init__(self, hidden: FloatArray, most: int) -> None:
+        self._windows = len(hidden)
+        self._every = np.empty((most * self._windows, *hidden.shape[1:]), np.float32)
+        self._count = 0
+        self.add(hidden)
+
+    def add(self, hidden: FloatArray) -> None:
+        """Add a variant."""
+        self._every[self._count * self._windows : (self._count + 1) * self._windows] = hidden
+        self._count += 1
+
+    @property
+    def all(self) -> FloatArray:
+        """All so far, `[models * windows, tokens, hidden]`; may be written to."""
+        return self._every[: self._count * self._windows]
+
+    @property
+    def original(self) -> FloatArray:
+        """The float model's."""
+        return self._every[: self._windows]
+
+    def rows(self) -> FloatArray:
+        """All so far, `[models, windows * tokens, hidden]`."""
+        return self.all.reshape(self._count, -1, self._every.shape[-1])
+
+
+def _which_head(recipe: Recipe, decoder: Decoder) -> int | None:
+    """The variant whose output head is narrowed too: the embedding's where the two are one, else the last."""
+    linear = decoder.embedding if decoder.tied else decoder.head
+    groups = _groups(recipe, decoder)
+    return groups.index([linear]) if [linear] in groups else None
 
 
 def _divergences(
-    runner: LayerRunner, trial: Trial, tensors: Tensors, float_hidden: FloatArray, variants: list[_Variant]
+    runner: LayerRunner, trial: Trial, tensors: Tensors, states: _States, *, head: int | None
 ) -> list[float]:
-    def rows(hidden: FloatArray) -> FloatArray:
-        return runner.final(tensors, hidden.reshape(-1, hidden.shape[-1])[::_STRIDE])
-
-    reference, finals = rows(float_hidden), [rows(variant.hidden) for variant in variants]
+    reference, *finals = (runner.final(tensors, rows) for rows in states.rows())
     every = slice(0, len(reference))
-    collected = [Divergence(np.zeros(len(reference), np.int64)) for _ in variants]
-    narrowed = trial.head() if any(variant.head for variant in variants) else None
+    collected = [Divergence(np.zeros(len(reference), np.int64)) for _ in finals]
+    narrowed = None if head is None else trial.head()
     for start, weight in runner.head_blocks(tensors):
         expected = reference @ weight.T
-        narrow = weight.T if narrowed is None else narrowed(weight).T
-        for variant, final, divergence in zip(variants, finals, collected, strict=True):
-            divergence.add(every, start, expected, final @ (narrow if variant.head else weight.T))
+        for index, (final, divergence) in enumerate(zip(finals, collected, strict=True)):
+            own = narrowed(weight) if narrowed is not None and index == head else weight
+            divergence.add(every, start, expected, final @ own.T)
     return [float(divergence.kl().mean()) for divergence in collected]
 
 

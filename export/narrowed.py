@@ -6,7 +6,7 @@ a trial there are none: the text comes through the layers as they were. It choos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgekit.export.architectures.decoder import Layer, Linear
 from edgekit.export.calibrated_head import awq_head, gptq_head
 from edgekit.export.forward import LayerRunner, Tensors
-from edgekit.export.layer_moments import READERS, HeldLayer, Inputs, Stream, gather, read_inputs
+from edgekit.export.layer_moments import READERS, HeldLayer
 from edgekit.export.quantization.awq import input_scales
 from edgekit.export.quantization.gptq import caution, factor_moments, gptq
 from edgekit.export.quantization.grid import Grid, GroupedTensor
@@ -42,21 +42,30 @@ class Trial:
         self._tensors = tensors
         self._hidden = runner.embed(tensors, ids) if recipe.method in CALIBRATED else None
 
-    def layer(self, layer: Layer, held: HeldLayer) -> dict[str, FloatArray]:
+    def layer(self, layer: Layer, held: HeldLayer) -> Iterator[tuple[tuple[str, ...], dict[str, FloatArray]]]:
         """Quantize the matrices of a layer, each as if it were alone; layers come in order.
 
-        Returns:
-            By part.
+        Yields:
+            For each of `READERS`, the parts that read the same inputs, and what they become by part.
         """
         linears: dict[str, Linear] = {part: getattr(layer, part) for readers in READERS.values() for part in readers}
-        grids = {part: self._grid(linear) for part, linear in linears.items()}
-        if self._hidden is None:
-            return {part: self._plain(held.matrices[part], linear) for part, linear in linears.items()}
-        stream = Stream(self._hidden, held)
-        by = self._by_gptq if self._recipe.method == "gptq" else self._by_awq
-        made = by(layer, stream, grids)
-        self._runner.run(layer, held, self._hidden, out=self._hidden)
-        return made
+        inputs: dict[str, FloatArray] = {}
+        if self._hidden is not None:
+            self._hidden, inputs = self._runner.run_with_inputs(layer, held, self._hidden)
+        # AWQ has nothing to fold o's scales into where heads share their values.
+        shared = {"o"} if self._runner.decoder.num_kv_heads != self._runner.decoder.num_heads else set()
+        for site, readers in READERS.items():
+            weights = {part: held.matrices[part] for part in readers}
+            grid = self._grid(linears[readers[0]])
+            if self._hidden is None:
+                yield readers, {part: self._plain(weight, linears[part]) for part, weight in weights.items()}
+                continue
+            x = inputs.pop(site)
+            x = x.reshape(-1, x.shape[-1])
+            if self._recipe.method == "gptq":
+                yield readers, _gptq(weights, x, grid)
+            else:
+                yield readers, _awq(weights, x, grid, scaled=site not in shared)
 
     def embedding(self, rows: FloatArray) -> FloatArray:
         """Quantize some rows of the embedding."""
@@ -84,26 +93,6 @@ class Trial:
             )
         return lambda rows: found.fit(rows, grid).dequantize() / found.scales
 
-    def _by_gptq(self, layer: Layer, stream: Stream, grids: dict[str, Grid]) -> dict[str, FloatArray]:
-        made: dict[str, FloatArray] = {}
-        for site, readers in READERS.items():
-            hessian = gather(self._runner, layer, site, stream, None).hessian
-            damping = caution(len(hessian), stream.hidden[..., 0].size).damping
-            factored = factor_moments(hessian, grids[readers[0]].group_size, damping=damping)
-            for part in readers:
-                made[part] = gptq(stream.held.matrices[part], grids[part], factored).dequantize()
-        return made
-
-    def _by_awq(self, layer: Layer, stream: Stream, grids: dict[str, Grid]) -> dict[str, FloatArray]:
-        inputs = read_inputs(self._runner, layer, stream)
-        decoder = self._runner.decoder
-        shared = {"o"} if decoder.num_kv_heads != decoder.num_heads else set()
-        made: dict[str, FloatArray] = {}
-        for site, readers in READERS.items():
-            weights = {part: stream.held.matrices[part] for part in readers}
-            made |= _awq(weights, inputs[site], grids[readers[0]], scaled=site not in shared)
-        return made
-
     def _grid(self, linear: Linear) -> Grid:
         return self._recipe.grid(linear, self._recipe.holds.bits[0])
 
@@ -111,12 +100,17 @@ class Trial:
         return self._recipe.fit(np.ascontiguousarray(weight), self._grid(linear)).dequantize()
 
 
-def _awq(weights: dict[str, FloatArray], inputs: Inputs, grid: Grid, *, scaled: bool) -> dict[str, FloatArray]:
+def _gptq(weights: dict[str, FloatArray], x: FloatArray, grid: Grid) -> dict[str, FloatArray]:
+    tokens, width = x.shape
+    factored = factor_moments(x.T @ x / np.float32(tokens), grid.group_size, damping=caution(width, tokens).damping)
+    return {part: gptq(weight, grid, factored).dequantize() for part, weight in weights.items()}
+
+
+def _awq(weights: dict[str, FloatArray], x: FloatArray, grid: Grid, *, scaled: bool) -> dict[str, FloatArray]:
     def fit(weight: FloatArray, importance: FloatArray) -> GroupedTensor:
         return weighted_lsq(weight, grid, importance)
 
-    scales = np.ones_like(inputs.magnitudes)
-    if scaled:
-        scales = input_scales(list(weights.values()), inputs.magnitudes, inputs.squares, fit)
-    importance: FloatArray = np.divide(inputs.squares, np.square(scales), dtype=np.float32)
+    magnitudes, squares = np.abs(x).mean(axis=0), np.square(x).mean(axis=0)
+    scales = input_scales(list(weights.values()), magnitudes, squares, fit) if scaled else np.ones_like(magnitudes)
+    importance: FloatArray = np.divide(squares, np.square(scales), dtype=np.float32)
     return {part: fit(weight * scales, importance).dequantize() / scales for part, weight in weights.items()}
