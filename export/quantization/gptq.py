@@ -121,6 +121,8 @@ def gptq(weight: FloatArray, grid: Grid, inputs: Factored, *, drift: FloatArray 
             f"{width} inputs in groups of {grid.group_size}, and second moments of {len(inputs.cost)} "
             f"in groups of {inputs.group_size}"
         )
+    from edgekit.export.quantization.kernels import round_in_turn
+
     order, upper, size = inputs.order, inputs.upper, grid.group_size
     # Rows are inputs: what is done to a column of the matrix is done to consecutive numbers.
     error = np.ascontiguousarray(weight.T[order], dtype=np.float32)
@@ -140,43 +142,12 @@ def gptq(weight: FloatArray, grid: Grid, inputs: Factored, *, drift: FloatArray 
             chosen = fit_group(block, inputs.cost[span], grid)
             group = order[start] // size
             scales[:, group], offsets[:, group] = chosen
-            _round_group(block, error[span], codes[span], upper[span, span], chosen, bits=grid.bits)
+            round_in_turn(
+                block, error[span], codes[span], np.ascontiguousarray(upper[span, span]), *chosen, grid.bits
+            )
     restored = np.empty((out, width), dtype=np.uint8)
     restored[:, order] = codes.T
     return GroupedTensor(codes=restored, scales=scales, offsets=offsets, bits=grid.bits)
-
-
-def _round_group(
-    updated: FloatArray,
-    error: FloatArray,
-    codes: npt.NDArray[np.uint8],
-    factor: FloatArray,
-    chosen: tuple[FloatArray, FloatArray],
-    *,
-    bits: int,
-) -> None:
-    """Round the inputs of one group one after the other, feeding each one's error to those after it.
-
-    Args:
-        updated: `[group_size, out]`, the weights with the errors of all earlier groups made good.
-        error: `[group_size, out]`, the weights; becomes what rounding leaves of them.
-        codes: `[group_size, out]`, to be filled.
-        factor: `[group_size, group_size]`, of this group.
-        chosen: Scales and offsets `[out]`.
-        bits: Of a code.
-    """
-    scales, offsets = chosen
-    highest = np.float32((1 << bits) - 1)
-    for column in range(len(updated)):
-        steps = updated[column] + factor[:column, column] @ error[:column]
-        steps -= offsets
-        steps /= scales
-        np.rint(steps, out=steps)
-        np.clip(steps, 0, highest, out=steps)
-        codes[column] = steps
-        steps *= scales
-        steps += offsets
-        error[column] -= steps
 
 
 def _order(diagonal: FloatArray, group_size: int) -> npt.NDArray[np.intp]:

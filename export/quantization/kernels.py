@@ -14,7 +14,16 @@ import numpy.typing as npt
 
 from edgekit.export.compiled import helper, kernel
 
-__all__ = ["FLOAT", "SYMMETRIC", "ZERO_POINT", "fit_lines", "fit_weighted_lines", "group_ranges", "nearest_codes"]
+__all__ = [
+    "FLOAT",
+    "SYMMETRIC",
+    "ZERO_POINT",
+    "fit_lines",
+    "fit_weighted_lines",
+    "group_ranges",
+    "nearest_codes",
+    "round_in_turn",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -28,6 +37,8 @@ _AS_WRITTEN = frozenset({"contract"})
 _SUMS = frozenset({"reassoc", "contract", "nsz"})
 
 _GROUPS = 16
+# Outputs that `round_in_turn` takes at a time: the errors of a group of 128 fill 32 KiB.
+_OUTPUTS = 64
 # Rows of the state, a number for each group. One array: of several, LLVM would have to fear that they overlap.
 (
     _BEST_SCALE, _BEST_ZERO, _BEST_GAIN, _SCALE, _ZERO_AT, _INVERSE,
@@ -343,3 +354,50 @@ def fit_weighted_lines(  # noqa: PLR0917  numba calls by position
     """
     found: bool = _search(block, weights, bits, kind, starts, refinements, scales, offsets)
     return found
+
+
+@kernel(
+    "void(float32[:,::1], float32[:,::1], uint8[:,::1], float32[:,::1], float32[::1], float32[::1], int64)",
+    fastmath=_AS_WRITTEN,
+)
+def round_in_turn(  # noqa: PLR0917  numba calls by position
+    updated: FloatArray,
+    error: FloatArray,
+    codes: npt.NDArray[np.uint8],
+    factor: FloatArray,
+    scales: FloatArray,
+    offsets: FloatArray,
+    bits: int,
+) -> None:
+    """Round the inputs of one group one after the other, feeding each one's error to those after it.
+
+    Some outputs at a time, so that their errors stay in the nearest cache; and without a thread: for so many small
+    products, those of a BLAS wait for each other longer than they work.
+
+    Args:
+        updated: `[group_size, out]`, the weights with the errors of all earlier groups made good; used up.
+        error: `[group_size, out]`, the weights; becomes what rounding leaves of them.
+        codes: `[group_size, out]`, overwritten.
+        factor: `[group_size, group_size]`, upper triangular: of an input's error, what reaches those after it.
+        scales: `[out]`, all positive.
+        offsets: `[out]`.
+        bits: Of a code.
+    """
+    top = np.float32((1 << bits) - 1)
+    size, outputs = updated.shape
+    for first in range(0, outputs, _OUTPUTS):
+        last = min(first + _OUTPUTS, outputs)
+        scale, offset = scales[first:last], offsets[first:last]
+        for column in range(size):
+            here = updated[column, first:last]
+            for before in range(column):
+                part, left = factor[before, column], error[before, first:last]
+                for i in range(last - first):
+                    here[i] += part * left[i]
+            rest, out = error[column, first:last], codes[column, first:last]
+            for i in range(last - first):
+                code = np.rint((here[i] - offset[i]) / scale[i])
+                code = code if code > _ZERO else _ZERO
+                code = code if code < top else top
+                out[i] = np.uint8(code)
+                rest[i] -= code * scale[i] + offset[i]

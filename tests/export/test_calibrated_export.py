@@ -25,6 +25,7 @@ from edgekit.export.mixed_bits import fit_to_size, measure_effects
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.progress import silent
 from edgekit.export.quantization.grid import as_floats
+from edgekit.export.quantization.lsq import lsq
 from edgekit.export.quantization.rtn import rtn
 from edgekit.export.recipe import FORMATS, Recipe
 from edgekit.export.weights import CheckpointWeights
@@ -61,8 +62,13 @@ class Asked:
 
 def outputs(decoder: Decoder, tensors: Tensors) -> FloatArray:
     """Logits, `[windows * tokens, vocab]`, for text that was not calibrated on."""
+    return logits(decoder, tensors, HELD_OUT)
+
+
+def logits(decoder: Decoder, tensors: Tensors, ids: npt.NDArray[np.int64]) -> FloatArray:
+    """Logits, `[windows * tokens, vocab]`."""
     runner = LayerRunner(decoder, threads=1)
-    hidden = runner.embed(tensors, HELD_OUT)
+    hidden = runner.embed(tensors, ids)
     for layer in decoder.layers:
         runner.run(layer, tensors, hidden, out=hidden)
     return runner.logits(tensors, hidden.reshape(-1, hidden.shape[-1]))
@@ -250,6 +256,42 @@ def test_a_matrix_that_loses_nothing_is_the_last_to_get_more_bits(tmp_path: Path
     chosen = fit_to_size(plain, decoder, tensors, IDS, size=size, artifact_format="mlx", report=silent).chosen_bits
     assert down.name not in chosen
     assert len(chosen) == 22
+
+
+class Narrowed(CheckpointTensors):
+    """A checkpoint some of whose matrices are in 4 bits."""
+
+    def __init__(self, checkpoint: Checkpoint, plain: Recipe, linears: list[Linear]) -> None:
+        super().__init__(checkpoint)
+        self._plain, self._names = plain, {linear.stored.name for linear in linears}
+
+    def matrix(self, linear: Linear, start: int = 0, stop: int | None = None) -> FloatArray:
+        values = super().matrix(linear, start, stop)
+        return lsq(values, self._plain.grid(linear, 4)).dequantize() if linear.stored.name in self._names else values
+
+
+def divergence(decoder: Decoder, reference: Tensors, other: Tensors, ids: npt.NDArray[np.int64]) -> float:
+    """Mean divergence of a whole model from another, in nats, from all logits in float64."""
+    p, q = (logits(decoder, tensors, ids).astype(np.float64) for tensors in (reference, other))
+    p -= np.log(np.exp(p).sum(axis=1, keepdims=True))
+    q -= np.log(np.exp(q).sum(axis=1, keepdims=True))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma3_text"])
+def test_the_effects_are_those_of_the_whole_model_with_a_group_in_4_bits(name: str, tmp_path: Path) -> None:
+    folder = with_large_inputs(variant(name, tmp_path))
+    decoder, checkpoint, plain = tiny_decoder(folder), open_checkpoint(folder), recipe("lsq")
+    tensors, groups = CheckpointTensors(checkpoint), mixed_bits._groups(plain, decoder)
+    effects = measure_effects(plain, decoder, tensors, IDS, silent)
+    changed = [Narrowed(checkpoint, plain, group) for group in groups]
+    same = [divergence(decoder, tensors, one, IDS[-2:]) for one in changed]
+    np.testing.assert_allclose(effects, same, rtol=0.02, atol=2e-6)
+    # A few tokens tell what a whole text does: in size and in order.
+    elsewhere = [divergence(decoder, tensors, one, HELD_OUT) for one in changed]
+    assert np.abs(np.log(np.array(effects) / elsewhere)).max() < np.log(2)
+    ranks = (np.argsort(np.argsort(values)) for values in (effects, elsewhere))
+    assert np.corrcoef(*ranks)[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("method", "at_most"), [("gptq", 0.6), ("awq", 0.85)])
