@@ -175,7 +175,7 @@ class CalibratedWeights:
         quantized, original = Stream(self._hidden, held), None
         if follow and self._float_hidden is not None:
             original = Stream(self._float_hidden, HeldLayer(self._tensors, layer, held.matrices))
-        if follow:
+        if original is not None:
             # In the order of use: what o reads depends on q, k and v as they have become.
             for site in READERS:
                 self._make_good(layer, site, held, gather(self._runner, layer, site, quantized, original))

@@ -78,8 +78,7 @@ class Moments:
 
     Attributes:
         hessian: Mean of `x xᵀ`, float32 `[in, in]`, where x are the inputs in the quantized model.
-        drifts: Mean of `W (x' - x) xᵀ` by part, float32 `[out, in]`, where x' are the inputs in the float model;
-            empty where that was not wanted.
+        drifts: Mean of `W (x' - x) xᵀ` by part, float32 `[out, in]`, where x' are the inputs in the float model.
     """
 
     hessian: FloatArray
@@ -99,7 +98,7 @@ class Inputs:
     squares: FloatArray
 
 
-def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, original: Stream | None) -> Moments:
+def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, original: Stream) -> Moments:
     """Run the text through a layer as far as some matrices, and gather what they read.
 
     Args:
@@ -108,7 +107,7 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
         site: `attention`, `o`, `mlp` or `down`.
         quantized: The hidden states before the layer in the quantized model, and the layer's numbers as far as they
             have been quantized.
-        original: The same in the float model. None gathers no drift.
+        original: The same in the float model.
     """
     windows, tokens = quantized.hidden.shape[:2]
     step = max(1, _TOKENS // tokens)
@@ -117,18 +116,17 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
     for start in range(0, windows, step):
         x = quantized.read_by(runner, layer, site, slice(start, start + step))
         _add(sums, "hessian", x.T @ x)
-        if original is not None:
-            change = original.read_by(runner, layer, site, slice(start, start + step)) - x
-            for part, weight in original.narrow(site).items():
-                # Projected first: `[out, in]` is the smaller array.
-                _add(sums, part, (change @ weight.T).T @ x)
-            if not original.narrow(site):
-                _add(sums, "change", change.T @ x)
+        change = original.read_by(runner, layer, site, slice(start, start + step)) - x
+        for part, weight in original.narrow(site).items():
+            # Projected first: `[out, in]` is the smaller array.
+            _add(sums, part, (change @ weight.T).T @ x)
+        if not original.narrow(site):
+            _add(sums, "change", change.T @ x)
     hessian = sums.pop("hessian") / total
-    drifts: dict[str, FloatArray] = {}
-    if original is not None:
-        for part in READERS[site]:
-            drifts[part] = (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
+    drifts = {
+        part: (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
+        for part in READERS[site]
+    }
     return Moments(hessian=hessian, drifts=drifts)
 
 

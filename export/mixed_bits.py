@@ -2,7 +2,8 @@
 
 What a matrix matters is measured: the model runs with it alone in 4 bits, by the recipe that the export will use, and
 the divergence of its answers from the float model's is the effect. All variants stream through the layers together, so
-that each layer is read once; q, k and v count as one, and so do gate and up, for runners compute them as one.
+that each layer is read once, and a variant costs only the layers after it; q, k and v count as one, and so do gate and
+up, for runners compute them as one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ __all__ = ["fit_to_size", "measure_effects"]
 
 FloatArray = npt.NDArray[np.float32]
 
-# Tokens that the effects are measured on: each variant keeps their hidden states in memory.
+# Windows that the effects are measured on, and tokens of each: all variants keep their hidden states in memory, which
+# with four variants to a layer are smaller than a layer's matrices in float32.
 _WINDOWS, _TOKENS = 2, 64
 # Tokens that the calibrated recipes see in a trial.
 _TRIAL = 2048
@@ -54,8 +56,8 @@ def fit_to_size(
         recipe: Bits that it has chosen already stay as they are.
         decoder: The model.
         tensors: Its numbers.
-        ids: A text, `[windows, tokens]`. Effects are measured on its first 512 tokens or so; recipes that are
-            calibrated see all of it.
+        ids: A text, `[windows, tokens]`. Effects are measured on the beginnings of its last two windows; in the
+            trials recipes that are calibrated see some of the others, if there are others.
         size: Bytes.
         artifact_format: What will be written: a dialect, or `mlx`.
         report: Receives progress.
@@ -144,7 +146,7 @@ def _split(ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArr
 
 
 class _States:
-    """Hidden states of the float model and of the variants so far, in one array, so that all go through a layer at once.
+    """Hidden states of the float model and of the variants so far, in one array: all go through a layer at once.
 
     Args:
         hidden: The float model's, float32 `[windows, tokens, hidden]`.

@@ -142,9 +142,7 @@ def gptq(weight: FloatArray, grid: Grid, inputs: Factored, *, drift: FloatArray 
             chosen = fit_group(block, inputs.cost[span], grid)
             group = order[start] // size
             scales[:, group], offsets[:, group] = chosen
-            round_in_turn(
-                block, error[span], codes[span], np.ascontiguousarray(upper[span, span]), *chosen, grid.bits
-            )
+            round_in_turn(block, error[span], codes[span], np.ascontiguousarray(upper[span, span]), *chosen, grid.bits)
     restored = np.empty((out, width), dtype=np.uint8)
     restored[:, order] = codes.T
     return GroupedTensor(codes=restored, scales=scales, offsets=offsets, bits=grid.bits)

@@ -397,7 +397,7 @@ def round_in_turn(  # noqa: PLR0917  numba calls by position
             rest, out = error[column, first:last], codes[column, first:last]
             for i in range(last - first):
                 code = np.rint((here[i] - offset[i]) / scale[i])
-                code = code if code > _ZERO else _ZERO
-                code = code if code < top else top
+                code = max(_ZERO, code)
+                code = min(top, code)
                 out[i] = np.uint8(code)
                 rest[i] -= code * scale[i] + offset[i]

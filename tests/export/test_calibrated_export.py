@@ -278,7 +278,7 @@ def divergence(decoder: Decoder, reference: Tensors, other: Tensors, ids: npt.ND
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
-@pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "qwen3"])
 def test_the_effects_are_those_of_the_whole_model_with_a_group_in_4_bits(name: str, tmp_path: Path) -> None:
     folder = with_large_inputs(variant(name, tmp_path))
     decoder, checkpoint, plain = tiny_decoder(folder), open_checkpoint(folder), recipe("lsq")
@@ -286,7 +286,7 @@ def test_the_effects_are_those_of_the_whole_model_with_a_group_in_4_bits(name: s
     effects = measure_effects(plain, decoder, tensors, IDS, silent)
     changed = [Narrowed(checkpoint, plain, group) for group in groups]
     same = [divergence(decoder, tensors, one, IDS[-2:]) for one in changed]
-    np.testing.assert_allclose(effects, same, rtol=0.02, atol=2e-6)
+    np.testing.assert_allclose(effects, same, rtol=1e-4)
     # A few tokens tell what a whole text does: in size and in order.
     elsewhere = [divergence(decoder, tensors, one, HELD_OUT) for one in changed]
     assert np.abs(np.log(np.array(effects) / elsewhere)).max() < np.log(2)
