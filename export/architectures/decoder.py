@@ -19,9 +19,21 @@ from typing import Any, Literal
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.config import Config
-from edgekit.export.architectures.rope import Rope, read_rope, same_scaling, scaled_context, scaling_kind
+from edgekit.export.architectures.rope import Rope, full_scaling, known_kind, read_rope, same_scaling, scaled_context
 
-__all__ = ["Activation", "Decoder", "Layer", "Linear", "Rope", "Shape", "build_decoder", "sliding_layers"]
+__all__ = [
+    "Activation",
+    "Decoder",
+    "Layer",
+    "Linear",
+    "Rope",
+    "Shape",
+    "build_decoder",
+    "no_windows",
+    "one_number",
+    "plain_rope",
+    "sliding_layers",
+]
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -219,7 +231,7 @@ class Shape:
         if heads % kv_heads:
             raise ExportError(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads")
         max_position = config.integer("max_position_embeddings")
-        longest = scaled_context(config.get("rope_scaling") or config.get("rope_parameters"), max_position)
+        longest = scaled_context(full_scaling(config.get("rope_scaling"), config.get("rope_parameters")), max_position)
         if context_length is not None and not 0 < context_length <= longest:
             raise ExportError(
                 f"the model's context is {longest} tokens; it cannot be exported for {context_length}",
@@ -243,7 +255,7 @@ def plain_rope(config: Config, shape: Shape, default_theta: float) -> Rope:
     """Read the one rotary embedding that all layers share.
 
     transformers 5 nests everything in `rope_parameters`; earlier versions keep `rope_theta` and `rope_scaling` at the
-    top.
+    top, and transformers 5 reads what an older `rope_scaling` has of either.
 
     Args:
         config: The configuration.
@@ -251,30 +263,55 @@ def plain_rope(config: Config, shape: Shape, default_theta: float) -> Rope:
         default_theta: The architecture's base.
 
     Raises:
-        ExportError: The two places disagree, or a scaling is asked for that is not handled.
+        ExportError: Two places disagree, or a scaling is asked for that is not handled.
     """
-    nested, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling")
-    if not isinstance(nested, Mapping):
-        raise ExportError(f"config.json: `rope_parameters` must be an object, not {str(nested)[:40]!r}")
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in nested and config.get(key) is not None and nested[key] != config.get(key):
-            raise ExportError(f"config.json: `{key}` and `rope_parameters.{key}` disagree")
-    if scaling and scaling_kind(nested) != "default" and not same_scaling(scaling, nested):
+    nested, scaling = (_object(config, key) for key in ("rope_parameters", "rope_scaling"))
+    if scaling and known_kind(nested) != "default" and not same_scaling(scaling, nested):
         raise ExportError("config.json: `rope_scaling` and `rope_parameters` disagree")
-    inner = Config({**nested, "model_type": config.model_type})
-    theta = inner.number("rope_theta") if "rope_theta" in nested else config.number("rope_theta", default_theta)
-    part = inner if "partial_rotary_factor" in nested else config
-    portion = part.number("partial_rotary_factor", 1.0)
+    theta, portion = (
+        one_number(
+            key,
+            default,
+            {
+                key: config.get(key),
+                f"rope_parameters.{key}": nested.get(key),
+                f"rope_scaling.{key}": scaling.get(key),
+            },
+        )
+        for key, default in (("rope_theta", default_theta), ("partial_rotary_factor", 1.0))
+    )
     dim = int(shape.head_dim * portion)
-    for key in ("rope_theta", "partial_rotary_factor"):
-        config.kept.pop(key, None)
     if portion != 1:
         config.kept["partial_rotary_factor"] = portion
-    if dim % 2 or dim < 2:
+    if dim % 2 or not 2 <= dim <= shape.head_dim:
         raise ExportError(f"config.json: {dim} of {shape.head_dim} elements of a head are turned; RoPE needs pairs")
     return read_rope(
         theta, dim, scaling or nested, max_position=shape.max_position, context_length=shape.context_length
     )
+
+
+def one_number(key: str, default: float, found: Mapping[str, Any]) -> float:
+    """Return a positive number that may stand in several places, if it is the same in all of them.
+
+    Args:
+        key: Its key.
+        default: What it is where no place has it.
+        found: What each place has, None where it has nothing.
+
+    Raises:
+        ExportError: Two places disagree, or it is no positive number.
+    """
+    numbers = {place: Config({key: value}).number(key) for place, value in found.items() if value is not None}
+    if len(set(numbers.values())) > 1:
+        raise ExportError(f"config.json: {' and '.join(f'`{place}`' for place in numbers)} disagree")
+    return next(iter(numbers.values()), default)
+
+
+def _object(config: Config, key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ExportError(f"config.json: `{key}` must be an object, not {str(value)[:40]!r}")
+    return value
 
 
 def sliding_layers(config: Config, layers: int, default: list[bool]) -> list[bool]:
@@ -294,6 +331,16 @@ def sliding_layers(config: Config, layers: int, default: list[bool]) -> list[boo
         )
     config.kept["layer_types"] = types
     return [kind == "sliding_attention" for kind in types]
+
+
+def no_windows(config: Config, shape: Shape, why: str) -> None:
+    """Make sure that `layer_types`, where there is one, names no layer that sees a window only.
+
+    Raises:
+        ExportError: It does; `why` says what speaks against it.
+    """
+    if any(sliding_layers(config, shape.layers, [False] * shape.layers)):
+        raise ExportError(f"config.json: `layer_types` has sliding layers, and {why}", code="unsupported_configuration")
 
 
 def build_decoder(

@@ -13,8 +13,16 @@ from typing import Any
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.config import Config
-from edgekit.export.architectures.decoder import Decoder, Layer, Shape, build_decoder, plain_rope, sliding_layers
-from edgekit.export.architectures.rope import Rope, read_rope
+from edgekit.export.architectures.decoder import (
+    Decoder,
+    Layer,
+    Shape,
+    build_decoder,
+    one_number,
+    plain_rope,
+    sliding_layers,
+)
+from edgekit.export.architectures.rope import Rope, read_rope, same_scaling
 
 __all__ = ["describe"]
 
@@ -59,28 +67,17 @@ def describe(config: Config, context_length: int | None) -> Decoder:
 def _ropes(config: Config, shape: Shape) -> tuple[Rope, Rope]:
     """The RoPE of layers that see all tokens, and of those that see a window."""
     nested: Any = config.get("rope_parameters")
-    if isinstance(nested, Mapping) and "full_attention" in nested:  # transformers 5 has one for each kind of layer
-        found = []
-        for kind, default in (("full_attention", 1_000_000.0), ("sliding_attention", 10_000.0)):
-            own = nested.get(kind) or {}
-            theta = Config({**own, "model_type": config.model_type}).number("rope_theta", default)
-            found.append(
-                read_rope(
-                    theta,
-                    shape.head_dim,
-                    own,
-                    max_position=shape.max_position,
-                    context_length=shape.context_length,
-                )
-            )
-        everywhere, local = found
-        config.get("rope_theta")
-        config.get("rope_local_base_freq")
+    if isinstance(nested, Mapping) and nested.keys() & _KINDS.keys():  # transformers 5 has one for each kind of layer
+        everywhere, local = (_rope_of(kind, nested, config, shape) for kind in _KINDS)
     else:
         everywhere = plain_rope(config, shape, 1_000_000.0)
         theta = config.number("rope_local_base_freq", 10_000.0)
         local = read_rope(
             theta, shape.head_dim, None, max_position=shape.max_position, context_length=shape.context_length
+        )
+    if everywhere.dim != shape.head_dim:
+        raise ExportError(
+            "config.json: `partial_rotary_factor` is not supported of `gemma3_text`", code="unsupported_configuration"
         )
     if local.kind != "default":
         raise ExportError(
@@ -89,6 +86,35 @@ def _ropes(config: Config, shape: Shape) -> tuple[Rope, Rope]:
         )
     config.kept["rope_local_base_freq"] = local.theta
     return everywhere, local
+
+
+# By the name that transformers 5 nests it under: what older configurations call the base, and its default.
+_KINDS = {"full_attention": ("rope_theta", 1_000_000.0), "sliding_attention": ("rope_local_base_freq", 10_000.0)}
+
+
+def _rope_of(kind: str, nested: Mapping[str, Any], config: Config, shape: Shape) -> Rope:
+    """The RoPE of one kind of layer, as transformers 5 nests it."""
+    strange = sorted(nested.keys() - _KINDS.keys())
+    own, scaling = nested.get(kind) or {}, config.get("rope_scaling")
+    if strange or not isinstance(own, Mapping):
+        raise ExportError(
+            f"config.json: `rope_parameters.{strange[0] if strange else kind}` is not handled",
+            code="unsupported_configuration",
+        )
+    if kind == "full_attention" and scaling and not same_scaling(scaling, own):
+        raise ExportError(f"config.json: `rope_scaling` and `rope_parameters.{kind}` disagree")
+    if own.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ExportError(
+            f"config.json: `rope_parameters.{kind}.partial_rotary_factor` is not supported",
+            code="unsupported_configuration",
+        )
+    older, default = _KINDS[kind]
+    theta = one_number(
+        "rope_theta",
+        default,
+        {f"rope_parameters.{kind}.rope_theta": own.get("rope_theta"), older: config.get(older)},
+    )
+    return read_rope(theta, shape.head_dim, own, max_position=shape.max_position, context_length=shape.context_length)
 
 
 def _pattern(sliding: list[bool], stated: int) -> int:

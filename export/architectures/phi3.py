@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgekit.errors import ExportError
 from edgekit.export.architectures.config import Config
 from edgekit.export.architectures.decoder import Decoder, Shape, build_decoder, plain_rope
+from edgekit.export.architectures.rope import scaling_kind
 
 __all__ = ["describe"]
 
@@ -32,13 +34,21 @@ def describe(config: Config, context_length: int | None) -> Decoder:
 
 
 def _original_length_inside(config: Config) -> Config:
-    """Move the trained length, which Phi-3 keeps at the top, to where every other scaling has it."""
-    original: Any = config.get("original_max_position_embeddings")
-    if original is None:
+    """Move the trained length, which Phi-3 keeps at the top, to where every other configuration has it.
+
+    Raises:
+        ExportError: Both places have one, and they differ.
+    """
+    if config.get("original_max_position_embeddings") is None:
         return config
-    config.integer("original_max_position_embeddings")
+    original = config.integer("original_max_position_embeddings")
     for key in ("rope_scaling", "rope_parameters"):
-        scaling = config.get(key)
-        if isinstance(scaling, dict) and ("long_factor" in scaling):
-            config = config.replaced(key, {"original_max_position_embeddings": original, **scaling})
+        scaling: Any = config.get(key)
+        if not scaling or scaling_kind(scaling) in {"default", "linear"}:
+            continue
+        if scaling.get("original_max_position_embeddings", original) != original:
+            raise ExportError(
+                f"config.json: `original_max_position_embeddings` and `{key}.original_max_position_embeddings` disagree"
+            )
+        config = config.replaced(key, {**scaling, "original_max_position_embeddings": original})
     return config

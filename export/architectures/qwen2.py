@@ -6,7 +6,14 @@ Source: Yang et al. 2024, arXiv:2407.10671, and `transformers/models/qwen2/confi
 from __future__ import annotations
 
 from edgekit.export.architectures.config import Config
-from edgekit.export.architectures.decoder import Decoder, Shape, build_decoder, plain_rope, sliding_layers
+from edgekit.export.architectures.decoder import (
+    Decoder,
+    Shape,
+    build_decoder,
+    no_windows,
+    plain_rope,
+    sliding_layers,
+)
 
 __all__ = ["describe", "windows"]
 
@@ -29,7 +36,7 @@ def windows(config: Config, shape: Shape) -> list[int | None] | None:
     """The window of each layer: from `max_window_layers` on, where `use_sliding_window` says so; so with Qwen3."""
     first, size = config.get("max_window_layers"), config.get("sliding_window")
     if not config.flag("use_sliding_window", default=False):
-        config.get("layer_types")
+        no_windows(config, shape, "`use_sliding_window` is false")
         return None
     first = 28 if first is None else first
     if type(first) is int:

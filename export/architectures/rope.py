@@ -20,7 +20,16 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 
-__all__ = ["Rope", "read_rope", "same_scaling", "scaled_context", "scaling_kind", "with_yarn"]
+__all__ = [
+    "Rope",
+    "full_scaling",
+    "known_kind",
+    "read_rope",
+    "same_scaling",
+    "scaled_context",
+    "scaling_kind",
+    "with_yarn",
+]
 
 Frequencies = npt.NDArray[np.float64]
 
@@ -84,20 +93,7 @@ def read_rope(
         ExportError: The kind of scaling is unknown, or a key of it is unknown, missing or out of range.
     """
     own = _own(scaling)
-    kind = scaling_kind(scaling)
-    if kind not in _KEYS:
-        raise ExportError(
-            f"config.json: RoPE scaling `{kind}` is not supported",
-            hint=f"supported: {', '.join(_KEYS)}",
-            code="unsupported_configuration",
-        )
-    strange = sorted(own.keys() - _KEYS[kind])
-    if strange:
-        raise ExportError(
-            f"config.json: RoPE scaling `{kind}` has a key that is not handled: `{strange[0]}`",
-            hint=f"handled: {', '.join(sorted(_KEYS[kind]))}",
-            code="unsupported_configuration",
-        )
+    kind = known_kind(scaling)
     try:
         with np.errstate(all="ignore"):
             plain = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
@@ -121,16 +117,56 @@ def read_rope(
 
 
 def scaling_kind(scaling: Mapping[str, Any] | None) -> str:
-    """The name of a scaling, `default` for none."""
+    """The name of a scaling, `default` for none.
+
+    Raises:
+        ExportError: It is no object, or has two names.
+    """
     if not isinstance(scaling, Mapping | None):
         raise ExportError(f"config.json: RoPE scaling must be an object, not {str(scaling)[:40]!r}")
-    name = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
-    return _ALIASES.get(str(name), str(name)[:40])
+    stated = [str(name) for name in ((scaling or {}).get(key) for key in ("rope_type", "type")) if name]
+    names = {_ALIASES.get(name, name[:40]) for name in stated}
+    if len(names) > 1:
+        raise ExportError(f"config.json: RoPE scaling is both `{stated[0][:40]}` and `{stated[1][:40]}`")
+    return names.pop() if names else "default"
+
+
+def known_kind(scaling: Mapping[str, Any] | None) -> str:
+    """The name of a scaling whose kind and keys are all handled.
+
+    Raises:
+        ExportError: One is not.
+    """
+    own, kind = _own(scaling), scaling_kind(scaling)
+    if kind not in _KEYS:
+        raise ExportError(
+            f"config.json: RoPE scaling `{kind}` is not supported",
+            hint=f"supported: {', '.join(_KEYS)}",
+            code="unsupported_configuration",
+        )
+    strange = sorted(own.keys() - _KEYS[kind])
+    if strange:
+        raise ExportError(
+            f"config.json: RoPE scaling `{kind}` has a key that is not handled: `{strange[0]}`",
+            hint=f"handled: {', '.join(sorted(_KEYS[kind]))}",
+            code="unsupported_configuration",
+        )
+    return kind
 
 
 def same_scaling(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two scalings say the same, whichever of their keys' names they use."""
     return scaling_kind(one) == scaling_kind(other) and _own(one) == _own(other)
+
+
+def full_scaling(scaling: Any, nested: Any) -> Any:
+    """Of a configuration's `rope_scaling` and `rope_parameters`, what scales the layers that see all tokens.
+
+    transformers 5 nests one for each kind of layer where they differ.
+    """
+    if not scaling and isinstance(nested, Mapping):
+        return nested.get("full_attention", nested)
+    return scaling or nested
 
 
 def scaled_context(scaling: Mapping[str, Any] | None, max_position: int) -> int:
@@ -158,19 +194,24 @@ def with_yarn(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """
     if not 1 < factor <= 64:
         raise ExportError(f"a YaRN factor is more than 1 and at most 64, not {factor:g}")
-    for key in ("rope_scaling", "rope_parameters"):
-        if scaling_kind(config.get(key)) != "default":
+    nested = config.get("rope_parameters")
+    for scaling in (config.get("rope_scaling"), nested, full_scaling(None, nested)):
+        if scaling_kind(scaling) != "default":
             raise ExportError(
-                f"config.json asks for RoPE scaling `{scaling_kind(config.get(key))}` already",
-                hint="leave out --yarn",
+                f"config.json asks for RoPE scaling `{scaling_kind(scaling)}` already", hint="leave out --yarn"
             )
     original = config.get("max_position_embeddings")
     added = {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}
-    changed = {**config, "rope_scaling": added}
-    if isinstance(config.get("rope_parameters"), Mapping):
-        changed["rope_parameters"] = {**config["rope_parameters"], **added}
-        del changed["rope_scaling"]
-    return changed
+
+    def stretched(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**{key: value for key, value in (scaling or {}).items() if key != "type"}, **added}
+
+    changed = {key: value for key, value in config.items() if key != "rope_scaling"}
+    if not isinstance(nested, Mapping):
+        return {**changed, "rope_scaling": stretched(config.get("rope_scaling"))}
+    if "full_attention" in nested:
+        return {**changed, "rope_parameters": {**nested, "full_attention": stretched(nested["full_attention"])}}
+    return {**changed, "rope_parameters": stretched({**(config.get("rope_scaling") or {}), **nested})}
 
 
 def _llama3(theta: float, dim: int, plain: Frequencies, own: Mapping[str, Any]) -> Rope:
@@ -275,6 +316,14 @@ def _longrope(theta: float, plain: Frequencies, own: Mapping[str, Any], max_posi
                 f"config.json: RoPE scaling `longrope` with `{key}: {own[key]}` is not supported",
                 code="unsupported_configuration",
             )
+    # transformers 4 overrides this factor by the ratio of the two lengths, transformers 5 the ratio by the factor.
+    if "attention_factor" not in own and not math.isclose(_number(own, "factor", stretch), stretch, rel_tol=1e-6):
+        raise ExportError(
+            f"config.json: RoPE scaling `longrope` has the factor {own['factor']:g}, and the lengths {max_position} "
+            f"and {original}, which make {stretch:g}",
+            hint="state `attention_factor` there, which settles it",
+            code="unsupported_configuration",
+        )
     attention = _number(own, "attention_factor", usual)
     chosen = factors["long_factor" if context > original else "short_factor"]
     scaling = {**factors, "original_max_position_embeddings": original}

@@ -120,3 +120,78 @@ def test_numbers_that_no_model_has_are_refused_before_anything_is_made_by_them(
     config = json.loads((variant("llama", tmp_path / "model") / "config.json").read_text())
     with pytest.raises(ExportError, match=says):
         describe(config | keys)
+
+
+_LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def test_a_base_inside_the_scaling_counts_as_it_does_for_transformers_5(tmp_path: Path) -> None:
+    config = configuration(variant("llama3", tmp_path))
+    inside = config | {"rope_theta": None, "rope_scaling": {**_LLAMA3, "rope_theta": 70_000.0}}
+    assert describe(inside).rope == describe(config | {"rope_theta": 70_000.0}).rope
+
+
+def test_the_trained_length_that_phi3_keeps_at_the_top_counts_for_every_scaling(tmp_path: Path) -> None:
+    config = configuration(variant("phi3", tmp_path))
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    top = describe(config | {"original_max_position_embeddings": 64, "rope_scaling": yarn})
+    inside = describe(config | {"rope_scaling": {**yarn, "original_max_position_embeddings": 64}})
+    assert top.rope == inside.rope
+    assert top.rope.trained == 64
+
+
+def test_the_older_bases_count_where_transformers_5_nests_nothing_else_for_gemma(tmp_path: Path) -> None:
+    old = configuration(variant("gemma3_text", tmp_path)) | {"rope_scaling": None, "rope_local_base_freq": 20_000.0}
+    kinds: dict[str, Any] = {"full_attention": {"rope_type": "default"}, "sliding_attention": None}
+    assert describe(old | {"rope_parameters": kinds}) == describe(old)
+
+
+@pytest.mark.parametrize("nested", [None, {"rope_type": "default"}, "kinds"])
+def test_yarn_reaches_the_layers_that_see_all_tokens_however_rope_is_written(nested: Any, tmp_path: Path) -> None:
+    name = "gemma3_text" if nested == "kinds" else "llama"
+    config = configuration(variant(name, tmp_path)) | {"rope_scaling": {"type": "default"}}
+    if nested == "kinds":
+        nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+    decoder = describe(with_yarn(config | {"rope_parameters": nested}, 4.0))
+    assert (decoder.rope.kind, decoder.max_position) == ("yarn", 1024)
+    kinds = {layer.rope.kind for layer in decoder.layers}
+    assert kinds == ({"yarn", "default"} if name == "gemma3_text" else {"yarn"})
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "says"),
+    [
+        ("llama", {"rope_scaling": {**_LLAMA3, "rope_theta": 1e6}}, "`rope_theta` and `rope_scaling.rope_theta` disag"),
+        ("llama", {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}}, "both `yarn` and `linear`"),
+        ("llama", {"rope_scaling": _LLAMA3, "rope_parameters": {"mrope_section": [1]}}, "not handled: `mrope_section`"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 2.0}}, "64 of 32 elements"),
+        ("phi3-longrope", {"original_max_position_embeddings": 128}, None),
+        ("phi3-longrope", {"rope_scaling.original_max_position_embeddings": 128}, "disagree"),
+        ("phi3-longrope", {"rope_scaling.factor": 8.0}, "the factor 8, and the lengths 256 and 64, which make 4"),
+        ("phi3-longrope", {"rope_scaling.factor": 8.0, "rope_scaling.attention_factor": 1.2}, None),
+        ("phi3-longrope", {"rope_scaling.factor": 4.0}, None),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {}}}, "`rope_scaling` and `rope_parameters.full_attent"),
+        ("gemma3_text", {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_theta": 3.0}}}, "disagree"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {}, "chunked": {}}}, "`rope_parameters.chunked` is not"),
+        ("gemma3_text", {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is not supported"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "sliding layers, and `use_sliding_window` is false"),
+        ("qwen2", {"layer_types": ["linear_attention"] * 3}, "`layer_types` must name one of"),
+        ("qwen2", {"layer_types": ["full_attention"] * 3}, None),
+        ("mistral", {"layer_types": ["sliding_attention"] * 3}, "sliding layers, and there is no `sliding_window`"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_and_nothing_is_dropped(
+    name: str, keys: dict[str, Any], says: str | None, tmp_path: Path
+) -> None:
+    config = configuration(variant(name, tmp_path))
+    for key, value in keys.items():
+        outer, _, inner = key.partition(".")
+        config[outer] = {**config[outer], inner: value} if inner else value
+    if says is None:
+        describe(config)
+        return
+    with pytest.raises(ExportError, match=says):
+        describe(config)
