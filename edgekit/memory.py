@@ -30,12 +30,21 @@ class Shapes:
         intermediate: Width of the MLP.
         heads: Query heads.
         vocab: Tokens in the vocabulary.
+        kv_heads: Heads of keys and values; 0 where nobody said: as many.
+        head_dim: Width of a head; 0 where nobody said: they divide the residual stream.
     """
 
     hidden: int
     intermediate: int
     heads: int
     vocab: int
+    kv_heads: int = 0
+    head_dim: int = 0
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.hidden // self.heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,8 @@ class Runtime:
     """What a runner takes besides weights and KV cache.
 
     A step of `chunk` tokens holds at its widest, in the MLP, `mlp_copies` rows of the MLP's width and `copies` of the
-    residual stream's for each token; where attention is not fused, also its scores over the whole context.
+    residual stream's for each token, and `query_copies` as wide as its queries; where attention is not fused, also its
+    scores over the whole context. Where threads share a query's way back, each `span` of it has a sum and values.
 
     Attributes:
         process: Interpreter, libraries and what they allocate, bytes.
@@ -56,6 +66,8 @@ class Runtime:
         score: Bytes for each query head, token of the chunk and token of the context; 0 where attention is fused.
         basis: Where the figures come from.
         copies: Rows of the residual stream's width that are alive at once.
+        query_copies: Rows as wide as all queries, or as the residual stream where that is wider.
+        span: Positions that are looked back over at a time, for a thread to take; 0 where they are not shared.
     """
 
     process: int
@@ -68,6 +80,8 @@ class Runtime:
     score: int
     basis: str
     copies: int = 1
+    query_copies: int = 0
+    span: int = 0
 
     def workspace(self, shapes: Shapes) -> int:
         """Bytes of the process without a model, its tokenizer included."""
@@ -76,11 +90,22 @@ class Runtime:
     def activations(self, shapes: Shapes) -> int:
         """Bytes of a prefill step that do not depend on the context."""
         row = self.mlp_copies * shapes.intermediate + self.copies * shapes.hidden
+        row += self.query_copies * max(shapes.hidden, shapes.heads * shapes.head_width)
         return self.allocator + int(self.chunk * self.element * row)
 
-    def activations_per_token(self, shapes: Shapes) -> int:
-        """Bytes of a prefill step for each token of the context."""
-        return self.score * self.chunk * shapes.heads
+    def activations_per_token(self, shapes: Shapes, threads: int = 1) -> int:
+        """Bytes of a step for each token of the context.
+
+        Args:
+            shapes: The model's sizes.
+            threads: That compute; they share as many rows' ways back as give each of them four pieces of work.
+        """
+        scores = self.score * self.chunk * shapes.heads
+        if not self.span or threads == 1:
+            return scores
+        rows = -(-4 * threads // (shapes.kv_heads or shapes.heads))
+        # Values and two numbers beside their address, and what says which piece it is (csrc/model.c).
+        return scores + -(-rows * shapes.heads * (4 * shapes.head_width + 16 + 24) // self.span)
 
     def footprint(
         self,
@@ -90,6 +115,7 @@ class Runtime:
         kv_per_token: int,
         windows: tuple[tuple[int, int], ...] = (),
         rope_per_token: int = 0,
+        threads: int = 1,
     ) -> Footprint:
         """Return what a model takes in this runtime.
 
@@ -101,12 +127,13 @@ class Runtime:
             kv_per_token: KV cache of one token in the layers that keep every token, bytes.
             windows: As in `Footprint`.
             rope_per_token: Rows of RoPE's tables that are in memory for each token of the context, bytes.
+            threads: That compute, where the runtime shares work so that each takes memory.
         """
         return Footprint(
             weights=weights,
             kv_per_token=kv_per_token,
             activations=self.activations(shapes),
-            activations_per_token=self.activations_per_token(shapes) + rope_per_token,
+            activations_per_token=self.activations_per_token(shapes, threads) + rope_per_token,
             workspace=self.workspace(shapes),
             windows=windows,
         )
@@ -122,7 +149,20 @@ RUNTIMES: Mapping[str, Runtime] = {
     "onnxruntime": Runtime(95 * MIB, _TOKENIZER, 512, 4, 4, 5, 16 * MIB, 0, _MEASURED.format("onnxruntime 1.32, ")),
     # Kernels of our own (runners/cpu/csrc/model.c). In the MLP gate and up are there side by side, and the codes they
     # are rounded to; scores are of a few queries at a time.
-    "cpu": Runtime(70 * MIB, _TOKENIZER, 512, 4, 2, 2.4, 4 * MIB, 0, _MEASURED.format(""), copies=4),
+    "cpu": Runtime(
+        70 * MIB,
+        _TOKENIZER,
+        512,
+        4,
+        2,
+        2.4,
+        4 * MIB,
+        0,
+        _MEASURED.format(""),
+        copies=2,
+        query_copies=2,
+        span=256,
+    ),
     "mlx": Runtime(
         250 * MIB,
         _TOKENIZER,

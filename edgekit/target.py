@@ -22,10 +22,13 @@ __all__ = ["FALLBACK", "Dialect", "Profile", "Target", "Variant", "load_target",
 FALLBACK = "cpu"
 """Both the target and the `compatible` string of what runs everywhere."""
 
+# Beyond any device.
+_MOST_GIB = 4096
+
 RunnerName = Literal["tensorrt", "tensorrt_rtx", "onnxruntime", "mlx", "cpu"]
 Dialect = Literal["portable", "native", "onnxruntime"]
 GroupSize = Annotated[int, Between(16, 1024)]
-Gigabytes = Annotated[float, Between(0, 4096)]
+Gigabytes = Annotated[float, Between(0, _MOST_GIB)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Variant:
     """
 
     title: str
-    memory_gib: tuple[Annotated[int, Between(1, 4096)], ...]
+    memory_gib: tuple[Annotated[int, Between(1, _MOST_GIB)], ...]
     source: str
     bandwidth_gb_s: Gigabytes | None = None
 
@@ -251,6 +254,8 @@ def _sized(name: str, profile: Profile, memory_gib: float | None) -> Target:
         first = profile.variants[0] if profile.variants else None
         return _target(name, profile, first.memory_gib[0] if first else None, first)
     if not profile.variants:
+        if not memory_gib <= _MOST_GIB:
+            raise ConfigError(f"{memory_gib:g} GiB is no size of a memory", hint=f"give at most {_MOST_GIB}")
         if memory_gib <= profile.reserve.gib:
             hint = f"give more than {profile.reserve.gib:g} GiB"
             raise ConfigError(f"{memory_gib:g} GiB is no more than the system of `{name}` itself needs", hint=hint)

@@ -18,6 +18,9 @@ from edgekit.errors import BundleError, ConfigError
 from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.onnx.packing import int4_planes, offset_kind
+from edgekit.runners.cpu.description import Unsupported
+from edgekit.runners.cpu.description import describe as describe_graph
+from edgekit.runners.cpu.weights import fits_half, is_wide
 from edgekit.target import Target
 
 __all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "runner_for", "sizes_of_files"]
@@ -36,12 +39,14 @@ class StoredMatrix:
         scales: One or more per group.
         offsets: Zero points and offsets.
         bits: Of a code; 0 for floating point.
+        wide: Whether the CPU kernels keep its factors in float32, as float16 would lose some.
     """
 
     weights: int = 0
     scales: int = 0
     offsets: int = 0
     bits: int = 0
+    wide: bool = False
 
     @property
     def total(self) -> int:
@@ -52,9 +57,9 @@ class StoredMatrix:
     def in_kernels(self) -> int:
         """As the CPU kernels hold it: a float16 scale per group, and where it has offsets of any kind one beside it.
 
-        Stored are float32 scales. The few matrices whose factors stay float32 in the kernels are not told apart.
+        Stored are float32 scales.
         """
-        factors = self.scales // 2
+        factors = self.scales if self.wide else self.scales // 2
         return self.weights + factors + (factors if self.offsets else 0)
 
 
@@ -168,7 +173,10 @@ def _matrix(linear: Linear, rows: Rows, artifact_format: str) -> StoredMatrix:
     if artifact_format == "onnxruntime":
         kind = offset_kind(rows)
         points = 0 if kind is Offset.SYMMETRIC else out * (-(-groups // 2) if rows.bits == 4 else groups)
-        return StoredMatrix(codes, one_per_group, points + (one_per_group if kind is Offset.FLOAT else 0), rows.bits)
+        offsets = points + (one_per_group if kind is Offset.FLOAT else 0)
+        # A few rows say it of nearly all matrices; a single factor elsewhere can make it otherwise.
+        wide = not (fits_half(rows.scales) and (not offsets or fits_half(rows.offsets)))
+        return StoredMatrix(codes, one_per_group, offsets, rows.bits, wide)
     planes, centre = int4_planes(rows)
     return StoredMatrix(
         weights=len(planes) * -(-out * inner // 2),
@@ -217,13 +225,27 @@ def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
             held[part] += size
             widths[module] = max(widths.get(module, 0), bits)
             shares = shares or again
-    matrices = {module: StoredMatrix(**held, bits=widths[module]) for module, held in parts.items()}
+    wide = _wide(folder) if kind == "onnx" else frozenset()
+    matrices = {
+        module: StoredMatrix(**held, bits=widths[module], wide=module in wide) for module, held in parts.items()
+    }
     table = matrices.pop(decoder.embedding.name, StoredMatrix())
     head = matrices.pop(decoder.head.name, None)
     if head is None or shares:
         # A table that serves as the head too keeps its scales under its own name.
         head, shares = replace(table, bits=0 if head is None else head.bits), True
     return Sizes(table, head, shares, tuple(matrices.values()), vectors, rope)
+
+
+def _wide(folder: Path) -> frozenset[str]:
+    """The matrices whose factors stay float32 in the CPU kernels, as those will find; none where they cannot run it."""
+    try:
+        model = describe_graph(folder)
+    except (BundleError, Unsupported):
+        return frozenset()
+    return frozenset(
+        matrix.name.removesuffix(".weight") for matrix in model.matrices() if is_wide(matrix, model.let_go)
+    )
 
 
 def runner_for(target: Target, dialect: str | None, sizes: Sizes, wanted: str | None = None) -> str:

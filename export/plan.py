@@ -24,6 +24,7 @@ from edgekit.export.plan_source import Source, plan_source
 from edgekit.export.progress import Report, silent
 from edgekit.export.recipe import METHODS, recipe_for
 from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
+from edgekit.runners.cores import usable_cores
 from edgekit.target import FALLBACK, Target, load_target, targets
 
 __all__ = ["ModelPlan", "largest", "note_on_context", "plan_model", "refuse_oversize"]
@@ -142,11 +143,13 @@ def _planned(
     decoder = options.describe(source.config)
     longest = replace(options, context_length=None).describe(source.config).max_position
     recipe = recipe_for(target, options.recipe, options.group_size)
+    recipe = recipe.with_bits(decoder, head=options.head_bits, embedding=options.embedding_bits)
     known: dict[tuple[object, ...], Rows] = {}
 
     def sample(linear: Linear) -> Rows:
         encoding = source.encoding(linear)
-        key = (encoding, linear.in_features, linear.name.startswith("model.layers."))
+        bits = recipe.chosen_bits.get(linear.stored.name)
+        key = (encoding, linear.in_features, linear.name.startswith("model.layers."), bits)
         if key not in known:
             known[key] = recipe.apply(linear, source.rows(linear), encoding)[0]
         return known[key]
@@ -184,7 +187,14 @@ def _bundled(bundle: Bundle, target: Target, options: ExportOptions, parallel: i
 
 
 def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Footprint:
-    shapes = Shapes(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads, decoder.vocab_size)
+    shapes = Shapes(
+        decoder.hidden_size,
+        decoder.intermediate_size,
+        decoder.num_heads,
+        decoder.vocab_size,
+        decoder.num_kv_heads,
+        decoder.head_dim,
+    )
     one_layer = decoder.kv_bytes_per_token(element) // len(decoder.layers)
     windows = [layer.window for layer in decoder.layers if _windowed(decoder, layer, runner)]
     return RUNTIMES[runner].footprint(
@@ -194,6 +204,8 @@ def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Foo
         windows=tuple((one_layer, window or 0) for window in windows),
         # Of RoPE's tables these have the context's rows in memory; elsewhere all are among the weights.
         rope_per_token=sizes.rope // decoder.max_position if runner in {"cpu", "onnxruntime"} else 0,
+        # Of the device nobody knows better.
+        threads=usable_cores(),
     )
 
 

@@ -76,6 +76,19 @@ def test_every_runner_of_every_target_has_figures_with_a_basis(name: str) -> Non
         assert 0 < runtime.activations(shapes) < GIB
 
 
+def test_what_threads_share_and_queries_wider_than_the_stream_are_counted() -> None:
+    cpu, onnxruntime = RUNTIMES["cpu"], RUNTIMES["onnxruntime"]
+    narrow = Shapes(1024, 3072, 16, 1000, kv_heads=8, head_dim=64)
+    wide = Shapes(1024, 3072, 16, 1000, kv_heads=8, head_dim=128)
+    # Two more rows as wide as the queries, of which the stream's width was counted.
+    assert cpu.activations(wide) - cpu.activations(narrow) == 512 * 4 * 2 * 1024
+    assert onnxruntime.activations(wide) == onnxruntime.activations(narrow)
+    assert cpu.activations_per_token(wide, 1) == onnxruntime.activations_per_token(wide, 8) == 0
+    # Eight threads share four rows of eight KV heads: a value for each element of a head, and 40 bytes, per 256 tokens.
+    assert cpu.activations_per_token(wide, 8) == -(-4 * 16 * (4 * 128 + 40) // 256)
+    assert cpu.footprint(wide, weights=0, kv_per_token=1, threads=8).activations_per_token == 138
+
+
 @pytest.mark.parametrize(("bandwidth", "expected"), [(204.8, 56), (102.4, 28), (68.25, 18.7)])
 def test_the_ceiling_is_bandwidth_over_bytes_read(bandwidth: float, expected: float) -> None:
     assert tokens_per_s(bandwidth, 3.65e9) == pytest.approx(expected, rel=0.01)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.plan import plan_model
@@ -111,6 +112,24 @@ def test_a_large_kv_cache_is_planned_for(tmp_path: Path, runner: str) -> None:
     assert plan.footprint.kv_cache(4096) == 12 * 2 * 8 * 64 * 4096 * (2 if runner == "cpu" else 4)
     assert plan.footprint.kv_cache(4096) > 0.5 * plan.needed
     check(bundle, 4096, "wide-cache", runner)
+
+
+def test_factors_that_stay_float32_and_a_few_wide_heads_far_behind_are_planned_for(tmp_path: Path) -> None:
+    refresh(find_compiler())
+    folder = tiny_checkpoint(
+        tmp_path / "wide-factors", model_type="qwen3", layers=6, hidden=1024, intermediate=2048, heads=16, kv_heads=1,
+        head_dim=128, max_position=2048, tied=True,
+    )  # fmt: skip
+    weights = load_file(folder / "model.safetensors")
+    for values in weights.values():
+        if values.ndim == 2:
+            values[3] *= 1e-6  # of no size that float16 has
+    save_file(weights, folder / "model.safetensors")
+    bundle, target = tmp_path / "bundle", load_target("cpu")
+    export_bundle(str(folder), target, bundle, ExportOptions(recipe="rtn"), lambda *_: None)
+    for made in (plan_model(str(bundle), target, runner="cpu"), plan_model(str(folder), target, runner="cpu")):
+        assert all(matrix.wide for matrix in made.sizes.layers)
+    check(bundle, 2048, "wide-factors", "cpu")
 
 
 @pytest.mark.slow

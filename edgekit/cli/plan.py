@@ -25,6 +25,8 @@ __all__ = ["plan"]
 @click.option("--runner", metavar="NAME", help="What runs it there [the target's first that can].")
 @click.option("--recipe", default="auto", show_default=True, help="As for `edgekit export`.")
 @click.option("--group-size", type=int, help="As for `edgekit export`.")
+@click.option("--head-bits", type=int, help="As for `edgekit export`.")
+@click.option("--embedding-bits", type=int, help="As for `edgekit export`.")
 @click.option("--yarn", type=float, metavar="FACTOR", help="As for `edgekit export`.")
 @click.option("--ignore-key", "ignore_keys", multiple=True, metavar="KEY", help="As for `edgekit export`.")
 @click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
@@ -40,6 +42,8 @@ def plan(
     runner: str | None,
     recipe: str,
     group_size: int | None,
+    head_bits: int | None,
+    embedding_bits: int | None,
     yarn: float | None,
     ignore_keys: tuple[str, ...],
     memory_gib: float | None,
@@ -60,6 +64,8 @@ def plan(
     options = ExportOptions(
         recipe=recipe,
         group_size=group_size,
+        head_bits=head_bits,
+        embedding_bits=embedding_bits,
         revision=revision,
         context_length=context_length,
         yarn=yarn,

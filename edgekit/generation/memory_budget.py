@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edgekit.memory import RUNTIMES, Shapes
 from edgekit.runners.base import Limits
+from edgekit.runners.cores import usable_cores
 
 __all__ = ["Loaded", "draft_bytes", "grammar_bytes", "kv_budget", "model_shapes", "tokens_beside_draft"]
 
@@ -54,9 +55,8 @@ class Loaded:
         if self.shapes is None or self.runtime not in RUNTIMES:
             return 0
         figures = RUNTIMES[self.runtime]
-        return (
-            figures.activations(self.shapes) + figures.activations_per_token(self.shapes) * self.limits.context_length
-        )
+        per_token = figures.activations_per_token(self.shapes, usable_cores())
+        return figures.activations(self.shapes) + per_token * self.limits.context_length
 
 
 def kv_budget(models: Sequence[Loaded], available: int | None) -> int:
@@ -120,6 +120,8 @@ def model_shapes(folder: Path) -> Shapes | None:
             intermediate=int(config["intermediate_size"]),
             heads=int(config["num_attention_heads"]),
             vocab=int(config["vocab_size"]),
+            kv_heads=int(config.get("num_key_value_heads") or 0),
+            head_dim=int(config.get("head_dim") or 0),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

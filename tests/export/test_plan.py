@@ -92,6 +92,24 @@ def test_in_floating_point_a_configuration_alone_gives_every_element_of_every_te
 
 
 @pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize(("tied", "bits"), [(True, (None, 16)), (True, (8, None)), (False, (16, 8)), (False, (8, 4))])
+def test_the_bits_of_head_and_embedding_are_planned_for(
+    tied: bool, bits: tuple[int | None, int | None], target: str, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", tied=tied, vocab=4096)
+    chosen = {"recipe": "rtn", "head_bits": bits[0], "embedding_bits": bits[1]}
+    predicted = plan_model(str(checkpoint), load_target(target), ExportOptions(**chosen))
+    written = plan_model(str(exported(checkpoint, target, tmp_path / "bundle", **chosen)), load_target(target))
+    assert predicted.sizes.stored == pytest.approx(written.sizes.stored, abs=600)
+    assert predicted.runner == written.runner
+    done = edgekit(
+        "plan", checkpoint, "-t", target, "--recipe", "rtn", "--json", "--embedding-bits", str(bits[1] or bits[0] or 4),
+        *(() if tied else ("--head-bits", str(bits[0] or 4))), check=False,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["artifact_bytes"] == predicted.sizes.stored
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
 def test_a_real_model_is_predicted_within_a_hundredth(target: str, export: Export) -> None:
     bundle = export(target)
     predicted = plan_model(SMALL, load_target(target)).sizes.stored
@@ -293,6 +311,10 @@ def test_where_the_memory_is_not_known_the_command_asks_for_it(qwen: str) -> Non
         (("--context", "99999"), "context is 32768 tokens"),
         (("--parallel", "0"), "--parallel"),
         (("--recipe", "magic"), "unknown recipe"),
+        (("--head-bits", "5"), "--head-bits 5 is not a choice"),
+        (("--memory-gib", "nan"), "nan GiB"),
+        (("-t", "cpu", "--memory-gib", "nan"), "nan GiB is no size"),
+        (("-t", "cpu", "--memory-gib", "inf"), "inf GiB is no size"),
     ],
 )
 def test_a_wrong_wish_is_one_line(arguments: tuple[str, str], says: str, qwen: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.model import FloatArray, Matrix
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "fits_half", "is_wide"]
 
 # Relative error that rounding a scale to float16 may make: half a step of its 11 bits.
 _ROUNDING = 2.0**-11
+# Of a matrix, looked at at a time.
+_FACTORS = 1 << 20
 
 
 class Weights:
@@ -45,7 +48,7 @@ class Weights:
         rows, columns = matrix.shape
         scales = np.ascontiguousarray(matrix.scales, np.float32)
         offsets = np.ascontiguousarray(matrix.offsets(), np.float32) if _has_offsets(matrix) else None
-        wide = not (_fits_half(scales) and (offsets is None or _fits_half(offsets)))
+        wide = not (fits_half(scales) and (offsets is None or fits_half(offsets)))
         codes = np.ascontiguousarray(matrix.codes)
         bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, np.float32)
         made = self._call.matrix_new(
@@ -86,7 +89,31 @@ def _has_offsets(matrix: Matrix) -> bool:
     return matrix.zero_points is not None or matrix.rest is not None
 
 
-def _fits_half(values: FloatArray) -> bool:
+def is_wide(matrix: Matrix, let_go: Callable[[], None] = lambda: None) -> bool:
+    """Whether a matrix's factors stay float32 in the kernels; read a few rows at a time.
+
+    Args:
+        matrix: The matrix.
+        let_go: Called now and then, to give back the memory of what was read.
+    """
+    groups = matrix.scales.shape[1]
+    step = max(1, _FACTORS // groups)
+    for start in range(0, len(matrix.scales), step):
+        rows = slice(start, start + step)
+        points, rest = matrix.zero_points, matrix.rest
+        part = replace(
+            matrix,
+            scales=matrix.scales[rows],
+            zero_points=None if points is None else points[rows],
+            rest=None if rest is None else rest[rows],
+        )
+        if not (fits_half(part.scales) and (not _has_offsets(part) or fits_half(part.offsets()))):
+            return True
+        let_go()
+    return False
+
+
+def fits_half(values: FloatArray) -> bool:
     """Whether float16 says these no worse than it says any number: none too large, none so small that bits are lost."""
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float16).astype(np.float32)
