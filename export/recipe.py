@@ -194,9 +194,9 @@ class Recipe:
         # (docs/decisions/0006): what was quantized once is widened, what is float gets 4 bits.
         if self.keeps(linear) and (encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}):
             grid = self.grid(linear, 8)
-            return Fitting(rtn, grid, f"8-bit, group {grid.group_size}")
+            return Fitting(_naming(linear, rtn), grid, f"8-bit, group {grid.group_size}")
         fit, grid = self.fit, self.grid(linear, self.bits(linear))
-        return Fitting(fit, grid, f"{fit.__name__} {grid.bits}-bit, group {grid.group_size}")
+        return Fitting(_naming(linear, fit), grid, f"{fit.__name__} {grid.bits}-bit, group {grid.group_size}")
 
     @property
     def fit(self) -> Fit:
@@ -238,6 +238,18 @@ class Recipe:
         groups = sorted((g for g in self.holds.groups if stored.group_size % g == 0), reverse=True)
         bits = sorted(b for b in self.holds.bits if b >= stored.bits)
         return [Grid(b, g, self.holds.widest, self.holds.scale_dtype) for b in bits for g in groups]
+
+
+def _naming(linear: Linear, fit: Fit) -> Fit:
+    """The method, whose errors name the matrix."""
+
+    def named(weight: FloatArray, grid: Grid) -> GroupedTensor:
+        try:
+            return fit(weight, grid)
+        except ExportError as error:
+            raise ExportError(f"`{linear.weight}`: {error.message}", hint=error.hint, code=error.code) from error
+
+    return named
 
 
 def recipe_for(target: Target, method: str, group_size: int | None) -> Recipe:

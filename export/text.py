@@ -7,10 +7,39 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from edgekit.errors import ExportError
+from edgekit.errors import EdgekitError, ExportError
 from edgekit.export.checkpoints.base import TokenizerFiles
 
-__all__ = ["write_text_files"]
+__all__ = ["check_text", "write_text_files"]
+
+
+def check_text(tokenizer: TokenizerFiles, vocab_size: int | None = None) -> None:
+    """Refuse a text side that no chat can be had with, before any work is done.
+
+    Args:
+        tokenizer: The checkpoint's text side.
+        vocab_size: Tokens that the model knows; None where that is not known.
+
+    Raises:
+        ExportError: There is no chat template, it is not valid, or no token that the model knows ends an answer.
+    """
+    from edgekit.generation.template import ChatTemplate
+
+    if tokenizer.chat_template is None:
+        raise ExportError(
+            "the checkpoint has no chat template, so it cannot answer a chat",
+            hint="export the -Instruct variant of the model",
+        )
+    try:
+        ChatTemplate(tokenizer.chat_template)
+    except EdgekitError as error:
+        raise ExportError(f"the checkpoint cannot be chatted with: {error.message}", hint=error.hint) from error
+    if vocab_size is not None and min(tokenizer.eos_token_ids) >= vocab_size:
+        raise ExportError(
+            f"no answer would end: the checkpoint ends one with token {min(tokenizer.eos_token_ids)}, and the model "
+            f"has {vocab_size}",
+            hint="set eos_token_id in generation_config.json",
+        )
 
 
 def write_text_files(
@@ -21,18 +50,10 @@ def write_text_files(
     Args:
         folder: The bundle's folder.
         config: The artifact's `config.json`.
-        tokenizer: The checkpoint's text side.
+        tokenizer: The checkpoint's text side, checked.
         context_length: Longest sequence in tokens.
         licence: SPDX identifier of the weights, or `unknown`.
-
-    Raises:
-        ExportError: The checkpoint has no chat template.
     """
-    if tokenizer.chat_template is None:
-        raise ExportError(
-            "the checkpoint has no chat template, so it cannot answer a chat",
-            hint="export the -Instruct variant of the model",
-        )
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -45,7 +66,7 @@ def write_text_files(
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
     _write_json(folder / "generation_config.json", generation)
     (folder / "tokenizer.json").write_bytes(tokenizer.tokenizer_json)
-    (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(tokenizer.chat_template or "", encoding="utf-8")
     for name, contents in tokenizer.extra.items():
         (folder / Path(name).name).write_bytes(contents)
     if not (folder / "LICENSE").exists():

@@ -198,3 +198,58 @@ def test_the_context_is_what_the_options_say_and_yarn_stretches_it(tmp_path: Pat
         assert config["rope_parameters"]["rope_type"] == kind
     with pytest.raises(ExportError, match="context is 256 tokens"):
         exported(checkpoint, "m2", tmp_path / "long", context_length=257)
+
+
+def test_a_head_beside_a_tied_embedding_must_be_it(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", tied=True, vocab=5000)
+    weights = load_file(checkpoint / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": table.copy()}, checkpoint / "model.safetensors")
+    exported(checkpoint, "cpu", tmp_path / "same", recipe="rtn")
+    other = table.copy()
+    other[-1, -1] += 1
+    for head in (other, table[:-1]):
+        save_file(weights | {"lm_head.weight": head.copy()}, checkpoint / "model.safetensors")
+        with pytest.raises(ExportError, match=r"the embedding is the output head, and `lm_head\.weight` is another"):
+            exported(checkpoint, "cpu", tmp_path / "other", recipe="rtn")
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "says"),
+    [
+        ("tokenizer_config.json", "{}", "has no chat template"),
+        ("chat_template.jinja", "{% if %}", "cannot be chatted with: the chat template is not valid"),
+        ("generation_config.json", '{"eos_token_id": 512}', None),
+        ("config.json", None, "no answer would end: the checkpoint ends one with token 512, and the model has 512"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_chatted_with_is_refused_before_any_work(
+    file: str, contents: str | None, says: str | None, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    if contents is None:
+        config = json.loads((checkpoint / file).read_text())
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+        contents = json.dumps(config | {"eos_token_id": 512})
+    (checkpoint / file).write_text(contents)
+    stages: list[str] = []
+
+    def report(stage: str, *_: object) -> None:
+        stages.append(stage)
+
+    if says is None:  # the tokenizer has one that the model knows
+        export_bundle(str(checkpoint), load_target("cpu"), tmp_path / "bundle", ExportOptions(), report)
+        return
+    with pytest.raises(ExportError, match=says):
+        export_bundle(str(checkpoint), load_target("cpu"), tmp_path / "bundle", ExportOptions(), report)
+    assert "quantize and write" not in stages
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "lsq"])
+def test_a_weight_that_is_no_number_is_named_with_its_matrix(recipe: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(ExportError, match=r"`model\.layers\.1\.mlp\.up_proj\.weight`: a weight is NaN"):
+        exported(checkpoint, "cpu", tmp_path / "bundle", recipe=recipe)
