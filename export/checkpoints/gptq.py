@@ -37,11 +37,13 @@ class Gptq:
         bits: Bits per code where the shapes of a module leave a choice; modules may differ (`dynamic`).
         group_size: Inputs per group; None is all of them.
         less_one: Whether zero points are stored less one.
+        reordered: Whether only `g_idx` says which group an input is of (`desc_act`).
     """
 
     bits: int
     group_size: int | None
     less_one: bool
+    reordered: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Gptq:
@@ -68,7 +70,9 @@ class Gptq:
             )
         if type(size) is not int or size < -1 or size == 0:
             raise ExportError(f"the checkpoint's GPTQ group size is {str(size)[:40]}, which is none")
-        return cls(bits, None if size == -1 else size, _FORMATS[form])
+        # With static groups inputs are taken in another order, and stay in groups of neighbours.
+        reordered = bool(settings.get("desc_act")) and not settings.get("static_groups")
+        return cls(bits, None if size == -1 else size, _FORMATS[form], reordered)
 
     @property
     def encoding(self) -> str:
@@ -93,7 +97,9 @@ class Gptq:
             if not groups or width % groups:
                 raise damaged(name, f"{width} inputs do not make {groups} groups of {size}")
             size = max(1, width // groups)
-        return Module(name, (out, width), bits, groups, size, has_index=index is not None)
+        if self.reordered and groups > 1 and index is None:
+            raise damaged(name, "its inputs are reordered (desc_act), and it has no g_idx")
+        return Module(name, (out, width), bits, groups, size, index is not None, self.reordered)
 
     def unpack(self, shards: Shards, module: Module, start: int, stop: int) -> Slice:
         """Read some rows; see `Layout`."""

@@ -37,6 +37,7 @@ class Module:
         groups: Groups of inputs that share a scale.
         group_size: Inputs per group, as the configuration states it; where `g_idx` says otherwise, it wins.
         has_index: Whether it has a `g_idx`.
+        reordered: Whether that must say which group an input is of.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Module:
     groups: int
     group_size: int
     has_index: bool = False
+    reordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ class PackedShards:
         stated = np.arange(width) // module.group_size
         index = self._shards.read_integers(f"{module.name}.g_idx") if module.has_index else stated
         if not index.any():  # left empty by writers that do not reorder
+            if module.reordered and module.groups > 1:
+                raise damaged(module.name, "its inputs are reordered (desc_act), and its g_idx is empty")
             index = stated
         if index.min() < 0 or index.max() >= module.groups:
             raise damaged(module.name, f"its g_idx names a group beyond its {module.groups}")

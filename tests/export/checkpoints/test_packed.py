@@ -115,6 +115,17 @@ def test_an_index_that_is_left_out_or_empty_means_groups_in_order(tmp_path: Path
     check(opened(tmp_path, parts, gptq()), layer)
 
 
+@pytest.mark.parametrize("index", [None, 0])
+def test_reordered_inputs_without_the_index_that_says_how_are_refused(tmp_path: Path, index: int | None) -> None:
+    layer = random_layer(32, 128)
+    parts = gptq_parts("x", layer, index=False)
+    if index is not None:
+        parts["x.g_idx"] = np.full(128, index, dtype=np.int32)
+    with pytest.raises(ExportError, match=r"`x` is damaged: its inputs are reordered \(desc_act\)"):
+        opened(tmp_path, parts, gptq(desc_act=True)).read("x.weight")
+    check(opened(tmp_path, parts, gptq(desc_act=True, static_groups=True)), layer)
+
+
 @pytest.mark.parametrize("index", [True, False])
 def test_a_last_group_that_is_short_is_read_as_floats(tmp_path: Path, index: bool) -> None:
     layer = random_layer(32, 96, group_size=64)
