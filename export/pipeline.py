@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit import __version__
 from edgekit.bundle import manifest as schema
@@ -125,15 +126,15 @@ def _checked(checkpoint: Checkpoint, options: ExportOptions) -> Decoder:
     """
     decoder = options.describe(checkpoint.config)
     head, embedding = decoder.head.weight, decoder.embedding.weight
-    if not decoder.tied or head not in checkpoint.tensors:
+    if not decoder.tied or not checkpoint.tensors.keys() >= {head, embedding}:
         return decoder
     if checkpoint.tensors[head].shape == checkpoint.tensors[embedding].shape:
-        parts = range(0, decoder.vocab_size, _ROWS)
-        reads = (
-            (as_floats(checkpoint.read(name, i, min(i + _ROWS, decoder.vocab_size))) for name in (head, embedding))
-            for i in parts
-        )
-        if all(np.array_equal(*pair) for pair in reads):
+
+        def rows(name: str, start: int) -> npt.NDArray[np.float32]:
+            return as_floats(checkpoint.read(name, start, min(start + _ROWS, decoder.vocab_size)))
+
+        starts = range(0, decoder.vocab_size, _ROWS)
+        if all(np.array_equal(rows(head, start), rows(embedding, start)) for start in starts):
             return decoder
     raise ExportError(
         f"config.json says that the embedding is the output head, and `{head}` is another matrix",

@@ -212,6 +212,10 @@ def test_a_head_beside_a_tied_embedding_must_be_it(tmp_path: Path) -> None:
         save_file(weights | {"lm_head.weight": head.copy()}, checkpoint / "model.safetensors")
         with pytest.raises(ExportError, match=r"the embedding is the output head, and `lm_head\.weight` is another"):
             exported(checkpoint, "cpu", tmp_path / "other", recipe="rtn")
+    del weights["model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": table.copy()}, checkpoint / "model.safetensors")
+    with pytest.raises(ExportError, match=r"no tensor `model\.embed_tokens\.weight`"):
+        exported(checkpoint, "cpu", tmp_path / "other", recipe="rtn")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_the_bits_of_head_and_embedding_are_planned_for(
     tied: bool, bits: tuple[int | None, int | None], target: str, tmp_path: Path
 ) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model", tied=tied, vocab=4096)
-    chosen = {"recipe": "rtn", "head_bits": bits[0], "embedding_bits": bits[1]}
+    chosen: dict[str, Any] = {"recipe": "rtn", "head_bits": bits[0], "embedding_bits": bits[1]}
     predicted = plan_model(str(checkpoint), load_target(target), ExportOptions(**chosen))
     written = plan_model(str(exported(checkpoint, target, tmp_path / "bundle", **chosen)), load_target(target))
     assert predicted.sizes.stored == pytest.approx(written.sizes.stored, abs=600)
