@@ -20,10 +20,26 @@ __all__ = ["info", "verify"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the quality figures as an HTML report.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def info(*, bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE is: model, recipe, size, memory, licence, and which devices run it."""
+def info(*, bundle: Path, report_path: Path | None, as_json: bool) -> None:
+    """Show what BUNDLE is: model, recipe, size, memory, licence, which devices run it, and what was measured of it."""
     manifest = open_bundle(bundle).manifest
+    if report_path is not None:
+        from edgekit.export.report import write_report
+
+        if not manifest.quality:
+            raise BundleError(
+                f"{bundle} was not measured",
+                hint=f"edgekit eval {bundle} --against CHECKPOINT --text FILE --save --report {report_path}",
+            )
+        write_report(report_path, manifest, Quality.from_dict(manifest.quality))
     if as_json:
         print_json(manifest.to_dict())
         return

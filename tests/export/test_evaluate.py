@@ -366,10 +366,21 @@ def test_export_measures_and_stores_when_asked(tmp_path: Path) -> None:
     assert quality.text == "prose.txt"
     assert 0 < quality.weights.kl_mean < 1
     assert verify_bundle(bundle) == []
+    edgekit("info", tmp_path / "bundle", "--report", tmp_path / "quality.html")
+    assert f"{quality.weights.kl_mean:.5f}" in (tmp_path / "quality.html").read_text(encoding="utf-8")
     missing = edgekit("export", checkpoint, "-t", "cpu", "-o", tmp_path / "x", "--eval", tmp_path / "no", check=False)
     assert missing.returncode == 2
     assert "cannot read the text" in missing.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_there_is_no_report_of_what_was_not_measured(tmp_path: Path) -> None:
+    bundle = exported(variant("qwen2", tmp_path / "model"), "cpu", tmp_path / "bundle", "rtn")
+    told = edgekit("info", bundle.path, "--report", tmp_path / "quality.html", check=False)
+    assert told.returncode == 1
+    assert "was not measured" in told.stderr
+    assert "--against CHECKPOINT" in told.stderr
+    assert not (tmp_path / "quality.html").exists()
 
 
 def test_a_report_in_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
