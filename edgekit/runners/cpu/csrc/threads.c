@@ -2,15 +2,18 @@
 #include "threads.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 
-/* Turns of waiting before a thread lets others run, and, between steps, before it sleeps (some tenths of a
- * millisecond: as long as it takes to choose the next token). */
-#define PATIENCE 4000
-#define AWAKE 40000
+/* Nanoseconds that a thread waits awake before it sleeps. Between steps: as long as it takes to choose the next token. */
+#define BETWEEN_STEPS 500000
+/* At a barrier: at most about what sleeping and being woken costs. On a busy machine what is waited for needs the core,
+ * so that patience halves when it was not enough; it comes back while waits are short. */
+#define MOST_PATIENCE 50000
+#define LEAST_PATIENCE 500
 
 struct ek_pool {
     int threads;
@@ -24,6 +27,7 @@ struct ek_pool {
     _Alignas(64) atomic_uint phase;
     _Alignas(64) atomic_uint step;
     atomic_int sleeping;
+    atomic_int patience;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 };
@@ -43,46 +47,35 @@ static inline void relax(void) {
 
 int ek_next(ek_pool *p, int count) { return atomic_fetch_add_explicit(&p->next, count, memory_order_relaxed); }
 
-void ek_barrier(ek_pool *p) {
-    const unsigned phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 == p->threads) {
-        atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-        atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&p->phase, phase + 1, memory_order_release);
-        return;
-    }
-    for (int turn = 0; atomic_load_explicit(&p->phase, memory_order_acquire) == phase; turn++) {
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Wait until a counter is no longer what was seen of it; return whether that took sleep. */
+static bool await(ek_pool *p, atomic_uint *counter, unsigned seen, int patience_ns) {
+    int64_t until = 0;
+    for (int turn = 1; atomic_load_explicit(counter, memory_order_acquire) == seen; turn++) {
         relax();
-        if (turn >= PATIENCE) sched_yield();
+        if (turn % 16) continue;
+        const int64_t now = now_ns();
+        if (!until) until = now + patience_ns;
+        if (now < until) continue;
+        pthread_mutex_lock(&p->mutex);
+        atomic_fetch_add(&p->sleeping, 1);
+        while (atomic_load(counter) == seen) pthread_cond_wait(&p->wake, &p->mutex);
+        atomic_fetch_sub(&p->sleeping, 1);
+        pthread_mutex_unlock(&p->mutex);
+        return true;
     }
+    return false;
 }
 
-static void *serve(void *argument) {
-    place at = *(place *)argument;
-    ek_pool *p = at.pool;
-    unsigned seen = 0;
-    free(argument);
-    for (;;) {
-        for (int turn = 0; turn < AWAKE; turn++) {
-            if (atomic_load_explicit(&p->step, memory_order_acquire) != seen) break;
-            relax();
-        }
-        if (atomic_load_explicit(&p->step, memory_order_acquire) == seen) {
-            pthread_mutex_lock(&p->mutex);
-            atomic_fetch_add(&p->sleeping, 1);
-            while (atomic_load(&p->step) == seen) pthread_cond_wait(&p->wake, &p->mutex);
-            atomic_fetch_sub(&p->sleeping, 1);
-            pthread_mutex_unlock(&p->mutex);
-        }
-        seen++;
-        if (p->ending) return NULL;
-        p->work(p->context, p, at.thread);
-        ek_barrier(p);
-    }
-}
-
-static void begin(ek_pool *p) {
-    atomic_fetch_add(&p->step, 1);
+/* Let those go on that wait for a counter. One that is about to sleep says so and then looks at the counter again; here
+ * it is raised, and then looked who sleeps: one of both sees the other. */
+static void advance(ek_pool *p, atomic_uint *counter) {
+    atomic_fetch_add(counter, 1);
     if (atomic_load(&p->sleeping)) {
         pthread_mutex_lock(&p->mutex);
         pthread_cond_broadcast(&p->wake);
@@ -90,11 +83,37 @@ static void begin(ek_pool *p) {
     }
 }
 
+void ek_barrier(ek_pool *p) {
+    const unsigned phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 < p->threads) {
+        const int patience = atomic_load_explicit(&p->patience, memory_order_relaxed);
+        const int next = await(p, &p->phase, phase, patience) ? patience / 2 : patience + patience / 16;
+        if (next >= LEAST_PATIENCE && next <= MOST_PATIENCE)
+            atomic_store_explicit(&p->patience, next, memory_order_relaxed);
+    } else {
+        atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+        atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+        advance(p, &p->phase);
+    }
+}
+
+static void *serve(void *argument) {
+    const place at = *(place *)argument;
+    ek_pool *p = at.pool;
+    free(argument);
+    for (unsigned seen = 0;; seen++) {
+        await(p, &p->step, seen, BETWEEN_STEPS);
+        if (p->ending) return NULL;
+        p->work(p->context, p, at.thread);
+        ek_barrier(p);
+    }
+}
+
 void ek_pool_run(ek_pool *p, ek_work *work, void *context) {
     p->work = work;
     p->context = context;
     atomic_store(&p->next, 0);
-    if (p->threads > 1) begin(p);
+    if (p->threads > 1) advance(p, &p->step);
     work(context, p, 0);
     ek_barrier(p);
 }
@@ -102,7 +121,7 @@ void ek_pool_run(ek_pool *p, ek_work *work, void *context) {
 ek_pool *ek_pool_new(int threads) {
     ek_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (!p) return NULL;
-    *p = (ek_pool){.threads = 1, .others = calloc((size_t)threads, sizeof(pthread_t))};
+    *p = (ek_pool){.threads = 1, .patience = MOST_PATIENCE, .others = calloc((size_t)threads, sizeof(pthread_t))};
     if (!p->others) {
         free(p);
         return NULL;
@@ -125,7 +144,7 @@ ek_pool *ek_pool_new(int threads) {
 void ek_pool_free(ek_pool *p) {
     if (!p) return;
     p->ending = true;
-    if (p->threads > 1) begin(p);
+    if (p->threads > 1) advance(p, &p->step);
     for (int thread = 1; thread < p->threads; thread++) pthread_join(p->others[thread], NULL);
     pthread_mutex_destroy(&p->mutex);
     pthread_cond_destroy(&p->wake);
