@@ -28,7 +28,7 @@ from edgekit.export.progress import Report, silent
 from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.recipe import Recipe
 from edgekit.export.writers.onnx.graph import DATA_FILE, MODEL_FILE, Graph
-from edgekit.export.writers.onnx.packing import nearest_zero_points, nibbles, offset_kind, pack_rows
+from edgekit.export.writers.onnx.packing import lookup_needs, nearest_zero_points, nibbles, offset_kind, pack_rows
 
 __all__ = ["FILES", "quantize_graph"]
 
@@ -87,7 +87,7 @@ def quantize_graph(
         work = _Pass(source, graph, recipe, accuracy_level, report)
         work.run()
         metadata = {"edgekit.dialect": "optimum", "edgekit.context_length": str(context_length)}
-        graph.save(metadata, producer_version=__version__)
+        graph.save(metadata | work.needs, producer_version=__version__)
     return work.used
 
 
@@ -102,6 +102,7 @@ class _Pass:
         self._tables: list[tuple[Weight, _Stored]] = []
         self._names: set[str] = set()
         self.used: Counter[str] = Counter()
+        self.needs: dict[str, str] = {}
 
     def run(self) -> None:
         """Copy inputs and outputs, then node by node, then the weights that are still asked for."""
@@ -205,6 +206,7 @@ class _Pass:
             self._g.node("Gather", [rows, node.input[1]], f"{path}/Gather", output=node.output[0], axis=0)
             return
         out, inner = stored.shape
+        self.needs |= lookup_needs(stored.bits, inner // stored.size, zero_points=len(stored.rest) > 1)
         flat = self._g.alias(f"{stored.weight}.rows", _U8, (out, inner * stored.bits // 8), stored.weight)
         self._g.node(
             "GatherBlockQuantized",

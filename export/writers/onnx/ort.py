@@ -71,7 +71,7 @@ class OnnxRuntime:
 
         Returns:
             Metadata: the positions that RoPE's tables have, and the onnxruntime that the graph needs. A window of n
-            tokens was one of n + 1 before 1.24 (measured: 1.23.2 against 1.24.4).
+            tokens was one of n + 1 before 1.24 (measured: 1.23.2 against 1.24.4); see `lookup_needs` too.
 
         Raises:
             ExportError: The heads are of a size, or a tensor on a grid, that onnxruntime does not take.
@@ -106,7 +106,7 @@ class OnnxRuntime:
         metadata = {"edgekit.positions": str(_positions(d))}
         if any(_window(layer, d) > 0 for layer in d.layers):
             metadata["edgekit.onnxruntime"] = "1.24"
-        return metadata
+        return metadata | self._matrices.needs
 
     # normed ─ attention ─ o_proj ─ (norm) ─ SkipNorm ─ mlp ─ (norm) ─ SkipNorm ─▶ normed of the next layer
     # residual ──────────────────────────────┘    └────────────────────┘    └─▶ residual

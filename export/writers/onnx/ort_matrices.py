@@ -22,7 +22,14 @@ from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.base import Progress, Weights
 from edgekit.export.writers.onnx.graph import Graph
 from edgekit.export.writers.onnx.offsets import OffsetTerms
-from edgekit.export.writers.onnx.packing import concatenate, nearest_zero_points, nibbles, offset_kind, pack_rows
+from edgekit.export.writers.onnx.packing import (
+    concatenate,
+    lookup_needs,
+    nearest_zero_points,
+    nibbles,
+    offset_kind,
+    pack_rows,
+)
 
 __all__ = ["Matrices", "Stored"]
 
@@ -63,6 +70,9 @@ class Matrices:
         progress: Called with the name of each tensor once it is written.
         accuracy_level: Of `MatMulNBits`: 4 rounds activations to 8 bits per block, which is several times faster;
             1 computes in FP32.
+
+    Attributes:
+        needs: Metadata: the onnxruntime that the token table needs.
     """
 
     def __init__(self, graph: Graph, weights: Weights, progress: Progress, accuracy_level: int) -> None:
@@ -71,6 +81,7 @@ class Matrices:
         self._progress = progress
         self._accuracy_level = accuracy_level
         self._offsets = OffsetTerms(graph)
+        self.needs: dict[str, str] = {}
 
     # ids ─ GatherBlockQuantized ─▶ residual
     #
@@ -88,6 +99,7 @@ class Matrices:
             return rows, head
         points, rest = self._points(table, name)
         vocab, hidden = table.shape
+        self.needs = lookup_needs(table.bits, table.scales.shape[1], zero_points=bool(points))
         packed = g.stream(f"{name}.qweight", _U8, (vocab, hidden * table.bits // 8), pack_rows(table.codes, table.bits))
         scales = g.constant(f"{name}.scales", table.scales)
         rows = g.node(

@@ -24,7 +24,7 @@ from edgekit.target import load_target
 
 FloatArray = npt.NDArray[np.float32]
 
-VOCAB, HIDDEN = 64, 32
+VOCAB, HIDDEN = 96, 64
 RNG = np.random.default_rng(23)
 TABLE = RNG.standard_normal((VOCAB, HIDDEN), dtype=np.float32)
 FIRST = RNG.standard_normal((HIDDEN, HIDDEN), dtype=np.float32)
@@ -110,6 +110,17 @@ def test_a_head_that_reads_the_table_through_transpose_and_identity_shares_its_c
     assert not {"table", "first", "bias"} & initializers
     table = on_grid(TABLE)
     np.testing.assert_allclose(run(tmp_path, [5, 6, 7, 8]), table[[5, 6, 7, 8]] @ table.T, atol=1e-3)
+
+
+@pytest.mark.parametrize(("width", "needed"), [(96, "1.27"), (128, None)])
+def test_a_table_with_an_odd_number_of_groups_asks_for_an_onnxruntime_that_looks_it_up_right(
+    width: int, needed: str | None, tmp_path: Path
+) -> None:
+    table = RNG.standard_normal((VOCAB, width), dtype=np.float32)
+    values = {"table": table, "head": np.ascontiguousarray(table.T)}
+    quantized(model(tmp_path, [node("MatMul", ["x", "head"], "logits")], initializers=values))
+    written = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    assert {prop.key: prop.value for prop in written.metadata_props}.get("edgekit.onnxruntime") == needed
 
 
 @pytest.mark.parametrize("transposed", [0, 1])

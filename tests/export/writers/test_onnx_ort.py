@@ -228,6 +228,28 @@ def test_a_window_shorter_than_the_context_asks_for_an_onnxruntime_that_counts_i
     assert {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.onnxruntime") == needed
 
 
+@pytest.mark.parametrize(
+    ("bits", "size", "offset", "needed"),
+    [
+        (4, 128, Offset.ZERO_POINT, "1.27"),
+        (4, 64, Offset.ZERO_POINT, None),
+        (8, 128, Offset.ZERO_POINT, None),
+        (4, 128, Offset.SYMMETRIC, None),
+    ],
+)
+def test_a_table_with_an_odd_number_of_groups_asks_for_an_onnxruntime_that_looks_it_up_right(
+    tmp_path: Path, bits: int, size: int, offset: Offset, needed: str | None
+) -> None:
+    source = tiny_checkpoint(tmp_path / "hf", layers=1)
+    weights = TensorWeights(
+        tiny_tensors(source),
+        lambda linear, weight: lsq(weight, Grid(bits, size if "embed" in linear.name else 32, offset)),
+    )
+    write(source, tmp_path / "onnx", weights)
+    model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
+    assert {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.onnxruntime") == needed
+
+
 def test_a_group_size_that_onnxruntime_does_not_take_is_refused_by_name(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 8, Offset.SYMMETRIC)))
