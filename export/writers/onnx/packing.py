@@ -65,7 +65,7 @@ def nearest_zero_points(tensor: GroupedTensor) -> tuple[Bytes, npt.NDArray[np.fl
 
 
 def lookup_needs(bits: int, groups: int, *, zero_points: bool) -> dict[str, str]:
-    """Metadata of a graph with a `GatherBlockQuantized`: the onnxruntime that looks up its table rightly, if not all do.
+    """Metadata of a graph with a `GatherBlockQuantized`: the onnxruntime that looks up its table right, if not all do.
 
     Before 1.27, 4-bit zero points of rows with an odd number of groups were read as if nothing filled the last byte of
     each row (measured: 1.26.0 against 1.27.0).

@@ -25,10 +25,10 @@ _SOURCES = _HERE.parents[2] / "edgekit" / "runners" / "cpu" / "csrc"
 
 
 class _Watched(Compiler):
-    """Optimizes little: what a sanitizer adds would take minutes to."""
+    """Optimizes little, and does not follow variables for a debugger: with what a sanitizer adds, both take minutes."""
 
     def flags(self) -> list[str]:
-        return [*super().flags(), "-O1"]
+        return [*super().flags(), "-O1", "-fno-var-tracking"]
 
 
 def compiled(compiler: str, folder: Path) -> tuple[Path, Path]:
