@@ -16,6 +16,7 @@ MODEL_FILE = "model.onnx"
 # The same model for onnxruntime 1.32 and later, where several sequences may have several tokens each in one pass.
 BATCHED_FILE = "model_batched.onnx"
 _BATCHED_FROM = (1, 32)
+_UPGRADE = "pip install -U onnxruntime (on Python 3.10, which later versions do not support: a newer Python)"
 
 
 def open_session(
@@ -66,7 +67,9 @@ def open_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise RunnerError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        # Before 1.24 it reads no graph for JetPack 7, and so not what the graph says it needs.
+        hint = _UPGRADE if "Unsupported model IR version" in str(error) else None
+        raise RunnerError(f"onnxruntime cannot load {path}: {first_line(error)}", hint=hint) from error
     metadata = session.get_modelmeta().custom_metadata_map
     written = metadata.get("edgekit.dialect", "unknown")
     if written != dialect:
@@ -79,7 +82,7 @@ def open_session(
     if _version(ort.__version__) < _version(needed):
         raise RunnerError(
             f"this model needs onnxruntime {needed} or later; {ort.__version__} is installed",
-            hint="pip install -U onnxruntime (on Python 3.10, which later versions do not support: a newer Python)",
+            hint=_UPGRADE,
         )
     return session
 

@@ -31,6 +31,7 @@ from edgekit.target import load_target
 from tests.conftest import edgekit
 from tests.export.checkpoints.gguf_files import write_gguf
 from tests.models import tiny_checkpoint, tiny_tensors
+from tests.native import native_runs
 from tests.reference import forward
 from tests.variants import variant
 
@@ -122,7 +123,9 @@ def test_a_bundles_own_runner_has_the_error_that_its_weights_have(name: str, tar
     assert quality.runner.perplexity == pytest.approx(quality.weights.perplexity, rel=0.05)
 
 
-@pytest.mark.parametrize(("target", "jetpack"), [("cpu", None), ("orin", None), ("orin", "7.2")])
+@pytest.mark.parametrize(
+    ("target", "jetpack"), [("cpu", None), ("orin", None), pytest.param("orin", "7.2", marks=native_runs)]
+)
 def test_an_output_head_of_its_own_in_floating_point_is_what_runs(
     target: str, jetpack: str | None, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from edgekit.runners.portable import PortableRunner
 from edgekit.target import load_target
 from tests.export.optimum.graphs import float_graph
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+from tests.native import native_runs
 from tests.reference import forward
 
 FloatArray = npt.NDArray[np.float32]
@@ -69,7 +70,14 @@ def optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["onnxruntime", "portable", "native", pytest.param("optimum", marks=pytest.mark.optimum)])
+@pytest.fixture(
+    params=[
+        "onnxruntime",
+        "portable",
+        pytest.param("native", marks=native_runs),
+        pytest.param("optimum", marks=pytest.mark.optimum),
+    ]
+)
 def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native: Path) -> Open:
     """All runners of graphs must keep the same promises."""
     if request.param == "optimum":

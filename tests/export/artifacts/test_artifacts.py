@@ -23,6 +23,7 @@ from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.target import load_target
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.native import native_runs
 from tests.variants import variant
 
 TARGETS = ("cpu", "m2", "orin")
@@ -117,7 +118,9 @@ def logits(bundle: Bundle) -> np.ndarray:
 
 # A matrix with as many outputs as inputs looks the same in either order.
 @pytest.mark.parametrize("hidden", [128, 512])
-@pytest.mark.parametrize(("target", "jetpack"), [("cpu", None), ("orin", None), ("orin", "7.2")])
+@pytest.mark.parametrize(
+    ("target", "jetpack"), [("cpu", None), ("orin", None), pytest.param("orin", "7.2", marks=native_runs)]
+)
 def test_a_float_head_is_read_as_the_graph_reads_it_whichever_way_it_was_stored(
     target: str, jetpack: str | None, hidden: int, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from edgekit.runners.native import NativeRunner
 from edgekit.runners.portable import PortableRunner
 from edgekit.runners.session import open_session
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.native import native_runs
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
 
@@ -50,6 +51,7 @@ def in_pieces(runner: NativeRunner, pieces: list[int], slot: int = 0) -> FloatAr
 
 @EVERY
 @DTYPES
+@native_runs
 def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dtype: Dtype) -> None:
     source = variant(name, tmp_path / "hf")
     tensors = tiny_tensors(source)
@@ -60,6 +62,7 @@ def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dty
 
 
 @EVERY
+@native_runs
 def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_and_token_by_token(
     tmp_path: Path, name: str
 ) -> None:
@@ -74,6 +77,7 @@ def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_a
 
 
 @DTYPES
+@native_runs
 def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_path: Path, dtype: Dtype) -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
     source = variant("qwen2-yarn", tmp_path / "hf", rope_scaling=yarn, max_position=32_768)
@@ -97,6 +101,7 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
     np.testing.assert_allclose(got, expected, atol=FP16 if dtype == "float16" else 2e-3)
 
 
+@native_runs
 def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) -> None:
     # Gemma's norms behind a branch scale it to hundreds of thousands; FP16 ends at 65504.
     source = variant("gemma3_text", tmp_path / "hf")
@@ -108,6 +113,7 @@ def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) 
     np.testing.assert_allclose(NativeRunner.logits(tmp_path / "onnx", TOKENS, threads=1), expected, atol=FP16)
 
 
+@native_runs
 def test_a_step_writes_its_rows_into_the_cache_that_it_was_given_and_nothing_else(tmp_path: Path) -> None:
     source = variant("qwen2", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
@@ -122,6 +128,7 @@ def test_a_step_writes_its_rows_into_the_cache_that_it_was_given_and_nothing_els
     assert runner._kv.arrays[0].ctypes.data == place
 
 
+@native_runs
 def test_what_a_truncated_slot_held_is_not_seen_again(tmp_path: Path) -> None:
     source = variant("gemma3_text", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)), "float32")
@@ -131,6 +138,7 @@ def test_what_a_truncated_slot_held_is_not_seen_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(runner.run([Chunk(0, TOKENS[10:], "all")])[0], whole[10:], atol=1e-5)
 
 
+@native_runs
 def test_both_tensorrt_dialects_keep_the_same_cache(tmp_path: Path) -> None:
     source = variant("qwen3", tmp_path / "hf")
     weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, INT4))
@@ -175,6 +183,7 @@ def test_a_part_of_each_head_is_turned_where_the_model_says_so(tmp_path: Path) -
     assert turned == {24}
 
 
+@native_runs
 def test_a_bundle_of_this_dialect_opens_in_its_runner_and_no_other(tmp_path: Path) -> None:
     source = variant("qwen2", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
