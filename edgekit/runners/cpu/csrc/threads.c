@@ -10,10 +10,8 @@
 
 /* Nanoseconds that a thread waits awake before it sleeps. Between steps: as long as it takes to choose the next token. */
 #define BETWEEN_STEPS 500000
-/* At a barrier: at most about what sleeping and being woken costs. On a busy machine what is waited for needs the core,
- * so that patience halves when it was not enough; it comes back while waits are short. */
-#define MOST_PATIENCE 50000
-#define LEAST_PATIENCE 500
+/* At a barrier: about what sleeping and being woken costs. On a busy machine what is waited for needs the core. */
+#define AT_BARRIERS 50000
 
 struct ek_pool {
     int threads;
@@ -27,7 +25,6 @@ struct ek_pool {
     _Alignas(64) atomic_uint phase;
     _Alignas(64) atomic_uint step;
     atomic_int sleeping;
-    atomic_int patience;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 };
@@ -53,8 +50,8 @@ static int64_t now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Wait until a counter is no longer what was seen of it; return whether that took sleep. */
-static bool await(ek_pool *p, atomic_uint *counter, unsigned seen, int patience_ns) {
+/* Wait until a counter is no longer what was seen of it. */
+static void await(ek_pool *p, atomic_uint *counter, unsigned seen, int patience_ns) {
     int64_t until = 0;
     for (int turn = 1; atomic_load_explicit(counter, memory_order_acquire) == seen; turn++) {
         relax();
@@ -67,9 +64,8 @@ static bool await(ek_pool *p, atomic_uint *counter, unsigned seen, int patience_
         while (atomic_load(counter) == seen) pthread_cond_wait(&p->wake, &p->mutex);
         atomic_fetch_sub(&p->sleeping, 1);
         pthread_mutex_unlock(&p->mutex);
-        return true;
+        return;
     }
-    return false;
 }
 
 /* Let those go on that wait for a counter. One that is about to sleep says so and then looks at the counter again; here
@@ -86,10 +82,7 @@ static void advance(ek_pool *p, atomic_uint *counter) {
 void ek_barrier(ek_pool *p) {
     const unsigned phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 < p->threads) {
-        const int patience = atomic_load_explicit(&p->patience, memory_order_relaxed);
-        const int next = await(p, &p->phase, phase, patience) ? patience / 2 : patience + patience / 16;
-        if (next >= LEAST_PATIENCE && next <= MOST_PATIENCE)
-            atomic_store_explicit(&p->patience, next, memory_order_relaxed);
+        await(p, &p->phase, phase, AT_BARRIERS);
     } else {
         atomic_store_explicit(&p->next, 0, memory_order_relaxed);
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
@@ -121,7 +114,7 @@ void ek_pool_run(ek_pool *p, ek_work *work, void *context) {
 ek_pool *ek_pool_new(int threads) {
     ek_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (!p) return NULL;
-    *p = (ek_pool){.threads = 1, .patience = MOST_PATIENCE, .others = calloc((size_t)threads, sizeof(pthread_t))};
+    *p = (ek_pool){.threads = 1, .others = calloc((size_t)threads, sizeof(pthread_t))};
     if (!p->others) {
         free(p);
         return NULL;
