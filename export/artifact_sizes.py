@@ -23,7 +23,7 @@ from edgekit.runners.cpu.description import describe as describe_graph
 from edgekit.runners.cpu.weights import fits_half, is_wide
 from edgekit.target import Target
 
-__all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "runner_for", "sizes_of_files"]
+__all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "runner_for", "sizes_of_files", "too_large"]
 
 Rows = GroupedTensor | npt.NDArray[np.float32]
 Sample = Callable[[Linear], Rows]
@@ -89,6 +89,21 @@ class Sizes:
         head = 0 if self.head_shares else self.head.total
         return self.table.total + head + sum(matrix.total for matrix in self.layers) + self.vectors + self.rope
 
+    def widened(self, size: int) -> Sizes:
+        """The artifact with 8 bits in place of 4 in its layers, as far as it then takes no more than `size` bytes.
+
+        Raises:
+            ConfigError: It takes more than that as it is.
+        """
+        if size < self.stored:
+            raise too_large(self.stored, size)
+        room, layers = size - self.stored, []
+        for matrix in self.layers:
+            more = min(room, matrix.weights if matrix.bits == 4 else 0)
+            layers.append(replace(matrix, weights=matrix.weights + more))
+            room -= more
+        return replace(self, layers=tuple(layers))
+
     @property
     def read_per_token(self) -> int:
         """Bytes that one token's step reads, the KV cache aside."""
@@ -116,6 +131,14 @@ class Sizes:
         copies = {4: 2, 8: 1}
         packed = sum(one.total + one.scales * copies.get(one.bits, 0) for one in (self.head, *self.layers))
         return packed + self.vectors
+
+
+def too_large(least: int, size: int) -> ConfigError:
+    """The error for a model that takes more with 4 bits than `--fit` gives it."""
+    return ConfigError(
+        f"the model takes {least / 2**20:.1f} MiB with 4 bits, and {size / 2**20:.1f} MiB were asked for",
+        hint="ask for more, for a larger --group-size, or for fewer --head-bits and --embedding-bits",
+    )
 
 
 def predicted_sizes(decoder: Decoder, artifact_format: str, sample: Sample) -> Sizes:

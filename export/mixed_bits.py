@@ -13,9 +13,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import ConfigError
 from edgekit.export.architectures.decoder import Decoder, Linear
-from edgekit.export.artifact_sizes import Rows, predicted_sizes
+from edgekit.export.artifact_sizes import Rows, predicted_sizes, too_large
 from edgekit.export.divergence import Divergence
 from edgekit.export.forward import LayerRunner, Tensors
 from edgekit.export.layer_moments import READERS, HeldLayer
@@ -70,11 +69,7 @@ def fit_to_size(
     least = predict(recipe)
     room = int(size * (1 - _MARGIN)) - _PADDING * (2 + 7 * len(decoder.layers)) - least
     if room < 0:
-        raise ConfigError(
-            f"the model takes {least / 2**20:.1f} MiB with {recipe.holds.bits[0]} bits, "
-            f"and {size / 2**20:.1f} MiB were asked for",
-            hint="ask for more, for a larger --group-size, or for fewer --head-bits and --embedding-bits",
-        )
+        raise too_large(least, size)
     extra = [predict(_widened(recipe, group)) - least for group in groups]
     effects = measure_effects(recipe, decoder, tensors, ids, report)
     for group, wide in zip(groups, allocate(extra, effects, room), strict=True):

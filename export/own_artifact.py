@@ -110,11 +110,8 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
 
 def _check_bits(recipe: Recipe, options: ExportOptions) -> None:
     """Refuse options about bits and texts that the recipe does not take, before any work."""
-    if options.fit_bytes is not None and recipe.method in {"auto", "none"}:
-        raise ConfigError(
-            f"--fit chooses bits, and so does --recipe {recipe.method}",
-            hint="use --fit with --recipe gptq, awq, lsq or rtn",
-        )
+    if options.fit_bytes is not None:
+        recipe.check_fit()
     wants_text = recipe.method in CALIBRATED or options.fit_bytes is not None
     if not wants_text and (options.calibrate_on is not None or options.calibration_windows is not None):
         raise ConfigError(
@@ -174,7 +171,7 @@ def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
     expected = decoder.tensor_shapes()
     for name, shape in expected.items():
         if name not in present:
-            raise ExportError(f"the checkpoint has no tensor `{name}`", hint="is a shard missing?")
+            raise ExportError(f"the checkpoint has no tensor `{name}`", hint=_hint(name, decoder))
         if present[name].shape != shape:
             raise ExportError(f"tensor `{name}` is shaped {present[name].shape}; the configuration says {shape}")
     # A tensor that nothing reads would change the answer silently: a bias the configuration does not mention, say.
@@ -193,6 +190,12 @@ def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
             + (f" and {len(strange) - 3} more" if len(strange) > 3 else ""),
             hint=f"is it really a `{decoder.model_type}` model?",
         )
+
+
+def _hint(name: str, decoder: Decoder) -> str:
+    if name == decoder.head.weight:
+        return "is its head its embedding? Then config.json says `tie_word_embeddings: true`; else a shard is missing"
+    return "is a shard missing?"
 
 
 def _no_bias(checkpoint: Checkpoint, name: str) -> bool:

@@ -144,6 +144,8 @@ def _planned(
     longest = replace(options, context_length=None).describe(source.config).max_position
     recipe = recipe_for(target, options.recipe, options.group_size)
     recipe = recipe.with_bits(decoder, head=options.head_bits, embedding=options.embedding_bits)
+    if options.fit_bytes is not None:
+        recipe.check_fit()
     known: dict[tuple[object, ...], Rows] = {}
 
     def sample(linear: Linear) -> Rows:
@@ -155,6 +157,8 @@ def _planned(
         return known[key]
 
     sizes = predicted_sizes(decoder, target.dialect or target.artifact, sample)
+    if options.fit_bytes is not None:
+        sizes = sizes.widened(options.fit_bytes)
     runner = runner_for(target, target.dialect, sizes, runner)
     footprint = _footprint(decoder, sizes, runner, RUNTIMES[runner].kv_element)
     plan = _plan(footprint, target, options.context_length, longest, parallel)

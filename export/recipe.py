@@ -155,6 +155,18 @@ class Recipe:
                 chosen[linear.name] = bits
         return replace(self, chosen_bits=chosen)
 
+    def check_fit(self) -> None:
+        """Make sure that bits may be chosen by what they cost.
+
+        Raises:
+            ConfigError: The method chooses them itself.
+        """
+        if self.method in {"auto", "none"}:
+            raise ConfigError(
+                f"--fit chooses bits, and so does --recipe {self.method}",
+                hint="use --fit with --recipe gptq, awq, lsq or rtn",
+            )
+
     def apply(
         self, linear: Linear, stored: GroupedTensor | FloatArray, encoding: str
     ) -> tuple[GroupedTensor | FloatArray, str]:

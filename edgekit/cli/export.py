@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,20 +11,9 @@ from rich.table import Table
 from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_table
+from edgekit.cli.sizes import size_in_bytes
 
 __all__ = ["export", "models"]
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes, with or without a unit: `900MiB`, `1.2GB`."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMG])(i?))?B?", value, re.IGNORECASE)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not a size such as 900MiB or 1.2GB", ctx, param)
-    number, prefix, binary = match.groups()
-    power = " KMG".index((prefix or " ").upper())
-    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 class _ExportCommand(click.Command):
@@ -53,7 +41,7 @@ class _ExportCommand(click.Command):
     "--fit",
     "fit_bytes",
     metavar="SIZE",
-    callback=_size,
+    callback=size_in_bytes,
     help="8 bits where they help most, weights of at most SIZE: 900MiB, 1.2GB.",
 )
 @click.option(

@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from edgekit.cli.output import console, print_json, progress_bar, stderr
+from edgekit.cli.sizes import size_in_bytes
 
 if TYPE_CHECKING:
     from edgekit.export.plan import ModelPlan
@@ -27,6 +28,7 @@ __all__ = ["plan"]
 @click.option("--group-size", type=int, help="As for `edgekit export`.")
 @click.option("--head-bits", type=int, help="As for `edgekit export`.")
 @click.option("--embedding-bits", type=int, help="As for `edgekit export`.")
+@click.option("--fit", "fit_bytes", metavar="SIZE", callback=size_in_bytes, help="As for `edgekit export`.")
 @click.option("--yarn", type=float, metavar="FACTOR", help="As for `edgekit export`.")
 @click.option("--ignore-key", "ignore_keys", multiple=True, metavar="KEY", help="As for `edgekit export`.")
 @click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
@@ -44,6 +46,7 @@ def plan(
     group_size: int | None,
     head_bits: int | None,
     embedding_bits: int | None,
+    fit_bytes: int | None,
     yarn: float | None,
     ignore_keys: tuple[str, ...],
     memory_gib: float | None,
@@ -66,6 +69,7 @@ def plan(
         group_size=group_size,
         head_bits=head_bits,
         embedding_bits=embedding_bits,
+        fit_bytes=fit_bytes,
         revision=revision,
         context_length=context_length,
         yarn=yarn,

@@ -200,6 +200,14 @@ def test_the_context_is_what_the_options_say_and_yarn_stretches_it(tmp_path: Pat
         exported(checkpoint, "m2", tmp_path / "long", context_length=257)
 
 
+def test_a_head_that_is_missing_may_be_the_embedding(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", tied=False)
+    edit(checkpoint, lm_head__weight=None)
+    with pytest.raises(ExportError, match=r"no tensor `lm_head\.weight`") as refused:
+        exported(checkpoint, "cpu", tmp_path / "bundle")
+    assert "tie_word_embeddings" in (refused.value.hint or "")
+
+
 def test_a_head_beside_a_tied_embedding_must_be_it(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model", tied=True, vocab=5000)
     weights = load_file(checkpoint / "model.safetensors")

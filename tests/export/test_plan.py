@@ -110,6 +110,25 @@ def test_the_bits_of_head_and_embedding_are_planned_for(
 
 
 @pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+def test_a_size_to_fit_is_planned_for(target: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model", hidden=512, intermediate=1024, vocab=4096, layers=2)
+    plain = plan_model(str(checkpoint), load_target(target), ExportOptions(recipe="rtn"))
+    size = plain.sizes.stored + (600 << 10)
+    mixed = ExportOptions(recipe="rtn", fit_bytes=size)
+    planned = plan_model(str(checkpoint), load_target(target), mixed)
+    assert planned.sizes.stored == size
+    assert planned.plan.needed > plain.plan.needed
+    assert planned.runner == plain.runner
+    bundle = exported(checkpoint, target, tmp_path / "bundle", recipe="rtn", fit_bytes=size)
+    # What was chosen is whole matrices; the largest takes 512 KiB more.
+    assert size - (560 << 10) < data_bytes(bundle) <= size
+    everything = plan_model(str(checkpoint), load_target(target), ExportOptions(recipe="rtn", fit_bytes=1 << 40))
+    assert everything.sizes.stored < 2 * plain.sizes.stored
+    done = edgekit("plan", checkpoint, "-t", target, "--recipe", "rtn", "--fit", f"{size}", "--json")
+    assert json.loads(done.stdout)["artifact_bytes"] == size
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
 def test_a_real_model_is_predicted_within_a_hundredth(target: str, export: Export) -> None:
     bundle = export(target)
     predicted = plan_model(SMALL, load_target(target)).sizes.stored
@@ -312,12 +331,15 @@ def test_where_the_memory_is_not_known_the_command_asks_for_it(qwen: str) -> Non
         (("--parallel", "0"), "--parallel"),
         (("--recipe", "magic"), "unknown recipe"),
         (("--head-bits", "5"), "--head-bits 5 is not a choice"),
+        (("--fit", "8GB"), "--fit chooses bits, and so does --recipe auto"),
+        (("--fit", "1GB", "--recipe", "lsq"), "MiB with 4 bits, and 953.7 MiB were asked for"),
+        (("--fit", "much"), "is not a size such as 900MiB"),
         (("--memory-gib", "nan"), "nan GiB"),
         (("-t", "cpu", "--memory-gib", "nan"), "nan GiB is no size"),
         (("-t", "cpu", "--memory-gib", "inf"), "inf GiB is no size"),
     ],
 )
-def test_a_wrong_wish_is_one_line(arguments: tuple[str, str], says: str, qwen: str) -> None:
+def test_a_wrong_wish_is_one_line(arguments: tuple[str, ...], says: str, qwen: str) -> None:
     done = edgekit("plan", qwen, "--target", "orin", *arguments, check=False)
     assert done.returncode in {1, 2}
     assert says in done.stderr
