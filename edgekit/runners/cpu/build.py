@@ -17,6 +17,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 __all__ = [
     "FOLDER",
@@ -287,12 +289,18 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
     """The exit status and what was said, errors first."""
     env = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(  # noqa: S603 - the compiler that the user's environment names
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=_TIMEOUT_S, check=False, env=env
-        )
+        with subprocess.Popen(  # noqa: S603 - the compiler that the user's environment names
+            command, stdout=PIPE, stderr=PIPE, encoding="utf-8", errors="replace", env=env, start_new_session=True
+        ) as process:
+            try:
+                said, errors = process.communicate(timeout=_TIMEOUT_S)
+            except BaseException:
+                # A compiler's driver has children, which would go on for hours.
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
     except (OSError, subprocess.SubprocessError) as error:
         return 1, str(error)
-    return done.returncode, "\n".join(filter(None, (done.stderr.strip(), done.stdout.strip())))
+    return process.returncode, "\n".join(filter(None, (errors.strip(), said.strip())))
 
 
 def _cpus() -> int:

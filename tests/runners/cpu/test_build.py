@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,31 @@ def test_the_compiler_is_the_one_that_the_environment_names_or_else_found() -> N
 def test_a_compiler_that_is_not_there_or_does_not_answer_is_none(env: dict[str, str], message: str) -> None:
     with pytest.raises(BuildError, match=message):
         find_compiler(env)
+
+
+def test_a_compiler_that_does_not_end_is_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child"
+    driver = tmp_path / "cc"
+    driver.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {child}\nwait\n")
+    driver.chmod(0o755)
+    monkeypatch.setattr(build, "_TIMEOUT_S", 1)
+    with pytest.raises(BuildError, match="timed out"):
+        find_compiler({"EDGEKIT_KERNEL_CC": str(driver)})
+    end = time.monotonic() + 10
+    while _lives(int(child.read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is neither gone nor dead and waiting to be reaped by whoever adopted it."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_cross_compilers_target_decides_variants_and_tag() -> None:
