@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -72,6 +72,24 @@ class BlockCache:
                     self._reading.submit(self._read, file, ahead, future)
             yield self._block(file, number)
 
+    def sha256(self, file: DirectFile, size: int, progress: Callable[[int], None] | None = None) -> str:
+        """Hash a file of this size.
+
+        Args:
+            file: The file.
+            size: In bytes.
+            progress: Called with the bytes of each block.
+
+        Raises:
+            OSError: The disk fails.
+        """
+        digest = hashlib.sha256()
+        for part in self.stream(file, size):
+            digest.update(part.data)
+            if progress:
+                progress(part.size)
+        return digest.hexdigest()
+
     def close(self) -> None:
         """Forget all, once nothing is being read any more."""
         self._reading.shutdown(cancel_futures=True)
@@ -110,15 +128,12 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: It cannot be read.
     """
-    digest = hashlib.sha256()
     blocks = BlockCache(2 * _AHEAD)
     descriptor = os.open(path, os.O_RDONLY)
     file = DirectFile(descriptor)
     try:
-        for part in blocks.stream(file, path.stat().st_size):
-            digest.update(part.data)
+        return blocks.sha256(file, path.stat().st_size)
     finally:
         blocks.close()
         file.close()
         os.close(descriptor)
-    return digest.hexdigest()

@@ -6,7 +6,6 @@ not a signal, and no page of a large file stays counted as this process's memory
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -47,8 +46,7 @@ class BoundedFile:
         self._descriptor = _opened(path)
         self._open = True
         self.size = os.fstat(self._descriptor).st_size
-        self._blocks: BlockCache | None = None
-        self._direct: DirectFile | None = None
+        self._shared: tuple[BlockCache, DirectFile] | None = None
 
     @property
     def name(self) -> str:
@@ -57,7 +55,7 @@ class BoundedFile:
 
     def share(self, blocks: BlockCache) -> None:
         """Read what is not small through these blocks from now on."""
-        self._blocks, self._direct = blocks, DirectFile(self._descriptor)
+        self._shared = blocks, DirectFile(self._descriptor)
 
     def hash(self, progress: Callable[[int], None] | None = None) -> str:
         """Return the file's SHA-256.
@@ -68,14 +66,10 @@ class BoundedFile:
         Raises:
             OSError: It cannot be read.
         """
-        if self._blocks is None or self._direct is None:
+        if self._shared is None:
             return hash_file(self.path, progress)[1]
-        digest = hashlib.sha256()
-        for part in self._blocks.stream(self._direct, self.size):
-            digest.update(part.data)
-            if progress:
-                progress(part.size)
-        return digest.hexdigest()
+        blocks, file = self._shared
+        return blocks.sha256(file, self.size, progress)
 
     def fileno(self) -> int:
         """The descriptor, for a map."""
@@ -113,11 +107,11 @@ class BoundedFile:
         """
         self._check(offset, target.nbytes, what)
         whole = target.reshape(-1).view(np.uint8)
-        if self._blocks is None or self._direct is None or whole.size < _SMALL:
+        if self._shared is None or whole.size < _SMALL:
             self._fill(whole.data, offset, what)
             return
         done = 0
-        for part in self.parts(offset, whole.size, what):
+        for part in self._from_blocks(*self._shared, offset, whole.size, what):
             whole[done : done + part.size] = part
             done += part.size
 
@@ -133,18 +127,24 @@ class BoundedFile:
             ExportError: The file ends before, or the disk fails.
         """
         self._check(offset, length, what)
-        if self._blocks is None or self._direct is None or length < _SMALL:
+        if self._shared is None or length < _SMALL:
             buffer = np.empty(min(length, PART), np.uint8)
             for start in range(0, length, PART):
                 part = buffer[: length - start]
                 self._fill(part.data, offset + start, what)
                 yield part
             return
+        for block in self._from_blocks(*self._shared, offset, length, what):
+            yield from (block[start : start + PART] for start in range(0, block.size, PART))
+
+    def _from_blocks(
+        self, blocks: BlockCache, file: DirectFile, offset: int, length: int, what: str
+    ) -> Iterator[npt.NDArray[np.uint8]]:
         done = 0
         try:
-            for block in self._blocks.parts(self._direct, offset, length):
-                done += block.size
-                yield from (block[start : start + PART] for start in range(0, block.size, PART))
+            for part in blocks.parts(file, offset, length):
+                done += part.size
+                yield part
         except OSError as error:
             raise self._unreadable(what, error) from error
         if done < length:
@@ -202,8 +202,8 @@ class BoundedFile:
         """Close it; a second time does nothing."""
         if self._open:
             self._open = False
-            if self._direct is not None:
-                self._direct.close()
+            if self._shared is not None:
+                self._shared[1].close()
             os.close(self._descriptor)
 
 

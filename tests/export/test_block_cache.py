@@ -35,7 +35,8 @@ def shared(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     blocks = share_blocks([file])
     assert blocks is not None
     if request.param == "refused when it is used":
-        plain, directs = os.preadv, file._direct._direct  # type: ignore[union-attr]
+        assert file._shared is not None
+        plain, directs = os.preadv, file._shared[1]._direct
 
         def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
             if descriptor == directs:
