@@ -27,9 +27,10 @@ from edgekit.export.forward import CheckpointTensors
 from edgekit.export.made import Made, Make
 from edgekit.export.options import ExportOptions
 from edgekit.export.progress import Report
-from edgekit.export.quantization.grid import as_floats
 from edgekit.export.recipe import CALIBRATED, Recipe
 from edgekit.export.source_hashes import SourceHashes
+from edgekit.export.tensor_check import check_tensors
+from edgekit.export.text import check_end
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.writers import writer_for
 from edgekit.export.writers.base import Artifact
@@ -53,11 +54,12 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
         ConfigError: The options do not fit together.
     """
     decoder = options.describe(checkpoint.config)
-    _check_tensors(decoder, checkpoint)
+    check_tensors(decoder, checkpoint)
     _check_bits(recipe, options)
     plain = recipe.with_bits(decoder, head=options.head_bits, embedding=options.embedding_bits)
 
     def make(folder: Path, tokenizer: TokenizerFiles, report: Report) -> Made:
+        check_end(tokenizer, decoder.vocab_size)
         calibration = _calibration(plain, tokenizer, decoder, options)
         recipe = plain
         if options.fit_bytes is not None and calibration is not None:
@@ -163,43 +165,3 @@ def _check_size(folder: Path, artifact: Artifact, limit: int | None) -> None:
 
 def _parameters(decoder: Decoder) -> int:
     return sum(prod(shape) for shape in decoder.tensor_shapes().values())
-
-
-def _check_tensors(decoder: Decoder, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose tensors are not those its configuration describes, before any work is done."""
-    present = checkpoint.tensors
-    expected = decoder.tensor_shapes()
-    for name, shape in expected.items():
-        if name not in present:
-            raise ExportError(f"the checkpoint has no tensor `{name}`", hint=_hint(name, decoder))
-        if present[name].shape != shape:
-            raise ExportError(f"tensor `{name}` is shaped {present[name].shape}; the configuration says {shape}")
-    # A tensor that nothing reads would change the answer silently: a bias the configuration does not mention, say.
-    ignorable = {decoder.head.weight} if decoder.tied else set()
-    strange = sorted(
-        name
-        for name in present
-        if name not in expected
-        and name not in ignorable
-        and "rotary_emb" not in name
-        and not _no_bias(checkpoint, name)
-    )
-    if strange:
-        raise ExportError(
-            f"the checkpoint has tensors this architecture does not use: {', '.join(strange[:3])}"
-            + (f" and {len(strange) - 3} more" if len(strange) > 3 else ""),
-            hint=f"is it really a `{decoder.model_type}` model?",
-        )
-
-
-def _hint(name: str, decoder: Decoder) -> str:
-    if name == decoder.head.weight:
-        return "is its head its embedding? Then config.json says `tie_word_embeddings: true`; else a shard is missing"
-    return "is a shard missing?"
-
-
-def _no_bias(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor is a bias of zeros: AutoGPTQ stores one beside every layer, whether the model has it or not."""
-    if not name.endswith(".bias") or len(checkpoint.tensors[name].shape) != 1:
-        return False
-    return not as_floats(checkpoint.read(name)).any()

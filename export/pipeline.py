@@ -14,14 +14,10 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from edgekit import __version__
 from edgekit.bundle import manifest as schema
 from edgekit.bundle.bundle import Bundle, hash_folder, open_bundle
 from edgekit.errors import ConfigError, ExportError
-from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.checkpoints.base import Checkpoint, SourceFile
 from edgekit.export.evaluate import EvaluationOptions, evaluate
@@ -29,16 +25,12 @@ from edgekit.export.made import Make
 from edgekit.export.options import ExportOptions
 from edgekit.export.own_artifact import by_edgekit
 from edgekit.export.progress import Report
-from edgekit.export.quantization.grid import as_floats
 from edgekit.export.recipe import CALIBRATED, Recipe, recipe_for
 from edgekit.export.text import check_text, write_text_files
 from edgekit.export.windows import read_text
 from edgekit.target import Target
 
 __all__ = ["ExportOptions", "export_bundle"]
-
-# Of two matrices that are compared, at a time.
-_ROWS = 4096
 
 
 def export_bundle(model: str, target: Target, output: Path, options: ExportOptions, report: Report) -> Bundle:
@@ -66,7 +58,7 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
     with closing(open_checkpoint(model, revision=options.revision, report=report)) as checkpoint:
         make = _exporter(checkpoint, target, recipe, options)
         tokenizer = checkpoint.tokenizer()
-        check_text(tokenizer, _checked(checkpoint, options).vocab_size if options.exporter == "edgekit" else None)
+        check_text(tokenizer)
         with _beside(output) as folder:
             made = make(folder, tokenizer, report)
             write_text_files(folder, made.artifact.config, tokenizer, made.context_length, licence=checkpoint.licence)
@@ -114,33 +106,6 @@ def _exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: E
             )
         return by_optimum(checkpoint, target, recipe, options.context_length)
     return by_edgekit(checkpoint, target, recipe, options)
-
-
-def _checked(checkpoint: Checkpoint, options: ExportOptions) -> Decoder:
-    """Describe the model, and refuse one that has two output heads.
-
-    transformers 4 takes the embedding, and drops the other; transformers 5 takes the other.
-
-    Raises:
-        ExportError: Its head is the embedding, and it has another head too.
-    """
-    decoder = options.describe(checkpoint.config)
-    head, embedding = decoder.head.weight, decoder.embedding.weight
-    if not decoder.tied or not checkpoint.tensors.keys() >= {head, embedding}:
-        return decoder
-    if checkpoint.tensors[head].shape == checkpoint.tensors[embedding].shape:
-
-        def rows(name: str, start: int) -> npt.NDArray[np.float32]:
-            return as_floats(checkpoint.read(name, start, min(start + _ROWS, decoder.vocab_size)))
-
-        starts = range(0, decoder.vocab_size, _ROWS)
-        if all(np.array_equal(rows(head, start), rows(embedding, start)) for start in starts):
-            return decoder
-    raise ExportError(
-        f"config.json says that the embedding is the output head, and `{head}` is another matrix",
-        hint="set `tie_word_embeddings` to false there if the model was trained with a head of its own, "
-        f"else take `{head}` out of the checkpoint",
-    )
 
 
 def _entry(file: SourceFile) -> dict[str, object]:

@@ -10,18 +10,14 @@ from pathlib import Path
 from edgekit.errors import EdgekitError, ExportError
 from edgekit.export.checkpoints.base import TokenizerFiles
 
-__all__ = ["check_text", "write_text_files"]
+__all__ = ["check_end", "check_text", "write_text_files"]
 
 
-def check_text(tokenizer: TokenizerFiles, vocab_size: int | None = None) -> None:
+def check_text(tokenizer: TokenizerFiles) -> None:
     """Refuse a text side that no chat can be had with, before any work is done.
 
-    Args:
-        tokenizer: The checkpoint's text side.
-        vocab_size: Tokens that the model knows; None where that is not known.
-
     Raises:
-        ExportError: There is no chat template, it is not valid, or no token that the model knows ends an answer.
+        ExportError: There is no chat template, or it is not valid.
     """
     from edgekit.generation.template import ChatTemplate
 
@@ -34,7 +30,19 @@ def check_text(tokenizer: TokenizerFiles, vocab_size: int | None = None) -> None
         ChatTemplate(tokenizer.chat_template)
     except EdgekitError as error:
         raise ExportError(f"the checkpoint cannot be chatted with: {error.message}", hint=error.hint) from error
-    if vocab_size is not None and min(tokenizer.eos_token_ids) >= vocab_size:
+
+
+def check_end(tokenizer: TokenizerFiles, vocab_size: int) -> None:
+    """Refuse a model whose answers would not end.
+
+    Args:
+        tokenizer: The checkpoint's text side.
+        vocab_size: Tokens that the model knows.
+
+    Raises:
+        ExportError: It knows no token that ends an answer.
+    """
+    if min(tokenizer.eos_token_ids) >= vocab_size:
         raise ExportError(
             f"no answer would end: the checkpoint ends one with token {min(tokenizer.eos_token_ids)}, and the model "
             f"has {vocab_size}",
