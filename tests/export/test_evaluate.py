@@ -31,7 +31,7 @@ from edgekit.target import load_target
 from tests.conftest import edgekit
 from tests.export.checkpoints.gguf_files import write_gguf
 from tests.models import tiny_checkpoint, tiny_tensors
-from tests.native import native_runs
+from tests.ort_version import native_runs
 from tests.reference import forward
 from tests.variants import variant
 

@@ -15,9 +15,8 @@ from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 from edgekit.target import load_target
-from tests.export.writers.test_onnx_ort import WINDOWS_RUN
 from tests.models import tiny_tensors
-from tests.native import RUNS_NATIVE
+from tests.ort_version import RUNS_NATIVE, WINDOWS_RUN
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 
 from edgekit.export.quantization.grid import Grid, Offset
@@ -19,6 +18,7 @@ from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from edgekit.runners.session import BATCHED_FILE
 from tests.conftest import Export
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.ort_version import BATCHED
 from tests.variants import variant
 
 FloatArray = npt.NDArray[np.float32]
@@ -33,7 +33,6 @@ GRIDS = {
     "8-bit": Grid(8, 64, Offset.ZERO_POINT, np.float16),
     "8-bit-offsets": Grid(8, 32, Offset.FLOAT, np.float16),
 }
-BATCHED = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 32)
 
 
 def tiny(folder: Path, grid: Grid | None, name: str = "qwen2-tied") -> Path:

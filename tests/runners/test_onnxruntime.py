@@ -29,7 +29,7 @@ from edgekit.runners.portable import PortableRunner
 from edgekit.target import load_target
 from tests.export.optimum.graphs import float_graph
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
-from tests.native import native_runs
+from tests.ort_version import native_runs
 from tests.reference import forward
 
 FloatArray = npt.NDArray[np.float32]

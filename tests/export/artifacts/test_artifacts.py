@@ -23,7 +23,7 @@ from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.target import load_target
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
-from tests.native import native_runs
+from tests.ort_version import native_runs
 from tests.variants import variant
 
 TARGETS = ("cpu", "m2", "orin")

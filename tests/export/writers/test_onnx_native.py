@@ -19,7 +19,7 @@ from edgekit.runners.native import NativeRunner
 from edgekit.runners.portable import PortableRunner
 from edgekit.runners.session import open_session
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
-from tests.native import native_runs
+from tests.ort_version import native_runs
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
 

@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 
 from edgekit.errors import ExportError
@@ -19,6 +18,7 @@ from edgekit.runners.base import Chunk
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from tests import reference
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+from tests.ort_version import WINDOWS_RUN
 from tests.reference import forward
 from tests.variants import VARIANTS, variant
 
@@ -26,8 +26,6 @@ FloatArray = npt.NDArray[np.float32]
 
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 100)]
 KINDS = [(bits, offset) for bits in (4, 8) for offset in Offset if (bits, offset) != (4, Offset.ZERO_POINT)]
-# Earlier ones look one token too far back, and the runner refuses them.
-WINDOWS_RUN = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 24)
 RUNNABLE = [name for name, keys in VARIANTS.items() if WINDOWS_RUN or not keys.get("sliding_window")]
 ALL = pytest.mark.parametrize("name", RUNNABLE)
 
