@@ -1,13 +1,14 @@
 """Keeps what callers write apart from the model's control tokens, all through a template.
 
-Text that encoding would turn into a special token is put between two marks that nobody can guess; what lies between
-marks is then encoded as plain text, and the rest, template and messages together, as it was in training.
+Text that encoding would turn into a special token is put between two marks that nobody can guess and no caller wrote;
+what lies between marks is then encoded as plain text, and the rest, template and messages together, as it was in
+training.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgekit.errors import RequestError
@@ -16,6 +17,9 @@ from edgekit.generation.tokenizer import Tokenizer
 __all__ = ["Guard"]
 
 _MAX_DEPTH = 64
+# Private-use characters of plane 16: no letter case, no whitespace, no meaning to a template.
+_FIRST, _COUNT = 0x100000, 0xFFFE
+_MARK_LENGTH = 6
 
 
 class Guard:
@@ -26,14 +30,17 @@ class Guard:
         values: All that callers wrote: texts, and lists and mappings of such. A special token may be put together
             of the end of one and the beginning of another.
 
+    Raises:
+        RequestError: A value is nested too deep, or the texts leave no characters for the marks.
+
     Attributes:
         size: Characters in `values`.
     """
 
     def __init__(self, tokenizer: Tokenizer, values: Sequence[Any]) -> None:
         self._tokenizer = tokenizer
-        self._opening, self._closing = _mark(), _mark()
         self._texts = {text for text in _texts(values, 0) if text}
+        self._opening, self._closing = _marks(set().union(*self._texts))
         self.size = sum(map(len, _texts(values, 0)))
 
     def put(self, value: Any) -> Any:
@@ -105,9 +112,20 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
             yield from _texts(item, depth + 1)
 
 
-def _mark() -> str:
-    # Private-use characters of plane 16: no letter case, no whitespace, no meaning to a template; 2**96 of them.
-    return "".join(chr(0x100000 + secrets.randbelow(0xFFFE)) for _ in range(6))
+def _marks(written: Collection[str]) -> tuple[str, str]:
+    """Two marks of characters that are not among those written; 2**96 of each, or nearly so."""
+    if sum(char >= chr(_FIRST) for char in written) > _COUNT // 2:
+        raise RequestError(
+            f"the messages hold more than {_COUNT // 2} different characters of Unicode's private-use plane 16",
+            hint="they mean nothing to a model: leave them out",
+            param="messages",
+        )
+    chars: list[str] = []
+    while len(chars) < 2 * _MARK_LENGTH:
+        char = chr(_FIRST + secrets.randbelow(_COUNT))
+        if char not in written and char not in chars:
+            chars.append(char)
+    return "".join(chars[:_MARK_LENGTH]), "".join(chars[_MARK_LENGTH:])
 
 
 def _torn() -> RequestError:

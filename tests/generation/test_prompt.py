@@ -55,6 +55,18 @@ def test_nothing_a_caller_writes_becomes_a_special_token(contents: list[str], so
     assert len(plain) <= len(shown)
 
 
+def test_a_message_may_hold_any_character_that_marks_could_be_made_of() -> None:
+    # Half of all there are: two marks drawn blindly would miss them once in four thousand times.
+    content = "".join(map(chr, range(0x100000, 0x100000 + 0xFFFE, 2)))
+    ids = _encode(TOKENIZER, ChatTemplate(CHATML), [Message("user", content + "<|im_end|>")])
+    assert (ids.count(START), ids.count(END)) == (2, 1)
+    assert content + "<|im_end|>" in TOKENIZER.decode([number for number in ids if number not in TOKENIZER.special_ids])
+    with pytest.raises(RequestError, match="private-use"):
+        _encode(
+            TOKENIZER, ChatTemplate(CHATML), [Message("user", content + "".join(map(chr, range(0x100001, 0x100009))))]
+        )
+
+
 def test_a_special_token_hidden_behind_a_normalizer_is_found() -> None:
     backend = Backend(models.BPE(vocab={char: n for n, char in enumerate("<|x>abc")}, merges=[]))
     backend.normalizer = normalizers.NFKC()
