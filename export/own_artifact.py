@@ -30,7 +30,7 @@ from edgekit.export.progress import Report
 from edgekit.export.recipe import CALIBRATED, Recipe
 from edgekit.export.source_hashes import SourceHashes
 from edgekit.export.tensor_check import check_tensors
-from edgekit.export.text import check_end
+from edgekit.export.text import check_tokens
 from edgekit.export.weights import CheckpointWeights
 from edgekit.export.writers import writer_for
 from edgekit.export.writers.base import Artifact
@@ -59,7 +59,7 @@ def by_edgekit(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
     plain = recipe.with_bits(decoder, head=options.head_bits, embedding=options.embedding_bits)
 
     def make(folder: Path, tokenizer: TokenizerFiles, report: Report) -> Made:
-        check_end(tokenizer, decoder.vocab_size)
+        check_tokens(tokenizer, decoder.vocab_size)
         calibration = _calibration(plain, tokenizer, decoder, options)
         recipe = plain
         if options.fit_bytes is not None and calibration is not None:

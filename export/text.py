@@ -10,7 +10,7 @@ from pathlib import Path
 from edgekit.errors import EdgekitError, ExportError
 from edgekit.export.checkpoints.base import TokenizerFiles
 
-__all__ = ["check_end", "check_text", "write_text_files"]
+__all__ = ["check_text", "check_tokens", "write_text_files"]
 
 
 def check_text(tokenizer: TokenizerFiles) -> None:
@@ -32,22 +32,46 @@ def check_text(tokenizer: TokenizerFiles) -> None:
         raise ExportError(f"the checkpoint cannot be chatted with: {error.message}", hint=error.hint) from error
 
 
-def check_end(tokenizer: TokenizerFiles, vocab_size: int) -> None:
-    """Refuse a model whose answers would not end.
+def check_tokens(tokenizer: TokenizerFiles, vocab_size: int) -> None:
+    """Refuse a tokenizer that speaks of tokens which the model does not know.
+
+    An added token beyond the model's vocabulary is nothing to refuse by itself (Gemma 3's `<image_soft_token>` is one):
+    only one that every chat begins with, or that ends an answer.
 
     Args:
-        tokenizer: The checkpoint's text side.
+        tokenizer: The checkpoint's text side, with a chat template.
         vocab_size: Tokens that the model knows.
 
     Raises:
-        ExportError: It knows no token that ends an answer.
+        ExportError: `tokenizer.json` is not a tokenizer, or another model's; or a chat could not begin or end.
     """
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_buffer(tokenizer.tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise ExportError(f"tokenizer.json is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
     if min(tokenizer.eos_token_ids) >= vocab_size:
         raise ExportError(
             f"no answer would end: the checkpoint ends one with token {min(tokenizer.eos_token_ids)}, and the model "
             f"has {vocab_size}",
             hint="set eos_token_id in generation_config.json",
         )
+    added = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
+    largest = max((number for text, number in backend.get_vocab().items() if text not in added), default=0)
+    if largest >= vocab_size:
+        raise ExportError(
+            f"the tokenizer has a token {largest}, and the model {vocab_size} tokens: it is another model's",
+            hint="put the model's own tokenizer.json beside its weights",
+        )
+    template = tokenizer.chat_template or ""
+    written = [template, *(text for name, text in tokenizer.special.items() if name in template)]
+    for text, number in added.items():
+        if number >= vocab_size and any(text in part for part in written):
+            raise ExportError(
+                f"the chat template writes `{text}`, token {number}, and the model has {vocab_size} tokens",
+                hint="resize the embedding to the tokenizer's length before the model is saved, or mend the template",
+            )
 
 
 def write_text_files(

@@ -84,7 +84,8 @@ class TextModel:
         """Return the prompt.
 
         Raises:
-            RequestError: `context_length_exceeded`, or the template refuses the messages, or knows no tools.
+            RequestError: `context_length_exceeded`, or the template refuses the messages, or knows no tools, or the
+                tokenizer has a token for some of it that the model does not know.
             BundleError: The template failed.
         """
         if request.prompt is not None:
@@ -104,6 +105,14 @@ class TextModel:
             if request.prompt is None:
                 raise RequestError("the chat template makes an empty prompt of these messages", param="messages")
             raise RequestError("the prompt is empty, and this model has no token to begin a text with", param="prompt")
+        known, largest = self.runner.limits.vocab_size, max(prompt.tokens)
+        if largest >= known:
+            raise RequestError(
+                f"the prompt holds `{self.tokenizer.text(largest)}`, token {largest} of the tokenizer, and the model "
+                f"knows {known} tokens",
+                hint="leave it out",
+                param="messages" if request.prompt is None else "prompt",
+            )
         return prompt
 
     def _chat(self, request: ChatRequest) -> Prompt:

@@ -87,6 +87,10 @@ class Tokenizer:
             finally:
                 self._backend.encode_special_tokens = False
 
+    def text(self, number: int) -> str:
+        """Return a token as the vocabulary writes it; empty if it is none."""
+        return self._backend.id_to_token(number) or ""
+
     def encode_text(self, text: str) -> list[int]:
         """Return token ids of a text that stands alone; special tokens in it are text.
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, models
 
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
 from edgekit.errors import ConfigError, EdgekitError, ExportError
@@ -18,7 +19,7 @@ from edgekit.export.recipe import recipe_for
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.target import load_target
-from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+from tests.models import CHATML, TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
 
 FloatArray = npt.NDArray[np.float32]
@@ -255,6 +256,39 @@ def test_a_checkpoint_that_cannot_be_chatted_with_is_refused_before_any_work(
     with pytest.raises(ExportError, match=says):
         export_bundle(str(checkpoint), load_target("cpu"), tmp_path / "bundle", ExportOptions(), report)
     assert "quantize and write" not in stages
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused_where_it_matters(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    path = checkpoint / "tokenizer.json"
+    backend = Tokenizer.from_file(str(path))
+    backend.add_tokens([AddedToken(f"<|extra_{number}|>", special=True) for number in range(512)])
+    number = backend.token_to_id("<|extra_511|>")
+    assert number is not None
+    assert number >= 512
+    backend.save(str(path))
+    template = checkpoint / "chat_template.jinja"
+    # In no chat: nothing to refuse.
+    exported(checkpoint, "cpu", tmp_path / "sound", recipe="rtn")
+    for source, special in (
+        ("<|extra_511|>" + CHATML, {}),
+        ("{{ bos_token }}" + CHATML, {"bos_token": "<|extra_511|>"}),
+    ):
+        template.write_text(source, encoding="utf-8")
+        settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | special))
+        with pytest.raises(
+            ExportError, match=rf"writes `<\|extra_511\|>`, token {number}, and the model has 512 tokens"
+        ):
+            exported(checkpoint, "cpu", tmp_path / "torn", recipe="rtn")
+    template.unlink()
+    vocabulary = {chr(0x4E00 + number): number for number in range(513)}
+    Tokenizer(models.WordLevel(vocabulary, unk_token=chr(0x4E00))).save(str(path))
+    with pytest.raises(ExportError, match="a token 512, and the model 512 tokens: it is another model's"):
+        exported(checkpoint, "cpu", tmp_path / "other", recipe="rtn")
+    path.write_text("{}")
+    with pytest.raises(ExportError, match=r"tokenizer\.json is not a tokenizer"):
+        exported(checkpoint, "cpu", tmp_path / "none", recipe="rtn")
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "lsq"])

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME, Artifact
-from edgekit.errors import BundleError, ConfigError, IncompatibleBundleError, RunnerError
+from edgekit.errors import BundleError, ConfigError, IncompatibleBundleError, RequestError, RunnerError
+from edgekit.generation import tokenizer as text
 from edgekit.generation.decode import generate
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.request import ChatRequest, Delta, Event, Finish, Message, Sampling
@@ -52,6 +54,19 @@ def _answer(events: list[Event]) -> str:
 def test_a_bundle_loads_with_its_names_and_limits(model: TextModel) -> None:
     assert (model.info.name, model.info.created, model.info.context_length) == ("tiny", 1767323045, 256)
     assert model.eos_token_ids == {2}
+
+
+def test_a_token_that_only_the_tokenizer_knows_is_the_callers_mistake(model: TextModel) -> None:
+    backend = Tokenizer.from_str(model.tokenizer.backend.to_str())
+    backend.add_tokens([AddedToken(f"<extra_{number}>") for number in range(512)])
+    more = dataclasses.replace(model, tokenizer=text.Tokenizer(backend))
+    assert more.prompt(_ask()).tokens == model.prompt(_ask()).tokens
+    for request in (
+        ChatRequest("r", (Message("user", "a <extra_511>"),)),
+        ChatRequest("r", (), prompt="a <extra_511>"),
+    ):
+        with pytest.raises(RequestError, match=r"holds `<extra_511>`, token \d+ of the tokenizer, and .* 512 tokens"):
+            more.prompt(request)
 
 
 # The reference computes with floats: what rounds its activations may choose another token.
