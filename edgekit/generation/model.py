@@ -43,7 +43,7 @@ class ModelInfo:
         parameters: How many weights; 0 if unknown.
         format: Kind of the artifact: `onnx`, `mlx`.
         size_bytes: Of the bundle's files.
-        capabilities: What it can do, in Ollama's words: `completion`, `tools`.
+        capabilities: What it can do, in Ollama's words: `completion`, `tools`, `thinking`.
         runner: What runs it here: `cpu (avx2)`, `onnxruntime`.
     """
 
@@ -245,6 +245,7 @@ def load_model(
     settings = _read_json(bundle.path / "tokenizer_config.json")
     template = ChatTemplate(_template_source(bundle.path, settings), _special_texts(settings))
     tool_format = find_format(template.source, tokenizer.special_tokens)
+    reasoning = find_reasoning(template.source, tokenizer.special_tokens)
     artifact = manifest.artifact
     runner = open_runner(
         bundle.path,
@@ -270,7 +271,7 @@ def load_model(
             parameters=manifest.parameters,
             format=artifact.kind,
             size_bytes=sum(file.size for file in manifest.files),
-            capabilities=("completion", "tools") if tool_format else ("completion",),
+            capabilities=("completion", *(["tools"] if tool_format else ()), *(["thinking"] if reasoning else ())),
             runner=str(runner.backend),
         ),
         runner=runner,
@@ -279,7 +280,7 @@ def load_model(
         eos_token_ids=frozenset(manifest.eos_token_ids),
         grammars=GrammarCompiler(tokenizer, vocab_size=runner.limits.vocab_size, eos_token_ids=manifest.eos_token_ids),
         tool_format=tool_format,
-        reasoning=find_reasoning(template.source, tokenizer.special_tokens),
+        reasoning=reasoning,
     )
 
 

@@ -20,7 +20,7 @@ from edgekit.generation.request import ChatRequest, Delta, Event, Finish, Messag
 from edgekit.generation.scheduler import Scheduler
 from tests.generation.bundles import tiny_bundle
 from tests.generation.test_scheduler import Receiver
-from tests.models import tiny_decoder, tiny_tensors
+from tests.models import CHATML, tiny_decoder, tiny_tensors
 from tests.reference import forward
 
 
@@ -53,7 +53,17 @@ def _answer(events: list[Event]) -> str:
 
 def test_a_bundle_loads_with_its_names_and_limits(model: TextModel) -> None:
     assert (model.info.name, model.info.created, model.info.context_length) == ("tiny", 1767323045, 256)
+    assert model.info.capabilities == ("completion",)
     assert model.eos_token_ids == {2}
+
+
+def test_what_its_template_can_do_is_said(tmp_path: Path) -> None:
+    template = (
+        "{% if tools %}<tool_call>{'arguments'}{% endif %}{% if enable_thinking %}<think></think>{% endif %}" + CHATML
+    )
+    model = load_model(tiny_bundle(tmp_path, "onnx", template=template), threads=1)
+    model.close()
+    assert model.info.capabilities == ("completion", "tools", "thinking")
 
 
 def test_a_token_that_only_the_tokenizer_knows_is_the_callers_mistake(model: TextModel) -> None:

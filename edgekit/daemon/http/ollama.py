@@ -140,7 +140,13 @@ class _Reply:
 
 
 def _about(asked: Asked) -> dict[str, Any]:
-    return {"request_id": asked.id, "client": asked.client, "context_length": asked.model.context_length}
+    model = asked.model
+    return {
+        "request_id": asked.id,
+        "client": asked.client,
+        "context_length": model.context_length,
+        "thinks": "thinking" in model.capabilities,
+    }
 
 
 def _answer(call: OllamaCall, asked: Asked, *, chat: bool) -> _Reply | Response:

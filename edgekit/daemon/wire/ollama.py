@@ -29,8 +29,9 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "images": ([],),
     "suffix": ("",),
     "template": ("",),
-    "think": (False,),
 }
+# Whether a model that reasons should; the names of efforts are for models that are not among ours.
+_THINK: Mapping[bool, tuple[object, ...]] = {True: (False, True), False: (False,)}
 # How Ollama loads a model; the daemon loaded its own long ago.
 _LOADING = (
     "embedding_only",
@@ -148,7 +149,9 @@ class _Generate(_Body):
     raw: bool | None = None
 
 
-def parse_ollama_chat(data: bytes, *, request_id: str, client: str, context_length: int) -> OllamaCall:
+def parse_ollama_chat(
+    data: bytes, *, request_id: str, client: str, context_length: int, thinks: bool = False
+) -> OllamaCall:
     """Read a body of `/api/chat`.
 
     Args:
@@ -156,11 +159,12 @@ def parse_ollama_chat(data: bytes, *, request_id: str, client: str, context_leng
         request_id: Becomes `ChatRequest.id`.
         client: Becomes `ChatRequest.client`.
         context_length: The model's; more cannot be asked for.
+        thinks: The model reasons before it answers, and may be asked to.
 
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
-    body, shared = _read(_Chat, data, context_length)
+    body, shared = _read(_Chat, data, context_length, thinks=thinks)
     request = None
     if body.messages:
         request = ChatRequest(
@@ -174,9 +178,11 @@ def parse_ollama_chat(data: bytes, *, request_id: str, client: str, context_leng
     return OllamaCall(request, body.model, stream=body.stream is not False)
 
 
-def parse_ollama_generate(data: bytes, *, request_id: str, client: str, context_length: int) -> OllamaCall:
+def parse_ollama_generate(
+    data: bytes, *, request_id: str, client: str, context_length: int, thinks: bool = False
+) -> OllamaCall:
     """Read a body of `/api/generate`: a chat of one question, or with `raw` a text to continue; see above."""
-    body, shared = _read(_Generate, data, context_length)
+    body, shared = _read(_Generate, data, context_length, thinks=thinks)
     request = None
     if body.prompt and body.raw:
         if body.system:
@@ -194,12 +200,12 @@ def parse_ollama_generate(data: bytes, *, request_id: str, client: str, context_
     return OllamaCall(request, body.model, stream=body.stream is not False)
 
 
-def _read(model: type[Any], data: bytes, context_length: int) -> tuple[Any, dict[str, Any]]:
+def _read(model: type[Any], data: bytes, context_length: int, *, thinks: bool) -> tuple[Any, dict[str, Any]]:
     """Return the body, and the arguments of `ChatRequest` that both endpoints share."""
     fields = decode(data)
     think = fields.get("think")
-    drop(fields, harmless=_HARMLESS, neutral=_NEUTRAL)
-    body = read(model, fields, also=[*_NEUTRAL, *_HARMLESS])
+    drop(fields, harmless=_HARMLESS, neutral={**_NEUTRAL, "think": _THINK[thinks]})
+    body = read(model, fields, also=[*_NEUTRAL, *_HARMLESS, "think"])
     given = dict(body.options or {})
     drop(given, harmless=_HARMLESS_OPTIONS, neutral=_NEUTRAL_OPTIONS, at="options")
     options = read(_Options, given, at="options", also=[*_NEUTRAL_OPTIONS, *_HARMLESS_OPTIONS])
@@ -217,7 +223,7 @@ def _read(model: type[Any], data: bytes, context_length: int) -> tuple[Any, dict
         "stop": tuple(options.stop or ()),
         "logprobs": read_logprobs(body.logprobs, body.top_logprobs),
         "response_format": read_ollama_format(body.format),
-        "template_arguments": {"enable_thinking": False} if think is False else {},
+        "template_arguments": {} if think is None else {"enable_thinking": think},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import ollama
@@ -17,6 +18,7 @@ from edgekit.daemon.http.door import HttpDoor
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError
 from edgekit.generation.request import Delta, Failure, Message, ResponseFormat, ToolCallDelta
+from edgekit.generation.tools import find_reasoning
 from tests.daemon.http.conftest import Played, Serve
 from tests.daemon.mqtt.scripted import WORDS, Playing, call_tools, finish, tell_logprobs, wait_for_cancel
 from tests.generation.tiny import echo_model
@@ -63,6 +65,21 @@ def test_a_stream_is_the_default_and_one_object_per_line(played: Played) -> None
     assert response.headers["content-type"] == "application/x-ndjson"
     lines = [json.loads(line) for line in response.text.splitlines()]
     assert [line["done"] for line in lines] == [False] * len(WORDS) + [True]
+
+
+def test_a_model_that_reasons_is_asked_to_think_and_its_thoughts_are_apart(serve: Serve) -> None:
+    model = echo_model("<think>\nHm.</think>\n\nParis")
+    info = replace(model.info, capabilities=("completion", "thinking"))
+    served = serve(replace(model, info=info, reasoning=find_reasoning("</think>", {})))
+    with ollama.Client(served.door.url, timeout=20) as client:
+        message = client.chat("echo", HELLO, think=True).message
+    assert (message.thinking, message.content) == ("\nHm.", "Paris")
+
+
+def test_a_model_that_does_not_reason_is_not_asked_to_think(played: Played) -> None:
+    with pytest.raises(ollama.ResponseError, match="think") as caught:
+        played.ollama.chat("tiny", HELLO, think=True)
+    assert caught.value.status_code == 400
 
 
 def test_a_schema_of_a_pydantic_model_is_the_format(played: Played) -> None:

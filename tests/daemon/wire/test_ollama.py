@@ -156,6 +156,23 @@ def test_what_cannot_be_obeyed_is_refused_by_name(fields: dict[str, Any], code: 
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+def test_a_model_that_reasons_may_be_asked_to_and_no_other() -> None:
+    for parse, asked in ((parse_ollama_chat, {"messages": HELLO}), (parse_ollama_generate, {"prompt": "Why?"})):
+
+        def arguments(parse: Any = parse, asked: dict[str, Any] = asked, *, thinks: bool = True, **think: Any) -> Any:
+            body = json.dumps({"model": "m", **asked, **think}).encode()
+            call = parse(body, request_id="r", client="c", context_length=2048, thinks=thinks)
+            return call.request.template_arguments
+
+        assert arguments(think=True) == {"enable_thinking": True}
+        assert arguments(think=False) == arguments(think=False, thinks=False) == {"enable_thinking": False}
+        assert arguments(think=None) == arguments() == {}
+        for think, thinks in ((True, False), ("high", True), (1, True)):
+            with pytest.raises(RequestError) as caught:
+                arguments(think=think, thinks=thinks)
+            assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "think")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
