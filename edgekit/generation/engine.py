@@ -26,6 +26,7 @@ from edgekit.generation.sequence import Logits, Sequence
 from edgekit.generation.slots import Slots
 from edgekit.generation.step_cost import StepTimes
 from edgekit.generation.ticket import Ticket
+from edgekit.runners.base import Chunk
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -94,6 +95,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._open: list[Ticket] = []
         self._preempted = 0
+        self._lost = False
         self._times = StepTimes()
         self._planner = Planner(self._slots, self._limits, self._times, self._drafters)
 
@@ -111,6 +113,11 @@ class Engine:
     def running(self) -> int:
         """Answers that have a slot; may be read from any thread."""
         return len(self._running)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the last step failed for everybody in it; `probe` tells whether that is the runner's fault."""
+        return self._lost
 
     @property
     def stats(self) -> EngineStats:
@@ -184,11 +191,19 @@ class Engine:
             self._open.pop(0).fail(error)
         return clean
 
+    def probe(self) -> None:
+        """Let the runner compute one token where no answer is; raises what it raises."""
+        number = self._slots.clear()
+        if number is not None:
+            self._runner.run([Chunk(number, [0])])
+            self._runner.truncate(number, 0)
+
     def step(self) -> None:
         """Let every running answer take its next tokens; start what there is room for.
 
         What goes wrong with one request fails that request. Raises what nobody expected: then call `reset`.
         """
+        self._lost = False
         self.sweep()
         self._admit()
         planned = self._plan()
@@ -301,6 +316,7 @@ class Engine:
 
     def _run_apart(self, planned: list[Planned], error: EdgekitError) -> None:
         """After a step that failed: each answer by itself, so that only the one at fault fails."""
+        self._lost = True
         for one in planned:
             slot = one.chunk.slot
             if one.sequence.ticket.over:
@@ -314,6 +330,7 @@ class Engine:
             except Exception as again:  # noqa: BLE001  the answer fails with it
                 self._fail(one.sequence.ticket, again if isinstance(again, EdgekitError) else internal_error(again))
             else:
+                self._lost = False
                 self._take(one, logits)
 
     def _take(self, one: Planned, logits: Logits) -> None:

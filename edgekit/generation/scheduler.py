@@ -3,9 +3,10 @@
 A thread drives the `Engine` step by step. It beats a heart once per step (and while idle), from which the service's
 watchdog is fed: a worker that hangs stops beating. Requests come in, and are cancelled, from any thread.
 
-What goes wrong in a step beyond a request's own failure fails all open requests; the engine starts over with empty
-slots. Where that happens again and again and nothing is answered in between, or the slots cannot be emptied, the
-scheduler has failed: it takes no more requests and says so, until the process is started anew.
+What goes wrong in a step beyond a request's own failure fails all open requests, as does a runner that cannot compute
+one token any more; the engine starts over with empty slots. Where that happens again and again and nothing is answered
+in between, or the slots cannot be emptied, the scheduler has failed: it takes no more requests and says so, until the
+process is started anew.
 """
 
 from __future__ import annotations
@@ -212,6 +213,9 @@ class Scheduler:
         if self._aborting:
             engine.sweep(abort=_shutting_down())
         engine.step()
+        if engine.lost:
+            # A request that no runner could compute fails alone; a runner that computes nothing is a fault.
+            engine.probe()
         return True
 
     def _recover(self, error: BaseException) -> bool:

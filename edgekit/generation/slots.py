@@ -166,6 +166,15 @@ class Slots:
         self._runner.truncate(number, 0)
         slot.high = 0
 
+    def clear(self) -> int | None:
+        """Empty the idle slot that was not used for longest, and return it; None if all are in use."""
+        idle = [number for number, slot in enumerate(self._slots) if not slot.busy]
+        if not idle:
+            return None
+        number = min(idle, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used))
+        self.empty(number)
+        return number
+
     def reset(self) -> bool:
         """Take all slots back and forget what they hold, after a fault that may have left anything behind.
 

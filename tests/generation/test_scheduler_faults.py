@@ -205,6 +205,42 @@ def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
     assert time.monotonic() - started < 2
 
 
+def test_a_runner_that_computes_nothing_any_more_is_given_up_and_not_only_its_requests_failed(
+    scheduler: Scheduler, faults: Faults
+) -> None:
+    before = _answer(scheduler)
+    faults.breaks("run")
+    for _ in range(2):
+        assert _refused(scheduler) == "internal_error"
+    faults.breaks()
+    # It was away for a while: an answer, and all is forgotten.
+    assert _answer(scheduler) == before
+    faults.breaks("run")
+    for _ in range(3):
+        assert not scheduler.failed
+        assert _refused(scheduler) == "internal_error"
+    end = time.monotonic() + 10
+    while not scheduler.failed and time.monotonic() < end:
+        time.sleep(0.01)
+    with pytest.raises(RunnerError, match="does not recover"):
+        scheduler.submit(_ask(), Receiver())
+
+
+def test_requests_that_alone_cannot_be_computed_never_end_it(scheduler: Scheduler, faults: Faults) -> None:
+    before = _answer(scheduler, cache_prompt=True)
+    for _ in range(8):
+        faults.next("run", [RunnerError("too odd")])
+        assert _refused(scheduler) == "runner_failed"
+    assert _answer(scheduler, cache_prompt=True) == before
+    assert not scheduler.failed
+
+
+def _refused(scheduler: Scheduler) -> str:
+    receiver = Receiver()
+    scheduler.submit(_ask(), receiver)
+    return _code(receiver.wait())
+
+
 def test_one_request_whose_slot_cannot_be_prepared_fails_alone(model: TextModel, faults: Faults) -> None:
     engine = Engine(model)
     events: dict[str, list[Event]] = {"running": [], "other": [], "next": []}
