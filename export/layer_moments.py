@@ -25,6 +25,8 @@ READERS = {"attention": ("q", "k", "v"), "o": ("o",), "mlp": ("gate", "up"), "do
 
 # Tokens at a time through both streams.
 _TOKENS = 1024
+# Rows of second moments at a time.
+_ROWS = 1024
 
 
 class HeldLayer:
@@ -112,17 +114,20 @@ def gather(runner: LayerRunner, layer: Layer, site: str, quantized: Stream, orig
     windows, tokens = quantized.hidden.shape[:2]
     step = max(1, _TOKENS // tokens)
     total = np.float32(windows * tokens)
+    width = quantized.held.matrices[READERS[site][0]].shape[1]
+    hessian = np.zeros((width, width), np.float32)
     sums: dict[str, FloatArray] = {}
     for start in range(0, windows, step):
         x = quantized.read_by(runner, layer, site, slice(start, start + step))
-        _add(sums, "hessian", x.T @ x)
+        _add_squares(hessian, x)
         change = original.read_by(runner, layer, site, slice(start, start + step)) - x
         for part, weight in original.narrow(site).items():
             # Projected first: `[out, in]` is the smaller array.
             _add(sums, part, (change @ weight.T).T @ x)
         if not original.narrow(site):
             _add(sums, "change", change.T @ x)
-    hessian = sums.pop("hessian") / total
+    _mirror(hessian)
+    hessian /= total
     drifts = {
         part: (sums[part] if part in sums else original.held.matrices[part] @ sums["change"]) / total
         for part in READERS[site]
@@ -147,6 +152,19 @@ def read_inputs(runner: LayerRunner, layer: Layer, stream: Stream) -> dict[str, 
     runner.run(layer, stream.held, stream.hidden, observe=observe)
     tokens = np.float32(stream.hidden.shape[0] * stream.hidden.shape[1])
     return {site: Inputs(magnitudes[site] / tokens, squares[site] / tokens) for site in READERS}
+
+
+def _add_squares(hessian: FloatArray, x: FloatArray) -> None:
+    """Add `xᵀ x` above the diagonal; some rows at a time, as the product of all is as large as the sum."""
+    for start in range(0, len(hessian), _ROWS):
+        hessian[start : start + _ROWS, start:] += x[:, start : start + _ROWS].T @ x[:, start:]
+
+
+def _mirror(hessian: FloatArray) -> None:
+    """Write what stands above the diagonal below it too."""
+    for start in range(0, len(hessian), _ROWS):
+        stop = start + _ROWS
+        hessian[stop:, start:stop] = hessian[start:stop, stop:].T
 
 
 def _add(sums: dict[str, FloatArray], name: str, values: FloatArray) -> None:
