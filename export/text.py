@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from edgekit.errors import EdgekitError, ExportError
 from edgekit.export.checkpoints.base import TokenizerFiles
 
-__all__ = ["check_text", "check_tokens", "write_text_files"]
+__all__ = ["check_text", "check_tokens", "read_tokenizer", "write_text_files"]
 
 
 def check_text(tokenizer: TokenizerFiles) -> None:
@@ -32,6 +34,18 @@ def check_text(tokenizer: TokenizerFiles) -> None:
         raise ExportError(f"the checkpoint cannot be chatted with: {error.message}", hint=error.hint) from error
 
 
+def read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
+    """Read the contents of a `tokenizer.json`.
+
+    Raises:
+        ExportError: They are no tokenizer.
+    """
+    try:
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise ExportError(f"tokenizer.json is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
+
+
 def check_tokens(tokenizer: TokenizerFiles, vocab_size: int) -> None:
     """Refuse a tokenizer that speaks of tokens which the model does not know.
 
@@ -45,12 +59,7 @@ def check_tokens(tokenizer: TokenizerFiles, vocab_size: int) -> None:
     Raises:
         ExportError: `tokenizer.json` is not a tokenizer, or another model's; or a chat could not begin or end.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_buffer(tokenizer.tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
-        raise ExportError(f"tokenizer.json is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
+    backend = read_tokenizer(tokenizer.tokenizer_json)
     if min(tokenizer.eos_token_ids) >= vocab_size:
         raise ExportError(
             f"no answer would end: the checkpoint ends one with token {min(tokenizer.eos_token_ids)}, and the model "

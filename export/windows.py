@@ -10,7 +10,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edgekit.bundle.bundle import hash_file
-from edgekit.errors import ConfigError, ExportError
+from edgekit.errors import ConfigError
+from edgekit.export.text import read_tokenizer
 
 __all__ = ["Text", "Windows", "cut_windows", "read_text"]
 
@@ -81,10 +82,7 @@ def cut_windows(tokenizer_json: bytes, text: Text, *, length: int, count: int) -
     """
     if length < _FEWEST or count < 1:
         raise ConfigError(f"{count} windows of {length} tokens are too little", hint="try --window 512 --windows 8")
-    try:
-        tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise ExportError(f"tokenizer.json is not a tokenizer: {' '.join(str(error).split())[:200]}") from error
+    tokenizer = read_tokenizer(tokenizer_json)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True

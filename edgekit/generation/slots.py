@@ -106,7 +106,7 @@ class Slots:
             The slot and the tokens it holds; None if no slot or no memory is free. Then nothing was touched, nor was
             the prompt looked for: whoever waits asks again at every step.
         """
-        free = [number for number, slot in enumerate(self._slots) if not slot.busy]
+        free = self._idle()
         if not free or not self._fits(len(tokens)):
             return None
         most = len(tokens) - 1 if reuse else 0
@@ -115,8 +115,8 @@ class Slots:
         source = max(range(len(shared)), key=lambda number: shared[number])
         cached = 0 if self._prefix is None or not reuse else self._prefix.lookup(tokens, tenant)
         if shared[best] < _WORTH or shared[best] < max(shared[source], cached):
-            # Not there: an empty slot, else the one that was not used for longest.
-            best = min(free, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used, number))
+            # Not there.
+            best = self._least_wanted(free)
             if shared[source] >= max(_WORTH, cached) and self._slots[source].busy:
                 return self._begin(best, tokens, tenant, copy_from=source, count=shared[source])
             return self._begin(best, tokens, tenant, restore=cached > 0, private=private)
@@ -167,11 +167,11 @@ class Slots:
         slot.high = 0
 
     def clear(self) -> int | None:
-        """Empty the idle slot that was not used for longest, and return it; None if all are in use."""
-        idle = [number for number, slot in enumerate(self._slots) if not slot.busy]
+        """Empty a slot that no answer uses, and return it; None if all are in use."""
+        idle = self._idle()
         if not idle:
             return None
-        number = min(idle, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used))
+        number = self._least_wanted(idle)
         self.empty(number)
         return number
 
@@ -205,6 +205,13 @@ class Slots:
                 return False
             self.empty(min(idle, key=lambda number: self._slots[number].used))
         return True
+
+    def _idle(self) -> list[int]:
+        return [number for number, slot in enumerate(self._slots) if not slot.busy]
+
+    def _least_wanted(self, numbers: Sequence[int]) -> int:
+        """An empty slot of these, else the one that was not used for longest."""
+        return min(numbers, key=lambda number: (len(self._slots[number].tokens) > 0, self._slots[number].used, number))
 
     def _fits(self, tokens: int) -> bool:
         """Whether an answer of so many tokens may begin, once what no answer uses is emptied."""

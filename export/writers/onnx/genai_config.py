@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.text import read_tokenizer
 from edgekit.export.writers.onnx.genai import GENAI_FILE
 
 __all__ = ["write_genai_config"]
@@ -36,7 +35,7 @@ def write_genai_config(folder: Path, decoder: Decoder, tokenizer: TokenizerFiles
 def genai_config(decoder: Decoder, tokenizer: TokenizerFiles) -> dict[str, object]:
     """Return the configuration."""
     ends = list(tokenizer.eos_token_ids)
-    vocabulary = Tokenizer.from_buffer(tokenizer.tokenizer_json)
+    vocabulary = read_tokenizer(tokenizer.tokenizer_json)
 
     def token(name: str, default: int) -> int:
         found = vocabulary.token_to_id(tokenizer.special.get(name, ""))
