@@ -1,13 +1,12 @@
-"""Time and memory of exporting a model of 7B: edgekit, mlx-lm's converter and onnxruntime-genai's builder, in one run.
+"""Time and memory of exporting a 7B model: edgekit, mlx-lm's converter and onnxruntime-genai's builder, in one run.
 
-    python benchmarks/export.py                 makes the checkpoint (15.2 GB) and exports it; wants 40 GB of disk
-    python benchmarks/export.py --shape 0.5b    to try things
+    scripts/bench export                 creates the checkpoint (15.2 GB) and exports it; needs 40 GB of disk
+    scripts/bench export --shape 0.5b    a small one, for trying out
 
-Every tool runs alone, in a process of its own, with no page of the checkpoint in the page cache; its output is deleted
-before the next one starts. Memory is the process's peak resident set; "private" leaves out pages mapped from files,
-which the system could take back. A peer that needs more time or private memory than it is given is ended and reported
-as such. Peers are optional: mlx-lm, and onnxruntime-genai with torch, transformers and onnx-ir, in this environment or
-in those named by `--mlx-python` and `--genai-python`. Edgekit also hashes what it reads and writes; peers do not.
+Every tool runs alone in its own process, with no page of the checkpoint in the page cache; its output is deleted before
+the next one starts. Memory is the process's peak resident set size; "private" excludes pages mapped from files, which
+the system could reclaim. A tool that exceeds its limit of time or private memory is terminated and reported. Peers are
+optional (`peers.py`). edgekit also hashes its input and output; the peers do not.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from make_checkpoint import SHAPES, make_checkpoint
+from inputs.make_checkpoint import SHAPES, make_checkpoint
+from peers import GENAI_BUILDER, MLX, Peer, add_peers, interpreter
+from quick import parse
 
 GIB = 1 << 30
-# Modules whose import compiles what is compiled once per installation.
+# Importing these compiles kernels, once per installation.
 KERNELS = "import edgekit.export.quantization.kernels, edgekit.export.writers.nibbles"
 
 
@@ -37,19 +38,19 @@ class Tool:
     """One way to convert the checkpoint.
 
     Attributes:
-        name: As the table shows it.
-        command: Its program and arguments.
-        needs: Python that fails where the tool is not installed.
+        name: Name in the table.
+        arguments: Arguments of the Python interpreter.
+        peer: None: edgekit.
     """
 
     name: str
-    command: tuple[str, ...]
-    needs: str = ""
+    arguments: tuple[str, ...]
+    peer: Peer | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run took; sizes in bytes."""
+    """Time and memory of a run; sizes in bytes."""
 
     name: str
     wall_s: float
@@ -60,23 +61,23 @@ class Result:
     outcome: str
 
 
-def tools(checkpoint: Path, out: Path, arguments: argparse.Namespace) -> list[Tool]:
-    """Return edgekit for both of its formats, then the peers."""
-    edgekit = (sys.executable, "-c", "from edgekit.cli import main; main()", "export", str(checkpoint), "-o", str(out))
-    mlx = (arguments.mlx_python, "-m", "mlx_lm", "convert", "--hf-path", str(checkpoint), "-q", "--mlx-path", str(out))
-    genai = (arguments.genai_python, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(out))
-    genai += ("-p", "int4", "-e", "cpu", "-c", str(arguments.work / "cache"))
+def tools(checkpoint: Path, out: Path, work: Path) -> list[Tool]:
+    """Return edgekit with both of its formats, then the peers."""
+    edgekit = ("-m", "edgekit", "export", str(checkpoint), "-o", str(out))
+    mlx = ("-m", "mlx_lm", "convert", "--hf-path", str(checkpoint), "-q", "--mlx-path", str(out))
+    genai = ("-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(out))
+    genai += ("-p", "int4", "-e", "cpu", "-c", str(work / "cache"))
     genai += ("--extra_options", "int4_accuracy_level=4", "int4_block_size=32", "hf_token=false")
     return [
         Tool("edgekit m2", (*edgekit, "--target", "m2")),
         Tool("edgekit orin", (*edgekit, "--target", "orin")),
-        Tool("mlx_lm.convert", mlx, "import mlx_lm"),
-        Tool("onnxruntime-genai", genai, "import onnxruntime_genai, torch, transformers, onnx_ir"),
+        Tool("mlx_lm.convert", mlx, MLX),
+        Tool("onnxruntime-genai", genai, GENAI_BUILDER),
     ]
 
 
-def forget_pages(folder: Path) -> None:
-    """Drop a folder's files from the page cache, where the system takes the advice."""
+def drop_page_cache(folder: Path) -> None:
+    """Drop a folder's files from the page cache, if the system supports it."""
     if hasattr(os, "posix_fadvise"):
         for path in folder.iterdir():
             descriptor = os.open(path, os.O_RDONLY)
@@ -84,12 +85,12 @@ def forget_pages(folder: Path) -> None:
             os.close(descriptor)
 
 
-def measure(tool: Tool, out: Path, log: Path, limit_s: float, limit_bytes: float) -> Result:
-    """Run a tool and watch it."""
+def measure(tool: Tool, python: str, out: Path, log: Path, *, limit_s: float, limit_bytes: float) -> Result:
+    """Run a tool with this interpreter, and record its time and memory."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     with log.open("wb") as output:
         start = time.monotonic()
-        process = subprocess.Popen(tool.command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen([python, *tool.arguments], stdout=output, stderr=output, env=environment)
         watched = psutil.Process(process.pid)
         peak_rss = peak_private = 0
         cpu_s = 0.0
@@ -118,9 +119,9 @@ def _usage(process: psutil.Process) -> tuple[int, int, float]:
     rss = private = 0
     cpu_s = 0.0
     with contextlib.suppress(psutil.Error):
-        for one in (process, *process.children(recursive=True)):
+        for member in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                memory, times = one.memory_info(), one.cpu_times()
+                memory, times = member.memory_info(), member.cpu_times()
                 rss += memory.rss
                 private += memory.rss - getattr(memory, "shared", 0)
                 cpu_s += times.user + times.system
@@ -129,8 +130,8 @@ def _usage(process: psutil.Process) -> tuple[int, int, float]:
 
 def _end(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.Error):
-        for one in (*process.children(recursive=True), process):
-            one.kill()
+        for member in (*process.children(recursive=True), process):
+            member.kill()
 
 
 def _print(results: Sequence[Result]) -> None:
@@ -154,39 +155,36 @@ def _print(results: Sequence[Result]) -> None:
 
 
 def main() -> None:
-    """Make the checkpoint, run every tool that is installed, and print the table."""
+    """Create the checkpoint, run every installed tool, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work"), help="where checkpoint and outputs go")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint folder to use instead of a made one")
+    parser.add_argument("--checkpoint", type=Path, help="use this checkpoint folder instead of creating one")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="7b")
-    parser.add_argument("--mlx-python", default=sys.executable, help="interpreter that has mlx-lm")
-    parser.add_argument("--genai-python", default=sys.executable, help="interpreter that has onnxruntime-genai")
+    add_peers(parser, MLX, GENAI_BUILDER)
     parser.add_argument("--only", action="append", metavar="WORD", help="run only tools with this word in their name")
-    parser.add_argument("--limit-s", type=float, default=900, help="seconds given to each tool")
-    parser.add_argument("--limit-gib", type=float, default=20, help="private memory given to each tool")
+    parser.add_argument("--limit-s", type=float, default=900, help="time limit of each tool")
+    parser.add_argument("--limit-gib", type=float, default=20, help="limit of private memory of each tool")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, {"shape": "tiny"})
     arguments.work.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.checkpoint or make_checkpoint(arguments.work / f"qwen2.5-{arguments.shape}", arguments.shape)
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", KERNELS], check=True)
-    print(f"edgekit's kernels were loaded, or compiled the first time, in {time.monotonic() - start:.1f} s; ", end="")
+    print(f"edgekit's kernels were loaded (or compiled, the first time) in {time.monotonic() - start:.1f} s; ", end="")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     results = []
-    for tool in tools(checkpoint, arguments.work / "out", arguments):
+    for tool in tools(checkpoint, arguments.work / "out", arguments.work):
         if arguments.only and not any(word in tool.name for word in arguments.only):
             continue
-        if (
-            tool.needs
-            and subprocess.run([tool.command[0], "-c", tool.needs], capture_output=True, check=False).returncode
-        ):
-            print(f"{tool.name} is not installed for {tool.command[0]}: left out", file=sys.stderr)
+        python = interpreter(tool.peer, arguments) if tool.peer else sys.executable
+        if python is None:
             continue
         out = arguments.work / "out"
         shutil.rmtree(out, ignore_errors=True)
-        forget_pages(checkpoint)
+        drop_page_cache(checkpoint)
         log = arguments.work / f"{tool.name.replace(' ', '-')}.log"
-        results.append(measure(tool, out, log, arguments.limit_s, arguments.limit_gib * GIB))
+        limits = {"limit_s": arguments.limit_s, "limit_bytes": arguments.limit_gib * GIB}
+        results.append(measure(tool, python, out, log, **limits))
         print(f"{tool.name}: {results[-1].outcome or f'{results[-1].wall_s:.1f} s'}", file=sys.stderr)
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(arguments.work / "cache", ignore_errors=True)

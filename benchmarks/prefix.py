@@ -1,11 +1,11 @@
-"""Time to the first token after a restart: with the prompt's beginning on disk or in memory, and without.
+"""Time to first token after a restart, with the prompt's prefix cached on disk, in memory, or not at all.
 
-    python benchmarks/prefix.py BUNDLE [--tokens 1500] [--question 24] [--rounds 5]
+    scripts/bench prefix [BUNDLE] [--tokens 1500] [--question 24] [--rounds 5]
 
-One process answers `tokens` of system prompt with a question, saves and ends. A second one opens the folder and is
-asked another question: in each round with nothing, from disk after the system forgot the files (Linux), from disk with
-them in the system's memory, and from the cache's own memory; so a machine that slows down slows all of them. The first
-logits must be equal, bit by bit, in all four. BUNDLE is for the `onnxruntime` dialect.
+One process answers a question after a system prompt of `tokens`, saves the prefix and exits. A second process opens the
+folder and answers another question, in each round in four ways, so that a slowdown of the machine affects all of them:
+without a cache, from disk with a cold page cache (Linux), from disk with a warm one, and from the in-memory cache. The
+first logits must be bit-identical in all four. BUNDLE is of the `onnxruntime` dialect; default: SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from inputs.bundles import exported, tiny_bundle
+from quick import parse
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.generation.prefix import BLOCK_TOKENS, DiskStore, PrefixCache, model_fingerprint
@@ -33,20 +35,27 @@ _DISK_BYTES = 2 << 30
 def main() -> None:
     """Run both processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--question", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block", type=int, default=BLOCK_TOKENS)
+    parser.add_argument("--work", type=Path, default=Path("work"), help="folder for the bundle and the prefixes")
     parser.add_argument("--stage", choices=["first", "second"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    # The tiny bundle has a context of 256 tokens.
+    options = parse(parser, {"tokens": 100, "question": 8, "rounds": 1, "block": 16})
     if options.stage:
         bench = _Bench(options)
         return bench.first() if options.stage == "first" else bench.second(options.rounds)
-    with tempfile.TemporaryDirectory(dir=Path.home()) as folder:  # not /tmp, which may be memory
+    options.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.work) as name:  # not in /tmp, which may be memory
+        folder = Path(name)
+        if options.bundle is None:
+            options.bundle = tiny_bundle(folder, "onnx") if options.quick else exported(options.work)
+        sizes = [f"--{key}={getattr(options, key)}" for key in ("tokens", "question", "rounds", "block")]
         for stage in ("first", "second"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--stage", stage, "--folder", folder]
+            command = [sys.executable, __file__, options.bundle, *sizes, f"--stage={stage}", f"--folder={folder}"]
             subprocess.run(command, check=True)
     return None
 
@@ -62,7 +71,7 @@ class _Bench:
         rng, top = np.random.default_rng(1), self._runner.limits.vocab_size
         self._system: list[int] = rng.integers(top, size=options.tokens).tolist()
         self._questions: list[list[int]] = rng.integers(top, size=(2, options.question)).tolist()
-        self._compute(self._system[:64], 0)  # the weights into memory
+        self._compute(self._system[:64], 0)  # load the weights into memory
 
     def first(self) -> None:
         """Answer one question and save."""
@@ -77,22 +86,22 @@ class _Bench:
         cache.close()
         stats = store.stats()
         print(f"{stats.blocks} blocks of {self._block} tokens, {stats.used_bytes / 1e6:.0f} MB")
-        print(f"saving held the caller up for {(saved - started) * 1e3:.0f} ms")
+        print(f"saving blocked the caller for {(saved - started) * 1e3:.0f} ms")
         print(f"everything was on disk {(flushed - saved) * 1e3:.0f} ms later")
 
     def second(self, rounds: int) -> None:
-        """Answer another question in every way, again and again."""
+        """Answer another question in every way, `rounds` times."""
         prompt = self._system + self._questions[1]
         seconds: dict[str, list[float]] = {"computed": [], "disk, cold": [], "disk, warm": [], "memory": []}
         restoring: dict[str, list[float]] = {name: [] for name in seconds}
         in_memory, store = self._open(1 << 30)
         in_memory.restore(self._runner_empty(), 0, prompt, "")
-        store.close()  # the folder is opened anew each time, as after a restart
+        store.close()  # the folder is reopened each time, as after a restart
         for _ in range(rounds):
             expected = None
             for name, times in seconds.items():
                 if name == "disk, cold":
-                    self._forget()
+                    self._drop_page_cache()
                 runner = self._runner_empty()
                 started = time.monotonic()
                 start, opened = 0, None
@@ -108,7 +117,7 @@ class _Bench:
                 if opened:
                     opened.close()
                 expected = logits if expected is None else expected
-                assert np.array_equal(logits, expected), "another answer"
+                assert np.array_equal(logits, expected), "the logits differ"
                 assert name == "computed" or start == len(self._system) // self._block * self._block
         base = statistics.median(seconds["computed"])
         print(f"{'first logits from':<20}{'ms':>8}{'of it restoring':>17}{'times faster':>14}")
@@ -138,8 +147,8 @@ class _Bench:
             (logits,) = self._runner.run([Chunk(0, prompt[at : at + 512], exact=True)])
         return logits.copy()
 
-    def _forget(self) -> None:
-        """Make the system forget the files' contents, where it can be asked to."""
+    def _drop_page_cache(self) -> None:
+        """Drop the files from the page cache, if the system supports it."""
         if not hasattr(os, "posix_fadvise"):
             return
         for path in (self._folder / "prefix").iterdir():

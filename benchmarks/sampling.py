@@ -1,14 +1,14 @@
-"""What choosing a token costs, beside a decode step of a 7B model.
+"""Time of sampling a token, relative to a decode step of a 7B model.
 
-    python benchmarks/sampling.py [--vocab 151936] [--gb-s 204.8] [--logits FILE.npy]
+    scripts/bench sampling [--vocab 151936] [--gb-s 204.8] [--logits FILE.npy]
 
-A decode step reads the weights once: 3.65 GB for a 7B model at 4 bits. On a device it takes at least that over the
-memory's bandwidth (`--gb-s`, an AGX Orin's 204.8 unless given; 0 takes what this machine's memory gives here and now);
-sampling should take less than 5 % of it. Logits are made up as a model's are spread, or come from a file; the last
-lines are the worst case, logits of which none stands out.
+A decode step reads the weights once: 3.65 GB for a 7B model at 4 bits. Its minimum time on a device is that size over
+the memory bandwidth (`--gb-s`; default: 204.8 of an AGX Orin; 0 measures this machine's). Sampling should take less
+than 5 % of it. Logits are generated with a distribution like a model's, or read from a file; the last lines are the
+worst case, flat logits.
 
 numpy's float32 exponential is vectorized on x86 only. `NPY_DISABLE_CPU_FEATURES="AVX512F AVX2 FMA3 …"` in the
-environment shows what it costs without (`--scalar` does it).
+environment shows the cost without vectorization (`--scalar` sets it).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+from quick import parse
 
-from edgekit.generation.request import Sampling
-from edgekit.generation.sampling import Sampler
+from edgekit.generation.sampling.sampler import Sampler
+from edgekit.generation.types import Sampling
 
 _STEP_GB = 3.65
 _BOUND = 0.05
@@ -35,11 +36,10 @@ Logits = npt.NDArray[np.float32]
 
 
 def chat_logits(vocab: int, rows: int) -> Logits:
-    """Return logits `[rows, vocab]` shaped like a language model's while it answers.
+    """Return logits `[rows, vocab]` distributed like a language model's while it answers.
 
-    The best stand above the others as words do, by the logarithm of their rank. Like SmolLM2-135M's while it answers at
-    temperature 1: 95 % of the probability on 7 tokens in the middle, on 50 at the 75th percentile, 660 at the 95th.
-    Larger models are surer.
+    The top logits fall with the logarithm of their rank. As for SmolLM2-135M at temperature 1, 95 % of the probability
+    is on 7 tokens in the median row, on 50 at the 75th percentile, on 660 at the 95th. Larger models are more certain.
     """
     random = np.random.default_rng(0)
     logits = random.normal(0, 2.2, (rows, vocab)).astype(np.float32)
@@ -51,14 +51,14 @@ def chat_logits(vocab: int, rows: int) -> Logits:
 
 
 def flat_logits(vocab: int, rows: int) -> Logits:
-    """Return logits of which none stands out, as no trained model has them: 95 % lies on half of the tokens."""
+    """Return flat logits, unlike a trained model's: 95 % of the probability is on half of the tokens."""
     return np.random.default_rng(0).normal(0, 1, (rows, vocab)).astype(np.float32)
 
 
 def masks(vocab: int) -> dict[str, npt.NDArray[np.int32]]:
-    """Return grammar masks: nearly all tokens allowed (within a string), half of them at random, and a few."""
+    """Return grammar masks that allow nearly all tokens (as within a string), a random half, and a few."""
     random = np.random.default_rng(1)
-    shares = {"most": 0.95, "half": 0.5, "few": 0.0002}
+    shares = {"nearly all": 0.95, "half": 0.5, "few": 0.0002}
     packed = {}
     for name, share in shares.items():
         bits = np.zeros((vocab + 31) // 32 * 32, np.uint8)
@@ -68,7 +68,7 @@ def masks(vocab: int) -> dict[str, npt.NDArray[np.int32]]:
 
 
 def bandwidth_gb_s() -> float:
-    """Return how fast all cores together read memory, in GB/s."""
+    """Measure the memory bandwidth of all cores together, reading, in GB/s."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     arrays = [np.ones(32 << 20, np.float32) for _ in range(cores)]
     best = 0.0
@@ -81,23 +81,23 @@ def bandwidth_gb_s() -> float:
 
 
 def cases(vocab: int) -> dict[str, Callable[[Logits], object]]:
-    """Return what is timed, by name."""
+    """Return the functions to time, by name."""
     masked = masks(vocab)
     prompt = [int(token) for token in np.random.default_rng(2).integers(0, vocab, 2000)]
     bias = dict.fromkeys(prompt[:300], 1.0)
 
     def sampler(top: int | None = None, **fields: object) -> Sampler:
-        made = Sampler(Sampling(seed=1, **fields), vocab_size=vocab, prompt=prompt, top_logprobs=top)
+        created = Sampler(Sampling(seed=1, **fields), vocab_size=vocab, prompt=prompt, top_logprobs=top)
         for token in prompt[:500]:
-            made.accept(token)
-        return made
+            created.accept(token)
+        return created
 
     def plain(top: int | None = None, **fields: object) -> Callable[[Logits], object]:
-        return sampler(top, **fields).choose
+        return sampler(top, **fields).sample
 
     def with_mask(name: str, **fields: object) -> Callable[[Logits], object]:
-        made = sampler(**fields)
-        return lambda logits: made.choose(logits, masked[name])
+        created = sampler(**fields)
+        return lambda logits: created.sample(logits, masked[name])
 
     return {
         "greedy": plain(temperature=0.0),
@@ -112,7 +112,7 @@ def cases(vocab: int) -> dict[str, Callable[[Logits], object]]:
         "typical_p 0.95": plain(temperature=1.0, typical_p=0.95),
         "top_p 0.95, penalties": plain(temperature=1.0, top_p=0.95, presence_penalty=0.5, repetition_penalty=1.1),
         "top_p 0.95, 300 biases": plain(temperature=1.0, top_p=0.95, logit_bias=bias),
-        "top_p 0.95, mask most": with_mask("most", temperature=1.0, top_p=0.95),
+        "top_p 0.95, mask nearly all": with_mask("nearly all", temperature=1.0, top_p=0.95),
         "top_p 0.95, mask half": with_mask("half", temperature=1.0, top_p=0.95),
         "top_p 0.95, mask few": with_mask("few", temperature=1.0, top_p=0.95),
         "greedy, top_logprobs 20": plain(20, temperature=0.0),
@@ -124,7 +124,7 @@ def cases(vocab: int) -> dict[str, Callable[[Logits], object]]:
 
 
 def timed(choose: Callable[[Logits], object], logits: Logits, rounds: int) -> float:
-    """Return milliseconds for one token: the median over rows and rounds."""
+    """Return the milliseconds per token, the median over rounds."""
     for row in logits:
         choose(row)
     times = []
@@ -142,14 +142,14 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--gb-s", type=float, default=204.8, help="the device's memory bandwidth; 0: this machine's")
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--logits", help="a float32 array [rows, vocab], saved by numpy")
+    parser.add_argument("--logits", help="a .npy file with a float32 array [rows, vocab]")
     parser.add_argument("--scalar", action="store_true", help="without numpy's x86 vector instructions")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse(parser, {"vocab": 8192, "rounds": 5})
     if arguments.scalar and "NPY_DISABLE_CPU_FEATURES" not in os.environ:
         features = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
         os.environ["NPY_DISABLE_CPU_FEATURES"] = " ".join(features)
-        os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606  the same program once more
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606  restarts this program
     logits = np.load(arguments.logits) if arguments.logits else chat_logits(arguments.vocab, 20)
     here = bandwidth_gb_s()
     device = arguments.gb_s or here

@@ -1,20 +1,30 @@
-"""Daemon configuration: defaults, then `edgekit.yaml`, then the environment, then flags; into frozen dataclasses.
+"""Daemon configuration as frozen dataclasses: defaults < `edgekit.yaml` < environment < flags.
 
-The types of the fields are the schema (see `yaml_lines`). What a value means to a door is the door's business.
+The fields' types are the schema (see `yaml_lines`).
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from edgekit.errors import ConfigError, nearest
+from edgekit.errors import ConfigError, EdgekitError, nearest
 from edgekit.yaml_lines import Between, Matches, Source, Tree, build, convert, field_types, read
 
-__all__ = ["DaemonConfig", "GenerationConfig", "HttpConfig", "MqttConfig", "find_config", "load_config"]
+__all__ = [
+    "MAX_PARALLEL",
+    "MAX_THREADS",
+    "DaemonConfig",
+    "GenerationConfig",
+    "HttpConfig",
+    "MqttConfig",
+    "find_config",
+    "load_config",
+]
 
 Port = Annotated[int, Between(0, 65535)]
 TopicLevels = Annotated[
@@ -22,7 +32,12 @@ TopicLevels = Annotated[
 ]
 TopicLevel = Annotated[str, Matches(r"[^+#$/\s]+", "must be one topic level: no / + # $ or spaces")]
 
-# Variables that systemd sets, and the line of the unit that makes it do so.
+MAX_PARALLEL = 64
+"""Sequence slots of a runner. More would only wait for memory: a step's time grows with its sequences."""
+
+MAX_THREADS = 1024
+
+# Variables that systemd sets, and the unit setting that each comes from.
 _SYSTEMD = {
     "CACHE_DIRECTORY": "CacheDirectory=",
     "CREDENTIALS_DIRECTORY": "LoadCredential=",
@@ -32,40 +47,48 @@ _SYSTEMD = {
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
-    """The HTTP door.
+    """The HTTP API.
 
     Attributes:
-        enabled: Open this door.
-        host: Address to listen on; loopback unless the user opens it.
-        port: 0 lets the system choose.
-        max_body_bytes: A larger request body is refused.
+        enabled: Whether to serve it.
+        host: Address to listen on; only loopback by default.
+        port: Port; 0 takes a free one.
+        allowed_hosts: Names that a request's `Host` may have, besides addresses and `localhost`. Empty allows any if
+            `host` is not a loopback address.
+        trusted_proxies: Addresses or networks of proxies whose `X-Forwarded-For` names the client.
+        max_body_bytes: Maximum size of a request body.
+        max_connections: Maximum number of connections; fewer if the process may open fewer files.
+        max_connections_per_client: Maximum number of connections from one address.
     """
 
     enabled: bool = True
     host: Annotated[str, Matches(r"\S+", "must be an address or a host name")] = "127.0.0.1"
     port: Port = 8090
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     max_body_bytes: Annotated[int, Between(1024, 1 << 30)] = 1_048_576
+    max_connections: Annotated[int, Between(8, 65_536)] = 1024
+    max_connections_per_client: Annotated[int, Between(1, 65_536)] = 512
 
 
 @dataclass(frozen=True, slots=True)
 class MqttConfig:
-    """The MQTT door.
+    """The MQTT API.
 
     Attributes:
-        host: The broker; None keeps the door closed.
-        port: The broker's port; 8883 is usual with TLS.
-        device_id: Names this device in topics; the host's name unless set.
-        prefix: First level of every topic.
-        username: For the broker; None connects without one.
-        password_file: File that holds the password (a systemd credential, say); never the password itself.
-        tls: Use TLS; `ca_file` None trusts the system's authorities.
-        ca_file: Authorities to trust instead of the system's, PEM.
-        reply_prefixes: Response topics must start with one of these; empty allows any topic outside
-            `prefix/…` and `$…`.
-        keepalive_s: Seconds of silence after which the broker takes us for dead.
-        session_expiry_s: How long the broker keeps our session, and queued requests, while we are away.
-        coalesce_ms: Deltas of one answer are gathered this long into one message.
-        max_payload_bytes: A larger request is refused.
+        host: The broker; None disables the MQTT API.
+        port: The broker's port; usually 8883 with TLS.
+        device_id: This device's name in topics; None means that of `edgekit.device_id`.
+        prefix: First level or levels of every topic.
+        username: User name for the broker; None connects without one.
+        password_file: File that contains the password, such as a systemd credential; never the password itself.
+        tls: Use TLS.
+        ca_file: CA certificates to trust, PEM; None means the system's.
+        reply_prefixes: Allowed prefixes of response topics; empty allows any topic outside `prefix/…` and `$…`.
+        keepalive_s: MQTT Keep Alive in seconds: after 1.5 times as much silence the broker closes the connection.
+        session_expiry_s: How long the broker keeps the session, with queued requests, while the device is offline.
+        coalesce_ms: Time over which deltas of an answer are coalesced into one message.
+        max_payload_bytes: Maximum size of a request.
     """
 
     host: Annotated[str, Matches(r"\S+", "must be an address or a host name")] | None = None
@@ -85,35 +108,39 @@ class MqttConfig:
 
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """The generation core.
+    """Generation.
 
     Attributes:
-        context_length: Tokens a sequence may hold; None takes the bundle's own.
-        max_queue: Requests that may wait; one more is answered `overloaded`.
-        threads: Threads of the runner; None takes one per physical core.
-        prefix_memory_mib: KV cache of prompts' beginnings kept in memory; 0 keeps none.
-        prefix_folder: Where it is kept on disk as well, and outlives a restart; None keeps none.
-        prefix_disk_mib: Never more than this on disk.
-        parallel: Answers that are made at the same time.
-        kv_cache_mib: Most KV cache in memory; None takes what the memory plan leaves.
-        kv_cache_bits: 8 halves the KV cache, where the runner can; None keeps it as the model computes it.
-        speculation: Guess tokens ahead where it pays, for requests that do not say.
-        draft_bundle: Folder of a smaller model's bundle, of the same tokenizer, that guesses too.
-        draft_max: How many tokens it guesses at most in a step.
+        context_length: Maximum tokens of a sequence; None means the bundle's.
+        max_queue: Maximum number of waiting requests; a further one is answered `overloaded`.
+        max_queue_mib: Maximum memory of the prompts of all requests; more are answered `overloaded` too.
+        threads: Threads of the runner; None means one per usable core (`cores.py`).
+        prefix_memory_mib: Prefix cache in memory; 0 disables it.
+        prefix_folder: Folder of the prefix cache on disk, which survives a restart; None disables it.
+        prefix_disk_mib: Maximum size of the prefix cache on disk.
+        parallel: Maximum number of answers generated at the same time.
+        kv_cache_mib: Maximum KV cache in memory, a draft model's included; None means what the memory plan leaves.
+        kv_cache_bits: 8 halves the KV cache on runners that support it; None stores it as the model computes it.
+        speculation: Default of a request's `speculation`: speculative decoding where it pays.
+        draft_bundle: Folder of a draft model's bundle, with the same tokenizer.
+        draft_max: Maximum draft tokens per step from the draft model.
+        ignore_compatible: Run a bundle that was made for other targets than this machine.
     """
 
     context_length: Annotated[int, Between(64, 1 << 24)] | None = None
-    max_queue: Annotated[int, Between(1, 10_000)] = 16
-    threads: Annotated[int, Between(1, 1024)] | None = None
+    max_queue: Annotated[int, Between(1, 10_000)] = 256
+    max_queue_mib: Annotated[int, Between(1, 1 << 20)] = 64
+    threads: Annotated[int, Between(1, MAX_THREADS)] | None = None
     prefix_memory_mib: Annotated[int, Between(0, 999_999)] = 256
     prefix_folder: Path | None = None
     prefix_disk_mib: Annotated[int, Between(1, 999_999)] = 4096
-    parallel: Annotated[int, Between(1, 64)] = 8
+    parallel: Annotated[int, Between(1, MAX_PARALLEL)] = 8
     kv_cache_mib: Annotated[int, Between(1, 1 << 20)] | None = None
     kv_cache_bits: Annotated[int, Between(8, 8)] | None = None
     speculation: bool = True
     draft_bundle: Path | None = None
     draft_max: Annotated[int, Between(1, 64)] = 8
+    ignore_compatible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +149,10 @@ class DaemonConfig:
 
     Attributes:
         bundle: Folder of the bundle to serve.
-        http: The HTTP door.
-        mqtt: The MQTT door.
-        generation: The generation core.
-        log_level: The least severe message that is logged.
+        http: The HTTP API.
+        mqtt: The MQTT API.
+        generation: Generation.
+        log_level: Minimum severity of logged messages.
     """
 
     bundle: Path | None = None
@@ -136,9 +163,9 @@ class DaemonConfig:
 
 
 def find_config(env: Mapping[str, str], system: Path = Path("/etc/edgekit/edgekit.yaml")) -> Path | None:
-    """Return the file to read when none is named: the user's, then the system's; None if there is neither.
+    """Return the default configuration file: the user's, else the system's, else None.
 
-    The working directory is not searched: a daemon started in someone's checkout must not obey it.
+    The working directory is not searched, so that a checkout's file cannot configure a daemon started in it.
     `$EDGEKIT_CONFIG` names a file as `--config` does, so it is returned even if it does not exist.
     """
     if env.get("EDGEKIT_CONFIG"):
@@ -152,12 +179,13 @@ def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping
     """Return the configuration: defaults < file < environment < overrides.
 
     Args:
-        path: The file; None reads the one that `find_config` finds, if any.
+        path: The file; None reads the one that `find_config` returns, if any.
         env: The environment. `EDGEKIT_HTTP_PORT` is `http.port`; lists are separated by commas.
         overrides: Values of flags by dotted key (`http.port`); None means that the flag was not given.
 
     Raises:
-        ConfigError: With file and line, or variable: an unknown key, a wrong value, a file that cannot be read.
+        ConfigError: An unknown key, an invalid value or an unreadable file; the message names file and line, or the
+            variable.
     """
     named = path if path is not None else find_config(env)
     tree: Tree = {}
@@ -165,7 +193,7 @@ def load_config(path: Path | None, *, env: Mapping[str, str], overrides: Mapping
         source = Source(str(named), _path_reader(named.parent, env))
         tree = read(_text(named), DaemonConfig, source)
     for variable, keys, kind in _variables():
-        if env.get(variable):  # a variable set to nothing is one not set
+        if env.get(variable):  # an empty variable counts as not set
             source = Source(f"${variable}", _path_reader(Path(), env))
             _put(tree, keys, _from_text(kind, env[variable], source, ".".join(keys)))
     _refuse_unknown_variables(env)
@@ -183,18 +211,20 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text") from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        # A disk or a network that fails now may work at the next start.
+        wrong = error.errno in (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+        raise (ConfigError if wrong else EdgekitError)(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _path_reader(folder: Path, env: Mapping[str, str]) -> Callable[[str], Path]:
-    """Paths may start with `~` and hold `$NAME`; a relative one is relative to the file it stands in."""
+    """Paths may start with `~` and contain `$NAME`; relative ones are relative to the file that contains them."""
 
     def variable(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if not env.get(name):
             setting = _SYSTEMD.get(name)
-            hint = setting and f"systemd sets it where the unit has {setting}"
-            raise ConfigError(f"${name} is not set, and a path in the configuration uses it", hint=hint)
+            hint = setting and f"systemd sets it if the unit has {setting}"
+            raise ConfigError(f"a path in the configuration uses ${name}, but ${name} is not set", hint=hint)
         return env[name]
 
     def reader(text: str) -> Path:
@@ -206,7 +236,7 @@ def _path_reader(folder: Path, env: Mapping[str, str]) -> Callable[[str], Path]:
 
 
 def _variables() -> list[tuple[str, tuple[str, ...], Any]]:
-    """Every environment variable, with the keys and the type of what it sets."""
+    """Every environment variable, with the keys and the type of the field it sets."""
     found: list[tuple[str, tuple[str, ...], Any]] = []
     for name, kind in field_types(DaemonConfig).items():
         if is_dataclass(kind):
@@ -218,7 +248,7 @@ def _variables() -> list[tuple[str, tuple[str, ...], Any]]:
 
 
 def _refuse_unknown_variables(env: Mapping[str, str]) -> None:
-    """A mistyped `EDGEKIT_MQTT_HOTS` would otherwise be ignored in silence."""
+    """Reject unknown variables, so that a mistyped `EDGEKIT_MQTT_HOTS` is not silently ignored."""
     known = [variable for variable, _, _ in _variables()]
     sections = tuple(
         f"EDGEKIT_{name}_".upper() for name, kind in field_types(DaemonConfig).items() if is_dataclass(kind)
@@ -244,7 +274,7 @@ def _override(key: str, value: object) -> tuple[tuple[str, ...], Any]:
     if isinstance(value, (list, tuple)):
         return keys, tuple(value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    # A path from the command line is taken as it is: the shell has expanded `~` and `$` already.
+    # A path from the command line is taken literally: the shell has already expanded `~` and `$`.
     return keys, convert(kind, text, Source("command line"), key)
 
 

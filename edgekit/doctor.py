@@ -1,6 +1,6 @@
-"""What this machine is and what it lacks, with the command that mends it.
+"""Checks this machine: its target, what is missing, and the command that fixes it. Changes nothing.
 
-Looks and changes nothing. Libraries are found, not imported: a broken one must not take the doctor with it.
+Libraries are located but not imported, so that a broken one cannot crash the check.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit.config import DaemonConfig
+from edgekit.cores import count_cores
+from edgekit.device_id import device_id, is_stored, machine_hash
 from edgekit.errors import ConfigError
-from edgekit.machine import Machine, available_gib, cache_folder, probe
-from edgekit.target import Target, recognise
+from edgekit.machine import GIB, Machine, available_bytes, cache_folder, memory_limit, probe
+from edgekit.recognition import check_targets, recognise
+from edgekit.target import Target
 
 __all__ = ["EXTRAS", "Check", "Diagnosis", "diagnose"]
 
 State = Literal["ok", "note", "warn", "missing"]
 
-# Extra -> the modules it brings that nothing else needs, with the name of the distribution. A test holds this
-# against pyproject.toml.
+# Extra -> its modules that no other extra needs, with their distributions. A test compares this with pyproject.toml.
 EXTRAS: dict[str, dict[str, str]] = {
-    "text": {"jinja2": "jinja2", "numpy": "numpy", "tokenizers": "tokenizers"},
+    "text": {"jinja2": "jinja2", "numpy": "numpy", "prompt_toolkit": "prompt-toolkit", "tokenizers": "tokenizers"},
     "export": {"huggingface_hub": "huggingface-hub", "ml_dtypes": "ml-dtypes", "onnx": "onnx"},
     "onnxruntime": {"onnxruntime": "onnxruntime"},
     "onnxruntime-gpu": {"onnxruntime": "onnxruntime-gpu"},
@@ -45,7 +47,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "uvicorn": "uvicorn",
     },
 }
-# L4T release (of /etc/nv_tegra_release) -> JetPack; the newest that is not above counts.
+# L4T release (in /etc/nv_tegra_release) -> JetPack; the last entry that is not newer than the machine's applies.
 _JETPACKS = (
     ((34, 0, 0), "5"),
     ((36, 2, 0), "6.0"),
@@ -54,19 +56,19 @@ _JETPACKS = (
     ((38, 2, 0), "7.0"),
     ((39, 2, 0), "7.2"),
 )
-_TENSORRT_LEAST = (10, 3)
+_TENSORRT_MIN = (10, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        state: "ok"; "note" for information that needs nothing done; "warn"; "missing" where this machine
-            cannot do its work without.
+        name: Name of the check.
+        state: "ok"; "note" for information that needs no action; "warn"; "missing" if edgekit does not work here
+            without it.
         detail: What was found.
-        fix: The command that mends it.
+        fix: The command that fixes it.
     """
 
     name: str
@@ -77,12 +79,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `edgekit doctor` says.
+    """The result of `edgekit doctor`.
 
     Attributes:
-        target: The target that this machine is.
-        title: The machine in words.
-        checks: In the order to show them.
+        target: The target of this machine.
+        title: The machine's name.
+        checks: All checks, in display order.
     """
 
     target: str
@@ -95,7 +97,7 @@ class Diagnosis:
         return all(check.state != "missing" for check in self.checks)
 
     def to_json(self) -> dict[str, object]:
-        """Return plain JSON-able values."""
+        """Return JSON-serializable values."""
         checks = [asdict(check) for check in self.checks]
         return {"target": self.target, "title": self.title, "ready": self.ready, "checks": checks}
 
@@ -107,23 +109,25 @@ def diagnose(
     root: Path = Path("/"),
     cache: Path | None = None,
 ) -> Diagnosis:
-    """Look at this machine.
+    """Check this machine.
 
     Args:
-        config: The daemon's configuration, if its files should be looked at too.
-        machine: What the machine said; probed unless given.
-        root: Where /etc, /proc and /usr are looked for.
-        cache: The folder that models are kept in; the usual one unless given.
+        config: The daemon's configuration, to check the files that it names too.
+        machine: Facts about the machine; probed by default.
+        root: Folder that contains /etc, /proc and /usr.
+        cache: The folder for downloaded models; the usual one by default.
     """
     machine = machine if machine is not None else probe(root)
     target = recognise(machine)
     jetson = any("tegra" in item for item in machine.device_tree)
     checks = [
         _target(target, machine),
+        *(Check("targets", "warn", error.message, error.hint) for error in check_targets()),
         _python(),
-        _cores(),
+        _cores(root),
         _memory(target, machine, root),
-        _disk(cache or cache_folder()),
+        _disk(cache),
+        _device_id(config, root),
     ]
     if jetson:
         checks += _jetson(root)
@@ -138,74 +142,98 @@ def diagnose(
 
 
 def pip_install(extra: str) -> str:
-    """Return the command that installs `extra` into the Python that runs this."""
-    return f"{sys.executable} -m pip install 'edgekit[{extra}]'"
+    """Return the command that installs `extra` into the running Python."""
+    return f"{sys.executable} -m pip install 'edgekit-llm[{extra}]'"
 
 
 def _target(target: Target, machine: Machine) -> Check:
     orin = any("tegra" in item for item in machine.device_tree)
     if target.name == "cpu" and (orin or machine.gpus):
         what = machine.device_tree[0] if machine.device_tree else machine.gpus[0].name
-        return Check("target", "warn", f"cpu: no profile for {what}, so it is used without its GPU", "edgekit targets")
+        return Check("target", "warn", f"cpu: there is no target for {what}, so its GPU is not used", "edgekit targets")
     where = machine.cpu_brand if target.name == "cpu" and machine.cpu_brand else target.title
     return Check("target", "ok", f"{target.name} ({where}, {machine.architecture})")
+
+
+def _device_id(config: DaemonConfig | None, root: Path) -> Check:
+    if config is not None and config.mqtt.device_id is not None:
+        return Check("device id", "ok", f"{config.mqtt.device_id}, as configured")
+    if machine_hash(root) is None and not is_stored():
+        return Check("device id", "note", "chosen when the daemon first starts: this machine has no machine id")
+    return Check("device id", "ok", device_id(root=root, store=False))
 
 
 def _python() -> Check:
     return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
 
 
-def _cores() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check("cores", "ok" if usable > 1 else "warn", f"{usable} usable of {os.cpu_count()}")
+def _cores(root: Path) -> Check:
+    """The default number of threads, and every limit that makes it smaller than the number of CPUs."""
+    cores = count_cores(root)
+    found = [f"{cores.cpus} CPUs"]
+    if cores.allowed < cores.cpus:
+        found.append(f"{cores.allowed} of them allowed by affinity or cpuset")
+    if cores.physical < cores.allowed:
+        found.append(f"{cores.physical} physical cores")
+    if cores.full < cores.physical:
+        found.append(f"{cores.full} performance cores")
+    if cores.quota is not None:
+        found.append(f"a quota of {cores.quota.cpus:g} CPUs ({cores.quota.file})")
+    return Check("cores", "ok" if cores.usable > 1 else "warn", f"{cores.usable} usable: {', '.join(found)}")
 
 
 def _memory(target: Target, machine: Machine, root: Path) -> Check:
-    free = available_gib(root)
-    of = f"{machine.memory_gib:.1f} GiB, the system keeps about {target.reserve_gib:.1f}"
+    free, limit = available_bytes(root), memory_limit(root)
+    detail = f"{machine.memory_gib:.1f} GiB, of which the system needs about {target.reserve_gib:.1f}"
+    if limit is not None:
+        detail += f"; a limit of {limit.limit / GIB:.2f} GiB ({limit.file})"
     if free is None:
-        return Check("memory", "ok", of)
-    state: State = "ok" if free > 1.0 else "warn"
-    # On a Jetson the GPU's memory is the same, and the page cache must be given back before it can use it.
-    return Check("memory", state, f"{of}; {free:.1f} available now")
+        return Check("memory", "ok", detail)
+    # A Jetson's GPU shares this memory, and can use the page cache's part only after it is released.
+    digits = 1 if limit is None else 2
+    return Check("memory", "ok" if free > GIB else "warn", f"{detail}; {free / GIB:.{digits}f} available now")
 
 
-def _disk(cache: Path) -> Check:
-    place = next((folder for folder in (cache, *cache.parents) if folder.exists()), Path("/"))
-    free = shutil.disk_usage(place).free / 1e9
+def _disk(cache: Path | None) -> Check:
+    try:
+        cache = cache or cache_folder()
+    except ConfigError as error:
+        return Check("disk", "warn", error.message, error.hint)
+    existing = next((folder for folder in (cache, *cache.parents) if folder.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free / 1e9
     detail = f"{free:.1f} GB free for {cache}"
-    if not os.access(place, os.W_OK):
-        return Check("disk", "warn", f"{cache} cannot be written", "set XDG_CACHE_HOME to a folder of yours")
+    if not os.access(existing, os.W_OK):
+        return Check("disk", "warn", f"{cache} is not writable", "export EDGEKIT_CACHE=FOLDER")
     return Check("disk", "ok" if free >= 2 else "warn", detail)
 
 
 def _jetson(root: Path) -> list[Check]:
-    """JetPack and TensorRT, which come with the board's software and not from pip."""
+    """JetPack and TensorRT, which come from NVIDIA's system image and not from pip."""
     checks = []
     release = l4t_release(root)
     if release is None:
         checks.append(Check("jetpack", "warn", "/etc/nv_tegra_release is missing or unreadable"))
     else:
-        known = [name for least, name in _JETPACKS if least <= release]
+        known = [name for first, name in _JETPACKS if first <= release]
         text = f"JetPack {known[-1]} (L4T {'.'.join(map(str, release))})" if known else f"L4T {release[0]}"
         if release < (36, 4, 0):
             fix = "flash JetPack 6.2 or later with NVIDIA's SDK Manager"
-            checks.append(Check("jetpack", "missing", f"{text}: its TensorRT cannot hold INT4 weights", fix))
+            checks.append(Check("jetpack", "missing", f"{text}: its TensorRT does not support INT4 weights", fix))
         else:
             checks.append(Check("jetpack", "ok", text))
     found = tensorrt_version(root)
     if found is None:
         checks.append(Check("libnvinfer", "missing", "TensorRT is not installed", "sudo apt install nvidia-jetpack"))
-    elif found[:2] < _TENSORRT_LEAST:
+    elif found[:2] < _TENSORRT_MIN:
         fix = "flash JetPack 6.2 or later with NVIDIA's SDK Manager"
-        checks.append(Check("libnvinfer", "missing", f"TensorRT {_dotted(found)}; 10.3 is the oldest that works", fix))
+        checks.append(Check("libnvinfer", "missing", f"TensorRT {_dotted(found)}; 10.3 or later is needed", fix))
     else:
         checks.append(Check("libnvinfer", "ok", f"TensorRT {_dotted(found)}"))
     return checks
 
 
 def l4t_release(root: Path) -> tuple[int, int, int] | None:
-    """Read /etc/nv_tegra_release: `# R36 (release), REVISION: 4.3, …` is (36, 4, 3)."""
+    """Parse /etc/nv_tegra_release: `# R36 (release), REVISION: 4.3, …` is (36, 4, 3)."""
     try:
         text = (root / "etc/nv_tegra_release").read_text(errors="replace")
     except OSError:
@@ -215,7 +243,7 @@ def l4t_release(root: Path) -> tuple[int, int, int] | None:
 
 
 def tensorrt_version(root: Path) -> tuple[int, ...] | None:
-    """The version in the name of the newest libnvinfer, which is there whether or not Python sees it."""
+    """The version in the file name of the newest libnvinfer, whether or not its Python bindings are installed."""
     found = [
         tuple(int(part) for part in match[1].split("."))
         for folder in ("usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu")
@@ -226,9 +254,9 @@ def tensorrt_version(root: Path) -> tuple[int, ...] | None:
 
 
 def _runners(target: Target, *, jetson: bool) -> list[Check]:
-    """The target's runners: the preferred one is needed, the others are second best."""
+    """The target's runners: the preferred one is required, the others are optional."""
     if "cpu" in target.runners:
-        return _for_plain_cpus()
+        return _cpu_runners()
     checks = []
     for index, runner in enumerate(target.runners):
         state: State = "missing" if index == 0 else "note"
@@ -241,29 +269,29 @@ def _runners(target: Target, *, jetson: bool) -> list[Check]:
     return checks
 
 
-def _for_plain_cpus() -> list[Check]:
-    """The kernels of our own, and onnxruntime in their stead: one of the two is needed."""
-    second = _extra("onnxruntime", "note", "runner onnxruntime")
-    kernels = _kernels("warn" if second.state == "ok" else "missing")
+def _cpu_runners() -> list[Check]:
+    """Our own kernels and onnxruntime: one of the two is required."""
+    fallback = _extra("onnxruntime", "note", "runner onnxruntime")
+    kernels = _kernels("warn" if fallback.state == "ok" else "missing")
     if kernels.state != "ok":
-        second = _extra("onnxruntime", "missing", "runner onnxruntime")
-    return [kernels, second]
+        fallback = _extra("onnxruntime", "missing", "runner onnxruntime")
+    return [kernels, fallback]
 
 
 def _kernels(if_absent: State) -> Check:
-    """The compiled kernels of runners/cpu, without which onnxruntime runs bundles for the CPU."""
+    """The compiled kernels of runners/cpu; without them onnxruntime runs bundles for the CPU."""
     name = "CPU kernels"
     try:
-        # Imported here: the package needs what the extra `text` brings.
+        # Imported here because the package needs the extra `text`.
         from edgekit.runners.cpu.build import BuildError, find_compiler
-        from edgekit.runners.cpu.library import VARIABLE, Absent, load
+        from edgekit.runners.cpu.library import VARIABLE, Unavailable, load
 
         found = load()
     except ImportError as error:
-        return Check(name, if_absent, f"cannot be looked for: {error}", pip_install("text"))
+        return Check(name, if_absent, f"cannot be loaded: {error}", pip_install("text"))
     except ConfigError as error:
         return Check(name, "missing", f"{error.message}; {error.hint}", f"unset {VARIABLE}")
-    if not isinstance(found, Absent):
+    if not isinstance(found, Unavailable):
         others = ", ".join(variant for variant in found.variants if variant != found.variant)
         return Check(name, "ok", found.variant + (f" (also {others})" if others else ""))
     detail = f"none, so onnxruntime runs bundles for the CPU: {found.reason}"
@@ -273,8 +301,8 @@ def _kernels(if_absent: State) -> Check:
     try:
         find_compiler()
     except BuildError as error:
-        get = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install gcc libc6-dev"
-        return Check(name, if_absent, f"{detail}; {error}", f"{get} && {fix}")
+        compiler = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install gcc libc6-dev"
+        return Check(name, if_absent, f"{detail}; {error}", f"{compiler} && {fix}")
     return Check(name, if_absent, detail, fix)
 
 
@@ -282,7 +310,7 @@ def _jetson_tensorrt(state: State) -> Check:
     if find_spec("tensorrt") is not None:
         return Check("runner tensorrt", "ok", _installed("tensorrt"))
     if sys.prefix != sys.base_prefix:
-        # JetPack installs the bindings for the system's Python, which a plain virtual environment does not see.
+        # JetPack installs the bindings for the system's Python; a plain virtual environment does not see them.
         fix = f"{sys.base_prefix}/bin/python3 -m venv --system-site-packages {sys.prefix}"
         return Check("runner tensorrt", state, "JetPack's Python bindings are not visible in this environment", fix)
     return Check(
@@ -295,7 +323,7 @@ def _onnxruntime_cuda(*, jetson: bool) -> Check:
         found = version("onnxruntime-gpu")
     except PackageNotFoundError:
         if jetson:
-            return Check("onnxruntime on the GPU", "note", "not installed; take NVIDIA's wheel for Jetson, not PyPI's")
+            return Check("onnxruntime on the GPU", "note", "not installed; use NVIDIA's wheel for Jetson, not PyPI's")
         return Check("onnxruntime on the GPU", "note", "not installed", pip_install("onnxruntime-gpu"))
     if jetson:
         detail = f"onnxruntime-gpu {found}: PyPI's wheel for aarch64 has no code for Orin (SM87)"
@@ -304,7 +332,7 @@ def _onnxruntime_cuda(*, jetson: bool) -> Check:
 
 
 def _extra(extra: str, if_absent: State, name: str | None = None) -> Check:
-    # Every one of them stands on `text`.
+    # Every extra includes `text`.
     needed = {**EXTRAS["text"], **EXTRAS[extra]}
     absent = [distribution for module, distribution in needed.items() if find_spec(module) is None]
     if absent:
@@ -316,7 +344,7 @@ def _installed(distribution: str) -> str:
     try:
         return f"{distribution} {version(distribution)}"
     except PackageNotFoundError:
-        return distribution  # apt's, or built by hand
+        return distribution  # from apt, or built from source
 
 
 def _service_manager() -> Check:
@@ -332,14 +360,14 @@ def _broker() -> Check:
     if found:
         return Check("mosquitto", "ok", found)
     fix = "brew install mosquitto" if sys.platform == "darwin" else "sudo apt install mosquitto"
-    return Check("mosquitto", "note", "no MQTT broker on this machine; one anywhere in the network will do", fix)
+    return Check("mosquitto", "note", "no MQTT broker on this machine; any broker on the network works too", fix)
 
 
 def _locale() -> Check:
     encoding = locale.getpreferredencoding(do_setlocale=False)
     if encoding.lower().replace("-", "") == "utf8":
         return Check("locale", "ok", encoding)
-    return Check("locale", "warn", f"{encoding}: answers in other scripts may not print", "export LANG=C.UTF-8")
+    return Check("locale", "warn", f"{encoding}: some characters may not be printable", "export LANG=C.UTF-8")
 
 
 def _configured(config: DaemonConfig) -> list[Check]:
@@ -350,9 +378,9 @@ def _configured(config: DaemonConfig) -> list[Check]:
         ("mqtt.ca_file", config.mqtt.ca_file),
     ):
         if path is not None and not path.exists():
-            checks.append(Check(name, "missing", f"there is no {path}"))
+            checks.append(Check(name, "missing", f"{path} does not exist"))
     if config.http.enabled and config.http.host not in {"127.0.0.1", "::1", "localhost"}:
-        checks.append(Check("http", "warn", f"listens on {config.http.host}, beyond this machine"))
+        checks.append(Check("http", "warn", f"listens on {config.http.host}, reachable from the network"))
     return checks
 
 

@@ -10,16 +10,23 @@ The tree, with the stable `code` that HTTP and MQTT replies carry::
     ├── UpdateError                 update_failed
     ├── RunnerError                 runner_failed
     ├── RequestError                invalid_request
+    ├── UnavailableError            overloaded, not_ready, shutting_down
     └── ConfigError                 config_invalid
 
-A message is one line and says what is wrong; a hint says what to do about it. Exceptions of other
-libraries are wrapped (`raise … from`) at the edge of each floor, so that nothing above has to know them.
+A message is one line that says what is wrong; a hint says what to do about it. Where they mention an option, they do it
+by `option`, so that Python reads of an argument and the command line of a flag. Exceptions of other libraries are
+wrapped (`raise … from`) at the edge of each layer, so that the layers above need not know them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 __all__ = [
     "BundleError",
@@ -30,11 +37,48 @@ __all__ = [
     "RequestError",
     "RunnerError",
     "SignatureError",
+    "Spelling",
+    "UnavailableError",
     "UpdateError",
+    "as_argument",
+    "escape_controls",
+    "field_path",
     "internal_error",
     "missing_extra",
     "nearest",
+    "option",
+    "spell_options",
+    "spelled",
 ]
+
+Spelling = Callable[[str, Any], str]
+"""Takes the name of an option and a value (None if only the option is meant), and returns how a user writes it."""
+
+# The mark of a mention is random, so that a name in an untrusted file cannot pass for one.
+_MARK = f"\x02{os.urandom(8).hex()}:"
+_MENTION = re.compile(_MARK + "([a-z_]+)=([^\x03]*)\x03")
+
+_NAME = re.compile(r"[\w$-]+…?")
+
+
+def option(name: str, value: object = None) -> str:
+    """Return a mention of an option, for a message or a hint; it is spelled when that is shown.
+
+    Args:
+        name: An argument of `edgekit.export_model`, of `edgekit.load`, or of a command.
+        value: A value to recommend: a number, a string, True, or a list with one entry; None for the option alone.
+    """
+    return f"{_MARK}{name}={json.dumps(value)}\x03"
+
+
+def as_argument(name: str, value: Any) -> str:
+    """Spell an option as a Python argument: `fit_bytes`, `recipe='none'`."""
+    return f"`{name}`" if value is None else f"`{name}={value!r}`"
+
+
+def spell_options(text: str, spelling: Spelling) -> str:
+    """Return a text with its mentions of options spelled out."""
+    return _MENTION.sub(lambda match: spelling(match[1], json.loads(match[2])), text)
 
 
 class EdgekitError(Exception):
@@ -42,20 +86,36 @@ class EdgekitError(Exception):
 
     Args:
         message: One line that says what is wrong.
-        hint: What the user can do about it, if anything is known.
+        hint: What the user can do about it; None if unknown.
         code: Stable machine-readable code; the class's own `code` unless given.
+
+    Attributes:
+        message, hint: As given, with options spelled as Python arguments.
     """
 
     code = "internal_error"
     exit_status = 1
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
-        message = _one_line(message)
-        super().__init__(message)
-        self.message = message
-        self.hint = hint and _one_line(hint)
+        self._raw = (message, hint)
+        self.message, self.hint = self.spelled(as_argument)
+        super().__init__(self.message)
         if code is not None:
             self.code = code
+        if self.hint and sys.version_info >= (3, 11):
+            self.add_note(f"hint: {self.hint}")  # shown below the message in a traceback
+
+    def spelled(self, spelling: Spelling) -> tuple[str, str | None]:
+        """Return message and hint with their mentions of options spelled."""
+        message, hint = self._raw
+        return escape_controls(spell_options(message, spelling)), hint and escape_controls(
+            spell_options(hint, spelling)
+        )
+
+    def renamed(self, old: str, new: str) -> EdgekitError:
+        """Return the same error with a name replaced in its texts, as of a temporary folder by what it stands for."""
+        message, hint = (text and text.replace(old, new) for text in self._raw)
+        return type(self)(message or "", hint=hint, code=self.code)
 
 
 class ExportError(EdgekitError):
@@ -77,7 +137,7 @@ class SignatureError(BundleError):
 
 
 class IncompatibleBundleError(BundleError):
-    """A sound bundle that this device or runner cannot use."""
+    """A valid bundle that this device or runner cannot use."""
 
     code = "bundle_incompatible"
 
@@ -95,26 +155,33 @@ class RunnerError(EdgekitError):
 
 
 class RequestError(EdgekitError):
-    """A caller's request is malformed, too large, or cannot be served now.
+    """A request is malformed, too large, or asks for something unsupported.
 
     Attributes:
-        param: The offending field of the request, if one can be named.
-        retry_after_s: When it is worth asking again, in seconds; None if never.
+        param: The offending field of the request; None if no single field is at fault.
     """
 
     code = "invalid_request"
 
     def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after_s: float | None = None,
+        self, message: str, *, hint: str | None = None, code: str | None = None, param: str | None = None
     ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.param = param
+
+
+class UnavailableError(EdgekitError):
+    """The daemon cannot serve a request now; the request itself may be fine.
+
+    Args:
+        code: `overloaded`, `not_ready` or `shutting_down`.
+
+    Attributes:
+        retry_after_s: Seconds after which to retry.
+    """
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, code=code)
         self.retry_after_s = retry_after_s
 
 
@@ -125,23 +192,52 @@ class ConfigError(EdgekitError):
     exit_status = 2
 
 
-def _one_line(text: str) -> str:
-    """Escape what would break the line or command the terminal: messages quote names out of strangers' files."""
+def escape_controls(text: str) -> str:
+    """Escape line breaks and terminal control characters: messages quote names from untrusted files."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the member of `known` that `word` was most likely meant to be, or None."""
+    """Return the member of `known` closest to a misspelt `word`; None if none is close."""
     matches = get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
+def field_path(steps: Iterable[str | int], base: str = "") -> str:
+    """Return the path of a field as messages and `param` have it: `messages[0].content`, `properties["a b"].type`.
+
+    Args:
+        steps: Names and indices, from the outside in.
+        base: The path that they continue.
+    """
+    path = base
+    for step in steps:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not path:
+            path = step[:100]
+        else:
+            name = step[:40] + "…" * (len(step) > 40)
+            path += f".{name}" if _NAME.fullmatch(name) else f"[{json.dumps(name, ensure_ascii=False)}]"
+    return escape_controls(path)
+
+
+def spelled(number: float) -> str:
+    """Return a number as a person would type it: every digit that counts, and an exponent only far from one.
+
+    `:g` rounds to six digits: a bound of 1,000,000 becomes 1e+06, and 2.0000001 is refused as "at most 2, not 2".
+    """
+    # Infinity and NaN are equal to no integer.
+    text = str(int(number) if abs(number) < 1e15 and number == int(number) else number)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def internal_error(error: BaseException) -> EdgekitError:
-    """Return what a caller is told of an exception that nobody expected; the log has the rest."""
+    """Return the error reported to a caller for an unexpected exception; the log has the details."""
     detail = " ".join(str(error).split())[:200]
     return EdgekitError(
         f"internal error: {type(error).__name__}{': ' if detail else ''}{detail}",
-        hint="this is a fault in edgekit; its log has the details",
+        hint="this is a bug in edgekit; its log has the details",
     )
 
 
@@ -150,10 +246,10 @@ def missing_extra(module: str, extra: str) -> EdgekitError:
 
     Args:
         module: The module that could not be imported.
-        extra: The extra of edgekit that brings it.
+        extra: The extra of edgekit that installs it.
     """
     return EdgekitError(
         f"this needs `{module}`, which is not installed",
-        hint=f"pip install 'edgekit[{extra}]'",
+        hint=f"pip install 'edgekit-llm[{extra}]'",
         code="missing_extra",
     )

@@ -1,7 +1,4 @@
-"""What this machine says about itself: device tree, sysctl, nvidia-smi, /proc/meminfo.
-
-Facts only. Which target they amount to is `target.recognise`'s question, and what is missing is `doctor`'s.
-"""
+"""Facts about this machine, read from the device tree, sysctl, nvidia-smi and /proc."""
 
 from __future__ import annotations
 
@@ -13,7 +10,23 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Gpu", "Machine", "available_bytes", "available_gib", "cache_folder", "parse_nvidia_smi", "probe"]
+from edgekit.cgroups import MemoryLimit, memory_limits
+from edgekit.errors import ConfigError
+
+__all__ = [
+    "Gpu",
+    "Machine",
+    "available_bytes",
+    "cache_folder",
+    "home_folder",
+    "memory_bytes",
+    "memory_limit",
+    "parse_nvidia_smi",
+    "probe",
+    "state_folder",
+    "sysctl",
+    "user_path",
+]
 
 GIB = 1024**3
 
@@ -23,9 +36,9 @@ class Gpu:
     """One discrete NVIDIA card, as nvidia-smi lists it.
 
     Attributes:
-        name: "NVIDIA GeForce RTX 3060".
-        memory_gib: Its own memory, GiB.
-        compute_capability: "8.6"; None where the driver is too old to say.
+        name: Such as "NVIDIA GeForce RTX 3060".
+        memory_gib: Memory of the card, GiB.
+        compute_capability: Such as "8.6"; None if the driver is too old to report it.
     """
 
     name: str
@@ -35,15 +48,15 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was read off a machine.
+    """Facts about a machine.
 
     Attributes:
         system: `platform.system()`: Linux, Darwin.
         architecture: `platform.machine()`: x86_64, aarch64, arm64.
-        memory_gib: Total memory as the kernel counts it (less than what is soldered on: carve-outs), GiB.
+        memory_gib: Total memory as the kernel counts it, GiB: less than installed, because of carve-outs.
         device_tree: The model and the compatible strings of the device tree; empty on a PC.
-        cpu_brand: `machdep.cpu.brand_string` on macOS, the model name of /proc/cpuinfo elsewhere.
-        gpus: Discrete NVIDIA cards. A Jetson's GPU is part of its device tree, not listed here.
+        cpu_brand: `machdep.cpu.brand_string` on macOS, the model name in /proc/cpuinfo elsewhere.
+        gpus: Discrete NVIDIA cards. A Jetson's GPU is part of its device tree and not listed here.
     """
 
     system: str
@@ -55,23 +68,20 @@ class Machine:
 
 
 def probe(root: Path = Path("/")) -> Machine:
-    """Read this machine.
+    """Return the facts about this machine.
 
     Args:
-        root: Where /proc is looked for; another folder serves tests and mounted images.
+        root: Folder that contains /proc; not / in tests and for mounted images.
     """
     system = platform.system()
     jetson = _device_tree(root)
     if system == "Darwin":
-        memory_gib, brand = (
-            int(_run("sysctl", "-n", "hw.memsize") or 0) / GIB,
-            _run("sysctl", "-n", "machdep.cpu.brand_string"),
-        )
+        memory_gib, brand = (sysctl("hw.memsize") or 0) / GIB, _run("sysctl", "-n", "machdep.cpu.brand_string")
     else:
         total = _meminfo_gib(root, "MemTotal")
         memory_gib = total if total is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         brand = _cpuinfo_model(root)
-    # A Jetson's nvidia-smi lists the integrated GPU with "[N/A]" for its memory: the device tree says more.
+    # A Jetson's nvidia-smi reports "[N/A]" as the integrated GPU's memory, so the device tree is used.
     gpus = () if any("tegra" in item for item in jetson) else _gpus()
     return Machine(
         system=system,
@@ -84,7 +94,7 @@ def probe(root: Path = Path("/")) -> Machine:
 
 
 def _device_tree(root: Path) -> tuple[str, ...]:
-    """The model, then the compatible strings: NUL-terminated, as the kernel exports them."""
+    """The model, then the compatible strings; the kernel exports both NUL-terminated."""
     found: list[str] = []
     for name in ("model", "compatible"):
         try:
@@ -95,32 +105,48 @@ def _device_tree(root: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def available_gib(root: Path = Path("/")) -> float | None:
-    """Memory that a new process could have, page cache included, GiB; None where the kernel does not say."""
-    return _meminfo_gib(root, "MemAvailable")
-
-
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process could still have, within its cgroup's limit, bytes; None where the kernel is silent."""
+    """Return the bytes that this process can still allocate; None if unknown.
+
+    Page cache that the kernel would reclaim counts, within the machine as within a limit of a control group.
+
+    Args:
+        root: Folder that contains /proc and /sys.
+    """
     free = _meminfo_gib(root, "MemAvailable")
-    limits = [int(free * GIB)] if free is not None else []
-    return min([*limits, *_cgroup_bytes(root)], default=None)
+    machine = [] if free is None else [int(free * GIB)]
+    return min([*machine, *(limit.available for limit in memory_limits(root))], default=None)
 
 
-def _cgroup_bytes(root: Path) -> list[int]:
-    """What the process's cgroup and each above it have left (cgroup v2); those without a limit are left out."""
-    left = []
+def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
+    """Return the tightest memory limit of this process's control groups that is below the machine's memory.
+
+    Args:
+        root: Folder that contains /proc and /sys.
+    """
+    total = _meminfo_gib(root, "MemTotal")
+    limits = [limit for limit in memory_limits(root) if total is None or limit.limit < int(total * GIB)]
+    return min(limits, key=lambda limit: (limit.limit, limit.available), default=None)
+
+
+def memory_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory of this machine within the limits of this process's control groups, bytes; None if unknown.
+
+    Args:
+        root: Folder that contains /proc and /sys.
+    """
     try:
-        group = (root / "proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        folder = root / "sys/fs/cgroup" / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            file = place / "memory.max"
-            limit = file.read_text().strip() if file.is_file() else "max"
-            if limit != "max":
-                left.append(max(0, int(limit) - int((place / "memory.current").read_text())))
-    except (OSError, ValueError):
-        return left
-    return left
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        total = None
+    limits = [limit.limit for limit in memory_limits(root)]
+    return min(limits if total is None else [total, *limits], default=None)
+
+
+def sysctl(name: str) -> int | None:
+    """Return a number that macOS reports, such as `hw.memsize`; None if it has no such name."""
+    text = _run("sysctl", "-n", name)
+    return int(text) if text.isdigit() else None
 
 
 def _meminfo_gib(root: Path, key: str) -> float | None:
@@ -148,7 +174,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def parse_nvidia_smi(output: str) -> tuple[Gpu, ...]:
-    """Read `nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits` (MiB)."""
+    """Parse `nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits` (MiB)."""
     cards: list[Gpu] = []
     for line in output.splitlines():
         fields = [field.strip() for field in line.split(",")]
@@ -164,7 +190,7 @@ def parse_nvidia_smi(output: str) -> tuple[Gpu, ...]:
 
 
 def _run(*command: str) -> str:
-    """The program's output, or an empty string: a machine without it simply has less to say."""
+    """The program's output; an empty string if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:
@@ -174,12 +200,61 @@ def _run(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def home_folder() -> Path:
+    """Return the account's home folder.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this account has no home folder", hint="export HOME=FOLDER") from error
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path as the user wrote it, with a leading `~` expanded if there is such a home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def cache_folder() -> Path:
-    """`$EDGEKIT_CACHE`, else `edgekit` in the place that the system has for caches."""
+    """Return `$EDGEKIT_CACHE`, else `edgekit` in the system's cache folder.
+
+    Raises:
+        ConfigError: The account has no home folder.
+    """
     if os.environ.get("EDGEKIT_CACHE"):
-        return Path(os.environ["EDGEKIT_CACHE"]).expanduser()
+        return user_path(os.environ["EDGEKIT_CACHE"])
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "edgekit"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgekit"
-    return Path.home() / ".cache" / "edgekit"
+    try:
+        home = home_folder()
+    except ConfigError as error:
+        raise ConfigError(
+            "there is no folder for downloads: no home folder", hint="export EDGEKIT_CACHE=FOLDER"
+        ) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgekit"
+
+
+def state_folder() -> Path | None:
+    """Return `$EDGEKIT_STATE`, else systemd's `$STATE_DIRECTORY`, else `edgekit` in the user's folder for state.
+
+    None for an account without a home folder.
+    """
+    if os.environ.get("EDGEKIT_STATE"):
+        return user_path(os.environ["EDGEKIT_STATE"])
+    # systemd separates several by colons; the unit has one.
+    if systemd := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Path(systemd)
+    if os.environ.get("XDG_STATE_HOME"):
+        return Path(os.environ["XDG_STATE_HOME"]) / "edgekit"
+    try:
+        home = home_folder()
+    except ConfigError:
+        return None
+    if not home.is_dir():
+        return None
+    return home / ("Library/Application Support" if sys.platform == "darwin" else ".local/state") / "edgekit"

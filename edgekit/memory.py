@@ -1,10 +1,9 @@
-"""What a model takes in memory, and what fits: arithmetic only, for `edgekit plan`, the export and the daemon.
+"""Memory planning: what a model needs and whether it fits, for `edgekit plan`, the export and the daemon.
 
     needed = weights + KV cache (context × parallel) + activations + workspace
-    left   = memory of the device - reserve of its system - needed
+    left   = device memory - system reserve - needed
 
-Figures of a runtime are measured or estimated once and stand in `RUNTIMES` with where they come from. It knows no file,
-no target and no architecture.
+The figures of each runtime are measured or estimated once; `RUNTIMES` holds them with their basis.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ __all__ = ["GIB", "MIB", "RUNTIMES", "Footprint", "Plan", "Runtime", "Shapes", "
 GIB = 1024**3
 MIB = 1024**2
 
-# The longest context that fits is named in whole steps, as people name contexts.
+# The longest context that fits is rounded down to a multiple of this.
 _STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The sizes that activations depend on.
+    """The dimensions that activations depend on.
 
     Attributes:
         hidden: Width of the residual stream.
         intermediate: Width of the MLP.
         heads: Query heads.
         vocab: Tokens in the vocabulary.
-        kv_heads: Heads of keys and values; 0 where nobody said: as many.
-        head_dim: Width of a head; 0 where nobody said: they divide the residual stream.
+        kv_heads: Key and value heads; 0 means as many as `heads`.
+        head_dim: Width of a head; 0 means `hidden / heads`.
     """
 
     hidden: int
@@ -49,25 +48,26 @@ class Shapes:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a runner takes besides weights and KV cache.
+    """The memory that a runner needs besides weights and KV cache.
 
-    A step of `chunk` tokens holds at its widest, in the MLP, `mlp_copies` rows of the MLP's width and `copies` of the
-    residual stream's for each token, and `query_copies` as wide as its queries; where attention is not fused, also its
-    scores over the whole context. Where threads share a query's way back, each `span` of it has a sum and values.
+    At its peak, in the MLP, a step holds for each of its `chunk` tokens `mlp_copies` rows of the MLP's width, `copies`
+    rows of the residual stream's width and `query_copies` rows of the queries' width; without fused attention, also
+    the scores over the full context. Where threads split a query's attention over the context, each `span` of
+    positions has a partial sum and partial values.
 
     Attributes:
-        process: Interpreter, libraries and what they allocate, bytes.
-        tokenizer_per_token: Of the vocabulary, bytes; what grammars need of it included.
+        process: Interpreter, libraries and their allocations, bytes.
+        tokenizer_per_token: Bytes per token of the vocabulary, including what grammars need.
         chunk: Tokens of a prefill step.
-        element: Bytes of an activation.
-        kv_element: Bytes of a number in the KV cache.
+        element: Bytes per activation element.
+        kv_element: Bytes per KV cache element.
         mlp_copies: Rows of the MLP's width that are alive at once.
-        allocator: What the allocator keeps beyond that, bytes.
-        score: Bytes for each query head, token of the chunk and token of the context; 0 where attention is fused.
+        allocator: Overhead of the allocator beyond that, bytes.
+        score: Bytes per query head, token of the chunk and token of the context; 0 with fused attention.
         basis: Where the figures come from.
         copies: Rows of the residual stream's width that are alive at once.
-        query_copies: Rows as wide as all queries, or as the residual stream where that is wider.
-        span: Positions that are looked back over at a time, for a thread to take; 0 where they are not shared.
+        query_copies: Rows as wide as all queries, or as the residual stream if that is wider.
+        span: Context positions per unit of work when threads split attention; 0 if they do not.
     """
 
     process: int
@@ -84,27 +84,27 @@ class Runtime:
     span: int = 0
 
     def workspace(self, shapes: Shapes) -> int:
-        """Bytes of the process without a model, its tokenizer included."""
+        """Bytes of the process without a model but with its tokenizer."""
         return self.process + self.tokenizer_per_token * shapes.vocab
 
     def activations(self, shapes: Shapes) -> int:
-        """Bytes of a prefill step that do not depend on the context."""
+        """Bytes of a prefill step, without the part that grows with the context."""
         row = self.mlp_copies * shapes.intermediate + self.copies * shapes.hidden
         row += self.query_copies * max(shapes.hidden, shapes.heads * shapes.head_width)
         return self.allocator + int(self.chunk * self.element * row)
 
     def activations_per_token(self, shapes: Shapes, threads: int = 1) -> int:
-        """Bytes of a step for each token of the context.
+        """Bytes of a step per token of the context.
 
         Args:
-            shapes: The model's sizes.
-            threads: That compute; they share as many rows' ways back as give each of them four pieces of work.
+            shapes: The model's dimensions.
+            threads: Compute threads; attention of as many rows is split as gives each thread four units of work.
         """
         scores = self.score * self.chunk * shapes.heads
         if not self.span or threads == 1:
             return scores
         rows = -(-4 * threads // (shapes.kv_heads or shapes.heads))
-        # Values and two numbers beside their address, and what says which piece it is (csrc/model.c).
+        # Partial values, two numbers and their address, and the unit's descriptor (csrc/model.h).
         return scores + -(-rows * shapes.heads * (4 * shapes.head_width + 16 + 24) // self.span)
 
     def footprint(
@@ -117,17 +117,17 @@ class Runtime:
         rope_per_token: int = 0,
         threads: int = 1,
     ) -> Footprint:
-        """Return what a model takes in this runtime.
+        """Return the memory footprint of a model in this runtime.
 
         A bundle's manifest has `weights` and `kv_per_token`, and its `config.json` the shapes.
 
         Args:
-            shapes: The model's sizes.
-            weights: As the runner holds them, bytes.
-            kv_per_token: KV cache of one token in the layers that keep every token, bytes.
+            shapes: The model's dimensions.
+            weights: Weights as the runner stores them, bytes.
+            kv_per_token: KV cache per token in the layers that keep every token, bytes.
             windows: As in `Footprint`.
-            rope_per_token: Rows of RoPE's tables that are in memory for each token of the context, bytes.
-            threads: That compute, where the runtime shares work so that each takes memory.
+            rope_per_token: Rows of the RoPE tables per token of the context, bytes.
+            threads: Compute threads; matters where each thread needs memory.
         """
         return Footprint(
             weights=weights,
@@ -139,16 +139,16 @@ class Runtime:
         )
 
 
-# 850 bytes: `tokenizers` 0.22 with byte-level BPE holds 49,152 tokens in 41.6 MiB and 151,936 in 121 MiB. 450 bytes:
-# what llguidance 1.9 makes of them for grammars takes 22 and 63 MiB; the daemon builds it where there is room.
+# 850 bytes: `tokenizers` 0.22 with byte-level BPE takes 41.6 MiB for 49,152 tokens and 121 MiB for 151,936. 450 bytes:
+# llguidance 1.9's tokenizer for grammars takes 22 and 63 MiB; the daemon builds it where memory allows.
 _TOKENIZER = 850 + 450
 _MEASURED = "measured: {}x86-64 Linux, Python 3.11 (tests/test_plan_measured.py)"
 
 RUNTIMES: Mapping[str, Runtime] = {
-    # Its CPU attention is computed in tiles, so that no scores are kept.
+    # CPU attention is tiled, so the scores are never stored.
     "onnxruntime": Runtime(95 * MIB, _TOKENIZER, 512, 4, 4, 5, 16 * MIB, 0, _MEASURED.format("onnxruntime 1.32, ")),
-    # Kernels of our own (runners/cpu/csrc/model.c). In the MLP gate and up are there side by side, and the codes they
-    # are rounded to; scores are of a few queries at a time.
+    # Our own kernels (runners/cpu/csrc/activations.c). The MLP holds gate, up and the codes they are quantized to;
+    # scores are computed for a few queries at a time.
     "cpu": Runtime(
         70 * MIB,
         _TOKENIZER,
@@ -172,9 +172,9 @@ RUNTIMES: Mapping[str, Runtime] = {
         5,
         64 * MIB,
         0,
-        "estimate: mlx-lm's imports, and buffers that MLX keeps for reuse",
+        "estimate: mlx-lm's imports, and MLX's buffer cache",
     ),
-    # Scores in FP32 beside their softmax in FP16, in case TensorRT does not fuse attention.
+    # Scores in FP32 and their softmax in FP16, in case TensorRT does not fuse attention.
     "tensorrt": Runtime(
         600 * MIB,
         _TOKENIZER,
@@ -186,24 +186,24 @@ RUNTIMES: Mapping[str, Runtime] = {
         6,
         "estimate: a CUDA context, TensorRT's libraries, no fused attention",
     ),
-    # The process is in the host's memory; the card holds what CUDA and the kernels need.
+    # The process is in host memory; on the card are the CUDA context and the kernels.
     "tensorrt_rtx": Runtime(
         200 * MIB, 0, 128, 4, 2, 3, 32 * MIB, 6, "estimate: compiled kernels on the card, no fused attention"
     ),
 }
-"""By the name of a runner in `targets/`."""
+"""Runtimes by runner name, as in `targets/`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model takes, in bytes.
+    """Memory footprint of a model, in bytes.
 
     Attributes:
-        weights: As the runner holds them.
-        kv_per_token: KV cache of one token in one sequence slot, in the layers that keep every token.
-        windows: Further KV cache, of layers that keep only the last tokens: bytes per token, and how many tokens.
-        activations: Of a step, whatever the context.
-        activations_per_token: More of it for each token of the context.
+        weights: Weights as the runner stores them.
+        kv_per_token: KV cache per token and sequence slot, in the layers that keep every token.
+        windows: KV cache of sliding-window layers: bytes per token, and the window in tokens.
+        activations: Activations of a step, without the part that grows with the context.
+        activations_per_token: That part, per token of the context.
         workspace: The process without a model.
     """
 
@@ -219,30 +219,30 @@ class Footprint:
         return self.kv_per_token * context + sum(size * min(context, window) for size, window in self.windows)
 
     def step(self, context: int) -> int:
-        """Activations of a step; sequences take their steps one after the other."""
+        """Activations of a step; sequences are computed one after the other."""
         return self.activations + self.activations_per_token * context
 
     def total(self, context: int, parallel: int = 1) -> int:
-        """Everything, for `parallel` sequence slots of `context` tokens."""
+        """Total for `parallel` sequence slots of `context` tokens."""
         return self.weights + self.workspace + self.step(context) + parallel * self.kv_cache(context)
 
-    def longest_context(self, room: int, most: int, parallel: int = 1) -> int:
-        """Return how many tokens each of `parallel` sequence slots can have.
+    def longest_context(self, available: int, max_context: int, parallel: int = 1) -> int:
+        """Return the longest context that each of `parallel` sequence slots can have, in tokens.
 
         Args:
-            room: Bytes there are for everything.
-            most: Tokens that the model allows.
+            available: Memory for the model, bytes.
+            max_context: The model's maximum context.
             parallel: Sequence slots.
 
         Returns:
-            At most `most`; below it a multiple of 256; 0 where not even that many fit.
+            `max_context` if that fits, else a multiple of 256; 0 if fewer than 256 fit.
         """
-        if self.total(most, parallel) <= room:
-            return most
-        low, high = 0, -(-most // _STEP)
+        if self.total(max_context, parallel) <= available:
+            return max_context
+        low, high = 0, -(-max_context // _STEP)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.total(middle * _STEP, parallel) <= room else (low, middle)
+            low, high = (middle, high) if self.total(middle * _STEP, parallel) <= available else (low, middle)
         return low * _STEP
 
 
@@ -251,51 +251,53 @@ class Plan:
     """A footprint on a device.
 
     Attributes:
-        footprint: What the model takes.
-        context: Tokens of each sequence slot.
+        footprint: The model's footprint.
+        context: Tokens per sequence slot.
         parallel: Sequence slots.
-        most: The longest context the model allows.
-        memory: Of the device, bytes; None where it is not known.
-        reserve: What the device's system keeps of it, bytes.
+        max_context: The model's maximum context.
+        memory: Memory of the device, bytes; None if unknown.
+        reserve: Memory that the device's system keeps, bytes.
     """
 
     footprint: Footprint
     context: int
     parallel: int
-    most: int
+    max_context: int
     memory: int | None
     reserve: int
 
     @property
     def needed(self) -> int:
-        """What the model takes."""
+        """Bytes that the model needs."""
         return self.footprint.total(self.context, self.parallel)
 
     @property
-    def room(self) -> int | None:
-        """What the device has for it."""
+    def available(self) -> int | None:
+        """Bytes that the device has for the model; None if unknown."""
         return None if self.memory is None else self.memory - self.reserve
 
     @property
     def left(self) -> int | None:
-        """What is left; negative where it does not fit."""
-        return None if self.room is None else self.room - self.needed
+        """Bytes left over; negative if the model does not fit."""
+        return None if self.available is None else self.available - self.needed
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits; None where the memory is not known."""
+        """Whether the model fits; None if the memory is unknown."""
         return None if self.left is None else self.left >= 0
 
     def longest_context(self, parallel: int = 1) -> int | None:
-        """The longest context for so many sequence slots; None where the memory is not known."""
-        return None if self.room is None else self.footprint.longest_context(self.room, self.most, parallel)
+        """The longest context for `parallel` sequence slots; None if the memory is unknown."""
+        if self.available is None:
+            return None
+        return self.footprint.longest_context(self.available, self.max_context, parallel)
 
 
 def tokens_per_s(bandwidth_gb_s: float, bytes_per_token: float) -> float:
-    """Return the most tokens per second that memory allows: each reads all weights and the KV cache once.
+    """Return the decode speed at the memory-bandwidth limit: each token reads all weights and the KV cache once.
 
     Args:
         bandwidth_gb_s: Memory bandwidth, 1e9 bytes per second.
-        bytes_per_token: Bytes read for one token.
+        bytes_per_token: Bytes read per token.
     """
     return bandwidth_gb_s * 1e9 / bytes_per_token

@@ -1,8 +1,7 @@
-"""Strict YAML into frozen dataclasses: the types of the fields are the schema, and every complaint names its line.
+"""Parses YAML strictly into frozen dataclasses: the fields' types are the schema, and every error names its line.
 
-Knows no particular file: `config` and `target` bring the dataclasses. A field is a bool, int, float, str,
-`Path`, `Literal`, another dataclass, a tuple of one of these, or any of them `| None`; `Annotated` adds a
-`Between` or a `Matches`.
+A field is a bool, int, float, str, `Path`, `Literal`, another dataclass, a tuple of one of these, or any of them
+`| None`; `Annotated` adds a `Between`, a `OneOf` or a `Matches`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from edgekit.errors import ConfigError, nearest
+from edgekit.errors import ConfigError, nearest, spelled
 
-__all__ = ["Between", "Matches", "Tree", "build", "convert", "field_types", "load", "read"]
+__all__ = ["Between", "Matches", "OneOf", "Tree", "build", "check", "convert", "field_types", "load", "read"]
 
 T = TypeVar("T")
 Tree = dict[str, Any]
-"""Converted values by field name; a nested dataclass is a nested Tree. Fields that were not given are absent."""
+"""Converted values by field name; a nested dataclass is a nested Tree. Fields that are not set are absent."""
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -34,91 +33,135 @@ _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """A number's bounds, both included; None leaves a side open."""
+    """Inclusive bounds of a number; None means unbounded."""
 
     low: float | None = None
     high: float | None = None
 
-    def complaint(self, value: Any) -> str | None:
-        """Return what is wrong with `value`, or None."""
-        too_low, too_high = self.low is not None and value < self.low, self.high is not None and value > self.high
-        if not (too_low or too_high):
-            return None
-        if self.high is None:
-            return f"must be at least {self.low:g}"
-        if self.low is None:
-            return f"must be at most {self.high:g}"
-        return f"must be between {self.low:g} and {self.high:g}"
+    def violation(self, value: Any) -> str | None:
+        """Return the rule that `value` violates, or None."""
+        low, high = self.low, self.high
+        if low is not None and high is not None:
+            if low <= value <= high:
+                return None
+            return f"must be {spelled(low)}" if low == high else f"must be between {spelled(low)} and {spelled(high)}"
+        if low is not None and not value >= low:
+            return f"must be at least {spelled(low)}"
+        if high is not None and not value <= high:
+            return f"must be at most {spelled(high)}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The numbers that are allowed."""
+
+    allowed: tuple[int, ...]
+
+    def violation(self, value: Any) -> str | None:
+        """Return the rule if `value` violates it, or None."""
+        return None if value in self.allowed else f"must be one of {', '.join(map(str, self.allowed))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """A pattern that the whole text must match, and the rule in words."""
+    """A regular expression that the full string must match, and the rule in words."""
 
     pattern: str
     rule: str
 
-    def complaint(self, value: Any) -> str | None:
-        """Return what is wrong with `value`, or None."""
+    def violation(self, value: Any) -> str | None:
+        """Return the rule if `value` violates it, or None."""
         return None if re.fullmatch(self.pattern, value) else self.rule
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a text came from, and how a path written in it is to be read.
+    """Where a value comes from, and how to interpret paths in it.
 
     Attributes:
         name: File name, or the name of an environment variable.
-        path: Turns the text of a `Path` field into the path meant; may raise ConfigError.
+        path: Converts the string of a `Path` field to a path; may raise ConfigError.
     """
 
     name: str
     path: Callable[[str], Path] = Path
 
     def error(self, message: str, node: yaml.Node | None = None, hint: str | None = None) -> ConfigError:
-        """Return the error, with the line where there is one."""
+        """Return an error that names the source and, given a node, its line."""
         line = f":{node.start_mark.line + 1}" if node is not None else ""
         return ConfigError(f"{self.name}{line}: {message}", hint=hint)
 
 
 def load(text: str, cls: type[T], source: Source) -> T:
-    """Read `text` and build a `cls`.
+    """Parse `text` and build a `cls`.
 
     Raises:
-        ConfigError: Not YAML, an unknown or missing key, or a value of the wrong kind.
+        ConfigError: Invalid YAML, an unknown or missing key, or a value of the wrong type.
     """
     return build(cls, read(text, cls, source), source)
 
 
 def read(text: str, cls: type[Any], source: Source) -> Tree:
-    """Read `text`, which holds a mapping whose keys are fields of `cls`, or nothing.
+    """Parse `text`, a mapping whose keys are fields of `cls`, or an empty document.
 
     Raises:
-        ConfigError: As `load`, except that a missing key is no error yet.
+        ConfigError: As `load`, except that a missing key is not an error yet.
     """
     root = _compose(text, source)
     return {} if root is None or _is_empty(root) else _mapping(root, cls, "", source)
 
 
-def build(cls: type[T], tree: Mapping[str, Any], source: Source) -> T:
-    """Build a `cls` from what `read` returned.
+def build(cls: type[T], tree: Mapping[str, Any], source: Source, where: str = "") -> T:
+    """Build a `cls` from the result of `read`.
+
+    Args:
+        cls: The dataclass.
+        tree: Its values.
+        source: For the message.
+        where: The key of the tree, for the message; empty for the whole file.
 
     Raises:
         ConfigError: A field without a default is missing.
     """
     values: dict[str, Any] = {}
     for item in dataclasses.fields(cls):  # type: ignore[arg-type] # T is a dataclass by contract
+        key = f"{where}.{item.name}" if where else item.name
         if item.name in tree:
             inner = _dataclass_in(field_types(cls)[item.name])
             value = tree[item.name]
             if inner is not None and isinstance(value, dict):
-                value = build(inner, value, source)
+                value = build(inner, value, source, key)
             elif inner is not None and isinstance(value, tuple):
-                value = tuple(build(inner, entry, source) for entry in value)
+                value = tuple(build(inner, entry, source, f"{key}[{index}]") for index, entry in enumerate(value))
             values[item.name] = value
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise source.error(f"`{item.name}` is missing")
+            raise source.error(f"`{key}` is missing")
     return cls(**values)
+
+
+def check(instance: Any) -> None:
+    """Check the fields of a dataclass that a program has built, rather than `build`: types and rules.
+
+    Args:
+        instance: Its fields are scalars and paths.
+
+    Raises:
+        ConfigError: A value has the wrong type, or violates one of its field's rules.
+    """
+    for name, annotated in field_types(type(instance)).items():
+        kind, optional, rules = _unwrap(annotated)
+        value = getattr(instance, name)
+        if value is None and optional:
+            continue
+        # True is an int in Python.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            expected = {bool: "true or false", int: "an integer", Path: "a path"}.get(kind, f"a {kind.__name__}")
+            raise ConfigError(f"`{name}` must be {expected}, not {value!r}")
+        for rule in rules:
+            violation = rule.violation(value)
+            if violation:
+                raise ConfigError(f"`{name}` {violation}, not {value}")
 
 
 def field_types(cls: type[Any]) -> dict[str, Any]:
@@ -127,17 +170,17 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
 
 
 def convert(kind: Any, text: str, source: Source, where: str, node: yaml.Node | None = None) -> Any:
-    """Turn the text of one scalar into a `kind`.
+    """Convert the string of one scalar to `kind`.
 
     Args:
         kind: A field's type.
-        text: As written.
+        text: The string as written.
         source: For the message and for paths.
         where: The key, for the message.
-        node: For the line, where the text stands in a YAML file.
+        node: The YAML node, for the line; None if the value is not from a file.
 
     Raises:
-        ConfigError: The text is not a `kind`, or not an allowed one.
+        ConfigError: The string does not convert to `kind`, or violates one of its rules.
     """
     plain = not isinstance(node, yaml.ScalarNode) or node.style is None
     kind, optional, rules = _unwrap(kind)
@@ -147,9 +190,9 @@ def convert(kind: Any, text: str, source: Source, where: str, node: yaml.Node | 
         raise source.error(f"`{where}` must not be empty", node)
     value = _scalar(kind, text, source, where, node)
     for rule in rules:
-        complaint = rule.complaint(value)
-        if complaint:
-            raise source.error(f"`{where}` {complaint}, not {text}", node)
+        violation = rule.violation(value)
+        if violation:
+            raise source.error(f"`{where}` {violation}, not `{text}`", node)
     return value
 
 
@@ -159,7 +202,7 @@ def _scalar(kind: Any, text: str, source: Source, where: str, node: yaml.Node | 
             return text.lower() in _TRUE
         raise source.error(f"`{where}` must be true or false, not `{text}`", node)
     if kind is int:
-        # Not int(): it takes "1_0" and Arabic digits. Twenty digits are more than any field allows.
+        # Not int(): it accepts "1_0" and Arabic digits. Twenty digits are more than any field allows.
         if re.fullmatch(r"[-+]?[0-9]{1,20}", text):
             return int(text)
         raise source.error(f"`{where}` must be a whole number, not `{text}`", node)
@@ -174,13 +217,13 @@ def _scalar(kind: Any, text: str, source: Source, where: str, node: yaml.Node | 
         hint = f"did you mean `{meant}`?" if meant else None
         raise source.error(f"`{where}` must be one of {', '.join(get_args(kind))}, not `{text}`", node, hint)
     if "\0" in text:
-        raise source.error(f"`{where}` holds a NUL character", node)
+        raise source.error(f"`{where}` contains a NUL character", node)
     return source.path(text) if kind is Path else text
 
 
 def _mapping(node: yaml.Node, cls: type[Any], where: str, source: Source) -> Tree:
     if not isinstance(node, yaml.MappingNode):
-        what = f"`{where}` must hold keys" if where else "the file must hold keys"
+        what = f"`{where}` must be a mapping" if where else "the file must be a mapping"
         raise source.error(f"{what} (`name: value`), not {_kind_of(node)}", node)
     known = field_types(cls)
     tree: Tree = {}
@@ -188,7 +231,7 @@ def _mapping(node: yaml.Node, cls: type[Any], where: str, source: Source) -> Tre
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         inside = f" in `{where}`" if where else ""
         if key is None:
-            raise source.error(f"a key{inside} is {_kind_of(key_node)}", key_node)
+            raise source.error(f"a key{inside} must be a string, not {_kind_of(key_node)}", key_node)
         if key not in known:
             meant = nearest(key, known)
             hint = f"did you mean `{meant}`?" if meant else "known keys: " + ", ".join(sorted(known))
@@ -202,7 +245,7 @@ def _mapping(node: yaml.Node, cls: type[Any], where: str, source: Source) -> Tre
 def _value(node: yaml.Node, annotated: Any, where: str, source: Source) -> Any:
     kind, optional, _ = _unwrap(annotated)
     if dataclasses.is_dataclass(kind):
-        # `mqtt:` with every line below it commented out.
+        # `mqtt:` may have every line below it commented out.
         return (None if optional else {}) if _is_empty(node) else _mapping(node, kind, where, source)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(node, yaml.SequenceNode):
@@ -219,7 +262,7 @@ def _is_empty(node: yaml.Node) -> bool:
 
 
 def _unwrap(annotated: Any) -> tuple[Any, bool, tuple[Any, ...]]:
-    """The bare type, whether None is allowed, and the rules."""
+    """The bare type, whether None is allowed, and the `Annotated` rules."""
     optional, rules = False, ()
     while True:
         if get_origin(annotated) is Annotated:
@@ -246,12 +289,12 @@ def _kind_of(node: yaml.Node) -> str:
 
 
 def _compose(text: str, source: Source) -> yaml.Node | None:
-    """Parse into nodes, which unlike values know their lines; nothing is constructed.
+    """Parse into nodes, which unlike values have line numbers; nothing is constructed.
 
-    Aliases are refused because a few lines of them stand for gigabytes, deep nesting because it exhausts the stack.
+    Aliases are rejected because a few lines of them expand to gigabytes, deep nesting because it exhausts the stack.
     """
     if len(text) > MAX_BYTES:
-        raise source.error(f"larger than {MAX_BYTES} bytes, which no configuration is")
+        raise source.error(f"larger than {MAX_BYTES} bytes")
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -264,7 +307,7 @@ def _compose(text: str, source: Source) -> yaml.Node | None:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{source.name}:{mark.line + 1}" if mark else source.name
-        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:  # a control character, say
+        location = f"{source.name}:{mark.line + 1}" if mark else source.name
+        raise ConfigError(f"{location}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:  # such as a control character
         raise ConfigError(f"{source.name}: not valid YAML: {' '.join(str(error).split())}") from error

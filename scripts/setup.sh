@@ -1,5 +1,5 @@
-# Sourced by demo, test and check: a virtual environment with what they need, the CPU kernels compiled, and Debian's
-# packages where we may install them. Usage: source scripts/setup.sh; setup EXTRA,EXTRA…; need PROGRAM DEBIAN-PACKAGE
+# Sourced by demo, test, check and bench: creates the virtual environment, compiles the CPU kernels, and installs Debian
+# packages if run as root. Usage: source scripts/setup.sh; setup EXTRA,EXTRA…; need PROGRAM DEBIAN-PACKAGE
 # shellcheck shell=bash
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -7,15 +7,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf '\nhint: %s\n' "$2" >&2; exit 1; }
 
-# debian PACKAGE…: installs them, where this is Debian and we are root.
+# debian PACKAGE…: installs them if this is Debian and we are root.
 debian() {
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
   say "installing $*"
-  # What is installed is only used, never configured: no questions, no service started.
+  # Non-interactive: no configuration questions.
   apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
-# need PROGRAM PACKAGE: returns 0 if the program is there or could be installed.
+# need PROGRAM PACKAGE [BREW-PACKAGE]: returns 0 if the program is installed or could be installed.
 need() {
   PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" >/dev/null && return 0
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -26,41 +26,47 @@ need() {
   PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" >/dev/null
 }
 
-# A compiler alone is not enough: Debian has its headers in a package of their own. The first of these that is named or
-# found is the one that edgekit/runners/cpu/build.py takes.
+# Returns 0 if C compiles. A compiler alone is not enough: Debian has the headers in a separate package. Picks the same
+# compiler as edgekit/runners/cpu/build.py.
 compiles() {
   local cc=${EDGEKIT_KERNEL_CC:-${CC:-}}
   [ -n "$cc" ] || cc=$(command -v cc || command -v gcc || command -v clang) || return 1
-  # shellcheck disable=SC2086 # it may have arguments
+  # shellcheck disable=SC2086 # $cc may contain arguments
   printf '#include <pthread.h>\n' | $cc -fsyntax-only -x c - 2>/dev/null
 }
 
-# setup EXTRAS: puts edgekit with these extras into .venv and its programs first on PATH.
+# setup EXTRAS [VENV]: installs edgekit with these extras into VENV (.venv) and puts its programs first on PATH. With
+# FLOORS set, every dependency has the oldest version that pyproject.toml allows.
 setup() {
-  local python stamp wanted
+  local python stamp wanted venv=${2:-.venv} constraints=()
   python=${PYTHON:-python3}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
-    die "edgekit needs Python 3.10 or newer" "name one: PYTHON=python3.12 $0"
-  if [ ! -x .venv/bin/python ]; then
+    die "edgekit needs Python 3.10 or newer" "choose one: PYTHON=python3.12 $0"
+  if [ ! -x "$venv/bin/python" ]; then
     "$python" -c 'import venv, ensurepip' 2>/dev/null || need python3-venv python3-venv || true
-    "$python" -m venv .venv || die "cannot make a virtual environment" "apt install python3-venv"
+    "$python" -m venv "$venv" || die "cannot create a virtual environment" "apt install python3-venv"
   fi
   compiles || debian gcc libc6-dev || true
-  export PATH="$PWD/.venv/bin:$PATH"
+  export PATH="$PWD/$venv/bin:$PATH"
   unset VIRTUAL_ENV PYTHONPATH
   wanted="$(cksum <pyproject.toml) $1"
-  stamp=.venv/edgekit-extras
+  stamp="$venv/edgekit-extras"
   if ! grep -qxF "$wanted" "$stamp" 2>/dev/null; then
-    say "installing edgekit[$1] into .venv"
-    python -m pip install --quiet --progress-bar off -e ".[$1]" >&2 || die "pip could not install edgekit[$1]"
+    say "installing edgekit-llm[$1] into $venv"
+    if [ -n "${FLOORS:-}" ]; then
+      python scripts/floors.py "$1" >"$venv/floors.txt" || die "the oldest versions are not known"
+      constraints=(-c "$venv/floors.txt")
+    fi
+    python -m pip install --quiet --progress-bar off ${constraints[@]+"${constraints[@]}"} -e ".[$1]" >&2 ||
+      die "pip could not install edgekit-llm[$1]"
     grep -sF "$(cksum <pyproject.toml)" "$stamp" >"$stamp.new" || true
     echo "$wanted" >>"$stamp.new" && mv "$stamp.new" "$stamp"
   fi
-  # The CPU kernels: compiled by the installation above, and again here when their sources changed since.
+  # The installation above compiles the CPU kernels; compile them again if their sources have changed since.
   if compiles; then
     python -I edgekit/runners/cpu/build.py --strict || die "the CPU kernels do not compile"
   else
-    say "no C compiler here, so onnxruntime runs models on the CPU, more slowly (apt install gcc libc6-dev, or xcode-select --install)"
+    say "no C compiler found: onnxruntime runs models on the CPU, more slowly (apt install gcc libc6-dev, or xcode-select --install)"
   fi
 }
 

@@ -38,7 +38,7 @@ def tool(name: str) -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
+    """A free port on loopback; another process could take it before it is used."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

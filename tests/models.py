@@ -1,6 +1,6 @@
-"""Makes tiny checkpoints with random weights, laid out as Hugging Face lays them out.
+"""Creates tiny checkpoints with random weights, in Hugging Face's layout.
 
-The weights have realistic scales (so that logits spread and attention is not flat) and mean nothing.
+The weights have realistic scales, so that logits spread and attention is not flat.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Linear
-from edgekit.export.float_rows import FloatRows
+from edgekit.export.quantization.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 
-__all__ = ["CHATML", "TensorWeights", "tiny_checkpoint", "tiny_decoder", "tiny_tensors"]
+__all__ = ["CHATML", "TensorWeights", "tiny_checkpoint", "tiny_decoder", "tiny_tensors", "trained_bpe"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -53,9 +53,9 @@ def tiny_checkpoint(
     Widths that divide by 64 (the defaults do, `intermediate` by 64 too) fit every group size but 128.
 
     Args:
-        folder: Created if it is not there.
+        folder: Created if missing.
         vocab: At least 259: 256 bytes and three special tokens.
-        keys: Further keys of config.json, or other values; None removes one.
+        keys: Additional keys of config.json, or other values; None removes one.
 
     Returns:
         `folder`.
@@ -106,11 +106,11 @@ def tiny_decoder(folder: Path) -> Decoder:
 
 @dataclass(frozen=True)
 class TensorWeights:
-    """Arrays in memory as the `Weights` a writer asks for.
+    """Arrays in memory as the `Weights` of a writer.
 
     Attributes:
         tensors: Every tensor by name.
-        quantize: Gives a matrix's quantized form, or the matrix itself to leave it in floating point.
+        quantize: Returns a matrix's quantized form, or the matrix itself to leave it in floating point.
         order: See `Weights.order`.
     """
 
@@ -134,9 +134,9 @@ class TensorWeights:
         values = dict(self.tensors)
         for linear in (decoder.embedding, *decoder.linears()):
             matrix = self.matrix(linear)
-            whole = values[linear.stored.weight].copy()
-            whole[linear.rows] = matrix.dequantize() if isinstance(matrix, GroupedTensor) else matrix
-            values[linear.stored.weight] = whole
+            stored = values[linear.stored.weight].copy()
+            stored[linear.rows] = matrix.dequantize() if isinstance(matrix, GroupedTensor) else matrix
+            values[linear.stored.weight] = stored
         return values
 
 
@@ -153,10 +153,16 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> npt.
     return values
 
 
-def _write_tokenizer(folder: Path, vocab: int) -> None:
-    """Train a byte-level BPE whose ids fill at most `vocab`; any text survives encode and decode."""
+def trained_bpe(texts: list[str], vocab: int, *, words: bool = True) -> Tokenizer:
+    """Train a byte-level BPE of at most `vocab` tokens; any text survives encode and decode.
+
+    Args:
+        texts: What to train on.
+        vocab: Maximum number of tokens.
+        words: Split texts into words as GPT-2 does; otherwise tokens span words.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
@@ -164,9 +170,13 @@ def _write_tokenizer(folder: Path, vocab: int) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
+def _write_tokenizer(folder: Path, vocab: int) -> None:
     words = ["the capital of France is Paris", "user assistant system", "what is the sum of even numbers in a list"]
-    tokenizer.train_from_iterator(words, trainer=trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    trained_bpe(words, vocab).save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SPECIAL[1],

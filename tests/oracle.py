@@ -1,7 +1,7 @@
 """transformers as an oracle: torch's own models, in the environment that `edgekit optimum install` makes.
 
-One process serves all tests of a run, because importing torch costs seconds. A test that asks it carries the marker
-`optimum`; without the environment it is skipped, under `scripts/test`, which makes one, it fails.
+One process serves all tests of a run, because importing torch costs seconds. A test that uses it has the marker
+`optimum`. Without the environment such a test is skipped; under `scripts/test`, which creates one, it fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["oracle_python", "transformers_checkpoint", "transformers_logits"]
 
 
 def oracle_python() -> Path:
-    """The interpreter that has torch, transformers and Optimum; skips the test where there is none."""
+    """The interpreter that has torch, transformers and Optimum; skips the test if there is none."""
     try:
         return optimum_python()
     except EdgekitError as error:
@@ -37,26 +37,26 @@ def oracle_python() -> Path:
 
 
 def transformers_logits(folder: Path, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Run `tokens` at once through the model that transformers makes of a checkpoint folder.
+    """Run `tokens` in one pass through transformers' model of a checkpoint folder.
 
     In float32 with eager attention, whatever the checkpoint stores.
 
     Returns:
         Logits, float32 `[len(tokens), vocab]`.
     """
-    with tempfile.TemporaryDirectory() as place:
-        output = Path(place) / "logits.npy"
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary) / "logits.npy"
         _ask({"kind": "logits", "folder": str(folder), "tokens": [int(t) for t in tokens], "output": str(output)})
         result: npt.NDArray[np.float32] = np.load(output)
     return result
 
 
 def transformers_checkpoint(folder: Path, model_type: str, config: Mapping[str, Any], *, seed: int = 0) -> Path:
-    """Let transformers write `config.json` and random weights of realistic scales for any architecture it knows.
+    """Let transformers write `config.json` and random weights of realistic scales for any architecture it supports.
 
     Args:
-        folder: Created if it is not there; gets no tokenizer.
-        model_type: What transformers calls the architecture.
+        folder: Created if missing; gets no tokenizer.
+        model_type: transformers' name of the architecture.
         config: Arguments of its configuration class.
         seed: Of the weights.
 
@@ -68,11 +68,11 @@ def transformers_checkpoint(folder: Path, model_type: str, config: Mapping[str, 
 
 
 def _ask(request: Mapping[str, Any]) -> None:
-    questions, replies = _worker(oracle_python())
-    questions.write(json.dumps(request) + "\n")
-    questions.flush()
+    requests, replies = _worker(oracle_python())
+    requests.write(json.dumps(request) + "\n")
+    requests.flush()
     line = replies.readline()
-    assert line, "the oracle's process ended; what it said stands above"
+    assert line, "the oracle's process ended; see its output above"
     reply = json.loads(line)
     if "error" in reply:
         pytest.fail(f"transformers failed:\n{reply['error']}")
@@ -90,12 +90,12 @@ def _worker(python: Path) -> tuple[IO[str], IO[str]]:
     )
     os.close(writing)
     assert process.stdin is not None
-    questions, replies = process.stdin, os.fdopen(reading)
+    requests, replies = process.stdin, os.fdopen(reading)
 
     @atexit.register
     def end() -> None:
-        questions.close()
+        requests.close()
         replies.close()
         process.wait(timeout=30)
 
-    return questions, replies
+    return requests, replies

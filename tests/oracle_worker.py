@@ -1,7 +1,7 @@
-"""The process behind `tests.oracle`: runs in the environment that has torch and transformers, and nothing of edgekit.
+"""The process behind `tests.oracle`: runs in the environment that has torch and transformers, without edgekit.
 
 Requests come as one line of JSON each on stdin, replies go as one line each to the file descriptor given as argument,
-so that whatever the libraries print stays apart.
+separate from anything that the libraries print.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def create(request: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim >= 2 and "embed" not in name and "wte" not in name and "wpe" not in name:
-                # The libraries' own start (σ = 0.02) leaves logits and attention almost flat.
+                # The libraries' own initialization (σ = 0.02) leaves logits and attention almost flat.
                 value.normal_(0, value.shape[-1] ** -0.5)
             elif name.endswith("bias"):
                 value.normal_(0, 0.3)
@@ -58,7 +58,7 @@ def main() -> None:
             try:
                 KINDS[request["kind"]](request)
                 reply: dict[str, str] = {}
-            except Exception:  # noqa: BLE001  whatever it is, the test wants to read it
+            except Exception:  # noqa: BLE001  the test reports any error
                 reply = {"error": traceback.format_exc()}
             replies.write(json.dumps(reply) + "\n")
             replies.flush()

@@ -1,4 +1,4 @@
-"""What the onnxruntime that is installed can do; Python 3.10 has none later than 1.23."""
+"""Capabilities of the installed onnxruntime; Python 3.10 has none later than 1.23."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["BATCHED", "RUNS_NATIVE", "WINDOWS_RUN", "native_runs"]
 
 _VERSION = tuple(int(part) for part in version("onnxruntime").split(".")[:2])
 WINDOWS_RUN = RUNS_NATIVE = _VERSION >= (1, 24)
-"""It counts a sliding window right, and reads graphs of opset 24, those for JetPack 7."""
+"""It implements sliding windows correctly, and reads graphs of opset 24, those for JetPack 7."""
 BATCHED = _VERSION >= (1, 32)
-"""It takes several tokens of several sequences in one pass."""
-native_runs = pytest.mark.skipif(not RUNS_NATIVE, reason="onnxruntime before 1.24 reads no graph of opset 24")
+"""It runs several tokens of several sequences in one pass."""
+native_runs = pytest.mark.skipif(not RUNS_NATIVE, reason="onnxruntime before 1.24 does not read opset 24")

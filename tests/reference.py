@@ -1,6 +1,6 @@
 """A decoder in float32 numpy, written for clarity: the oracle that every artifact is compared with.
 
-It reads the same `Decoder` description as the writers and no KV cache; it knows no file format.
+It reads the same `Decoder` description as the writers, and has no KV cache.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def forward(decoder: Decoder, tensor: Tensor, tokens: Sequence[int], first: Posi
     """Run `tokens` through the model with causal attention.
 
     Args:
-        decoder: What the model looks like.
-        tensor: Returns a float32 tensor by its Hugging Face name; asked once per use.
+        decoder: The model's description.
+        tensor: Returns a float32 tensor by its Hugging Face name; called once per use.
         tokens: Token ids.
-        first: Position of the first token; or an array of what to add to each one's place, for tokens with gaps.
+        first: Position of the first token; or an array of offsets to add to each token's index, for positions with
+            gaps.
 
     Returns:
         Logits, float32 `[len(tokens), vocab]`.
@@ -44,13 +45,13 @@ def forward(decoder: Decoder, tensor: Tensor, tokens: Sequence[int], first: Posi
 
 
 def _linear(linear: Linear, tensor: Tensor, x: FloatArray) -> FloatArray:
-    """A part of a joined matrix is cut out of it."""
+    """Apply a linear layer; a part of a fused matrix is sliced out of it."""
     y: FloatArray = x @ tensor(linear.stored.weight)[linear.rows].T
     return y + tensor(linear.stored.bias_name)[linear.rows] if linear.bias else y
 
 
 def _rms_norm(decoder: Decoder, tensor: Tensor, x: FloatArray, name: str | None) -> FloatArray:
-    """A norm over the last axis; none where there is no name."""
+    """A norm over the last axis; the identity if `name` is None."""
     if name is None:
         return x
     mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
@@ -70,7 +71,7 @@ def _mlp(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray) -> Float
 
 
 def _rope(rope: Rope, x: FloatArray, first: Positions) -> FloatArray:
-    """Rotate `[n, heads, dim]` by its position: element i pairs with element i + rope.dim/2; the rest stays."""
+    """Rotate `[n, heads, dim]` by position: element i pairs with element i + rope.dim/2; the rest passes through."""
     half = rope.dim // 2
     angles = (first + np.arange(x.shape[0], dtype=np.float64))[:, None, None] * np.array(rope.frequencies)
     cos = (np.cos(angles) * rope.attention_factor).astype(np.float32)
@@ -86,13 +87,13 @@ def _attention(decoder: Decoder, layer: Layer, tensor: Tensor, x: FloatArray, fi
     v = _linear(layer.v, tensor, x).reshape(n, decoder.num_kv_heads, dim)
     q = _rope(layer.rope, _rms_norm(decoder, tensor, q, layer.q_norm), first)
     k = _rope(layer.rope, _rms_norm(decoder, tensor, k, layer.k_norm), first)
-    share = decoder.num_heads // decoder.num_kv_heads
-    k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
+    group = decoder.num_heads // decoder.num_kv_heads
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(decoder.attention_scale)
-    seen = np.tri(n, dtype=bool)
+    mask = np.tri(n, dtype=bool)
     if layer.window is not None:
-        seen &= ~np.tri(n, k=-layer.window, dtype=bool)
-    scores = np.where(seen, scores, np.float32(-np.inf))
+        mask &= ~np.tri(n, k=-layer.window, dtype=bool)
+    scores = np.where(mask, scores, np.float32(-np.inf))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     mixed = np.einsum("hqk,khd->qhd", scores, v).reshape(n, -1).astype(np.float32)

@@ -8,6 +8,7 @@ import pytest
 
 from edgekit.config import DaemonConfig, find_config, load_config
 from edgekit.errors import ConfigError
+from edgekit.yaml_lines import field_types
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -29,7 +30,7 @@ def keys() -> list[str]:
     return found
 
 
-def test_nothing_given_means_the_defaults(tmp_path: Path) -> None:
+def test_without_settings_the_defaults_apply(tmp_path: Path) -> None:
     assert load_config(None, env={"HOME": str(tmp_path)}, overrides={}) == DaemonConfig()
 
 
@@ -38,7 +39,7 @@ def test_flags_beat_the_environment_which_beats_the_file_which_beats_the_default
     env = {"EDGEKIT_HTTP_PORT": "2", "EDGEKIT_HTTP_HOST": "c", "EDGEKIT_GENERATION_MAX_QUEUE": "", "PATH": "/bin"}
     config = load_config(path, env=env, overrides={"http.port": 3, "mqtt.host": None, "http.enabled": False})
     assert (config.http.port, config.http.host, config.mqtt.host) == (3, "c", "b")
-    assert (config.http.enabled, config.log_level, config.generation.max_queue) == (False, "debug", 16)
+    assert (config.http.enabled, config.log_level, config.generation.max_queue) == (False, "debug", 256)
 
 
 def test_lists_come_from_the_environment_separated_by_commas() -> None:
@@ -57,7 +58,7 @@ def test_relative_paths_are_relative_to_the_file_and_variables_are_filled_in(tmp
 
 def test_a_path_that_uses_an_unset_variable_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "mqtt: {password_file: $CREDENTIALS_DIRECTORY/p}\n")
-    with pytest.raises(ConfigError, match=r"\$CREDENTIALS_DIRECTORY is not set") as caught:
+    with pytest.raises(ConfigError, match=r"but \$CREDENTIALS_DIRECTORY is not set") as caught:
         load_config(path, env={}, overrides={})
     assert "LoadCredential" in (caught.value.hint or "")
     path = write(tmp_path, "generation: {prefix_folder: $CACHE_DIRECTORY}\n")
@@ -67,7 +68,7 @@ def test_a_path_that_uses_an_unset_variable_is_refused(tmp_path: Path) -> None:
     assert load_config(path, env={"CACHE_DIRECTORY": "/c"}, overrides={}).generation.prefix_folder == Path("/c")
 
 
-def test_a_wrong_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path: Path) -> None:
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path: Path) -> None:
     path = write(tmp_path, "# broker\nmqtt:\n  port: 1883\n  hots: broker\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path, env={}, overrides={})
@@ -79,7 +80,7 @@ def test_a_wrong_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("http: {port: 65536}", "`http.port` must be between 0 and 65535, not 65536"),
+        ("http: {port: 65536}", "`http.port` must be between 0 and 65535, not `65536`"),
         ("http: {host: a b}", "`http.host` must be an address or a host name"),
         ("mqtt: {port: 0}", "`mqtt.port` must be between 1 and 65535"),
         ("mqtt: {device_id: a/b}", "`mqtt.device_id` must be one topic level"),
@@ -95,6 +96,22 @@ def test_a_wrong_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path: 
 def test_a_value_out_of_range_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(write(tmp_path, text), env={}, overrides={})
+
+
+def test_every_bound_is_spelled_in_digits(tmp_path: Path) -> None:
+    bounds = [
+        (f"{section}.{key}", rule)
+        for section, kind in field_types(DaemonConfig).items()
+        if is_dataclass(kind)
+        for key, annotated in field_types(kind).items()  # type: ignore[arg-type] # a dataclass here is always a type
+        for rule in re.findall(r"Between\(low=(\d+), high=(\d+)\)", repr(annotated))
+    ]
+    assert len(bounds) > 15
+    for key, (low, high) in bounds:
+        section, name = key.split(".")
+        rule = low if low == high else f"between {low} and {high}"
+        with pytest.raises(ConfigError, match=rf"`{key}` must be {rule}, not `{int(high) + 1}`$"):
+            load_config(write(tmp_path, f"{section}: {{{name}: {int(high) + 1}}}"), env={}, overrides={})
 
 
 def test_a_mistyped_environment_variable_is_named() -> None:
@@ -113,13 +130,13 @@ def test_an_unknown_flag_is_refused() -> None:
         load_config(None, env={}, overrides={"http.prot": 1})
 
 
-def test_a_file_that_is_not_there_is_an_error_only_if_it_was_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_only_if_it_was_named(tmp_path: Path) -> None:
     for path, env in ((tmp_path / "no.yaml", {}), (None, {"EDGEKIT_CONFIG": str(tmp_path / "no.yaml")})):
         with pytest.raises(ConfigError, match="there is no configuration file"):
             load_config(path, env=env, overrides={})
 
 
-def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "edgekit.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
@@ -150,7 +167,7 @@ def test_the_documentation_lists_every_key_with_its_variable() -> None:
     assert sorted(listed) == sorted((key, "EDGEKIT_" + key.replace(".", "_").upper()) for key in keys())
 
 
-def test_the_sample_holds_every_key_with_its_default(tmp_path: Path) -> None:
+def test_the_sample_has_every_key_with_its_default(tmp_path: Path) -> None:
     sample = (REPOSITORY / "systemd/edgekit.yaml").read_text(encoding="utf-8")
     assert load_config(write(tmp_path, sample), env={}, overrides={}) == DaemonConfig()
     uncommented = re.sub(r"^( *)#(?=\w)", r"\1", sample, flags=re.MULTILINE)

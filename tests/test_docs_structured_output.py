@@ -1,4 +1,4 @@
-"""docs/structured-output.md says what is enforced and what is not, as the code has it."""
+"""docs/structured-output.md agrees with the code about what is enforced and what is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-from edgekit.generation.grammar.keywords import ANNOTATIONS, ENFORCED, FORMATS, NUMBER_FORMATS, REFUSED
+from edgekit.generation.grammar.keywords import ANNOTATIONS, ENFORCED, FORMATS, NUMBER_FORMATS, UNSUPPORTED
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "structured-output.md").read_text(encoding="utf-8")
@@ -26,10 +26,10 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-def test_every_enforced_word_has_a_row_and_every_row_a_test() -> None:
-    table = rows(section("Words of JSON Schema that are enforced"))
-    words = [word for row in table for word in quoted(row[0])]
-    assert sorted(words) == sorted(ENFORCED)
+def test_every_enforced_keyword_has_a_row_and_every_row_a_test() -> None:
+    table = rows(section("JSON Schema keywords"))
+    keywords = [keyword for row in table for keyword in quoted(row[0])]
+    assert sorted(keywords) == sorted(ENFORCED)
     for row in [*table, *rows(PAGE.split("\n## ", 1)[0])]:
         assert "::test_" in row[-1], row
 
@@ -42,17 +42,17 @@ def test_every_test_that_the_page_names_exists() -> None:
         assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, f"{module}::{name}"
 
 
-def test_formats_remarks_and_refused_words_are_listed() -> None:
-    formats = section("Words of JSON Schema that are enforced").split("Formats: ", 1)[1].split("\n\n", 1)[0]
+def test_formats_annotations_and_unsupported_keywords_are_listed() -> None:
+    formats = section("JSON Schema keywords").split("String formats: ", 1)[1].split("\n\n", 1)[0]
     assert quoted(formats) == [*FORMATS, *NUMBER_FORMATS]
-    assert sorted(quoted(section("Words that are remarks"))) == sorted([*ANNOTATIONS, "x-", "$id"])
-    listed = quoted(section("Words that are refused").split("and\n\n", 1)[1].split("\n\n", 1)[0])
-    assert listed == list(REFUSED)
+    assert sorted(quoted(section("Annotations").split("\n\n")[1])) == sorted(ANNOTATIONS)
+    listed = quoted(section("Unsupported keywords").split("has one of\n\n", 1)[1].split("\n\n", 1)[0])
+    assert listed == list(UNSUPPORTED)
 
 
-def test_the_limits_are_the_codes() -> None:
+def test_the_limits_agree_with_the_code() -> None:
     table = rows(section("Limits"))
     assert len(table) > 12
-    for _, most, constant in table:
+    for _, maximum, constant in table:
         module, name = quoted(constant)[0].split(".")
-        assert getattr(import_module(f"edgekit.generation.grammar.{module}"), name) == int(most), constant
+        assert getattr(import_module(f"edgekit.generation.grammar.{module}"), name) == int(maximum), constant

@@ -42,7 +42,7 @@ def jetson(root: Path, release: str, libnvinfer: str | None) -> Path:
     return root
 
 
-def test_this_very_machine_is_diagnosed() -> None:
+def test_this_machine_is_diagnosed() -> None:
     diagnosis = diagnose()
     plain = json.loads(json.dumps(diagnosis.to_json()))
     assert (plain["target"], plain["ready"]) == (diagnosis.target, diagnosis.ready)
@@ -67,15 +67,15 @@ def test_the_extras_are_those_of_the_package() -> None:
             r"^([a-z-]+) = \[(.*?)\]$", section.replace("[text]", "").replace("[cpu]", ""), re.MULTILINE | re.DOTALL
         )
     }
-    assert set(EXTRAS) == set(packaged) - {"dev", "optimum"}
+    assert set(EXTRAS) == set(packaged) - {"dev", "optimum", "test"}
     for extra, modules in EXTRAS.items():
         assert set(modules.values()) <= packaged[extra], extra
 
 
-def test_an_extra_that_is_missing_comes_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in {"onnxruntime", "onnx", "paho"} else object())
     refresh(find_compiler())
-    # The kernels of our own do without it.
+    # Our own kernels do not need it.
     assert checks(diagnose(machine=PC))["runner onnxruntime"].state == "note"
     monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "off")
     diagnosis = diagnose(machine=PC)
@@ -85,20 +85,20 @@ def test_an_extra_that_is_missing_comes_with_the_command_that_brings_it(monkeypa
         "runner onnxruntime",
         "missing",
         "not installed: onnxruntime",
-        f"{sys.executable} -m pip install 'edgekit[onnxruntime]'",
+        f"{sys.executable} -m pip install 'edgekit-llm[onnxruntime]'",
     )
     assert (found["daemon"].state, found["daemon"].detail) == ("missing", "not installed: paho-mqtt")
     assert found["export"].state == "note"
 
 
-def test_a_mac_needs_mlx_and_nothing_of_nvidia() -> None:
+def test_a_mac_needs_mlx_and_nothing_from_nvidia() -> None:
     diagnosis = diagnose(machine=MAC)
     assert diagnosis.target == "m2"
     assert "runner mlx" in checks(diagnosis)
     assert not any("tensorrt" in name or "onnxruntime" in name for name in checks(diagnosis))
 
 
-def test_a_jetson_says_its_jetpack_and_tensorrt_and_warns_of_the_wrong_wheel(
+def test_a_jetson_reports_its_jetpack_and_tensorrt_and_warns_of_the_wrong_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "version", lambda _: "1.23.0")
@@ -110,7 +110,7 @@ def test_a_jetson_says_its_jetpack_and_tensorrt_and_warns_of_the_wrong_wheel(
     assert "SM87" in found["onnxruntime on the GPU"].detail
 
 
-def test_a_jetson_in_a_virtual_environment_is_told_how_to_see_jetpacks_bindings(
+def test_a_jetson_in_a_virtual_environment_learns_how_to_see_jetpacks_bindings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "tensorrt" else object())
@@ -139,7 +139,7 @@ def test_a_jetpack_too_old_for_int4_is_named(
         assert check.state != "missing" or check.fix
 
 
-def test_versions_are_read_off_the_files(tmp_path: Path) -> None:
+def test_versions_are_read_from_the_files(tmp_path: Path) -> None:
     assert l4t_release(tmp_path) is None
     assert tensorrt_version(tmp_path) is None
     root = jetson(tmp_path, R36_4_3, "10.3.0")
@@ -148,14 +148,14 @@ def test_versions_are_read_off_the_files(tmp_path: Path) -> None:
     assert tensorrt_version(root) == (10, 16, 2)
 
 
-def test_a_jetson_without_a_profile_is_used_as_a_cpu_and_says_so() -> None:
+def test_a_jetson_without_a_profile_is_used_as_a_cpu_with_a_warning() -> None:
     nano4 = Machine("Linux", "aarch64", 3.4, ("NVIDIA Jetson Orin Nano 4GB", "nvidia,p3767-0004", "nvidia,tegra234"))
     diagnosis = diagnose(machine=nano4)
     assert diagnosis.target == "cpu"
     assert checks(diagnosis)["target"].state == "warn"
 
 
-def test_files_that_the_configuration_names_are_looked_for(tmp_path: Path) -> None:
+def test_files_that_the_configuration_names_are_checked(tmp_path: Path) -> None:
     config = DaemonConfig(
         bundle=tmp_path / "gone",
         http=HttpConfig(host="::"),
@@ -167,12 +167,12 @@ def test_files_that_the_configuration_names_are_looked_for(tmp_path: Path) -> No
     assert "mqtt.ca_file" not in found
 
 
-def test_the_disk_looked_at_is_the_one_models_are_kept_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_that_is_checked_is_that_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "models"))
     assert str(tmp_path / "models") in checks(diagnose(machine=PC))["disk"].detail
 
 
-def test_a_cache_that_does_not_exist_yet_is_measured_where_it_will_be(tmp_path: Path) -> None:
+def test_a_cache_that_does_not_exist_yet_is_checked_where_it_will_be(tmp_path: Path) -> None:
     check = checks(diagnose(machine=PC, cache=tmp_path / "a/b"))["disk"]
     assert str(tmp_path / "a/b") in check.detail
 
@@ -186,14 +186,14 @@ def test_the_kernels_of_this_machine_are_listed_best_first() -> None:
     assert re.findall(r"\w+", check.detail.replace("also ", "")) == list(found.variants)
 
 
-def test_a_machine_without_kernels_is_told_why_and_how_to_get_them(
+def test_missing_kernels_are_reported_with_the_reason_and_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(build, "FOLDER", tmp_path)
     command = f"{sys.executable} -m edgekit.runners.cpu.build"
     why = "none, so onnxruntime runs bundles for the CPU: they are not compiled"
     assert checks(diagnose(machine=PC))["CPU kernels"] == Check("CPU kernels", "warn", why, command)
-    # Where another runner is the target's own, nothing is lost.
+    # A target with another runner does not need them.
     assert checks(diagnose(machine=MAC))["CPU kernels"].state == "note"
     monkeypatch.setenv("PATH", "")
     check = checks(diagnose(machine=PC))["CPU kernels"]
@@ -202,7 +202,7 @@ def test_a_machine_without_kernels_is_told_why_and_how_to_get_them(
     assert check.fix.endswith(f" && {command}")
 
 
-def test_kernels_that_the_user_chose_are_looked_at_as_the_daemon_will(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_of_kernels_applies_as_in_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     refresh(find_compiler())
     monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "plain")
     assert checks(diagnose(machine=PC))["CPU kernels"].detail.split(" ")[0] == "plain"
@@ -212,5 +212,5 @@ def test_kernels_that_the_user_chose_are_looked_at_as_the_daemon_will(monkeypatc
     diagnosis = diagnose(machine=PC)
     check = checks(diagnosis)["CPU kernels"]
     assert (check.state, check.fix) == ("missing", "unset EDGEKIT_CPU_KERNELS")
-    assert check.detail.startswith("$EDGEKIT_CPU_KERNELS is `sse9`, which is not to be had here; here: ")
+    assert check.detail.startswith("$EDGEKIT_CPU_KERNELS is `sse9`, which is not available here; available: ")
     assert not diagnosis.ready

@@ -1,4 +1,4 @@
-"""The main job on the real model: exported, checked, run, and served over both doors at the same time."""
+"""The main job on the real model: export, verify, run, and serve over HTTP and MQTT at the same time."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ import openai
 import pytest
 
 from tests.broker import Broker, free_port, tool
-from tests.conftest import LARGE, Export, edgekit
+from tests.conftest import LARGE, Export, edgekit, edgekit_command
 from tests.daemon.manager import Manager
 
+pytestmark = pytest.mark.serial
+
 QUESTION = "What is the capital of France?"
-# Without it this small model's first word is a near tie (0.08 in logits, in float32), which rounding can tip.
+# Without it this small model's first token is a near tie (0.08 in float32 logits) that rounding can tip.
 SYSTEM = "Answer in one sentence."
 ASK = (QUESTION, "--system", SYSTEM, "--max-tokens", "32", "--temperature", "0")
 MESSAGES = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
 
 
 class Served:
-    """A daemon in a process of its own."""
+    """A daemon in a separate process."""
 
     def __init__(self, bundle: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
-        command = [sys.executable, "-c", "from edgekit.cli import main; main()", "serve", str(bundle)]
+        command = edgekit_command("serve", bundle)
         command += ["--port", str(self.port), *options]
         environment = {**os.environ, **(env or {})}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -95,7 +97,7 @@ def test_a_fixed_seed_gives_the_same_answer_twice_and_another_seed_another(cpu: 
     assert story(8) != first
 
 
-def test_info_and_verify_speak_of_the_bundle(cpu: Path) -> None:
+def test_info_and_verify_describe_the_bundle(cpu: Path) -> None:
     assert "smollm2-135m-instruct" in edgekit("info", cpu).stdout
     manifest = json.loads(edgekit("info", cpu, "--json").stdout)
     assert manifest["licence"] == "Apache-2.0"
@@ -136,7 +138,7 @@ def test_the_openai_sdk_and_mosquitto_rr_are_answered_at_the_same_time(served: S
 
 
 @pytest.mark.broker
-def test_ask_streams_the_same_answer_over_both_doors(served: Served, broker: Broker) -> None:
+def test_ask_streams_the_same_answer_over_http_and_mqtt(served: Served, broker: Broker) -> None:
     common = (*ASK, "--stats")
     http = edgekit("ask", "--http", served.url, *common)
     mqtt = edgekit("ask", "--mqtt", f"127.0.0.1:{broker.port}", "--device", "kitchen", *common)
@@ -148,14 +150,14 @@ def test_ask_streams_the_same_answer_over_both_doors(served: Served, broker: Bro
 
 def test_a_busy_port_is_one_line_and_a_hint(served: Served, cpu: Path) -> None:
     done = edgekit("serve", cpu, "--port", str(served.port), check=False)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"{served.port}" in done.stderr
     assert "hint:" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.broker
-def test_a_broker_away_at_start_leaves_http_serving_and_is_found_when_it_comes(cpu: Path, tmp_path: Path) -> None:
+def test_without_a_broker_at_start_http_serves_and_mqtt_connects_later(cpu: Path, tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     daemon = Served(cpu, "--mqtt", f"127.0.0.1:{broker.port}", "--device", "hall")
     try:
@@ -174,19 +176,19 @@ def test_a_broker_away_at_start_leaves_http_serving_and_is_found_when_it_comes(c
     assert "Traceback" not in log
 
 
-def test_the_service_manager_hears_that_the_daemon_is_ready_alive_and_stopping(cpu: Path, tmp_path: Path) -> None:
+def test_the_service_manager_is_notified_of_ready_watchdog_and_stopping(cpu: Path, tmp_path: Path) -> None:
     manager = Manager(str(tmp_path / "notify"))
     try:
         daemon = Served(cpu, env={"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "2000000"})
-        said: list[str] = []
-        while "READY=1" not in said:
-            said += manager.receive().splitlines()
-        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in said)
-        # While it answers: the beat comes from the loop that decodes.
-        asked = threading.Thread(target=edgekit, args=("ask", "--http", daemon.url, *ASK))
-        asked.start()
+        lines: list[str] = []
+        while "READY=1" not in lines:
+            lines += manager.receive().splitlines()
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in lines)
+        # While it answers: the heartbeat comes from the decode loop.
+        caller = threading.Thread(target=edgekit, args=("ask", "--http", daemon.url, *ASK))
+        caller.start()
         assert manager.count("WATCHDOG=1", 3.5) in {3, 4}
-        asked.join()
+        caller.join()
         daemon.stop()
         assert daemon.process.returncode == 0
         assert manager.count("STOPPING=1", 1) == 1
@@ -195,8 +197,9 @@ def test_the_service_manager_hears_that_the_daemon_is_ready_alive_and_stopping(c
 
 
 def test_the_m2_bundle_opens_unmodified_in_mlx_lm_and_answers_paris(export: Export) -> None:
+    pytest.importorskip("mlx.core")
     folder = export("m2")
-    # In a process of its own: mlx_lm changes limits of the process that imports it.
+    # In a separate process: mlx_lm changes limits of the process that imports it.
     program = f"""
 import mlx.core as mx
 from mlx_lm import generate, load
@@ -215,25 +218,30 @@ def test_the_m2_bundle_keeps_every_weight_of_the_checkpoint(export: Export) -> N
 
 
 def test_the_orin_bundle_is_built_by_nvidias_builder_with_int4_kept(export: Export) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
     report = json.loads(edgekit("verify", export("orin"), "--build", "--json").stdout)["build"]
     assert report["int4_kept"]
     assert report["engine_bytes"] < 1.5 * report["graph_bytes"]
+    # Seven matrices in each of 30 layers, and the head's two halves.
+    assert (report["decode"]["int4"], report["decode"]["expanded"]) == (212, [])
+    assert report["decode"]["cache_copies"] == report["prefill"]["cache_copies"] == []
+    assert report["decode"]["kernels"] <= 700
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_headline_architecture_writes_correct_code_and_whole_chinese(export: Export) -> None:
+def test_the_headline_architecture_writes_correct_code_and_valid_chinese(export: Export) -> None:
     folder = export("cpu", LARGE)
     prompt = (
         "Write a Python function `solve(numbers)` that returns the sum of the squares of the even numbers of a list. "
         "Answer with the code alone."
     )
-    answer = edgekit("run", folder, prompt, "--max-tokens", "300", timeout_s=900).stdout
+    answer = edgekit("run", folder, prompt, "--max-tokens", "300").stdout
     code = re.search(r"```(?:python)?\n(.*?)```", answer, re.DOTALL)
     program = (code[1] if code else answer) + "\nprint(solve([1, 2, 3, 4, -6]), solve([]), solve([7]))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "56 0 0\n", answer + done.stderr
-    chinese = edgekit("run", folder, "中国的首都是哪里？请用一句话回答。", "--max-tokens", "60", timeout_s=900).stdout
+    chinese = edgekit("run", folder, "中国的首都是哪里？请用一句话回答。", "--max-tokens", "60").stdout
     assert "北京" in chinese
     assert "\ufffd" not in chinese
 
@@ -253,8 +261,8 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
 
 
 def test_an_interrupted_export_leaves_nothing_behind(tmp_path: Path, cpu: Path) -> None:
-    assert cpu.exists()  # the model is in the cache by now, so that the export is in its middle when it is stopped
-    command = [sys.executable, "-c", "from edgekit.cli import main; main()", "export", "smollm2-135m-instruct"]
+    assert cpu.exists()  # the model is in the cache by now, so that the interrupt comes during the export
+    command = edgekit_command("export", "smollm2-135m-instruct")
     process = subprocess.Popen(
         [*command, "--target", "orin", "--recipe", "lsq", "-o", str(tmp_path / "half")],
         stderr=subprocess.PIPE,

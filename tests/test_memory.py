@@ -1,4 +1,4 @@
-"""The arithmetic of memory, which the command line, the export and the daemon share."""
+"""The memory planning that the command line, the export and the daemon share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
-from edgekit.target import load_target, targets
+from edgekit.profile import target_names
+from edgekit.target import load_target
 
 SIZES = st.integers(0, 1 << 36)
 FOOTPRINTS = st.builds(
@@ -36,38 +37,38 @@ def test_layers_with_a_window_keep_no_more_than_it() -> None:
 
 @given(FOOTPRINTS, SIZES, st.integers(1, 1 << 20), st.integers(1, 16))
 def test_the_longest_context_fits_and_the_next_step_does_not(
-    footprint: Footprint, room: int, most: int, parallel: int
+    footprint: Footprint, available: int, max_context: int, parallel: int
 ) -> None:
-    longest = footprint.longest_context(room, most, parallel)
-    assert 0 <= longest <= most
-    assert longest == most or longest % 256 == 0
+    longest = footprint.longest_context(available, max_context, parallel)
+    assert 0 <= longest <= max_context
+    assert longest == max_context or longest % 256 == 0
     if longest:
-        assert footprint.total(longest, parallel) <= room
-    if longest < most:
-        assert footprint.total(min(longest + 256, most), parallel) > room
+        assert footprint.total(longest, parallel) <= available
+    if longest < max_context:
+        assert footprint.total(min(longest + 256, max_context), parallel) > available
 
 
 @given(FOOTPRINTS, SIZES, st.integers(1, 1 << 20))
-def test_more_sequences_never_have_a_longer_context(footprint: Footprint, room: int, most: int) -> None:
-    longest = [footprint.longest_context(room, most, parallel) for parallel in (1, 2, 3, 8)]
+def test_more_sequences_never_have_a_longer_context(footprint: Footprint, available: int, max_context: int) -> None:
+    longest = [footprint.longest_context(available, max_context, parallel) for parallel in (1, 2, 3, 8)]
     assert longest == sorted(longest, reverse=True)
 
 
-def test_what_is_left_is_what_neither_the_system_nor_the_model_takes() -> None:
+def test_the_memory_left_is_what_neither_the_system_nor_the_model_needs() -> None:
     footprint = Footprint(4 * GIB, 1 << 16, 0, 0, GIB)
     plan = Plan(footprint, 16384, 1, 32768, memory=8 * GIB, reserve=2 * GIB)
-    assert (plan.needed, plan.room, plan.left, plan.fits) == (6 * GIB, 6 * GIB, 0, True)
+    assert (plan.needed, plan.available, plan.left, plan.fits) == (6 * GIB, 6 * GIB, 0, True)
     assert plan.longest_context() == 16384
     assert plan.longest_context(2) == 8192
     assert not Plan(footprint, 16385, 1, 32768, memory=8 * GIB, reserve=2 * GIB).fits
 
 
-def test_without_a_known_memory_nothing_is_said_of_what_fits() -> None:
+def test_without_a_known_memory_it_is_unknown_whether_the_model_fits() -> None:
     plan = Plan(Footprint(GIB, 1, 0, 0, 0), 10, 1, 10, memory=None, reserve=GIB)
-    assert (plan.room, plan.left, plan.fits, plan.longest_context()) == (None, None, None, None)
+    assert (plan.available, plan.left, plan.fits, plan.longest_context()) == (None, None, None, None)
 
 
-@pytest.mark.parametrize("name", targets())
+@pytest.mark.parametrize("name", target_names())
 def test_every_runner_of_every_target_has_figures_with_a_basis(name: str) -> None:
     for runner in load_target(name).runners:
         runtime, shapes = RUNTIMES[runner], Shapes(4096, 14336, 32, 128256)
@@ -76,15 +77,15 @@ def test_every_runner_of_every_target_has_figures_with_a_basis(name: str) -> Non
         assert 0 < runtime.activations(shapes) < GIB
 
 
-def test_what_threads_share_and_queries_wider_than_the_stream_are_counted() -> None:
+def test_attention_split_over_threads_and_queries_wider_than_the_stream_are_counted() -> None:
     cpu, onnxruntime = RUNTIMES["cpu"], RUNTIMES["onnxruntime"]
     narrow = Shapes(1024, 3072, 16, 1000, kv_heads=8, head_dim=64)
     wide = Shapes(1024, 3072, 16, 1000, kv_heads=8, head_dim=128)
-    # Two more rows as wide as the queries, of which the stream's width was counted.
+    # Two more rows of the queries' width, which the residual stream's width covers in part.
     assert cpu.activations(wide) - cpu.activations(narrow) == 512 * 4 * 2 * 1024
     assert onnxruntime.activations(wide) == onnxruntime.activations(narrow)
     assert cpu.activations_per_token(wide, 1) == onnxruntime.activations_per_token(wide, 8) == 0
-    # Eight threads share four rows of eight KV heads: a value for each element of a head, and 40 bytes, per 256 tokens.
+    # Eight threads split four rows of eight KV heads: a value per element of a head, and 40 bytes, per 256 tokens.
     assert cpu.activations_per_token(wide, 8) == -(-4 * 16 * (4 * 128 + 40) // 256)
     assert cpu.footprint(wide, weights=0, kv_per_token=1, threads=8).activations_per_token == 138
 

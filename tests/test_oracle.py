@@ -1,4 +1,4 @@
-"""Two oracles that share no code, ours in numpy and torch's transformers, agree on the checkpoints of tests.models."""
+"""Two oracles without shared code, ours in numpy and torch's transformers, agree on the checkpoints of tests.models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory plan of the cpu target against the memory of the real daemon, its context filled over HTTP."""
+"""The memory plan of the cpu target against the real daemon's memory, with its context filled over HTTP."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgekit.export.pipeline import ExportOptions, export_bundle
-from edgekit.export.plan import plan_model
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.export.planning.plan import plan_model
+from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.target import load_target
 from tests.broker import free_port
-from tests.conftest import LARGE, SMALL, Export
+from tests.conftest import LARGE, SMALL, Export, edgekit_command
 from tests.models import tiny_checkpoint
 from tests.ort_version import BATCHED
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and the figures are Linux's")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and the figures are Linux's"),
+]
 
 
 @contextmanager
 def daemon(bundle: Path, context: int) -> Iterator[tuple[int, httpx.Client]]:
-    """A daemon that is ready: its process id, and a client of it."""
+    """A daemon that is ready: its process id and an HTTP client."""
     port = free_port()
-    command = [sys.executable, "-c", "from edgekit.cli import main; main()", "serve", str(bundle)]
+    command = edgekit_command("serve", bundle)
     command += ["--port", str(port), "--context-length", str(context)]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
@@ -56,7 +59,7 @@ def ready(client: httpx.Client) -> bool:
 
 
 def fill(client: httpx.Client, name: str, text: str) -> int:
-    """Ask `text`, and return how many tokens the context held at the end."""
+    """Send `text` and return the number of tokens in the context at the end."""
     message = {"role": "user", "content": text}
     body = {"model": name, "messages": [message], "max_tokens": 8, "temperature": 0}
     reply = client.post("/v1/chat/completions", json=body)
@@ -65,7 +68,7 @@ def fill(client: httpx.Client, name: str, text: str) -> int:
 
 
 def resident_and_peak(pid: int) -> tuple[int, int]:
-    """Resident bytes now, and the most there ever were."""
+    """Resident bytes now, and their peak."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     found = {key: value for key, _, value in (line.partition(":") for line in lines)}
     return int(found["VmRSS"].split()[0]) * 1024, int(found["VmHWM"].split()[0]) * 1024
@@ -73,7 +76,7 @@ def resident_and_peak(pid: int) -> tuple[int, int]:
 
 @pytest.fixture(params=load_target("cpu").runners)
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the daemon runs the model with."""
+    """The runner that the daemon uses."""
     if request.param == "cpu":
         refresh(find_compiler())
     else:
@@ -85,56 +88,56 @@ def check(bundle: Path, context: int, name: str, runner: str) -> None:
     plan = plan_model(str(bundle), load_target("cpu"), ExportOptions(context_length=context), runner=runner).plan
     per_word = len(Tokenizer.load(bundle / "tokenizer.json").encode(" word" * 100)) / 100
     with daemon(bundle, context) as (pid, client):
-        held = fill(client, name, " word" * int(0.93 * context / per_word))
+        length = fill(client, name, " word" * int(0.93 * context / per_word))
         resident, peak = resident_and_peak(pid)
-    assert 0.9 * context < held <= context
+    assert 0.9 * context < length <= context
     mib = [round(value / 2**20) for value in (plan.needed, resident, peak)]
     sys.stderr.write(f"{name} on {runner}, {context} tokens: planned {mib[0]} MiB, resident {mib[1]}, peak {mib[2]}\n")
-    assert plan.needed == pytest.approx(resident, rel=0.1)
-    assert plan.needed == pytest.approx(peak, rel=0.1)
+    # The plan is for onnxruntime 1.32; 1.23 takes up to a fifth more.
+    tolerance = 0.1 if runner == "cpu" or BATCHED else 0.2
+    assert plan.needed == pytest.approx(resident, rel=tolerance)
+    assert plan.needed == pytest.approx(peak, rel=tolerance)
 
 
-def test_the_plan_of_a_real_model_is_what_the_daemon_takes(export: Export, runner: str) -> None:
+def test_the_plan_of_a_real_model_is_what_the_daemon_needs(export: Export, runner: str) -> None:
     check(export("cpu"), 1024, SMALL, runner)
 
 
-def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_takes(export: Export, runner: str) -> None:
+def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_needs(export: Export, runner: str) -> None:
     check(export("cpu", SMALL, "--recipe", "rtn"), 512, SMALL, runner)
 
 
 def test_a_large_kv_cache_is_planned_for(tmp_path: Path, runner: str) -> None:
-    if runner == "onnxruntime" and not BATCHED:
-        pytest.skip("onnxruntime 1.23 takes a fifth more here than 1.32, for which is planned")
     folder = tiny_checkpoint(
         tmp_path / "wide-cache", model_type="qwen3", layers=12, heads=8, kv_heads=8, head_dim=64, max_position=4096
     )
     bundle = tmp_path / "bundle"
     export_bundle(str(folder), load_target("cpu"), bundle, ExportOptions(recipe="rtn"), lambda *_: None)
     plan = plan_model(str(bundle), load_target("cpu"), runner=runner).plan
-    # The kernels keep half as much as onnxruntime, in float16.
+    # The kernels' KV cache is float16, half of onnxruntime's.
     assert plan.footprint.kv_cache(4096) == 12 * 2 * 8 * 64 * 4096 * (2 if runner == "cpu" else 4)
     assert plan.footprint.kv_cache(4096) > 0.5 * plan.needed
     check(bundle, 4096, "wide-cache", runner)
 
 
-def test_factors_that_stay_float32_and_a_few_wide_heads_far_behind_are_planned_for(tmp_path: Path) -> None:
+def test_float32_scales_and_few_wide_heads_over_a_long_context_are_planned_for(tmp_path: Path) -> None:
     refresh(find_compiler())
     folder = tiny_checkpoint(
-        tmp_path / "wide-factors", model_type="qwen3", layers=6, hidden=1024, intermediate=2048, heads=16, kv_heads=1,
+        tmp_path / "float32-scales", model_type="qwen3", layers=6, hidden=1024, intermediate=2048, heads=16, kv_heads=1,
         head_dim=128, max_position=2048, tied=True,
     )  # fmt: skip
     weights = load_file(folder / "model.safetensors")
     for values in weights.values():
         if values.ndim == 2:
-            values[3] *= 1e-6  # of no size that float16 has
+            values[3] *= 1e-6  # too small for float16
     save_file(weights, folder / "model.safetensors")
     bundle, target = tmp_path / "bundle", load_target("cpu")
     export_bundle(str(folder), target, bundle, ExportOptions(recipe="rtn"), lambda *_: None)
-    for made in (plan_model(str(bundle), target, runner="cpu"), plan_model(str(folder), target, runner="cpu")):
-        assert all(matrix.wide for matrix in made.sizes.layers)
-    check(bundle, 2048, "wide-factors", "cpu")
+    for plan in (plan_model(str(bundle), target, runner="cpu"), plan_model(str(folder), target, runner="cpu")):
+        assert all(matrix.wide for matrix in plan.sizes.layers)
+    check(bundle, 2048, "float32-scales", "cpu")
 
 
 @pytest.mark.slow
-def test_the_plan_of_a_larger_model_is_what_the_daemon_takes(export: Export, runner: str) -> None:
+def test_the_plan_of_a_larger_model_is_what_the_daemon_needs(export: Export, runner: str) -> None:
     check(export("cpu", LARGE), 2048, LARGE, runner)

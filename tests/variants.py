@@ -1,4 +1,4 @@
-"""Tiny checkpoints that between them have every feature an architecture of ours can have, by name.
+"""Tiny checkpoints by name that together have every feature of the supported architectures.
 
 A test that is parametrised over `VARIANTS` covers all architectures; a new feature is a new line here.
 """
@@ -78,5 +78,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variant(name: str, folder: Path, **options: Any) -> Path:
-    """Write one of them into a folder and return it; `options` are `tiny_checkpoint`'s."""
+    """Write a variant into a folder and return the folder; `options` are `tiny_checkpoint`'s."""
     return tiny_checkpoint(folder, **{**VARIANTS[name], **options})

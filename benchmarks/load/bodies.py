@@ -1,4 +1,4 @@
-"""Random requests: bodies of chat completions of many kinds, right and wrong ones. It knows no transport."""
+"""Generates random request bodies for chat completions, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CANARY = {
     "temperature": 0,
     "max_tokens": 12,
 }
-"""Greedy, and therefore answered alike whoever else asks."""
+"""Greedy, so its answer is always the same, whatever the load."""
 
 SCHEMAS = (
     {
@@ -75,7 +75,7 @@ _WORDS = [
     "many",
     "water",
     "light",
-    "door",
+    "gate",
     "room",
     "engine",
     "harbour",
@@ -97,67 +97,64 @@ _WORDS = [
 ]
 _SYSTEMS = (
     "Answer in one sentence.",
-    "You are a helpful assistant in a workshop. Be short, name units, and never guess a number that was not given.",
+    "You are a helpful assistant in a workshop. Be short, name units, and never invent a number that was not given.",
     "You answer questions about the manual of a pump. If the manual does not say it, say so. " * 3,
 )
 
 
 class Bodies:
-    """Makes bodies out of one stream of random numbers.
+    """A random generator of bodies.
 
     Args:
-        seed: The same seed makes the same bodies in the same order.
-        context_length: Of the model; nearly all chats fit into it.
+        seed: The same seed gives the same bodies in the same order.
+        context_length: The model's; nearly all chats fit into it.
     """
 
     def __init__(self, seed: int, context_length: int) -> None:
         self.random = random.Random(seed)  # noqa: S311  a load, not a secret
-        # A word is two tokens or so for the smallest of vocabularies.
+        # A word is about two tokens in the smallest vocabularies.
         self._too_many = 2 * context_length
-        self._most_words = min(600, context_length // 8)
+        self._max_words = min(600, context_length // 8)
 
     def chat(self, **fields: Any) -> dict[str, Any]:
-        """Any chat: short or long, one turn or several, with or without a known beginning."""
-        chance = self.random
+        """Any chat: short or long, one turn or several, with or without a shared prefix."""
+        rng = self.random
         messages = []
-        if chance.random() < 0.5:
-            messages.append({"role": "system", "content": chance.choice(_SYSTEMS)})
-        turns = chance.choice((1, 1, 1, 2, 3))
-        words = int(2 * (self._most_words / 2) ** chance.random())
+        if rng.random() < 0.5:
+            messages.append({"role": "system", "content": rng.choice(_SYSTEMS)})
+        turns = rng.choice((1, 1, 1, 2, 3))
+        words = int(2 * (self._max_words / 2) ** rng.random())
         for turn in range(turns):
             messages.append({"role": "user", "content": self.text(max(1, words // turns))})
             if turn < turns - 1:
                 messages.append({"role": "assistant", "content": self.text(4)})
-        body: dict[str, Any] = {"messages": messages, "max_tokens": chance.choice((1, 2, 4, 8, 16, 32, 64))}
-        body["temperature"] = chance.choice((0, 0.7, 1.0, 1.5))
-        if chance.random() < 0.3:
-            body["seed"] = chance.randrange(1 << 31)
-        if chance.random() < 0.3:
-            body["top_p"] = round(chance.uniform(0.1, 1.0), 2)
-        if chance.random() < 0.2:
-            body["stop"] = chance.sample([".", "\n", "the", "zebra"], chance.randint(1, 3))
+        body: dict[str, Any] = {"messages": messages, "max_tokens": rng.choice((1, 2, 4, 8, 16, 32, 64))}
+        body["temperature"] = rng.choice((0, 0.7, 1.0, 1.5))
+        if rng.random() < 0.3:
+            body["seed"] = rng.randrange(1 << 31)
+        if rng.random() < 0.3:
+            body["top_p"] = round(rng.uniform(0.1, 1.0), 2)
+        if rng.random() < 0.2:
+            body["stop"] = rng.sample([".", "\n", "the", "zebra"], rng.randint(1, 3))
         return {**body, **fields}
 
     def text(self, words: int) -> str:
-        """So many words."""
+        """Random words."""
         return " ".join(self.random.choice(_WORDS) for _ in range(words))
 
-    def wrong(self) -> bytes | dict[str, Any]:
-        """A body that is refused, whatever the daemon can do."""
-        chance = self.random
-        return chance.choice(
-            (
-                b'{"messages": [',
-                b"[]",
-                b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-                {"messages": []},
-                {"messages": [{"role": "pilot", "content": "x"}]},
-                {"messages": [{"role": "user"}]},
-                self.chat(temperature=9),
-                self.chat(max_tokens=0),
-                self.chat(no_such_field=1),
-                self.chat(model="another"),
-                self.chat(messages=[{"role": "user", "content": "word " * self._too_many}]),
-                self.chat(stop=[""]),
-            )
+    def invalid(self) -> tuple[bytes | dict[str, Any], ...]:
+        """Bodies that every daemon must reject: one for each reason."""
+        return (
+            b'{"messages": [',
+            b"[]",
+            b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+            {"messages": []},
+            {"messages": [{"role": "pilot", "content": "x"}]},
+            {"messages": [{"role": "user"}]},
+            self.chat(temperature=9),
+            self.chat(max_tokens=0),
+            self.chat(no_such_field=1),
+            self.chat(model="another"),
+            self.chat(messages=[{"role": "user", "content": "word " * self._too_many}]),
+            self.chat(stop=[1]),
         )

@@ -1,4 +1,4 @@
-"""A real daemon and a real broker, each in a process of its own."""
+"""A real daemon and a real broker, each in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STOP_S = 60.0
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -32,7 +32,7 @@ class Broker:
     def __init__(self, program: str, folder: Path) -> None:
         self.port = free_port()
         lines = [f"listener {self.port} 127.0.0.1", "allow_anonymous true", "set_tcp_nodelay true", "log_type error"]
-        # The load may have many answers under way to its one connection.
+        # Many answers may be in flight to the load's one connection.
         lines.append("max_queued_messages 0")
         if os.geteuid() == 0:
             lines.append("user root")
@@ -54,12 +54,12 @@ class Broker:
 
     @staticmethod
     def program() -> str | None:
-        """Path of mosquitto, if it is installed."""
+        """Return the path of mosquitto, if it is installed."""
         places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
         return shutil.which("mosquitto", path=places)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the broker."""
         self._process.terminate()
         self._process.wait(timeout=10)
 
@@ -68,18 +68,18 @@ class Daemon:
     """`edgekit serve` on the bundle, ready to answer.
 
     Args:
-        bundle: What it serves.
-        config: Its configuration file.
-        folder: Where its log goes.
-        broker: Port of a broker on loopback; None leaves the MQTT door closed.
-        options: Further flags.
+        bundle: The bundle to serve.
+        config: The configuration file.
+        folder: Folder for the log.
+        broker: Port of a broker on loopback; None disables the MQTT API.
+        options: Additional flags.
     """
 
     device = "soak"
 
     def __init__(self, bundle: Path, config: Path, folder: Path, *, broker: int | None, options: list[str]) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
-        command = [sys.executable, "-c", "from edgekit.cli import main; main()", "serve", str(bundle)]
+        command = [sys.executable, "-m", "edgekit", "serve", str(bundle)]
         command += ["--config", str(config), "--port", self.url.rpartition(":")[2], *options]
         if broker is not None:
             command += ["--mqtt", f"127.0.0.1:{broker}", "--device", self.device]
@@ -94,21 +94,21 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Process id."""
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """All that it has logged."""
+        """The log so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def stop(self) -> int:
-        """End it as the service manager would; returns its exit code."""
+        """Stop it as a service manager would; return the exit code."""
         if self.alive:
             self._process.send_signal(signal.SIGTERM)
         try:

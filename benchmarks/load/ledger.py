@@ -1,4 +1,4 @@
-"""Who was answered how: the callers' own count by outcome, and whether the daemon's agrees. It knows no transport."""
+"""Counts requests by outcome as the clients saw them, and compares with the daemon's metrics."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-__all__ = ["AT_REST", "KV", "PREEMPTED", "Ledger", "gauges", "outcomes"]
+__all__ = ["IDLE", "KV", "PREEMPTED", "Ledger", "gauges", "outcomes"]
 
-AT_REST = ("edgekit_queue_length", "edgekit_running_sequences", "edgekit_waiting_requests")
-"""Gauges that are 0 while nobody asks."""
+IDLE = ("edgekit_queue_length", "edgekit_running_sequences", "edgekit_waiting_requests")
+"""Gauges that are 0 when the daemon is idle."""
 
 KV = ("edgekit_kv_bytes", "edgekit_kv_budget_bytes")
-"""KV cache in the sequence slots, and the most it may be."""
+"""KV cache in the sequence slots, and its budget."""
 
 PREEMPTED = "edgekit_preempted_sequences_total"
 
@@ -21,24 +21,24 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _ENDS = frozenset({"stop", "length", "tool_calls", "cancelled"})
 
 Counts = Mapping[tuple[str, str], int]
-"""Requests by door and outcome."""
+"""Requests by transport and outcome."""
 
 
 def outcomes(metrics: str) -> dict[tuple[str, str], int]:
-    """Read how many requests ended how, out of the text of `/metrics`."""
+    """Parse the number of requests by outcome from the text of `/metrics`."""
     found = {}
     for match in _samples(metrics):
         if match["name"] == "edgekit_requests_total":
             labels = dict(_LABEL.findall(match["labels"]))
-            found[labels["door"], labels["outcome"]] = int(float(match["value"]))
+            found[labels["transport"], labels["outcome"]] = int(float(match["value"]))
     return found
 
 
 def gauges(metrics: str, names: tuple[str, ...]) -> dict[str, float]:
-    """Read gauges and counters without labels.
+    """Parse gauges and counters without labels.
 
     Raises:
-        KeyError: One is not there.
+        KeyError: One is missing.
     """
     found = {match["name"]: float(match["value"]) for match in _samples(metrics)}
     return {name: found[name] for name in names}
@@ -50,10 +50,10 @@ def _samples(metrics: str) -> list[re.Match[str]]:
 
 
 class Ledger:
-    """Every request that was sent, once.
+    """Records every request once.
 
     Attributes:
-        kinds: Outcomes by kind of request, for people.
+        kinds: Outcomes by kind of request, for display.
     """
 
     def __init__(self) -> None:
@@ -64,49 +64,51 @@ class Ledger:
 
     @property
     def sent(self) -> int:
-        """Requests so far, those that are under way excepted."""
+        """Finished requests so far."""
         return sum(self._known.values()) + sum(self._unknown.values())
 
-    def answered(self, door: str, kind: str, outcome: str) -> None:
-        """A request whose caller learned how it ended: a finish reason or an error's code."""
-        self._known[door, outcome] += 1
-        self.kinds[f"{door} {kind}"][outcome] += 1
+    def answered(self, transport: str, kind: str, outcome: str) -> None:
+        """Record a request whose client saw the outcome: a finish reason or an error code."""
+        self._known[transport, outcome] += 1
+        self.kinds[f"{transport} {kind}"][outcome] += 1
 
-    def left(self, door: str, kind: str) -> None:
-        """A request that was taken, and whose caller did not wait for the end."""
-        self._unknown[door] += 1
-        self.kinds[f"{door} {kind}"]["(hung up)"] += 1
+    def left(self, transport: str, kind: str) -> None:
+        """Record an accepted request whose client did not wait for the end."""
+        self._unknown[transport] += 1
+        self.kinds[f"{transport} {kind}"]["(hung up)"] += 1
 
     def violated(self, what: str) -> None:
-        """Something that must not happen."""
+        """Record a violation."""
         self.violations.append(what)
 
     def compare(self, counted: Counts, before: Counts) -> list[str]:
-        """Return what is wrong with the daemon's count.
+        """Return the discrepancies in the daemon's count.
 
-        A request whose caller hung up may have ended in any way that an accepted one can; all others must have ended
-        as their callers say.
+        A request whose client hung up may have any outcome of an accepted request; all others must have the outcome
+        that the client saw.
 
         Args:
-            counted: The daemon's count now.
-            before: Its count when the ledger was begun.
+            counted: The daemon's current count.
+            before: The daemon's count before the load.
         """
         wrong = []
-        for door in sorted({door for door, _ in [*counted, *self._known]} | set(self._unknown)):
+        for transport in sorted({transport for transport, _ in [*counted, *self._known]} | set(self._unknown)):
             excess: Counter[str] = Counter()
-            for outcome in sorted({outcome for at, outcome in [*counted, *self._known] if at == door}):
-                theirs = counted.get((door, outcome), 0) - before.get((door, outcome), 0)
-                ours = self._known[door, outcome]
+            for outcome in sorted({outcome for at, outcome in [*counted, *self._known] if at == transport}):
+                theirs = counted.get((transport, outcome), 0) - before.get((transport, outcome), 0)
+                ours = self._known[transport, outcome]
                 if theirs < ours:
-                    wrong.append(f"{door}: {ours} callers were told `{outcome}`, the daemon counted {theirs}")
+                    wrong.append(f"{transport}: {ours} clients saw `{outcome}`, the daemon counted {theirs}")
                 excess[outcome] = max(0, theirs - ours)
             odd = {outcome: count for outcome, count in excess.items() if count and outcome not in _ENDS}
             if odd:
-                wrong.append(f"{door}: the daemon counted what no caller was told: {odd}")
+                wrong.append(f"{transport}: the daemon counted outcomes that no client saw: {odd}")
             more = sum(excess.values())
-            if more != self._unknown[door]:
-                wrong.append(f"{door}: {self._unknown[door]} callers hung up, the daemon counted {more} requests more")
-            # Hanging up stops the answer; all of many will not have been over already.
-            if self._unknown[door] >= 20 and not excess["cancelled"]:
-                wrong.append(f"{door}: {self._unknown[door]} callers hung up, and no answer was cancelled")
+            if more != self._unknown[transport]:
+                wrong.append(
+                    f"{transport}: {self._unknown[transport]} clients hung up, the daemon counted {more} more requests"
+                )
+            # Hanging up cancels the answer; of so many, some must still have been running.
+            if self._unknown[transport] >= 20 and not excess["cancelled"]:
+                wrong.append(f"{transport}: {self._unknown[transport]} clients hung up, but no answer was cancelled")
         return wrong

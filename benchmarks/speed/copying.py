@@ -1,4 +1,4 @@
-"""Chats whose answers repeat much of what was asked: code to edit, text to quote, tables to reshape."""
+"""Chats whose answers repeat much of their prompt: code to edit, text to quote, tables to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""edgekit behind the benchmark's pipe: the scheduler that its users get, or the bare runner (form `runner`)."""
+"""The benchmark's adapter for edgekit: the engine worker that users get, or only the runner (form `runner`)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from speed.engine import Answer, Ask, Options
+from speed.engine import Answer, Options, Request
 
 import edgekit as package
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation.model import TextModel
-from edgekit.generation.opening import open_model, schedule, share_memory
-from edgekit.generation.request import ChatRequest, Delta, Event, Failure, Finish, Message, ResponseFormat, Sampling
+from edgekit.generation.startup import open_model, plan_memory, start_worker
+from edgekit.generation.types import ChatRequest, Delta, Event, Failure, Finished, Message, ResponseFormat, Sampling
 from edgekit.runners.base import Chunk
 
 __all__ = ["open_engine"]
 
 
-def open_engine(model: Path, options: Options) -> SchedulerEngine | RunnerEngine:
+def open_engine(model: Path, options: Options) -> WorkerEngine | RunnerEngine:
     """Load the bundle, as the daemon does."""
     config = GenerationConfig(
         context_length=options.context,
@@ -35,39 +35,41 @@ def open_engine(model: Path, options: Options) -> SchedulerEngine | RunnerEngine
     loaded = open_model(bundle, config)
     if options.endless:
         loaded = dataclasses.replace(loaded, eos_token_ids=frozenset())
-    return RunnerEngine(loaded) if options.form == "runner" else SchedulerEngine(loaded, bundle, config)
+    return RunnerEngine(loaded) if options.form == "runner" else WorkerEngine(loaded, bundle, config)
 
 
-class SchedulerEngine:
-    """Requests through `Scheduler.submit`, as the daemon's doors hand them over."""
+class WorkerEngine:
+    """Submits requests to the `EngineWorker`, as the daemon does."""
 
     def __init__(self, model: TextModel, bundle: Bundle, config: GenerationConfig) -> None:
         self.version = package.__version__
         self._model = model
-        self._scheduler = schedule(model, bundle, config, share_memory(model, bundle, config))
+        self._worker = start_worker(model, bundle, config, plan_memory(model, bundle, config))
 
-    def render(self, ask: Ask) -> list[int]:
-        """The prompt's tokens."""
-        return list(self._model.prompt(self._request(ask, 0)).tokens)
+    def render(self, request: Request) -> list[int]:
+        """Return the prompt's tokens."""
+        return list(self._model.prompt(self._chat_request(request, 0)).tokens)
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Submit all, and wait for all."""
-        came: queue.SimpleQueue[tuple[int, Event, float]] = queue.SimpleQueue()
+    def run(self, requests: Sequence[Request]) -> list[Answer]:
+        """Submit all requests, and wait for their answers."""
+        events: queue.SimpleQueue[tuple[int, Event, float]] = queue.SimpleQueue()
         start = time.perf_counter()
         submitted = []
-        for number, ask in enumerate(asks):
-            request = self._request(ask, number)
+        for number, request in enumerate(requests):
+            chat_request = self._chat_request(request, number)
             submitted.append(time.perf_counter() - start)
-            self._scheduler.submit(request, lambda event, number=number: came.put((number, event, time.perf_counter())))
-        texts = ["" for _ in asks]
+            self._worker.submit(
+                chat_request, lambda event, number=number: events.put((number, event, time.perf_counter()))
+            )
+        texts = ["" for _ in requests]
         answers: dict[int, Answer] = {}
-        while len(answers) < len(asks):
-            number, event, now = came.get()
+        while len(answers) < len(requests):
+            number, event, now = events.get()
             if isinstance(event, Delta):
                 texts[number] += event.text
             elif isinstance(event, Failure):
                 raise event.error
-            elif isinstance(event, Finish):
+            elif isinstance(event, Finished):
                 usage = event.usage
                 answers[number] = Answer(
                     prompt=usage.prompt_tokens,
@@ -76,50 +78,50 @@ class SchedulerEngine:
                     total_s=now - start,
                     text=texts[number],
                     cached=usage.cached_tokens,
-                    guessed=usage.accepted_tokens,
+                    accepted=usage.accepted_tokens,
                     ended=event.reason == "stop",
                 )
-        return [answers[number] for number in range(len(asks))]
+        return [answers[number] for number in range(len(requests))]
 
-    def keep(self, ask: Ask, shared: int) -> None:  # noqa: ARG002  it finds out itself what later prompts share
-        """Answer once; the prompt is kept by the way."""
-        self.run([dataclasses.replace(ask, max_tokens=1)])
+    def keep(self, request: Request, shared: int) -> None:  # noqa: ARG002  edgekit detects shared prefixes itself
+        """Answer once, which caches the prompt."""
+        self.run([dataclasses.replace(request, max_tokens=1)])
 
     def close(self) -> None:
-        """Stop the scheduler, which writes what is to be kept."""
-        self._scheduler.stop(drain_s=10.0)
+        """Stop the worker, which saves the prefix cache."""
+        self._worker.stop(drain_s=10.0)
 
-    def _request(self, ask: Ask, number: int) -> ChatRequest:
+    def _chat_request(self, request: Request, number: int) -> ChatRequest:
         return ChatRequest(
             id=f"benchmark-{number}",
-            messages=tuple(Message(item["role"], item["content"]) for item in ask.messages),  # type: ignore[arg-type]
-            sampling=Sampling(temperature=ask.temperature),
-            max_tokens=ask.max_tokens,
-            response_format=None if ask.schema is None else ResponseFormat("json_schema", ask.schema),
-            speculation=ask.speculate,
-            cache_prompt=ask.keep,
+            messages=tuple(Message(item["role"], item["content"]) for item in request.messages),  # type: ignore[arg-type]
+            sampling=Sampling(temperature=request.temperature),
+            max_tokens=request.max_tokens,
+            response_format=None if request.schema is None else ResponseFormat("json_schema", request.schema),
+            speculation=request.speculate,
+            cache_prompt=request.keep,
         )
 
 
 class RunnerEngine:
-    """The runner alone, greedily: what the layers above it cost is the difference."""
+    """The runner alone, greedy: the difference is the cost of the layers above it."""
 
     def __init__(self, model: TextModel) -> None:
         self.version = package.__version__
         self._model = model
 
-    def render(self, ask: Ask) -> list[int]:
-        """The scheduler's process renders."""
+    def render(self, request: Request) -> list[int]:
+        """Not supported: `WorkerEngine` renders."""
         raise NotImplementedError
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
-        """One after the other, in sequence slot 0."""
-        return [self._run(ask) for ask in asks]
+    def run(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer one after the other, in sequence slot 0."""
+        return [self._run(request) for request in requests]
 
-    def _run(self, ask: Ask) -> Answer:
+    def _run(self, request: Request) -> Answer:
         runner = self._model.runner
         step = runner.limits.max_chunk
-        prompt = list(ask.tokens)
+        prompt = list(request.tokens)
         runner.truncate(0, 0)
         start = time.perf_counter()
         for first in range(0, len(prompt), step):
@@ -127,12 +129,12 @@ class RunnerEngine:
             logits = runner.run([Chunk(0, prompt[first : first + step], "last" if last else "none")])
         ids = [int(np.argmax(logits[0][-1]))]
         first_s = time.perf_counter() - start
-        while len(ids) < ask.max_tokens:
+        while len(ids) < request.max_tokens:
             ids.append(int(np.argmax(runner.run([Chunk(0, ids[-1:])])[0][-1])))
         return Answer(len(prompt), len(ids), first_s, time.perf_counter() - start, ids=ids)
 
-    def keep(self, ask: Ask, shared: int) -> None:
-        """It has nothing to keep it in."""
+    def keep(self, request: Request, shared: int) -> None:
+        """Not supported: the runner has no prefix cache."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What an engine process is asked and what it answers. Both sides read it, so it needs nothing but Python."""
+"""Types of the protocol between the benchmark and an engine's process; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Answer", "Ask", "Engine", "Options"]
+__all__ = ["Answer", "Engine", "Options", "Request"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an engine is loaded.
+    """Options for loading an engine.
 
     Attributes:
-        form: Which of an engine's forms; each engine says which it has.
-        streams: Answers that may run at once.
-        endless: No answer ends before its `max_tokens`.
-        lookup: Tokens that the engine's own prompt lookup guesses ahead; 0 is off.
-        folder: Where a prefix is kept over a restart; empty keeps none.
+        form: Variant of the engine, defined by each engine.
+        streams: Maximum concurrent requests.
+        endless: Ignore end-of-sequence tokens, so that every answer has `max_tokens`.
+        lookup: Draft tokens of the engine's own prompt lookup; 0 disables it.
+        folder: Folder that keeps a prefix over a restart; empty: none.
     """
 
     threads: int = 2
@@ -31,16 +31,16 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One answer that is wanted.
+class Request:
+    """A request.
 
     Attributes:
-        messages: The chat, for who renders it himself.
-        tokens: The same chat, rendered; empty until edgekit has said what it is.
+        messages: The chat.
+        tokens: The rendered chat; empty until edgekit has rendered it.
         temperature: 0 is greedy.
         schema: JSON schema that the answer must follow.
-        speculate: Whether edgekit may guess ahead; None leaves it to edgekit. Peers go by `Options.lookup`.
-        keep: The prompt may be remembered, and remembered prompts may be used.
+        speculate: Whether edgekit may use speculative decoding; None: its default. Peers follow `Options.lookup`.
+        keep: Whether the prompt may be cached, and cached prompts used.
     """
 
     messages: Sequence[dict[str, str]]
@@ -54,13 +54,13 @@ class Ask:
 
 @dataclass
 class Answer:
-    """One answer that came, with its times in seconds since all that were asked with it were handed over.
+    """An answer, with times in seconds since its group of requests was submitted.
 
     Attributes:
-        tokens: Generated ones, a token that ends the answer included.
-        cached: Tokens of the prompt that were not computed.
-        guessed: Tokens that were guessed ahead rightly.
-        ended: It ended by itself, before `max_tokens`.
+        tokens: Generated tokens, including the end-of-sequence token.
+        cached: Prompt tokens taken from a cache.
+        accepted: Accepted draft tokens.
+        ended: It ended with an end-of-sequence token, before `max_tokens`.
     """
 
     prompt: int
@@ -69,12 +69,12 @@ class Answer:
     total_s: float
     text: str = ""
     cached: int = 0
-    guessed: int = 0
+    accepted: int = 0
     ended: bool = False
     ids: list[int] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the pipe."""
+        """Convert for JSON."""
         return asdict(self)
 
 
@@ -83,14 +83,14 @@ class Engine(Protocol):
 
     version: str
 
-    def render(self, ask: Ask) -> list[int]:
-        """The prompt's tokens; only edgekit can."""
+    def render(self, request: Request) -> list[int]:
+        """Return the prompt's tokens; only edgekit implements this."""
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Answer all at once."""
+    def run(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer all requests concurrently."""
 
-    def keep(self, ask: Ask, shared: int) -> None:
-        """Keep the first `shared` tokens of the prompt for a process to come."""
+    def keep(self, request: Request, shared: int) -> None:
+        """Save the first `shared` tokens of the prompt for a later process."""
 
     def close(self) -> None:
-        """Write what is to be kept, and end."""
+        """Save what `keep` requested, and release the engine."""

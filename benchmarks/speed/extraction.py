@@ -1,4 +1,4 @@
-"""Twenty short texts, each with the JSON schema of the record that is in it. Written for this benchmark."""
+"""Twenty short texts, each with the JSON schema of the record in it. Written for this benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TASKS", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """A text, and what its record looks like."""
+    """A text and the schema of its record."""
 
     text: str
     schema: Mapping[str, Any]
@@ -27,16 +27,16 @@ class Task:
         ]
 
 
-def _text(most: int = 60) -> dict[str, Any]:
-    return {"type": "string", "maxLength": most}
+def _text(max_length: int = 60) -> dict[str, Any]:
+    return {"type": "string", "maxLength": max_length}
 
 
 def _one_of(*values: str) -> dict[str, Any]:
     return {"enum": list(values)}
 
 
-def _list(items: Mapping[str, Any], least: int = 1, most: int = 4) -> dict[str, Any]:
-    return {"type": "array", "items": dict(items), "minItems": least, "maxItems": most}
+def _list(items: Mapping[str, Any], min_items: int = 1, max_items: int = 4) -> dict[str, Any]:
+    return {"type": "array", "items": dict(items), "minItems": min_items, "maxItems": max_items}
 
 
 def _record(optional: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
@@ -100,7 +100,7 @@ TASKS = (
         _record(
             dish=_text(),
             serves=INTEGER,
-            ingredients=_list(_record(name=_text(), amount=NUMBER, unit=_text(12)), most=6),
+            ingredients=_list(_record(name=_text(), amount=NUMBER, unit=_text(12)), max_items=6),
             minutes=INTEGER,
         ),
     ),
@@ -109,7 +109,7 @@ TASKS = (
         _record(
             table=INTEGER,
             items=_list(_record(name=_text(), count=INTEGER)),
-            wishes=_list(_text(), least=0),
+            wishes=_list(_text(), min_items=0),
             payment=_one_of("cash", "card"),
         ),
     ),
@@ -121,7 +121,7 @@ TASKS = (
     ),
     Task(
         "Meeting on 2026-05-21 from 09:30 to 10:15 in room Kestrel with Ines, Tom and Rahul about the spring budget.",
-        _record(date=DATE, start=TIME, end=TIME, room=_text(), people=_list(_text(), most=6), topic=_text()),
+        _record(date=DATE, start=TIME, end=TIME, room=_text(), people=_list(_text(), max_items=6), topic=_text()),
     ),
     Task(
         "The tank holds 1,200 litres, is filled to 35 percent and loses 4 litres an hour since the valve was hit.",

@@ -1,8 +1,9 @@
-"""The asking side of an engine's process."""
+"""Starts an engine in its own process and sends it commands."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,93 +11,102 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speed.engine import Answer, Ask, Options
+from speed.engine import Answer, Options, Request
 
-__all__ = ["Contender", "EngineProcess", "FailedError", "Place"]
+__all__ = ["Contender", "EngineProcess", "FailedError", "Installation"]
 
-ENGINES = Path(__file__).parent.parent / "engines.py"
+BENCHMARKS = Path(__file__).parent.parent
 
 
 class FailedError(Exception):
-    """The engine said that it cannot do this."""
+    """The engine reported that it cannot do this."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An engine in one of its forms.
+    """An engine with its options.
 
     Attributes:
-        label: Its row in the table; a peer's rows count by the better of them.
-        engine: `edgekit`, `llama.cpp` or `onnxruntime-genai`.
+        label: Its row in the table; of all rows of peers, the best one counts.
+        installation: Key of the installation that it runs.
     """
 
     label: str
-    engine: str
+    installation: str
     options: Options
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an engine is: its interpreter, and the model in its own format."""
+class Installation:
+    """An engine, its interpreter, and the model in a format of its own.
 
+    Attributes:
+        engine: `edgekit`, `llama.cpp` or `onnxruntime-genai`.
+    """
+
+    engine: str
     python: str
     model: Path
 
 
 class EngineProcess:
-    """One engine, loaded."""
+    """A loaded engine."""
 
-    def __init__(self, contender: Contender, place: Place) -> None:
+    def __init__(self, contender: Contender, installation: Installation) -> None:
         self.contender = contender
         command = [
-            place.python,
-            str(ENGINES),
-            contender.engine,
-            str(place.model),
+            *(installation.python, "-m", "speed.engines"),
+            installation.engine,
+            str(installation.model),
             json.dumps(asdict(contender.options)),
         ]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        path = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
         assert self._process.stdin
         assert self._process.stdout
-        self._orders, self._answers = self._process.stdin, self._process.stdout
+        self._commands, self._answers = self._process.stdin, self._process.stdout
         first = self._answers.readline()
         if not first:
-            raise FailedError(f"it did not load (exit code {self._process.wait()})")
+            raise FailedError(f"it failed to load (exit code {self._process.wait()})")
         self.version: str = json.loads(first)["version"]
 
-    def render(self, asks: Sequence[Ask]) -> list[Ask]:
-        """The same with their tokens filled in; edgekit's process can."""
-        rendered = self._order("render", asks)
-        return [replace(ask, tokens=tuple(tokens)) for ask, tokens in zip(asks, rendered, strict=True)]
+    def render(self, requests: Sequence[Request]) -> list[Request]:
+        """Return the requests with their tokens; only edgekit's process supports this."""
+        rendered = self._command("render", requests)
+        return [replace(request, tokens=tuple(tokens)) for request, tokens in zip(requests, rendered, strict=True)]
 
-    def run(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Answer all at once.
+    def run(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer all requests concurrently.
 
         Raises:
-            FailedError: It cannot, or it remembered a prompt that it was to compute.
+            FailedError: The engine failed, or used a cached prompt where it must not.
         """
-        answers = [Answer(**answer) for answer in self._order("run", asks)]
-        for ask, answer in zip(asks, answers, strict=True):
-            if answer.prompt != len(ask.tokens):
-                raise FailedError(f"its prompt has {answer.prompt} tokens, the others' {len(ask.tokens)}")
-            if answer.cached and not ask.keep:
-                raise FailedError("it used a remembered prompt where none was to be used")
+        answers = [Answer(**answer) for answer in self._command("run", requests)]
+        for request, answer in zip(requests, answers, strict=True):
+            if answer.prompt != len(request.tokens):
+                raise FailedError(f"its prompt has {answer.prompt} tokens instead of {len(request.tokens)}")
+            if answer.cached and not request.keep:
+                raise FailedError("it used a cached prompt, which was not allowed")
         return answers
 
-    def keep(self, ask: Ask, shared: int) -> None:
-        """Keep the first `shared` tokens of the prompt over a restart."""
-        self._order("keep", [ask], shared=shared)
+    def keep(self, request: Request, shared: int) -> None:
+        """Save the first `shared` tokens of the prompt for a restart."""
+        self._command("keep", [request], shared=shared)
 
     def stop(self) -> None:
-        """Let it write what is to be kept, and wait for its end."""
-        self._orders.close()
+        """Let it save its state, and wait for its end."""
+        self._commands.close()
         code = self._process.wait(timeout=120)
         if code:
             print(f"{self.contender.label} ended with {code}", file=sys.stderr)
 
-    def _order(self, verb: str, asks: Sequence[Ask], **fields: Any) -> Any:
-        self._orders.write(json.dumps({"do": verb, "asks": [asdict(ask) for ask in asks], **fields}) + "\n")
-        self._orders.flush()
+    def _command(self, verb: str, requests: Sequence[Request], **fields: Any) -> Any:
+        self._commands.write(
+            json.dumps({"verb": verb, "requests": [asdict(request) for request in requests], **fields}) + "\n"
+        )
+        self._commands.flush()
         line = self._answers.readline()
         if not line:
             raise FailedError("its process ended")

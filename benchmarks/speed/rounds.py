@@ -1,4 +1,4 @@
-"""Plays a scenario: all engines loaded, rounds interleaved, every figure kept."""
+"""Runs a scenario: loads all engines, interleaves the rounds, and records every figure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from speed.engine import Answer, Ask, Options
-from speed.process import Contender, EngineProcess, FailedError, Place
-from speed.scenarios import Figure, Prompts, Scenario, Sizes
+from speed.engine import Answer, Options, Request
+from speed.process import Contender, EngineProcess, FailedError, Installation
+from speed.scenarios import LLAMA_FORMS, Figure, Prompts, Scenario, Sizes
 
 __all__ = ["RESTART", "Outcome", "play", "restart"]
 
@@ -20,7 +20,7 @@ RESTART = "restart"
 
 @dataclass
 class Row:
-    """What one contender reached."""
+    """Figures of one contender."""
 
     version: str
     engine: str
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass
 class Outcome:
-    """A table to be: rows by label, and why others have none."""
+    """Results of a scenario: rows by label, and why other contenders were left out."""
 
     title: str
     rounds: int
@@ -38,36 +38,40 @@ class Outcome:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def add(self, label: str, values: Mapping[str, float]) -> None:
-        """Keep the figures of one round."""
+        """Add the figures of one round."""
         for key, value in values.items():
             self.rows[label].figures.setdefault(key, []).append(value)
 
     def drop(self, label: str, why: str) -> None:
-        """Take a contender out, whatever it had reached."""
+        """Remove a contender and its figures."""
         print(f"{label} is left out: {why}", file=sys.stderr)
         self.rows.pop(label, None)
         self.left_out[label] = why
 
 
-def play(scenario: Scenario, places: Mapping[str, Place], rounds: int) -> Outcome:
-    """Measure an ordinary scenario; a first round warms up and does not count.
+def play(scenario: Scenario, installations: Mapping[str, Installation], rounds: int) -> Outcome:
+    """Run a scenario whose engines are loaded once, after a warm-up round.
 
     Args:
-        scenario: Who does what.
-        places: Where each engine is; contenders without one are passed over.
-        rounds: How many count.
+        scenario: The scenario.
+        installations: By key; contenders without one are skipped.
+        rounds: Number of measured rounds.
     """
     outcome = Outcome(scenario.title, rounds, scenario.figures)
-    processes = _start(scenario.contenders, places, outcome)
+    processes = _start(scenario.contenders, installations, outcome)
     try:
         for number in range(rounds + 1):
             print(f"{scenario.name}: {f'round {number} of {rounds}' if number else 'warming up'} …", file=sys.stderr)
-            # edgekit renders the chats of the round; all engines get the same tokens.
-            groups = {name: processes["edgekit"].render(asks) for name, asks in scenario.asks(number).items()}
+            # edgekit renders the chats of the round, so that all engines get the same tokens.
+            groups = {
+                name: processes["edgekit"].render(requests) for name, requests in scenario.requests(number).items()
+            }
             for label in list(processes):
-                wanted = {name: asks for name, asks in groups.items() if name not in scenario.skips.get(label, ())}
+                wanted = {
+                    name: requests for name, requests in groups.items() if name not in scenario.skips.get(label, ())
+                }
                 try:
-                    answers = {name: processes[label].run(asks) for name, asks in wanted.items()}
+                    answers = {name: processes[label].run(requests) for name, requests in wanted.items()}
                 except FailedError as error:
                     if label == "edgekit":
                         raise
@@ -83,58 +87,61 @@ def play(scenario: Scenario, places: Mapping[str, Place], rounds: int) -> Outcom
 
 
 def _start(
-    contenders: tuple[Contender, ...], places: Mapping[str, Place], outcome: Outcome
+    contenders: tuple[Contender, ...], installations: Mapping[str, Installation], outcome: Outcome
 ) -> dict[str, EngineProcess]:
     processes: dict[str, EngineProcess] = {}
     for contender in contenders:
-        if contender.engine not in places:
+        installation = installations.get(contender.installation)
+        if installation is None:
             continue
         try:
-            process = EngineProcess(contender, places[contender.engine])
+            process = EngineProcess(contender, installation)
         except FailedError as error:
             if contender.label == "edgekit":
                 raise
             outcome.drop(contender.label, str(error))
             continue
         processes[contender.label] = process
-        outcome.rows[contender.label] = Row(process.version, contender.engine)
+        outcome.rows[contender.label] = Row(process.version, installation.engine)
     return processes
 
 
 def restart(
-    prompts: Prompts, sizes: Sizes, threads: int, places: Mapping[str, Place], *, rounds: int, work: Path
+    prompts: Prompts, sizes: Sizes, threads: int, installations: Mapping[str, Installation], *, rounds: int, work: Path
 ) -> Outcome:
-    """Measure the first token after a restart, the prompt's beginning being known from before.
+    """Measure the time to first token after a restart, with a prefix of the prompt saved before.
 
-    Each engine computes the prefix once in a process of its own and keeps it in its own way, llama.cpp in a file of
-    its sequence's state. Then every round asks in fresh processes; loading the engine does not count. The files are in
-    the page cache, for everybody.
+    Each engine computes the prefix once in its own process and saves it in its own way, llama.cpp as a sequence state
+    file. Then every round runs in new processes; loading the engine is not measured. The files are in the page cache,
+    for all engines.
     """
     outcome = Outcome(
-        f"First token after a restart, {sizes.prefix} of the prompt's tokens known from before; "
-        "seconds in a fresh process, loading not counted",
+        f"Time to first token after a restart, {sizes.prefix} of the prompt's tokens cached; "
+        "seconds in a new process, without loading",
         rounds,
         (
-            Figure("again", "known prefix, s", "less", 3),
-            Figure("cold", "computed anew, s", "less", 3),
-            Figure("cached", "tokens not computed", None, 0),
+            Figure("again", "cached prefix, s", "less", 3),
+            Figure("cold", "not cached, s", "less", 3),
+            Figure("cached", "cached tokens", None, 0),
         ),
     )
     contenders = {}
-    for name in ("edgekit", "llama.cpp", "onnxruntime-genai"):
-        folder = work / f"prefix-{name}"
+    for name in ("edgekit", *LLAMA_FORMS, "onnxruntime-genai"):
+        folder = work / f"prefix-{name.replace(' ', '-')}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         contenders[name] = Contender(name, name, Options(threads=threads, folder=str(folder.resolve())))
 
-    def chat(number: int, question: str) -> Ask:
+    def chat(number: int, question: str) -> Request:
         known = prompts.chat(sizes.prefix, number, role="system")
-        return Ask([*known, {"role": "user", "content": question}], max_tokens=2, keep=True)
+        return Request([*known, {"role": "user", "content": question}], max_tokens=2, keep=True)
 
-    processes = _start(tuple(contenders.values()), places, outcome)
+    processes = _start(tuple(contenders.values()), installations, outcome)
     try:
         known, other = processes["edgekit"].render([chat(0, "What is this about?"), chat(0, "Name one number in it.")])
-        shared = next(place for place, (a, b) in enumerate(zip(known.tokens, other.tokens, strict=False)) if a != b)
+        shared = next(
+            position for position, (a, b) in enumerate(zip(known.tokens, other.tokens, strict=False)) if a != b
+        )
         for process in processes.values():
             process.keep(known, shared)
     finally:
@@ -142,13 +149,13 @@ def restart(
             process.stop()
     for number in range(1, rounds + 1):
         print(f"restart: round {number} of {rounds} …", file=sys.stderr)
-        known_again, anew = chat(0, f"Tell me the word at place {number}."), chat(number, "What is this about?")
+        cached, uncached = chat(0, f"Tell me the word at place {number}."), chat(number, "What is this about?")
         for label in list(outcome.rows):
-            process = EngineProcess(contenders[label], places[label])
+            process = EngineProcess(contenders[label], installations[label])
             try:
                 if label == "edgekit":
-                    known_again, anew = process.render([known_again, replace(anew, keep=False)])
-                answers: list[Answer] = [*process.run([known_again]), *process.run([anew])]
+                    cached, uncached = process.render([cached, replace(uncached, keep=False)])
+                answers: list[Answer] = [*process.run([cached]), *process.run([uncached])]
             finally:
                 process.stop()
             outcome.add(label, _restart_figures(answers))

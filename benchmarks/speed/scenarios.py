@@ -1,24 +1,27 @@
-"""What is measured: who takes part, what is asked in each round, and which figures come of the answers."""
+"""Defines the scenarios: contenders, requests of each round, and figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jsonschema
 from speed.copying import CHATS
-from speed.engine import Answer, Ask, Options
+from speed.engine import Answer, Options, Request
 from speed.extraction import TASKS
 from speed.process import Contender
 
-__all__ = ["ORDINARY", "Figure", "Prompts", "Scenario", "Sizes"]
+__all__ = ["LLAMA_FORMS", "ORDINARY", "Figure", "Prompts", "Scenario", "Sizes"]
+
+LLAMA_FORMS = ("llama.cpp", "llama.cpp Q4_0")
+"""llama.cpp with the model's own GGUF, and with that as Q4_0, for which it has faster kernels."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked for; `quick` only shows that it works."""
+    """Sizes of the scenarios; `quick` is for a smoke test."""
 
     prompt: int = 512
     decode: int = 128
@@ -33,7 +36,7 @@ class Sizes:
 
     @classmethod
     def quick(cls) -> Sizes:
-        """A few seconds of each."""
+        """Sizes that take a few seconds each."""
         return cls(64, 8, (16, 32), 6, (2, 4), 3, 96, 1, 24, 200)
 
 
@@ -42,7 +45,7 @@ class Figure:
     """A column.
 
     Attributes:
-        better: `more` or `less`; None is not compared.
+        better: `more` or `less`; None: not compared.
     """
 
     key: str
@@ -53,13 +56,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Makes chats of a wanted length.
+    """Generates chats of a given length.
 
     Attributes:
         encode: Text to tokens.
         decode: Tokens to text.
         overhead: Tokens that the chat template adds.
-        text: What they are cut out of.
+        text: Source text of the chats.
     """
 
     encode: Callable[[str], list[int]]
@@ -68,12 +71,12 @@ class Prompts:
     text: str
 
     def chat(self, tokens: int, number: int, role: str = "user") -> list[dict[str, str]]:
-        """A chat of about so many tokens; each number gives another one, different from the first word on."""
+        """Return a chat of about `tokens`; each number gives another chat, different from the first word on."""
         head = f"Note {number}. "
         ids = self.encode(self.text)
         start = number * 131 % len(ids)
         wanted = max(1, tokens - self.overhead - len(self.encode(head)))
-        body = [ids[(start + place) % len(ids)] for place in range(wanted)]
+        body = [ids[(start + offset) % len(ids)] for offset in range(wanted)]
         return [{"role": role, "content": head + self.decode(body)}]
 
 
@@ -82,29 +85,29 @@ class Scenario:
     """One table.
 
     Attributes:
-        asks: Round number to groups of asks by name; each group is answered at once.
+        requests: Round number to named groups of requests; the requests of a group run concurrently.
         figures: Columns.
-        measure: Groups of answers to figures; it may leave out what a contender was not asked.
-        skips: Groups that a contender's label does not take part in.
+        measure: Groups of answers to figures; figures of skipped groups may be omitted.
+        skips: Groups that a contender skips, by label.
     """
 
     name: str
     title: str
     contenders: tuple[Contender, ...]
-    asks: Callable[[int], dict[str, list[Ask]]]
+    requests: Callable[[int], dict[str, list[Request]]]
     figures: tuple[Figure, ...]
     measure: Callable[[dict[str, list[Answer]]], dict[str, float]]
     skips: dict[str, tuple[str, ...]]
 
 
 def single(prompts: Prompts, sizes: Sizes, threads: int) -> Scenario:
-    """One stream; nothing is guessed ahead by anybody."""
+    """One stream, without speculative decoding."""
     options = Options(threads=threads, endless=True)
 
-    def asks(number: int) -> dict[str, list[Ask]]:
-        ask = Ask(prompts.chat(sizes.prompt, 2 * number), sizes.decode + 1, speculate=False)
-        other = Ask(prompts.chat(sizes.prompt, 2 * number + 1), sizes.decode + 1, temperature=0.7, speculate=False)
-        return {"greedy": [ask], "sampled": [other]}
+    def requests(number: int) -> dict[str, list[Request]]:
+        request = Request(prompts.chat(sizes.prompt, 2 * number), sizes.decode + 1, speculate=False)
+        other = Request(prompts.chat(sizes.prompt, 2 * number + 1), sizes.decode + 1, temperature=0.7, speculate=False)
+        return {"greedy": [request], "sampled": [other]}
 
     def measure(groups: dict[str, list[Answer]]) -> dict[str, float]:
         greedy = groups["greedy"][0]
@@ -115,14 +118,13 @@ def single(prompts: Prompts, sizes: Sizes, threads: int) -> Scenario:
 
     return Scenario(
         "single",
-        f"One stream: {sizes.prompt} prompt tokens, {sizes.decode} decoded, no guessing ahead; tokens/s",
+        f"One stream: {sizes.prompt} prompt tokens, {sizes.decode} decoded, no speculative decoding; tokens/s",
         (
             Contender("edgekit", "edgekit", options),
             Contender("edgekit, runner only", "edgekit", replace(options, form="runner")),
-            Contender("llama.cpp", "llama.cpp", options),
-            Contender("onnxruntime-genai", "onnxruntime-genai", options),
+            *(Contender(name, name, options) for name in (*LLAMA_FORMS, "onnxruntime-genai")),
         ),
-        asks,
+        requests,
         (Figure("prompt", "prompt"), Figure("greedy", "decode, greedy"), Figure("sampled", "decode, temperature 0.7")),
         measure,
         {"edgekit, runner only": ("sampled",)},
@@ -130,25 +132,25 @@ def single(prompts: Prompts, sizes: Sizes, threads: int) -> Scenario:
 
 
 def streams(prompts: Prompts, sizes: Sizes, threads: int) -> Scenario:
-    """Several streams at once; nothing is guessed ahead by anybody."""
-    most = max(sizes.streams)
-    options = Options(threads=threads, streams=most, endless=True, context=1024)
+    """Concurrent streams, without speculative decoding."""
+    max_streams = max(sizes.streams)
+    options = Options(threads=threads, streams=max_streams, endless=True, context=1024)
     low, high = sizes.stream_prompts
 
-    def asks(number: int) -> dict[str, list[Ask]]:
+    def requests(number: int) -> dict[str, list[Request]]:
         groups = {}
         for column, count in enumerate(sizes.streams):
             for row, (name, temperature) in enumerate((("sampled", 0.7), ("greedy", 0.0))):
-                first = ((number * len(sizes.streams) + column) * 2 + row) * most
-                lengths = [low + (high - low) * place // (count - 1) for place in range(count)]
+                first = ((number * len(sizes.streams) + column) * 2 + row) * max_streams
+                lengths = [low + (high - low) * index // (count - 1) for index in range(count)]
                 groups[f"{count}-{name}"] = [
-                    Ask(
-                        prompts.chat(length, first + place),
+                    Request(
+                        prompts.chat(length, first + index),
                         sizes.stream_decode,
                         temperature=temperature,
                         speculate=False,
                     )
-                    for place, length in enumerate(lengths)
+                    for index, length in enumerate(lengths)
                 ]
         return groups
 
@@ -165,10 +167,10 @@ def streams(prompts: Prompts, sizes: Sizes, threads: int) -> Scenario:
     ]
     return Scenario(
         "streams",
-        f"Streams at once: prompts of {low} to {high} tokens, {sizes.stream_decode} generated each; "
-        "generated tokens/s from the first request to the last answer's end",
-        tuple(Contender(name, name, options) for name in ("edgekit", "llama.cpp", "onnxruntime-genai")),
-        asks,
+        f"Concurrent streams: prompts of {low} to {high} tokens, {sizes.stream_decode} generated each; "
+        "generated tokens/s from the first request to the end of the last answer",
+        tuple(Contender(name, name, options) for name in ("edgekit", *LLAMA_FORMS, "onnxruntime-genai")),
+        requests,
         tuple(figures),
         measure,
         {},
@@ -176,18 +178,18 @@ def streams(prompts: Prompts, sizes: Sizes, threads: int) -> Scenario:
 
 
 def extraction(_: Prompts, sizes: Sizes, threads: int) -> Scenario:
-    """Records out of texts, held to a schema; everybody may guess ahead."""
+    """Extraction of records with a JSON schema; speculative decoding is allowed."""
     options = Options(threads=threads)
     tasks = TASKS[: sizes.tasks]
 
-    def asks(_: int) -> dict[str, list[Ask]]:
+    def requests(_: int) -> dict[str, list[Request]]:
         return {
-            str(place): [Ask(task.messages, sizes.task_tokens, schema=dict(task.schema))]
-            for place, task in enumerate(tasks)
+            str(index): [Request(task.messages, sizes.task_tokens, schema=dict(task.schema))]
+            for index, task in enumerate(tasks)
         }
 
     def measure(groups: dict[str, list[Answer]]) -> dict[str, float]:
-        answers = [groups[str(place)][0] for place in range(len(tasks))]
+        answers = [groups[str(index)][0] for index in range(len(tasks))]
         valid = [_valid(answer.text, task.schema) for answer, task in zip(answers, tasks, strict=True)]
         return {
             "seconds": sum(answer.total_s for answer in answers) / len(answers),
@@ -200,11 +202,10 @@ def extraction(_: Prompts, sizes: Sizes, threads: int) -> Scenario:
         f"JSON by schema: {len(tasks)} tasks, greedy, at most {sizes.task_tokens} tokens each",
         (
             Contender("edgekit", "edgekit", options),
-            Contender("llama.cpp", "llama.cpp", options),
-            Contender("llama.cpp, lookup of 2", "llama.cpp", replace(options, lookup=2)),
+            *_lookups(options, dict.fromkeys(LLAMA_FORMS, (0, 2))),
             Contender("onnxruntime-genai", "onnxruntime-genai", options),
         ),
-        asks,
+        requests,
         (
             Figure("seconds", "seconds per task", "less", 3),
             Figure("valid", "valid, %", None, 0),
@@ -216,28 +217,24 @@ def extraction(_: Prompts, sizes: Sizes, threads: int) -> Scenario:
 
 
 def copying(_: Prompts, sizes: Sizes, threads: int) -> Scenario:
-    """Answers that repeat the prompt; everybody may guess ahead."""
+    """Answers that repeat the prompt; speculative decoding is allowed."""
     options = Options(threads=threads)
 
-    def asks(_: int) -> dict[str, list[Ask]]:
-        return {str(place): [Ask(chat, sizes.chat_tokens)] for place, chat in enumerate(CHATS[: sizes.chats])}
+    def requests(_: int) -> dict[str, list[Request]]:
+        return {str(index): [Request(chat, sizes.chat_tokens)] for index, chat in enumerate(CHATS[: sizes.chats])}
 
     def measure(groups: dict[str, list[Answer]]) -> dict[str, float]:
         answers = [answer for group in groups.values() for answer in group]
-        guessed = sum(answer.guessed for answer in answers) / sum(answer.tokens for answer in answers)
-        return {"rate": _decode_rate(answers), "guessed": 100 * guessed}
+        accepted = sum(answer.accepted for answer in answers) / sum(answer.tokens for answer in answers)
+        return {"rate": _decode_rate(answers), "accepted": 100 * accepted}
 
-    peers = [
-        Contender(f"{name}{f', lookup of {lookup}' if lookup else ''}", name, replace(options, lookup=lookup))
-        for name, lookups in (("llama.cpp", (0, 2, 10)), ("onnxruntime-genai", (0, 4)))
-        for lookup in lookups
-    ]
+    peers = _lookups(options, dict.fromkeys(LLAMA_FORMS, (0, 2, 10)) | {"onnxruntime-genai": (0, 4)})
     return Scenario(
         "copying",
         f"Answers that repeat their prompt: {sizes.chats} chats, greedy, at most {sizes.chat_tokens} tokens each",
         (Contender("edgekit", "edgekit", options), *peers),
-        asks,
-        (Figure("rate", "decode, tokens/s"), Figure("guessed", "guessed rightly, %", None, 0)),
+        requests,
+        (Figure("rate", "decode, tokens/s"), Figure("accepted", "accepted drafts, % of tokens", None, 0)),
         measure,
         {},
     )
@@ -249,11 +246,20 @@ ORDINARY: dict[str, Callable[[Prompts, Sizes, int], Scenario]] = {
     "extraction": extraction,
     "copying": copying,
 }
-"""Scenarios in which every engine is loaded once; `restart.py` has the other one."""
+"""Scenarios in which every engine is loaded once; `rounds.restart` is the other one."""
+
+
+def _lookups(options: Options, lookups: Mapping[str, Sequence[int]]) -> list[Contender]:
+    """Return contenders with the peers' own prompt lookup; 0 disables it."""
+    return [
+        Contender(f"{name}{f', lookup of {lookup}' if lookup else ''}", name, replace(options, lookup=lookup))
+        for name, counts in lookups.items()
+        for lookup in counts
+    ]
 
 
 def _decode_rate(answers: Sequence[Answer]) -> float:
-    # The first token comes out of the prompt.
+    # The first token is part of prefill.
     tokens = sum(answer.tokens - 1 for answer in answers)
     seconds = sum(answer.total_s - answer.first_s for answer in answers)
     return tokens / seconds if seconds else 0.0

@@ -1,1 +1,1 @@
-"""Bundles: manifest, hashes, signature, slots. No network, and no knowledge of models."""
+"""Bundles: manifest, hashes, quality figures."""

@@ -1,22 +1,33 @@
-"""A bundle on disk: open it, check every byte, write its manifest.
+"""A bundle on disk: open it, verify its files, update its manifest.
 
-A bundle is a folder: `manifest.json`, the artifact, and the text side under the names Hugging Face uses
-(`config.json`, `tokenizer.json`, `chat_template.jinja`, …). It knows no model and no network.
+A bundle is a folder with `manifest.json`, the artifact, and Hugging Face's tokenizer and configuration files under
+their usual names (`config.json`, `tokenizer.json`, `chat_template.jinja`, …).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from edgekit.atomic_file import replace_file
 from edgekit.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from edgekit.bundle.quality import Quality
 from edgekit.errors import BundleError
 
-__all__ = ["Bundle", "Problem", "hash_file", "hash_folder", "open_bundle", "store_quality", "verify_bundle"]
+__all__ = [
+    "Bundle",
+    "Problem",
+    "foreign_entries",
+    "hash_file",
+    "hash_folder",
+    "open_bundle",
+    "store_quality",
+    "verify_bundle",
+]
 
 _CHUNK = 1 << 20
 
@@ -31,12 +42,12 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a bundle.
+    """One defect of a bundle.
 
     Attributes:
         path: The file, relative to the bundle.
         what: `missing`, `size`, `hash`, `unlisted` or `not a file`.
-        detail: One line for a person.
+        detail: One line for the user.
     """
 
     path: str
@@ -49,7 +60,7 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> tupl
 
     Args:
         path: The file.
-        progress: Called with the bytes of each chunk read.
+        progress: Called with the number of bytes of each chunk read.
     """
     digest = hashlib.sha256()
     size = 0
@@ -63,24 +74,28 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> tupl
     return size, digest.hexdigest()
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Open a bundle by its folder.
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open the bundle in a folder.
 
     Raises:
-        BundleError: It is not a bundle, or its manifest is damaged.
-        IncompatibleBundleError: It was written for a newer edgekit.
+        BundleError: `bundle_missing`: there is none; or its manifest is damaged.
+        IncompatibleBundleError: The manifest's schema is newer than this edgekit reads.
     """
+    path = Path(path)
     manifest = path / MANIFEST_NAME
     if not path.exists():
         raise BundleError(
-            f"there is no bundle at {path}", hint=f"make one: edgekit export MODEL --target cpu -o {path}"
+            f"there is no bundle at {path}",
+            hint=f"create one: edgekit export MODEL --target cpu -o {path}",
+            code="bundle_missing",
         )
     try:
         text = manifest.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST_NAME}",
-            hint="make one with `edgekit export MODEL -o DIR`",
+            hint="create one: edgekit export MODEL --target TARGET -o DIR",
+            code="bundle_missing",  # so looks a mount point before the mount, too
         ) from None
     except OSError as error:
         raise BundleError(f"cannot read {manifest}: {error.strerror}") from error
@@ -88,27 +103,24 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def store_quality(bundle: Bundle, quality: Quality) -> Bundle:
-    """Put quality figures into a bundle's manifest, in place of those that were there.
+    """Store quality figures in a bundle's manifest, replacing the previous ones.
 
-    The new manifest takes the old one's place in one step, with a digest of its own.
+    The manifest is replaced atomically, with a new digest.
 
     Raises:
         BundleError: The manifest cannot be written.
     """
     manifest = replace(bundle.manifest, quality=quality.to_dict())
     path = bundle.path / MANIFEST_NAME
-    beside = bundle.path / f".{MANIFEST_NAME}.partial"
     try:
-        beside.write_text(manifest.to_json(), encoding="utf-8")
-        beside.replace(path)
+        replace_file(path, manifest.to_json().encode(), mode=stat.S_IMODE(path.stat().st_mode))
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise BundleError(f"cannot write {path}: {error.strerror}") from error
     return Bundle(path=bundle.path, manifest=manifest)
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file below `folder` but the manifest, as sorted relative paths with forward slashes."""
+    """Return every file below `folder` except the manifest, as sorted relative paths with forward slashes."""
     found = []
     for root, folders, names in os.walk(folder):
         folders.sort()
@@ -119,12 +131,28 @@ def list_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def foreign_entries(bundle: Bundle) -> list[str]:
+    """Return what a bundle's folder holds besides the bundle: files, links and folders, as sorted relative paths."""
+    listed = {entry.path for entry in bundle.manifest.files} | {MANIFEST_NAME}
+    folders = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents}
+    found = []
+    for root, names, files in os.walk(bundle.path):
+        relative = {name: (Path(root) / name).relative_to(bundle.path).as_posix() for name in (*names, *files)}
+        found += [relative[name] for name in files if relative[name] not in listed]
+        for name in list(names):
+            # A link to a folder, or a folder that the manifest has no file in.
+            if (Path(root) / name).is_symlink() or relative[name] not in folders:
+                found.append(relative[name])
+                names.remove(name)
+    return sorted(found)
+
+
 def hash_folder(folder: Path, known: Mapping[str, str] | None = None) -> tuple[FileEntry, ...]:
-    """Hash every file of a bundle being written, in path order.
+    """Hash every file of a bundle that is being written, in path order.
 
     Args:
         folder: The bundle's folder.
-        known: SHA-256 of files that were hashed while they were written, by relative path.
+        known: SHA-256 by relative path of files that were hashed while they were written.
     """
     known = known or {}
     return tuple(
@@ -140,16 +168,16 @@ def verify_bundle(bundle: Bundle, progress: Callable[[int], None] | None = None)
 
     Args:
         bundle: The bundle.
-        progress: Called with the bytes of each chunk hashed.
+        progress: Called with the number of bytes of each chunk hashed.
 
     Returns:
-        Everything that is wrong, in path order; empty if the bundle is sound.
+        All defects, in path order and unlisted files last; empty if the bundle is sound.
     """
     problems = []
     listed = {entry.path: entry for entry in bundle.manifest.files}
     for relative, entry in sorted(listed.items()):
         path = bundle.path / relative
-        # A link could lead out of the bundle and change under it: only real files count.
+        # A link could point out of the bundle, at a file that changes: only regular files are accepted.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             problems.append(Problem(relative, "not a file", f"{relative} is not a regular file"))
             continue

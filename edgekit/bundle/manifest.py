@@ -1,8 +1,8 @@
-"""`manifest.json`: what a bundle is, where it came from, what it needs and which bytes it is made of.
+"""`manifest.json`: a bundle's model, source, memory, compatible targets and files.
 
-Fields this version does not know are kept as they are, so that an old device can carry a newer bundle.
-A path in a manifest never leaves the bundle's folder. The file begins with its own digest: the SHA-256 of its
-bytes with the digest's 64 digits replaced by zeros, so that a flipped bit in the manifest itself is found too.
+Unknown fields are kept, so that an old device accepts a newer bundle. A path in a manifest never leaves the bundle's
+folder. The file begins with its own digest, the SHA-256 of its bytes with the digest's 64 digits replaced by zeros:
+a flipped bit in the manifest is detected too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 from edgekit.errors import BundleError, IncompatibleBundleError
 
-__all__ = ["MANIFEST_NAME", "SCHEMA", "Artifact", "FileEntry", "Manifest", "MemoryTable"]
+__all__ = ["LAYOUTS", "MANIFEST_NAME", "SCHEMA", "Artifact", "FileEntry", "Manifest", "MemoryTable", "layout_of"]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
+LAYOUTS = {"portable": 2, "native": 2}
+"""By dialect: 2 reads the KV cache in place, where 1 sliced or transposed it in every step."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(rb'\{\n  "digest": "([0-9a-f]{64})",\n')
 _ZEROS = "0" * 64
@@ -41,7 +43,7 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse paths out of the bundle and anything that is no digest."""
+        """Reject paths outside the bundle, malformed digests and negative sizes."""
         path = PurePosixPath(self.path)
         if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path or "\0" in self.path:
             raise BundleError(f"{MANIFEST_NAME}: `{self.path}` is not a path inside the bundle")
@@ -55,24 +57,44 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What runs.
+    """The files that a runner executes.
 
     Attributes:
-        kind: `onnx` or `mlx`; it chooses the runner.
+        kind: `onnx` or `mlx`; selects the runner.
         dialect: For ONNX `onnxruntime`, `optimum`, `portable` or `native`; empty for MLX.
+        layout: Version of the dialect's inputs and outputs: `LAYOUTS`.
     """
 
     kind: str
     dialect: str = ""
+    layout: int = 1
+
+    def check_layout(self) -> None:
+        """Refuse a graph whose inputs and outputs this version does not know.
+
+        Raises:
+            IncompatibleBundleError: It has another layout.
+        """
+        known = layout_of(self.dialect)
+        if self.layout != known:
+            raise IncompatibleBundleError(
+                f"the bundle's `{self.dialect}` graph has layout {self.layout}; this edgekit runs layout {known}",
+                hint="export the model again" if self.layout < known else "update edgekit",
+            )
+
+
+def layout_of(dialect: str) -> int:
+    """Return the version of a dialect's inputs and outputs that this edgekit writes and reads."""
+    return LAYOUTS.get(dialect, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryTable:
-    """What the bundle takes in memory, in bytes.
+    """Memory that the bundle needs, in bytes.
 
     Attributes:
-        weights: The artifact's weights as the runner holds them.
-        kv_cache_per_token: KV cache of one token in one sequence slot, as the runner that the target prefers keeps it.
+        weights: The artifact's weights as the runner stores them.
+        kv_cache_per_token: KV cache per token and sequence slot in the target's preferred runner.
     """
 
     weights: int
@@ -86,18 +108,19 @@ class Manifest:
     Attributes:
         name: The model's name, as `/v1/models` shows it.
         created: UTC time of the export, ISO 8601.
-        edgekit: Version of edgekit that wrote it.
+        edgekit: edgekit version that wrote it.
         source: The checkpoint: its `id` and its `files` with size and SHA-256.
         architecture: Hugging Face `model_type`.
         parameters: Number of weights.
-        recipe: Method, bits and group size, in the recipe's own words.
-        quality: Measured figures, the fields of `edgekit.bundle.quality.Quality`; empty if nothing was measured.
-        context_length: Longest sequence in tokens.
+        recipe: Method, bits and group size, as the recipe reports them.
+        quality: Quality figures, the fields of `edgekit.bundle.quality.Quality`; empty if not measured.
+        context_length: Maximum sequence length in tokens.
+        sampling: Sampling parameters for requests that state none, such as `temperature`; empty if the model has none.
         eos_token_ids: Tokens that end an answer.
         licence: SPDX identifier of the weights, or `unknown`.
-        compatible: Strings of the targets that may run it.
+        compatible: `compatible` strings of the targets that can run it.
         files: Every other file of the bundle.
-        extra: Fields of a newer schema, kept.
+        extra: Unknown fields, from a newer edgekit.
     """
 
     name: str
@@ -115,11 +138,12 @@ class Manifest:
     compatible: tuple[str, ...]
     files: tuple[FileEntry, ...]
     quality: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the text of `manifest.json`, unknown fields included, its digest first."""
+        """Return the content of `manifest.json`: the digest first, unknown fields included."""
         text = json.dumps({"digest": _ZEROS, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n"
         return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1)
 
@@ -134,8 +158,8 @@ class Manifest:
         """Read `manifest.json`.
 
         Raises:
-            BundleError: Its digest is wrong, it is not JSON, or a field is missing or of the wrong kind.
-            IncompatibleBundleError: Its schema is newer than this version can read.
+            BundleError: Its digest is wrong, it is not JSON, or a field is missing or has the wrong type.
+            IncompatibleBundleError: Its schema is newer than this version reads, or its graph has another layout.
         """
         head = _HEAD.match(text)
         if not head:
@@ -161,7 +185,7 @@ class Manifest:
             )
         known = {item.name for item in fields(cls)} - {"extra"} | {"digest"}
         try:
-            return cls(
+            manifest = cls(
                 name=_as(data, "name", str),
                 created=_as(data, "created", str),
                 edgekit=_as(data, "edgekit", str),
@@ -171,6 +195,7 @@ class Manifest:
                 artifact=Artifact(
                     kind=_as(_as(data, "artifact", dict), "kind", str),
                     dialect=str(data["artifact"].get("dialect", "")),
+                    layout=_as({"layout": 1, **data["artifact"]}, "layout", int),
                 ),
                 recipe=_as(data, "recipe", dict),
                 context_length=_as(data, "context_length", int),
@@ -186,11 +211,14 @@ class Manifest:
                     for item in _as(data, "files", list)
                 ),
                 quality=data.get("quality") or {},
+                sampling=_as(data, "sampling", dict) if data.get("sampling") else {},
                 schema=schema,
                 extra={key: value for key, value in data.items() if key not in known},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"{MANIFEST_NAME}: {error}") from error
+        manifest.artifact.check_layout()
+        return manifest
 
 
 def _as(data: Any, key: str, kind: type) -> Any:

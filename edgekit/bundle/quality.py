@@ -1,6 +1,6 @@
-"""What was measured of a bundle against the checkpoint it came from: the manifest's `quality`.
+"""Quality figures of a bundle against its checkpoint: the manifest's `quality`.
 
-A reader keeps what a newer version measured, and a figure that was not measured is absent; it knows no model.
+Unknown figures, from a newer version, are kept; a figure that was not measured is absent.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["Figures", "Quality"]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How far one distribution of next tokens is from another, over many tokens of a text.
+    """Distance between the next-token distributions of bundle and checkpoint, over the tokens of a text.
 
     Attributes:
-        perplexity: Of the bundle: `exp` of the mean negative log-probability of the text's own next token.
-        kl_mean: Kullback-Leibler divergence of the bundle's distribution from the checkpoint's, in nats per token.
+        perplexity: Perplexity of the bundle: `exp` of the mean negative log-probability of the text's next token.
+        kl_mean: Mean Kullback-Leibler divergence of the bundle's distribution from the checkpoint's, nats per token.
         kl_p99: Its 99th percentile over tokens.
-        top1: Share of the tokens where both think the same token most likely.
+        top1: Share of tokens where both have the same most likely token.
     """
 
     perplexity: float
@@ -36,21 +36,21 @@ class Quality:
     """One measurement. `weights` is the error of the stored weights alone: both sides are computed in float32.
 
     Attributes:
-        text: The text's file name.
-        text_sha256: Of the file.
+        text: File name of the text.
+        text_sha256: SHA-256 of the file.
         against: The checkpoint's id.
         against_stored: How the checkpoint stores its matrices: `float`, or the encodings that were dequantized.
-        window: Tokens per window; every window is a sequence of its own.
-        windows: How many.
-        tokens: Next tokens that were predicted and counted: all of a window but its first.
-        perplexity: Of the checkpoint.
+        window: Tokens per window; every window is a separate sequence.
+        windows: Number of windows.
+        tokens: Predicted tokens: all of a window except its first.
+        perplexity: Perplexity of the checkpoint.
         weights: The bundle's weights against the checkpoint's.
-        runner: The bundle as its own runner computes it, rounding of activations included; None if not measured.
+        runner: The bundle in its runner, with activation rounding; None if not measured.
         layers: Relative error of the hidden states after each layer, `|h' - h| / |h|`, averaged over tokens.
-        matrices: Relative error of each weight matrix, `|W' - W| / |W|`, by its Hugging Face name; a layer whose norms
-            differ is left out, because a recipe has moved factors from its matrices into them.
-        calibrated: The bundle was calibrated on this very text, which flatters it.
-        extra: What a newer version measured, kept.
+        matrices: Relative error of each weight matrix, `|W' - W| / |W|`, by its Hugging Face name. Layers whose norms
+            differ are omitted, because the recipe moved factors from their matrices into the norms.
+        calibrated: Whether the bundle was calibrated on this text, which flatters it.
+        extra: Unknown figures, from a newer edgekit.
     """
 
     text: str
@@ -82,7 +82,7 @@ class Quality:
         """Read the manifest's `quality`.
 
         Raises:
-            BundleError: A figure is missing or of the wrong kind.
+            BundleError: A figure is missing or has the wrong type.
         """
         known = {
             "text", "text_sha256", "against", "against_stored", "window", "windows", "tokens", "perplexity", "weights",

@@ -1,18 +1,19 @@
-"""The command line: verbs only; the one place that prints and exits.
+"""The command line, and the only code that prints and exits.
 
-Each verb's module is imported when the verb is used, so that a device never loads what only export needs.
+Each verb's module is imported on use, so that a device never loads the export's dependencies.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
 from edgekit import __version__
-from edgekit.cli.output import print_error
+from edgekit.cli.output import flags_of, print_error
+from edgekit.cli.streams import discard_output, flush_output, prepare_streams, system_error
 from edgekit.errors import EdgekitError, missing_extra
 
 __all__ = ["main"]
@@ -20,24 +21,21 @@ __all__ = ["main"]
 _VERBS = {
     "export": ("edgekit.cli.export:export", "Turn a checkpoint into a bundle for a target."),
     "models": ("edgekit.cli.export:models", "List the models edgekit knows by name."),
-    "plan": ("edgekit.cli.plan:plan", "Say what a model takes on a target, before anything is downloaded."),
-    "optimum": ("edgekit.cli.optimum:optimum", "Install Optimum, for models edgekit itself does not know."),
+    "plan": ("edgekit.cli.plan:plan", "Estimate memory and speed of a model on a target, without downloading it."),
+    "optimum": ("edgekit.cli.optimum:optimum", "Install Optimum, for architectures edgekit does not support itself."),
     "targets": ("edgekit.cli.device:targets", "List the devices edgekit exports for, or show one."),
-    "doctor": ("edgekit.cli.device:doctor", "Say which target this machine is and what it lacks."),
-    "info": ("edgekit.cli.bundle:info", "Show what a bundle is."),
-    "verify": ("edgekit.cli.bundle:verify", "Check every byte of a bundle; --build proves it with NVIDIA's builder."),
-    "eval": (
-        "edgekit.cli.eval:evaluate",
-        "Measure what quantization did to a bundle.",
-    ),
+    "doctor": ("edgekit.cli.device:doctor", "Identify this machine's target and check what is missing."),
+    "info": ("edgekit.cli.bundle:info", "Show a bundle's model, recipe, size, memory and quality."),
+    "verify": ("edgekit.cli.bundle:verify", "Check every byte of a bundle; --build also builds it with TensorRT."),
+    "eval": ("edgekit.cli.eval:evaluate", "Measure a bundle's quantization error against its checkpoint."),
     "run": ("edgekit.cli.run:run", "Answer a prompt, or chat, in this terminal."),
-    "serve": ("edgekit.cli.serve:serve", "Answer over HTTP and MQTT."),
-    "ask": ("edgekit.cli.ask:ask", "Ask a running daemon, over either door."),
+    "serve": ("edgekit.cli.serve:serve", "Serve a bundle over HTTP and MQTT."),
+    "ask": ("edgekit.cli.ask:ask", "Send a prompt to a running daemon, over HTTP or MQTT."),
     "service": ("edgekit.cli.service:service", "Install, remove or inspect the system service."),
 }
 
 
-# The extra that brings what a verb imports, where the base install lacks it.
+# The extra that a verb's imports need beyond the base install.
 _EXTRAS = {
     "export": "export",
     "plan": "export",
@@ -50,7 +48,7 @@ _EXTRAS = {
 
 
 class _Verbs(click.Group):
-    """A group that knows its verbs by name and imports one when it is used."""
+    """A command group that imports a verb's module when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(_VERBS)
@@ -62,6 +60,15 @@ class _Verbs(click.Group):
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)  # noqa: S101  a slip in the table above, not a user's mistake
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; print its error with the options that it mentions spelled as the verb's flags."""
+        try:
+            return super().invoke(ctx)
+        except EdgekitError as error:
+            verb = self.get_command(ctx, ctx.invoked_subcommand or "")
+            print_error(*error.spelled(flags_of(verb or self)))
+            ctx.exit(error.exit_status)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  as above
         with formatter.section("Verbs"):
@@ -76,31 +83,45 @@ def _cli() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong command line or configuration, 130 interrupted."""
+    prepare_streams()
+    status = _run()
     try:
-        # A verb that asks for an exit status of its own gets it returned.
-        status = _cli.main(prog_name="edgekit", standalone_mode=False) or 0
+        flush_output()
+    except OSError as error:
+        discard_output()
+        status = status or _report(error)
+    sys.exit(status)
+
+
+def _run() -> int:
+    try:
+        # A verb's own exit status comes back as the return value.
+        return _cli.main(prog_name="edgekit", standalone_mode=False) or 0
     except click.exceptions.Abort:
-        status = 130
+        return 130
     except KeyboardInterrupt:
-        status = 130
+        return 130
     except click.ClickException as error:
         hint = None
         if isinstance(error, click.UsageError) and error.ctx is not None:
             hint = f"{error.ctx.command_path} --help"
         print_error(error.format_message(), hint)
-        status = error.exit_code
-    except EdgekitError as error:
-        print_error(error.message, error.hint)
-        status = error.exit_status
+        return error.exit_code
     except ModuleNotFoundError as error:
         verb = next((word for word in sys.argv[1:] if word in _EXTRAS), None)
         if verb is None or error.name is None or error.name.startswith("edgekit"):
             raise
         missing = missing_extra(error.name.partition(".")[0], _EXTRAS[verb])
         print_error(missing.message, missing.hint)
-        status = missing.exit_status
-    except BrokenPipeError:
-        # The reader of our output went away (`edgekit models | head`): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    sys.exit(status)
+        return missing.exit_status
+    except OSError as error:
+        discard_output()
+        return _report(error)
+
+
+def _report(error: OSError) -> int:
+    # The reader of a pipe may have seen enough (`edgekit models | head`).
+    if not isinstance(error, BrokenPipeError):
+        shown = system_error(error)
+        print_error(shown.message, shown.hint)
+    return 1

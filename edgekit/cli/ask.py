@@ -1,120 +1,57 @@
-"""`edgekit ask`: ask a running daemon, over either door."""
+"""`edgekit ask`: send a prompt to a running daemon over HTTP or MQTT."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekit.cli.output import print_piece, stderr
-from edgekit.errors import ConfigError
-from edgekit.generation.request import Delta, Finish, Message
+from edgekit.cli.addresses import Daemon, daemon_options
+from edgekit.cli.input import check_text, read_stdin
+from edgekit.cli.max_tokens import max_tokens_option, note_cut_off, one_shot_limit
+from edgekit.cli.output import print_delta, print_restart, stderr
+from edgekit.generation.types import Delta, Finished, Message, Restarted
 
-__all__ = ["ask", "split_address"]
+__all__ = ["ask"]
 
 
 @click.command()
 @click.argument("prompt")
-@click.option("--http", "url", metavar="URL", help="Server [http://127.0.0.1:8090].")
-@click.option("--mqtt", "broker", metavar="HOST[:PORT]", help="Ask over MQTT through this broker instead.")
-@click.option("--device", help="Which device to ask over MQTT [this host's name].")
-@click.option("--username", help="At the broker.")
-@click.option("--password-file", type=click.Path(path_type=Path, exists=True), help="File with the password.")
-@click.option("--tls", is_flag=True, help="Speak TLS with the broker.")
-@click.option("--ca-file", type=click.Path(path_type=Path, exists=True), help="Authorities to trust [the system's].")
-@click.option("--prefix", default="edgekit", show_default=True, help="First level of the device's topics.")
-@click.option("--reply-prefix", default="edgekit-replies", show_default=True, help="Where the answer is listened for.")
+@daemon_options
 @click.option("--system", help="System message.")
-@click.option("--max-tokens", type=int)
-@click.option("--temperature", type=float)
-@click.option("--seed", type=int)
-@click.option(
-    "--timeout", "timeout_s", type=float, default=120.0, show_default=True, help="Seconds of silence to bear."
-)
+@max_tokens_option
+@click.option("--temperature", type=float, help="Sampling temperature; 0 is greedy [the model's, else 0].")
+@click.option("--seed", type=int, help="Seed for sampling.")
 @click.option("--stats", is_flag=True, help="Print tokens/s to stderr.")
-def ask(
-    *,
-    prompt: str,
-    url: str | None,
-    broker: str | None,
-    device: str | None,
-    username: str | None,
-    password_file: Path | None,
-    tls: bool,
-    ca_file: Path | None,
-    prefix: str,
-    reply_prefix: str,
-    system: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    timeout_s: float,
-    stats: bool,
-) -> None:
-    """Ask PROMPT of a running daemon and stream the answer. A prompt of `-` is read from standard input."""
-    if url and broker:
-        raise ConfigError("--http and --mqtt are two doors: choose one")
-    text = sys.stdin.read() if prompt == "-" else prompt
+def ask(*, prompt: str, system: str | None, max_tokens: int | None, stats: bool, **options: Any) -> None:
+    """Send PROMPT to a running daemon and stream the answer. `-` reads the prompt from standard input.
+
+    Without --http and --mqtt, the daemon at http://127.0.0.1:8090 is asked.
+    """
+    daemon = Daemon.from_options(options)
+    text = read_stdin() if prompt == "-" else check_text(prompt, "the prompt")
+    system = check_text(system, "the system message")
     messages = ([Message("system", system)] if system else []) + [Message("user", text)]
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    events: Iterator[Delta | Finish]
-    if broker:
-        from edgekit.client.mqtt import ask_mqtt
-        from edgekit.daemon.mqtt.topics import default_device_id
-
-        host, port = split_address(broker, 1883)
-        password = password_file.read_text(encoding="utf-8").rstrip("\r\n") if password_file else None
-        events = ask_mqtt(
-            host,
-            port or 1883,
-            device or default_device_id(),
-            messages,
-            username=username,
-            password=password,
-            tls=tls,
-            ca_file=ca_file,
-            prefix=prefix,
-            reply_prefix=reply_prefix,
-            timeout_s=timeout_s,
-            **options,
-        )
-    else:
-        from edgekit.client.http import ask_http
-
-        events = ask_http(url or "http://127.0.0.1:8090", messages, timeout_s=timeout_s, **options)
     # Closing the iterator on Ctrl-C tells the daemon to stop generating.
-    with closing(events):
+    with closing(daemon.ask(messages, max_tokens=one_shot_limit(max_tokens), **options)) as events:
         for event in events:
             if isinstance(event, Delta):
-                print_piece(event)
-            else:
+                print_delta(event)
+            elif isinstance(event, Restarted):
+                print_restart()
+            elif isinstance(event, Finished):
                 sys.stdout.write("\n")
-                sys.stdout.flush()  # before what follows on stderr
+                sys.stdout.flush()  # before anything on stderr
+                note_cut_off(event, max_tokens)
                 if stats:
                     stderr.print(_stats(event), style="dim")
 
 
-def _stats(finish: Finish) -> str:
+def _stats(finish: Finished) -> str:
     rates = finish.timings.as_rates(finish.usage)
-    words = [f"{finish.usage.prompt_tokens} + {finish.usage.completion_tokens} tokens"]
+    parts = [f"{finish.usage.prompt_tokens} + {finish.usage.completion_tokens} tokens"]
     names = {"prompt_tokens_per_s": "prompt", "decode_tokens_per_s": "decode"}
-    words += [f"{names[key]} {value:.0f} tokens/s" for key, value in rates.items()]
-    return ", ".join(words)
-
-
-def split_address(address: str, default_port: int | None) -> tuple[str, int | None]:
-    """Split `HOST`, `HOST:PORT` or `[IPV6]:PORT`.
-
-    Raises:
-        ConfigError: The port is no port.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
-        return address.strip("[]"), default_port
-    if not port.isdigit() or not 0 < int(port) < 65536 or not host:
-        raise ConfigError(f"`{address}` is not HOST or HOST:PORT")
-    return host.strip("[]"), int(port)
+    parts += [f"{names[key]} {value:.0f} tokens/s" for key, value in rates.items()]
+    return ", ".join(parts)

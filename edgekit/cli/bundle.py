@@ -10,9 +10,11 @@ import click
 from rich.table import Table
 
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
+from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.errors import BundleError, IncompatibleBundleError
 
 __all__ = ["info", "verify"]
@@ -29,10 +31,10 @@ __all__ = ["info", "verify"]
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def info(*, bundle: Path, report_path: Path | None, as_json: bool) -> None:
-    """Show what BUNDLE is: model, recipe, size, memory, licence, which devices run it, and what was measured of it."""
+    """Show BUNDLE's model, recipe, size, memory, licence, compatible devices and quality figures."""
     manifest = open_bundle(bundle).manifest
     if report_path is not None:
-        from edgekit.export.report import write_report
+        from edgekit.export.evaluation.report import write_report
 
         if not manifest.quality:
             raise BundleError(
@@ -51,18 +53,19 @@ def info(*, bundle: Path, report_path: Path | None, as_json: bool) -> None:
     table.add_column()
     for row in (
         ("model", f"{manifest.name}  ({manifest.architecture}, {manifest.parameters / 1e6:,.0f} M parameters)"),
-        ("for", ", ".join(manifest.compatible)),
+        ("compatible", ", ".join(manifest.compatible)),
         ("artifact", kind),
-        *(("runs here on", text) for text in _runs_here_on(bundle, manifest.artifact.dialect)),
+        *(("runner here", text) for text in _runner_here(bundle, manifest.artifact.dialect)),
         ("recipe", str(manifest.recipe.get("summary", ""))),
         ("weights", bytes_text(weights)),
         (
             "context",
             f"{manifest.context_length:,} tokens; KV cache {bytes_text(per_token)} each, {bytes_text(full)} when full",
         ),
+        *(("sampling", f"{text} where a request says nothing") for text in _sampling(manifest)),
         ("licence", manifest.licence),
         ("source", str(manifest.source.get("id", ""))),
-        ("made", f"{manifest.created} by edgekit {manifest.edgekit}"),
+        ("created", f"{manifest.created} by edgekit {manifest.edgekit}"),
         ("files", ", ".join(f"{entry.path} ({bytes_text(entry.size)})" for entry in manifest.files)),
     ):
         table.add_row(*row)
@@ -75,26 +78,35 @@ def info(*, bundle: Path, report_path: Path | None, as_json: bool) -> None:
             console.print(note, style="dim")
 
 
-def _runs_here_on(folder: Path, dialect: str) -> Iterator[str]:
-    """What runs a bundle on this machine, where there is a choice."""
+def _sampling(manifest: Manifest) -> Iterator[str]:
+    """The model's own sampling defaults, if it has any."""
+    if manifest.sampling:
+        yield ", ".join(f"{name} {value}" for name, value in sorted(manifest.sampling.items()))
+
+
+def _runner_here(folder: Path, dialect: str) -> Iterator[str]:
+    """The runner that this machine would use, where there are several."""
     if dialect != "onnxruntime":
         return
     try:
-        from edgekit.runners.cpu.choice import Ready, look
+        from edgekit.runners.cpu.select import Available, probe
 
-        found = look(folder)
+        found = probe(folder)
     except (ImportError, BundleError):
-        # Without numpy nothing runs here; what is damaged, `edgekit verify` says.
+        # Without numpy nothing runs here; damage is for `edgekit verify` to report.
         return
-    yield f"the CPU kernels, {found.kernels.variant}" if isinstance(found, Ready) else f"onnxruntime: {found.reason}"
+    yield (
+        f"the CPU kernels, {found.kernels.variant}" if isinstance(found, Available) else f"onnxruntime: {found.reason}"
+    )
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--build", is_flag=True, help="Also parse and build the graph with NVIDIA's parser and builder.")
+@click.option("--build", is_flag=True, help="Also parse and build the graph with TensorRT for RTX.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
     """Check every byte of BUNDLE against its manifest."""
+    clean_up_when_terminated()
     opened = open_bundle(bundle)
     total = sum(entry.size for entry in opened.manifest.files)
     done = 0
@@ -124,9 +136,10 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
-    """Parse and build the graph with NVIDIA's library, and say what came of it."""
-    from edgekit.export.tensorrt_build import DIALECTS, build_engine
-    from edgekit.target import load_target, targets
+    """Parse and build the graph with TensorRT for RTX and report the result."""
+    from edgekit.export.tensorrt.build import DIALECTS, build_engine
+    from edgekit.profile import unreadable
+    from edgekit.target import load_targets
 
     manifest = bundle.manifest
     if manifest.artifact.dialect not in DIALECTS:
@@ -136,26 +149,36 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
         )
     capabilities = {
         target.compute_capability
-        for target in map(load_target, targets())
+        for target in load_targets()
         if target.compatible in manifest.compatible and target.compute_capability
     }
     if not capabilities:
-        raise IncompatibleBundleError(f"no known target is called {', '.join(manifest.compatible)}")
+        raise IncompatibleBundleError(
+            f"no known target is compatible with {', '.join(manifest.compatible)}",
+            hint="; ".join(error.message for error in unreadable()) or None,
+        )
     if not quiet:
-        stderr.print("building with NVIDIA's builder …", style="dim")
+        stderr.print("building with TensorRT for RTX …", style="dim")
     report = build_engine(bundle.path, compute_capability=min(capabilities))
     if report.int4_bytes and not report.int4_kept:
+        expanded = (*report.decode.expanded, *report.prefill.expanded)
         raise BundleError(
-            f"the builder expanded the INT4 weights: the engine has {bytes_text(report.engine_bytes)}, "
-            f"the graph {bytes_text(report.graph_bytes)}"
+            f"the builder expanded {len(expanded)} of the INT4 matrices, first that of {expanded[0]}: the engine has "
+            f"{bytes_text(report.engine_bytes)}, the graph {bytes_text(report.graph_bytes)}"
         )
     if not quiet:
-        int4 = "INT4 is kept" if report.int4_bytes else "it has no INT4 to keep"
+        int4 = "INT4 weights kept" if report.int4_bytes else "no INT4 weights"
         console.print(
-            f"{report.library} {report.version} built it for {report.built_for} (the device: compute capability "
-            f"{report.compute_capability}) in {report.seconds:.1f} s with {bytes_text(report.peak_memory_bytes)} "
-            f"of memory\nengine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
+            f"built by {report.library} {report.version} for {report.built_for} (device: compute capability "
+            f"{report.compute_capability}) in {report.seconds:.1f} s, peak memory "
+            f"{bytes_text(report.peak_memory_bytes)}\n"
+            f"engine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
         )
+        for name, profile in (("one token", report.decode), ("a chunk", report.prefill)):
+            console.print(
+                f"a step of {name}: {profile.kernels} kernels, {profile.int4} matrix products read INT4, "
+                f"{len(profile.expanded)} do not, {len(profile.cache_copies)} kernels copy the KV cache"
+            )
         for warning in report.warnings:
             stderr.print(f"  {warning}", style="dim")
     return asdict(report)

@@ -6,25 +6,30 @@ import os
 
 import click
 from rich.table import Table
+from rich.text import Text
 
-from edgekit import target as profiles
-from edgekit.cli.output import console, print_json
+from edgekit.cli.output import console, print_json, print_warning
+from edgekit.recognition import check_targets
+from edgekit.target import Target, load_target, load_targets
 
 __all__ = ["doctor", "targets"]
 
-_MARKS = {"ok": "[green]ok[/]", "note": "[dim]-[/]", "warn": "[yellow]warn[/]", "missing": "[red]missing[/]"}
+_MARKS = {"ok": ("ok", "green"), "note": ("-", "dim"), "warn": ("warn", "yellow"), "missing": ("missing", "red")}
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--memory-gib", type=float, help="Memory of the device, where its name leaves it open.")
+@click.option("--memory-gib", type=float, help="Memory of the device, if the target comes in several sizes.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def targets(*, name: str | None, memory_gib: float | None, as_json: bool) -> None:
-    """List the devices edgekit exports for, or show the facts of the one called NAME."""
-    if name is not None:
-        _show(profiles.load_target(name, memory_gib=memory_gib), as_json=as_json)
+    """List the devices edgekit exports for, or show the profile of NAME."""
+    shown = None if name is None else load_target(name, memory_gib=memory_gib)
+    for error in check_targets():
+        print_warning(error.message, error.hint)
+    if shown is not None:
+        _show(shown, as_json=as_json)
         return
-    known = [profiles.load_target(item) for item in profiles.targets()]
+    known = load_targets()
     if as_json:
         print_json([item.describe() for item in known])
         return
@@ -39,7 +44,7 @@ def targets(*, name: str | None, memory_gib: float | None, as_json: bool) -> Non
     console.print(table)
 
 
-def _show(target: profiles.Target, *, as_json: bool) -> None:
+def _show(target: Target, *, as_json: bool) -> None:
     facts = target.describe()
     if as_json:
         print_json(facts)
@@ -59,7 +64,7 @@ def _show(target: profiles.Target, *, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def doctor(*, as_json: bool) -> None:
-    """Say which target this machine is and what it lacks, with the command that mends it."""
+    """Identify this machine's target and check what is missing, with the command that fixes it."""
     from edgekit.config import load_config
     from edgekit.doctor import diagnose
 
@@ -67,14 +72,16 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         print_json(diagnosis.to_json())
         return
-    console.print(f"[bold]{diagnosis.title}[/]: --target {diagnosis.target}\n")
+    console.print(Text.assemble((diagnosis.title, "bold"), f": --target {diagnosis.target}\n"))
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(style="bold")
     table.add_column()
     for check in diagnosis.checks:
-        fix = f"\n[cyan]{check.fix}[/]" if check.fix and check.state != "ok" else ""
-        table.add_row(_MARKS[check.state], check.name, check.detail + fix)
+        found = Text(check.detail)
+        if check.fix and check.state != "ok":
+            found.append(f"\n{check.fix}", "cyan")
+        table.add_row(Text(*_MARKS[check.state]), check.name, found)
     console.print(table)
     if not diagnosis.ready:
         raise click.exceptions.Exit(1)

@@ -1,4 +1,4 @@
-"""`edgekit eval`."""
+"""`edgekit eval`: measure a bundle's quantization error."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 from edgekit.bundle.bundle import open_bundle, store_quality
 from edgekit.cli.output import console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
+from edgekit.cli.termination import clean_up_when_terminated
+from edgekit.config import MAX_THREADS
 
 __all__ = ["evaluate"]
 
@@ -17,13 +19,15 @@ __all__ = ["evaluate"]
 @click.command(name="eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", required=True, metavar="MODEL", help="The checkpoint it was exported from, as for export.")
-@click.option("--text", "text_path", required=True, type=click.Path(path_type=Path), help="A UTF-8 text to measure on.")
+@click.option(
+    "--text", "text_path", required=True, type=click.Path(path_type=Path), help="UTF-8 text file to measure on."
+)
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window.")
-@click.option("--windows", type=int, default=16, show_default=True, help="The most windows.")
-@click.option("--runner", is_flag=True, help="Run the bundle too: its runner's rounding of activations is then seen.")
+@click.option("--windows", type=int, default=16, show_default=True, help="Maximum number of windows.")
+@click.option("--runner", is_flag=True, help="Also run the bundle, to include its runner's activation rounding.")
 @click.option("--save", is_flag=True, help="Store the figures in the bundle's manifest.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), help="Write an HTML report.")
-@click.option("--threads", type=int, help="Threads [one per physical core].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads [one per usable core].")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def evaluate(
@@ -40,15 +44,17 @@ def evaluate(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """Measure what quantization did to BUNDLE: perplexity, KL divergence and agreement with its checkpoint.
+    """Measure BUNDLE's quantization error: perplexity, KL divergence and top-1 agreement with its checkpoint.
 
-    Both are computed in float32, layer by layer, so the figures are the error of the weights alone. Measure on a text
-    that the recipe was not calibrated on.
+    Both are computed in float32, layer by layer, so the figures show the error of the weights alone. Measure on a
+    text that the recipe was not calibrated on.
     """
-    from edgekit.export.checkpoints import open_checkpoint
-    from edgekit.export.evaluate import EvaluationOptions
-    from edgekit.export.evaluate import evaluate as measure
-    from edgekit.export.windows import read_text
+    from edgekit.export.evaluation.evaluate import EvaluationOptions
+    from edgekit.export.evaluation.evaluate import evaluate as measure
+    from edgekit.export.recipes.token_windows import read_text
+    from edgekit.export.sources.open import open_checkpoint
+
+    clean_up_when_terminated()
 
     opened = open_bundle(bundle)
     text = read_text(text_path)
@@ -58,7 +64,7 @@ def evaluate(
     if save:
         opened = store_quality(opened, quality)
     if report_path is not None:
-        from edgekit.export.report import write_report
+        from edgekit.export.evaluation.report import write_report
 
         write_report(report_path, opened.manifest, quality)
     if as_json:

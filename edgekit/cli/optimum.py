@@ -7,31 +7,33 @@ from pathlib import Path
 import click
 
 from edgekit.cli.output import console, stderr
+from edgekit.cli.termination import clean_up_when_terminated
 
 __all__ = ["optimum"]
 
 
 @click.group()
 def optimum() -> None:
-    """Make the environment in which Optimum exports models that edgekit itself does not know."""
+    """Manage the environment in which Optimum exports architectures that edgekit does not support itself."""
 
 
 @optimum.command()
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where [edgekit's cache].")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Target folder [edgekit's cache].")
 @click.option(
     "--extra-index-url",
     "urls",
     multiple=True,
     metavar="URL",
-    help="Another package index. On Linux PyPI's torch is a CUDA build of gigabytes; "
-    "https://download.pytorch.org/whl/cpu has the small one.",
+    help="Additional package index. On Linux PyPI's torch is a CUDA build of gigabytes; "
+    "https://download.pytorch.org/whl/cpu has the CPU build.",
 )
 def install(*, folder: Path | None, urls: tuple[str, ...]) -> None:
-    """Install Optimum, torch and transformers into an environment of their own, and print its python."""
+    """Install Optimum, torch and transformers into a separate environment and print the path of its Python."""
     from edgekit.export.optimum import env
 
-    place = folder or env.default_folder()
-    python = env.install(place, extra_index_urls=urls)
-    console.print(str(python), markup=False)
+    clean_up_when_terminated()
+
+    python = env.install(folder or env.default_folder(), extra_index_urls=urls)
+    console.print(str(python))
     if folder is not None and console.is_terminal:
         stderr.print(f"\nto use it: export {env.VARIABLE}={python}")

@@ -1,4 +1,4 @@
-"""How quality figures look in a terminal: `edgekit eval` and `edgekit info` show them alike."""
+"""Quality figures in the terminal, for `edgekit eval` and `edgekit info`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["quality_notes", "quality_table"]
 
 
 def quality_table(quality: Quality) -> Table:
-    """The figures, one column per side."""
+    """The figures, one column each for checkpoint, bundle and runner."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("quality")
-    columns = [("checkpoint", None), ("bundle", quality.weights), ("as its runner computes it", quality.runner)]
+    columns = [("checkpoint", None), ("bundle", quality.weights), ("bundle in its runner", quality.runner)]
     shown = [(name, figures) for name, figures in columns if figures is not None or name == "checkpoint"]
     for name, _ in shown:
         table.add_column(name, justify="right")
@@ -28,7 +28,7 @@ def quality_table(quality: Quality) -> Table:
 
 
 def quality_notes(quality: Quality) -> list[str]:
-    """What one must know to read the figures, a line each."""
+    """Notes on how the figures were measured, one line each."""
     stored = "" if quality.against_stored == "float" else f", which stores {quality.against_stored}"
     counted = f"{quality.tokens:,} tokens of {quality.text} (SHA-256 {quality.text_sha256[:12]}…)"
     notes = [
@@ -36,5 +36,5 @@ def quality_notes(quality: Quality) -> list[str]:
         f"against {quality.against}{stored}",
     ]
     if quality.calibrated:
-        notes.append("the recipe was calibrated on this very text: the figures flatter it; measure on another")
+        notes.append("the recipe was calibrated on this text, which flatters the figures; measure on another")
     return notes

@@ -2,124 +2,141 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgekit.cli.output import print_piece, stderr
-from edgekit.errors import EdgekitError
-from edgekit.generation.decode import generate
-from edgekit.generation.engine import Engine
-from edgekit.generation.model import TextModel, load_model
-from edgekit.generation.request import ChatRequest, Delta, Failure, Finish, Message, Sampling
+from edgekit.bundle.bundle import open_bundle
+from edgekit.bundle.check import check_bundle
+from edgekit.cli.addresses import Daemon, daemon_options
+from edgekit.cli.chat.answering import Answering, LocalModel
+from edgekit.cli.chat.rendering import show_rates
+from edgekit.cli.chat.session import Session
+from edgekit.cli.chat.settings import Settings
+from edgekit.cli.chat.turn import answer, continue_text
+from edgekit.cli.input import check_text, is_terminal, read_stdin
+from edgekit.cli.max_tokens import chat_limit, max_tokens_option, note_cut_off, one_shot_limit
+from edgekit.cli.output import progress_bar, spinner
+from edgekit.config import MAX_THREADS
+from edgekit.errors import ConfigError
+from edgekit.generation.model import load_model
+from edgekit.generation.types import Finished, Message
 
 __all__ = ["run"]
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", required=False)
 @click.argument("prompt", required=False)
 @click.option("--system", help="System message.")
-@click.option("--max-tokens", type=int, help="Most tokens to answer with [up to the context length].")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 always takes the likeliest token.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--top-k", type=int, default=0, help="0 is off.")
-@click.option("--seed", type=int, help="Same seed, same answer.")
-@click.option("--context-length", type=int, help="Tokens to hold [the bundle's].")
-@click.option("--threads", type=int, help="Threads [one per physical core].")
+@click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the model's chat template.")
+@max_tokens_option
+@click.option("--temperature", type=float, help="Sampling temperature; 0 is greedy [the model's, else 0].")
+@click.option("--top-p", type=float, help="Nucleus sampling; 1 is off [the model's, else 1].")
+@click.option("--top-k", type=int, help="Sample from the K likeliest tokens; 0 is off [the model's, else 0].")
+@click.option("--seed", type=int, help="Seed for sampling: the same seed gives the same answer.")
+@click.option("--context-length", type=int, help="Maximum tokens of the chat [the bundle's].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads [one per usable core].")
+@click.option("--ignore-compatible", is_flag=True, help="Run a bundle that was made for other targets.")
 @click.option("--stats", is_flag=True, help="Print tokens/s to stderr.")
+@daemon_options
 def run(
     *,
-    bundle: Path,
+    bundle: str | None,
     prompt: str | None,
     system: str | None,
+    raw: bool,
     max_tokens: int | None,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    seed: int | None,
     context_length: int | None,
     threads: int | None,
+    ignore_compatible: bool,
     stats: bool,
+    **options: Any,
 ) -> None:
-    """Answer PROMPT from BUNDLE; without a prompt, chat. A prompt of `-` is read from standard input."""
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    messages = [Message("system", system)] if system else []
-    model = load_model(bundle, context_length=context_length, threads=threads)
-    chat = _Chat(model, messages, sampling, max_tokens, stats=stats)
-    try:
+    """Answer PROMPT with BUNDLE, or chat if there is no prompt. `-` reads the prompt from standard input.
+
+    A model without a chat template continues PROMPT. With --http or --mqtt a running daemon answers, and there is no
+    BUNDLE.
+    """
+    remote = bool(options["url"] or options["broker"])
+    daemon = Daemon.from_options(options)
+    if remote:
         if prompt is not None:
-            chat.answer(sys.stdin.read() if prompt == "-" else prompt)
-        elif sys.stdin.isatty():
-            _repl(chat)
+            raise ConfigError("a daemon answers with its own model", hint="leave out BUNDLE")
+        if raw:
+            raise ConfigError("--raw needs a bundle", hint="a daemon continues text at /v1/completions")
+        bundle, prompt = None, bundle
+    elif bundle is None:
+        raise ConfigError("no bundle to run", hint="edgekit run BUNDLE, or --http URL for a running daemon")
+    one_shot = prompt is not None or not is_terminal(sys.stdin)
+    limit = one_shot_limit(max_tokens) if one_shot else chat_limit(max_tokens)
+    settings = Settings({name: value for name, value in options.items() if value is not None}, limit)
+    settings.check()
+    session = Session(check_text(system, "the system message"), settings, verbose=stats)
+    typed = check_text(prompt, "the prompt")
+    with ExitStack() as resources:
+        continuing: LocalModel | None = None
+        if bundle is None:
+            model: Answering = _open_remote(daemon)
         else:
-            chat.answer(sys.stdin.read())
-    finally:
-        model.close()
+            model = _open(Path(bundle), context_length, threads, resources, ignore_compatible=ignore_compatible)
+            continuing = model if raw or not model.chats else None
+        if continuing is not None and (system or not one_shot):
+            raise ConfigError(
+                "a system message needs a chat template" if system else "without a chat template there is no chat",
+                hint="give a text to continue: edgekit run BUNDLE PROMPT",
+            )
+        if not one_shot:
+            from edgekit.cli.chat.repl import chat
 
-
-class _Chat:
-    """A conversation held in memory; each answer becomes part of it."""
-
-    def __init__(
-        self, model: TextModel, messages: list[Message], sampling: Sampling, max_tokens: int | None, *, stats: bool
-    ) -> None:
-        self._model = model
-        # It remembers the conversation: only what is new is computed.
-        self._engine = Engine(model)
-        self._system = list(messages)
-        self._messages = messages
-        self._sampling = sampling
-        self._max_tokens = max_tokens
-        self._stats = stats
-
-    def forget(self) -> None:
-        """Start over."""
-        self._messages = list(self._system)
-
-    def answer(self, text: str) -> None:
-        """Stream the answer to stdout."""
-        asked = [*self._messages, Message("user", text)]
-        request = ChatRequest(id="run", messages=tuple(asked), sampling=self._sampling, max_tokens=self._max_tokens)
-        pieces = []
-        for event in generate(self._model, request, engine=self._engine):
-            if isinstance(event, Delta):
-                print_piece(event)
-                if not event.reasoning:
-                    pieces.append(event.text)
-            elif isinstance(event, Failure):
-                raise event.error
-            elif isinstance(event, Finish):
-                sys.stdout.write("\n")
-                sys.stdout.flush()  # before what follows on stderr
-                if self._stats:
-                    rates = event.timings.as_rates(event.usage)
-                    stderr.print("  ".join(f"{name} {value:.1f}" for name, value in rates.items()), style="dim")
-        self._messages = [*asked, Message("assistant", "".join(pieces))]
-
-
-def _repl(chat: _Chat) -> None:
-    """Chat until end of file; an error or Ctrl-C ends one answer, not the chat."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  line editing and history for input()
-    stderr.print("Chat; /new starts over, Ctrl-D ends.", style="dim")
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            stderr.print()
+            chat(model, session)
             return
+        text = read_stdin() if prompt in (None, "-") else typed
+        if continuing is not None:
+            finished = continue_text(continuing, text, settings)
+        else:
+            finished = answer(model, session, Message("user", text))
+        if finished is not None:
+            _end(finished, max_tokens, stats=stats)
+
+
+def _end(finished: Finished, max_tokens: int | None, *, stats: bool) -> None:
+    if finished.reason == "cancelled":
+        raise KeyboardInterrupt
+    note_cut_off(finished, max_tokens)
+    if stats:
+        show_rates(finished)
+
+
+def _open_remote(daemon: Daemon) -> Answering:
+    from edgekit.cli.chat.remote import RemoteModel
+
+    return RemoteModel(daemon)
+
+
+def _open(
+    folder: Path, context_length: int | None, threads: int | None, resources: ExitStack, *, ignore_compatible: bool
+) -> LocalModel:
+    """Verify and load a bundle; on a terminal, show what takes time."""
+    bundle = open_bundle(folder)
+    with progress_bar() as bar:
+        check_bundle(
+            bundle, ignore_compatible=ignore_compatible, progress=lambda done, total: bar("verify", done, total)
+        )
+    # On another thread, since a library may load for minutes and this one handles Ctrl-C.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load_model, bundle, context_length=context_length, threads=threads)
+        try:
+            with spinner(f"loading {bundle.manifest.name} …"):
+                while not wait([loading], timeout=0.1).done:
+                    pass
         except KeyboardInterrupt:
-            stderr.print()
-            continue
-        if text == "/new":
-            chat.forget()
-        elif text:
-            try:
-                chat.answer(text)
-            except KeyboardInterrupt:
-                stderr.print("\n(stopped)", style="dim")
-            except EdgekitError as error:
-                stderr.print(f"error: {error.message}", style="red")
+            os._exit(130)  # at the usual end the interpreter would wait for the thread
+        model = loading.result()
+    resources.callback(model.close)
+    return LocalModel(bundle, model)

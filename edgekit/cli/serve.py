@@ -8,30 +8,33 @@ from pathlib import Path
 
 import click
 
+from edgekit.cli.output import print_error
 from edgekit.config import load_config
+from edgekit.daemon.launchd import is_launchd_job
+from edgekit.daemon.log_format import LogFormatter
+from edgekit.errors import ConfigError
 
 __all__ = ["serve"]
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="Configuration file [edgekit.yaml, where there is one]."
-)
-@click.option("--host", help="Address the HTTP door listens on [127.0.0.1].")
-@click.option("--port", "--http-port", type=int, help="Port of the HTTP door [8090]; 0 takes a free one.")
-@click.option("--no-http", is_flag=True, help="Keep the HTTP door closed.")
-@click.option("--mqtt", "broker", metavar="HOST[:PORT]", help="Broker of the MQTT door [closed].")
-@click.option("--device", help="This device's name in MQTT topics [the host's name].")
-@click.option("--context-length", type=int, help="Tokens a chat may hold [the bundle's].")
-@click.option("--threads", type=int, help="Threads that compute [one per physical core].")
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file [the first edgekit.yaml found].")
+@click.option("--host", help="Address of the HTTP API [127.0.0.1].")
+@click.option("--port", "--http-port", type=int, help="Port of the HTTP API [8090]; 0 takes a free one.")
+@click.option("--no-http", is_flag=True, help="Disable the HTTP API.")
+@click.option("--mqtt", "broker", metavar="HOST[:PORT]", help="Enable the MQTT API, through this broker.")
+@click.option("--device", help="This device's id in MQTT topics [`edgekit doctor` shows it].")
+@click.option("--context-length", type=int, help="Maximum tokens of a chat [the bundle's].")
+@click.option("--threads", type=int, help="Compute threads [one per usable core].")
 @click.option(
     "--draft-bundle",
     "--model-draft",
     type=click.Path(path_type=Path),
-    help="Bundle of a smaller model of the same tokenizer, which guesses ahead [none].",
+    help="Bundle of a draft model with the same tokenizer, for speculative decoding [none].",
 )
-@click.option("--draft-max", type=int, help="Tokens that it guesses at most in a step [8].")
+@click.option("--draft-max", type=int, help="Maximum draft tokens per step [8].")
+@click.option("--ignore-compatible", is_flag=True, help="Serve a bundle that was made for other targets.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
 def serve(
     *,
@@ -46,11 +49,11 @@ def serve(
     threads: int | None,
     draft_bundle: Path | None,
     draft_max: int | None,
+    ignore_compatible: bool,
     log_level: str | None,
 ) -> None:
-    """Answer over HTTP and MQTT from BUNDLE until told to stop."""
-    from edgekit.cli.ask import split_address
-    from edgekit.daemon.app import Daemon
+    """Serve BUNDLE over HTTP and MQTT until SIGTERM or Ctrl-C."""
+    from edgekit.cli.addresses import split_address
 
     mqtt_host, mqtt_port = split_address(broker, None) if broker else (None, None)
     flags: dict[str, object | None] = {
@@ -65,11 +68,26 @@ def serve(
         "generation.threads": threads,
         "generation.draft_bundle": draft_bundle,
         "generation.draft_max": draft_max,
+        "generation.ignore_compatible": True if ignore_compatible else None,
         "log_level": log_level,
     }
     overrides = {key: value for key, value in flags.items() if value is not None}
+    try:
+        _serve(config, overrides)
+    except ConfigError as error:
+        if not is_launchd_job():
+            raise
+        # launchd restarts a job after any other status, and a restart does not change the configuration.
+        print_error(error.message, error.hint)
+
+
+def _serve(config: Path | None, overrides: dict[str, object]) -> None:
+    from edgekit.daemon.app import Daemon
+
     settings = load_config(config, env=os.environ, overrides=overrides)
     # The journal adds the time itself.
-    form = "%(levelname)s %(name)s: %(message)s" if "JOURNAL_STREAM" in os.environ else None
-    logging.basicConfig(level=settings.log_level.upper(), format=form or "%(asctime)s %(levelname)s %(message)s")
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(with_time=not journal))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     Daemon(settings).run()

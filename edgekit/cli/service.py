@@ -1,4 +1,4 @@
-"""`edgekit service`: the system service."""
+"""`edgekit service`: install, remove or inspect the system service."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edgekit.cli.output import console, print_json, stderr
 
 __all__ = ["service"]
 
-_scope = click.option("--user", "scope", flag_value="user", default="system", help="Your own account's service.")
-_root = click.option("--root", type=click.Path(path_type=Path), help="An image to work on instead of this machine.")
+_scope = click.option("--user", "scope", flag_value="user", default="system", help="A service of your own account.")
+_root = click.option("--root", type=click.Path(path_type=Path), help="Work on this image instead of this machine.")
 
 
 @click.group()
@@ -21,11 +21,11 @@ def service() -> None:
 
 @service.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--config", type=click.Path(path_type=Path), help="Configuration file the daemon reads.")
-@click.option("--run-as", help="Account to run as [systemd: one made for it].")
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file of the daemon.")
+@click.option("--run-as", help="Account to run as [systemd: a dynamic user].")
 @click.option("--executable", type=click.Path(path_type=Path), help="The edgekit program [this one].")
 @click.option("--no-start", is_flag=True, help="Enable it, but do not start it now.")
-@click.option("--print", "show", is_flag=True, help="Print what would be written, and write nothing.")
+@click.option("--print", "show", is_flag=True, help="Print the unit or property list and write nothing.")
 @_scope
 @_root
 def install(
@@ -39,7 +39,7 @@ def install(
     scope: str,
     root: Path | None,
 ) -> None:
-    """Write, enable and start the service that serves BUNDLE."""
+    """Write, enable and start a service that serves BUNDLE."""
     from edgekit.service.manage import install as install_service
     from edgekit.service.manage import service_file
     from edgekit.service.spec import ServiceSpec, find_executable
@@ -57,7 +57,7 @@ def install(
         click.echo(text, nl=False)
         return
     done = install_service(spec, root=root, start=not no_start)
-    console.print(f"{done.path} is written and enabled" + (", and the service runs" if done.started else ""))
+    console.print(f"wrote and enabled {done.path}" + ("; the service is running" if done.started else ""))
     if done.hint:
         stderr.print(f"\nnext: {done.hint}")
 
@@ -70,7 +70,7 @@ def uninstall(*, scope: str, root: Path | None) -> None:
     from edgekit.service.manage import uninstall as uninstall_service
 
     removed = uninstall_service("user" if scope == "user" else "system", root=root)
-    console.print(f"{removed} is removed" if removed else "there was no service")
+    console.print(f"removed {removed}" if removed else "no service was installed")
 
 
 @service.command()
@@ -78,16 +78,16 @@ def uninstall(*, scope: str, root: Path | None) -> None:
 @_root
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def status(*, scope: str, root: Path | None, as_json: bool) -> None:
-    """Say how the service is."""
+    """Show whether the service is installed, enabled and running."""
     from edgekit.service.manage import status as service_status
 
     found = service_status("user" if scope == "user" else "system", root=root)
     if as_json:
         print_json(found.to_json())
         return
-    words = [found.state, "" if found.enabled is None else "enabled" if found.enabled else "not enabled"]
-    console.print(f"edgekit ({found.manager}, {found.scope}): {', '.join(word for word in words if word)}")
-    for name, value in (("says", found.text), ("pid", found.pid), ("restarts", found.restarts), ("file", found.path)):
+    states = [found.state, "" if found.enabled is None else "enabled" if found.enabled else "not enabled"]
+    console.print(f"edgekit ({found.manager}, {found.scope}): {', '.join(state for state in states if state)}")
+    for name, value in (("status", found.text), ("pid", found.pid), ("restarts", found.restarts), ("file", found.path)):
         if value is not None:
             console.print(f"  {name}: {value}")
     if found.hint:

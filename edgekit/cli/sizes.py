@@ -1,4 +1,4 @@
-"""Sizes as people write them, for options."""
+"""Parses sizes with units, for options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["size_in_bytes"]
 
 
 def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes, with or without a unit: `900MiB`, `1.2GB`."""
+    """Return the bytes of a size with or without a unit: `900MiB`, `1.2GB`."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMG])(i?))?B?", value, re.IGNORECASE)

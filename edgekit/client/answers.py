@@ -1,14 +1,16 @@
-"""What the replies of both doors have in common, read back into events and errors. Knows no transport."""
+"""The parts of requests and replies that HTTP and MQTT share: bodies out, events and errors in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
-from edgekit.errors import EdgekitError, RequestError
-from edgekit.generation.request import Finish, FinishReason, Message, Timings, Usage
+from edgekit.errors import EdgekitError, RequestError, UnavailableError
+from edgekit.generation.message_json import message_body
+from edgekit.generation.types import Finished, FinishReason, Message, ToolCallDelta
+from edgekit.generation.usage import Timings, Usage
 
-__all__ = ["chat_body", "read_error", "read_finish", "unreadable"]
+__all__ = ["chat_body", "read_calls", "read_error", "read_finish", "unreadable"]
 
 
 def chat_body(messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,19 +18,44 @@ def chat_body(messages: Sequence[Message], options: Mapping[str, Any]) -> dict[s
 
     Args:
         messages: The chat.
-        options: Further fields, `max_tokens` or `temperature` say; those that are None are left out.
+        options: Further fields, such as `max_tokens` or `temperature`; None omits a field.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    return {"messages": [{"role": item.role, "content": item.content} for item in messages], "stream": True, **given}
+    return {"messages": [message_body(item) for item in messages], "stream": True, **given}
 
 
-def read_finish(reason: object, usage: object, timings: object) -> Finish:
-    """Return the Finish that a reply describes; what it leaves out counts as 0."""
+def read_calls(value: object, seq: int) -> list[ToolCallDelta]:
+    """Parse the `tool_calls` of a delta or of a complete message; what is not in their form is left out.
+
+    Args:
+        value: The list; None for none.
+        seq: Sequence number of the first.
+    """
+    calls: list[ToolCallDelta] = []
+    for position, item in enumerate(value if isinstance(value, list) else ()):
+        function = _inner(item, "function") if isinstance(item, Mapping) else {}
+        if not function:
+            continue
+        number = item.get("index")
+        calls.append(
+            ToolCallDelta(
+                seq + len(calls),
+                number if isinstance(number, int) else position,
+                str(function.get("arguments") or ""),
+                id=str(item["id"]) if item.get("id") else None,
+                name=str(function["name"]) if function.get("name") else None,
+            )
+        )
+    return calls
+
+
+def read_finish(reason: object, usage: object, timings: object) -> Finished:
+    """Parse the end of a reply; missing figures count as 0."""
     known = reason if reason in get_args(FinishReason) else "stop"
     tokens = usage if isinstance(usage, Mapping) else {}
     seconds = timings if isinstance(timings, Mapping) else {}
     prompt, completion = (_inner(tokens, f"{part}_tokens_details") for part in ("prompt", "completion"))
-    return Finish(
+    return Finished(
         cast("FinishReason", known),
         Usage(
             int(_number(tokens.get("prompt_tokens"))),
@@ -50,24 +77,24 @@ def read_finish(reason: object, usage: object, timings: object) -> Finish:
 
 
 def read_error(body: object) -> EdgekitError:
-    """Return the error that a reply's `error` object describes."""
+    """Parse a reply's `error` object."""
     if not isinstance(body, Mapping):
         return unreadable("an error without a description")
-    retry = body.get("retry_after_s")
-    return RequestError(
-        str(body.get("message") or "the daemon refused the request"),
-        hint=str(body["hint"]) if body.get("hint") else None,
-        code=str(body.get("code") or EdgekitError.code),
-        param=str(body["param"]) if body.get("param") else None,
-        retry_after_s=_number(retry) if retry is not None else None,
-    )
+    message = str(body.get("message") or "the daemon refused the request")
+    hint = str(body["hint"]) if body.get("hint") else None
+    # Over HTTP the message repeats the hint, for clients that show nothing else.
+    message = message.removesuffix(f" ({hint})")
+    code = str(body.get("code") or EdgekitError.code)
+    if body.get("retry_after_s") is not None:
+        return UnavailableError(message, hint=hint, code=code, retry_after_s=_number(body["retry_after_s"]))
+    return RequestError(message, hint=hint, code=code, param=str(body["param"]) if body.get("param") else None)
 
 
 def unreadable(what: str) -> EdgekitError:
-    """Return the error for a reply that is not the protocol's."""
+    """Return the error for a reply that violates the protocol."""
     return EdgekitError(
         f"the daemon's reply cannot be read: {what}",
-        hint="is it an edgekit daemon that answers there?",
+        hint="check that an edgekit daemon runs there",
         code="bad_reply",
     )
 

@@ -1,63 +1,94 @@
-"""Asking over HTTP: one streaming chat completion, as server-sent events. It talks to any OpenAI-compatible server."""
+"""HTTP client: one streaming chat completion, as server-sent events. It works with any OpenAI-compatible server."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
-from edgekit.client.answers import chat_body, read_error, read_finish, unreadable
+from edgekit.client.answers import chat_body, read_calls, read_error, read_finish, unreadable
 from edgekit.errors import ConfigError, EdgekitError
-from edgekit.generation.request import Delta, Finish, Message
+from edgekit.generation.types import Delta, Finished, Message, ToolCallDelta
 
-__all__ = ["ask_http"]
+__all__ = ["ask_http", "describe_http"]
 
 _CONNECT_TIMEOUT_S = 5.0
 
 
 def ask_http(
     url: str, messages: Sequence[Message], *, timeout_s: float = 120.0, **options: Any
-) -> Generator[Delta | Finish, None, None]:
-    """Ask a daemon over HTTP.
+) -> Generator[Delta | ToolCallDelta | Finished, None, None]:
+    """Send a chat to a daemon over HTTP.
 
-    Closing the iterator hangs up, and the daemon then stops generating.
+    Closing the iterator closes the connection, and the daemon then stops generating.
 
     Args:
         url: The server, `http://HOST:PORT`, with or without `/v1`.
         messages: The chat.
-        timeout_s: Longest silence to bear.
-        options: Further fields of the body, `max_tokens` or `temperature` say; None leaves one out.
+        timeout_s: Maximum time without data, in seconds.
+        options: Further fields of the body, such as `max_tokens` or `temperature`; None omits a field.
 
     Yields:
-        Deltas, then one Finish.
+        Deltas of the text and of tool calls, then one `Finished`.
 
     Raises:
-        EdgekitError: `daemon_unreachable`, `timeout`, `bad_reply`, or what the daemon answered.
-        ConfigError: `url` is no URL.
+        EdgekitError: `daemon_unreachable`, `timeout`, `bad_reply`, or the daemon's error.
+        ConfigError: `url` is not a URL.
     """
     base = url.rstrip("/").removesuffix("/v1")
     body = chat_body(messages, {"stream_options": {"include_usage": True}, **options})
+    with (
+        _client(url, base, timeout_s) as client,
+        client.stream("POST", f"{base}/v1/chat/completions", json=body) as response,
+    ):
+        if response.status_code != 200:
+            raise _refusal(response)
+        yield from _events(response.iter_lines())
+
+
+def describe_http(url: str) -> dict[str, Any]:
+    """Return the first model of `GET /v1/models`, with its `id`.
+
+    Args:
+        url: As for `ask_http`.
+
+    Raises:
+        EdgekitError, ConfigError: As for `ask_http`.
+    """
+    base = url.rstrip("/").removesuffix("/v1")
+    with _client(url, base, _CONNECT_TIMEOUT_S) as client:
+        response = client.get(f"{base}/v1/models")
+        if response.status_code != 200:
+            raise _refusal(response)
+        body = _decode(response.text)
+    models = body.get("data")
+    if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
+        raise unreadable("no list of models")
+    if not models:
+        raise EdgekitError(f"the daemon at {base} is still loading its model", hint="try again", code="not_ready")
+    return dict(models[0])
+
+
+@contextmanager
+def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
+    """An HTTP client whose errors are ours."""
     limits = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
     try:
-        with (
-            # A proxy of the environment would be asked even for loopback, and knows no device.
-            httpx.Client(timeout=limits, trust_env=False) as client,
-            client.stream("POST", f"{base}/v1/chat/completions", json=body) as response,
-        ):
-            if response.status_code != 200:
-                raise _refusal(response)
-            yield from _events(response.iter_lines())
+        # A proxy from the environment would be used even for loopback, and cannot reach the device.
+        with httpx.Client(timeout=limits, trust_env=False) as client:
+            yield client
     except httpx.ConnectError as exc:
         raise EdgekitError(
-            f"nothing answers at {base}: {exc}",
-            hint="start it with `edgekit serve BUNDLE`, or name its address with --http URL",
+            f"no daemon answers at {base}: {exc}",
+            hint="start it with `edgekit serve BUNDLE`, or give its address with --http URL",
             code="daemon_unreachable",
         ) from exc
     except httpx.TimeoutException as exc:
         raise EdgekitError(
-            f"{base} did not answer in time", hint="it may be busy: ask again, or wait longer", code="timeout"
+            f"{base} did not answer in time", hint="it may be busy: try again, or raise the timeout", code="timeout"
         ) from exc
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"`{url}` is not a URL: {exc}", hint="write it as http://HOST:PORT") from exc
@@ -67,13 +98,13 @@ def ask_http(
         ) from exc
 
 
-def _events(lines: Iterator[str]) -> Iterator[Delta | Finish]:
+def _events(lines: Iterator[str]) -> Iterator[Delta | ToolCallDelta | Finished]:
     seq = 0
     reason: object = None
     usage: object = None
     timings: object = None
     for line in lines:
-        # An event's `data:` field; comments and blank lines keep a connection alive.
+        # Only `data:` fields matter; comments and blank lines are keep-alives.
         name, _, data = line.partition(":")
         if name != "data":
             continue
@@ -92,7 +123,10 @@ def _events(lines: Iterator[str]) -> Iterator[Delta | Finish]:
                 if text := delta.get(name):
                     yield Delta(seq, text, reasoning=name == "reasoning_content")
                     seq += 1
-    raise EdgekitError("the answer broke off", hint="see the daemon's log", code="daemon_unreachable")
+            calls = read_calls(delta.get("tool_calls"), seq)
+            yield from calls
+            seq += len(calls)
+    raise EdgekitError("the answer ended early", hint="see the daemon's log", code="daemon_unreachable")
 
 
 def _decode(data: str) -> dict[str, Any]:

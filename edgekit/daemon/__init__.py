@@ -1,1 +1,1 @@
-"""The daemon: one generation core behind two doors, HTTP and MQTT."""
+"""The daemon: one model served over HTTP and MQTT."""

@@ -1,4 +1,4 @@
-"""Keeps the C library from hoarding memory. It knows glibc; elsewhere it does nothing."""
+"""Limits how much freed memory glibc's malloc keeps; does nothing with other C libraries."""
 
 from __future__ import annotations
 
@@ -12,50 +12,49 @@ _M_ARENA_MAX = -8  # malloc.h
 
 
 def limit_arenas(count: int = 2) -> bool:
-    """Let all threads allocate from a few arenas instead of eight for each processor.
+    """Limit malloc to `count` arenas for all threads; the default is eight per processor.
 
-    An arena keeps the most that was ever allocated from it. The doors prepare requests on dozens of threads, so that
-    many arenas would each come to hold what the largest request took: memory that grows for hours. Call it before
-    there are threads.
+    An arena keeps the memory of its peak. Requests are prepared on dozens of threads, so with many arenas each would
+    grow to the size of the largest request, over hours. Call it before starting threads.
 
     Returns:
-        Whether the C library took it.
+        Whether the C library applied the limit.
     """
     library = _glibc()
     return library is not None and bool(library.mallopt(_M_ARENA_MAX, count))
 
 
 class Trimmer:
-    """Gives the system back what the C library has kept of freed memory, every so often.
+    """Returns freed memory to the system periodically, with `malloc_trim`.
 
-    Left alone it keeps what a burst took, in pieces between what is still in use: after hours under load that is a
-    good part of the process, though nothing leaks.
+    Otherwise malloc keeps the memory of a burst, fragmented between blocks still in use: after hours under load that
+    is much of the process, although nothing leaks.
 
     Args:
-        every_s: Seconds between two times.
+        interval_s: Seconds between two trims.
     """
 
-    def __init__(self, every_s: float = 10.0) -> None:
-        self._every_s = every_s
+    def __init__(self, interval_s: float = 10.0) -> None:
+        self._interval_s = interval_s
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; harmless where there is nothing to be done."""
+        """Start the thread; does nothing without glibc."""
         library = _glibc()
         if library is not None:
             self._thread = threading.Thread(target=self._run, args=(library,), name="trim", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End; harmless if it was not started."""
+        """Stop the thread, if it was started."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self, library: ctypes.CDLL) -> None:
-        while not self._stopping.wait(self._every_s):
-            # ctypes lets other threads run meanwhile; the allocator makes them wait for milliseconds at most.
+        while not self._stopping.wait(self._interval_s):
+            # ctypes releases the GIL; threads that allocate wait for the allocator, milliseconds at most.
             library.malloc_trim(0)
 
 

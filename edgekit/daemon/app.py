@@ -1,165 +1,265 @@
-"""The daemon, wired: one model, one queue, two doors, and the service manager told about it.
+"""Wires the daemon: one model, one queue, the HTTP and MQTT transports, and the service manager's notifications.
 
-Each feature is one object with `start()` and `stop()`. The order matters: the HTTP door opens first, so that
-`/healthz` answers while the model loads; requests and the broker come when there is a model to answer them; on the way
-out the doors stop taking requests before the model goes.
+Each feature is an object with `start()` and `stop()`. The order matters. The HTTP server starts first, so that
+`/healthz` answers while the model loads; requests are accepted, and the broker connected, once it is loaded. On
+shutdown the worker stops first: it rejects new requests and ends the open ones, and the transports then send the last
+events.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import TypeVar
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.crash_loop import CrashLoop
 from edgekit.daemon.health import Watchdog
-from edgekit.daemon.http.door import HttpDoor
+from edgekit.daemon.http.server import HttpServer
+from edgekit.daemon.launchd import is_launchd_job
+from edgekit.daemon.log_file import LogFile
 from edgekit.daemon.metrics import Metrics
-from edgekit.daemon.mqtt.door import MqttDoor
+from edgekit.daemon.mqtt.service import MqttService
 from edgekit.daemon.notify import Notifier
-from edgekit.daemon.preparation import Preparation
-from edgekit.errors import ConfigError
-from edgekit.generation.opening import open_model, schedule, share_memory
-from edgekit.generation.scheduler import Scheduler
+from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
+from edgekit.daemon.warmup import Warmup
+from edgekit.errors import ConfigError, EdgekitError
+from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.startup import open_model, plan_memory, start_worker
+from edgekit.machine import state_folder
 
 __all__ = ["Daemon"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _DRAIN_S = 20.0
-"""How long running answers may take to end when the daemon stops; below the unit's TimeoutStopSec."""
+"""Time that running requests get to finish when the daemon stops; below the unit's TimeoutStopSec."""
 
 _LOAD_S = 600.0
-"""How long loading may take on a slow disk; beyond that the service manager starts over."""
+"""Time that loading may take on a slow disk; after that the service manager restarts the daemon."""
+
+_POLL_S = 0.1
+_UNWIND_S = 1.0
+"""Time that a start which can be interrupted gets to end by itself."""
+
+_REPORT_S = 5.0
+"""Interval of reports while the bundle is verified."""
 
 
 class Daemon:
-    """A daemon to be.
+    """The daemon.
 
     Args:
-        config: Its configuration, with a bundle.
-        notify: The service manager.
+        config: Its configuration; names a bundle.
+        notify: Notifies the service manager.
 
     Raises:
-        ConfigError: No bundle is named, or both doors are closed.
+        ConfigError: No bundle is named, or neither HTTP nor MQTT is enabled.
     """
 
     def __init__(self, config: DaemonConfig, notify: Notifier | None = None) -> None:
         if config.bundle is None:
             raise ConfigError("no bundle to serve", hint="edgekit serve DIR, or `bundle: DIR` in edgekit.yaml")
         if not config.http.enabled and config.mqtt.host is None:
-            raise ConfigError("both doors are closed", hint="enable `http`, or name a broker in `mqtt.host`")
+            raise ConfigError("neither HTTP nor MQTT is enabled", hint="enable `http`, or set `mqtt.host`")
         self._config = config
         self._bundle: Path = config.bundle
         self._notify = notify or Notifier()
         self._metrics = Metrics()
-        self._scheduler: Scheduler | None = None
-        self._http: HttpDoor | None = None
-        self._mqtt: MqttDoor | None = None
-        self._preparation: Preparation | None = None
-        # Before there is a queue to beat, loading counts as alive: TimeoutStartSec limits it.
+        self._worker: EngineWorker | None = None
+        self._http: HttpServer | None = None
+        self._mqtt: MqttService | None = None
+        self._warmup: Warmup | None = None
+        # While the model loads there is no heartbeat yet: that counts as healthy, TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
+        self._log_file = LogFile() if is_launchd_job() else None
         self._stopping = threading.Event()
+        self._next_report = 0.0
+        # Without a service manager, an error is for the user in front of the terminal.
+        self._retry_s = LIMIT_S if self._notify.listening or is_launchd_job() else 0.0
 
     def start(self) -> None:
-        """Open the doors and load the model; returns once requests are answered.
+        """Start the transports and load the model; returns once requests are accepted.
 
         Raises:
-            EdgekitError: The port is busy, or the bundle cannot be run. What was started is stopped again.
+            EdgekitError: The port is busy, or the bundle cannot be run. Everything started is stopped again. Under a
+                service manager, transient errors are retried (see `retry`).
+            StoppedError: A signal stopped the daemon while it waited.
         """
         config = self._config
         try:
             if config.http.enabled:
-                self._http = HttpDoor(config.http, None, None, self._metrics, self._watchdog)
-                self._http.start()
+                self._http = HttpServer(config.http, None, None, self._metrics, self._watchdog)
+                self._retry(self._http.start)
+                self._watchdog.watch("the HTTP server", self._http.seconds_since_heartbeat)
             self._watchdog.start()
             self._trimmer.start()
+            if self._log_file is not None:
+                self._log_file.start()
+            bundle = self._retry(lambda: open_bundle(self._bundle))
+            path = config.generation.draft_bundle
+            draft = None if path is None else self._retry(lambda: open_bundle(path))
+            logger.info("loading %s", self._bundle)
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
-            bundle = open_bundle(self._bundle)
-            model = open_model(bundle, config.generation)
-            shares = share_memory(model, bundle, config.generation)
-            scheduler = schedule(model, bundle, config.generation, shares)
-            self._scheduler = scheduler
-            if shares.grammars:
-                self._preparation = Preparation(model.grammars.prepare, lambda: scheduler.queue_length() > 0)
+            model = open_model(bundle, config.generation, self._on_verified, draft=draft)
+            plan = plan_memory(model, bundle, config.generation)
+            worker = start_worker(model, bundle, config.generation, plan)
+            self._worker = worker
+            self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
+            if plan.grammars:
+                self._warmup = Warmup(model.grammars.prepare, lambda: worker.queue_length() > 0)
             self._metrics.watch(
                 model.info,
-                queue_length=scheduler.queue_length,
-                heartbeat_age=scheduler.seconds_since_heartbeat,
-                stats=scheduler.stats,
+                queue_length=worker.queue_length,
+                heartbeat_age=worker.seconds_since_heartbeat,
+                stats=worker.stats,
             )
             if self._http is not None:
-                self._http.attach(scheduler, model.info)
+                self._http.attach(worker, model.info)
             if config.mqtt.host is not None:
-                self._mqtt = MqttDoor(config.mqtt, scheduler, model.info, self._metrics)
+                self._mqtt = MqttService(config.mqtt, worker, model.info, self._metrics, state_folder())
                 self._mqtt.start()
+                self._watchdog.watch("the MQTT service", self._mqtt.seconds_since_heartbeat)
+                self._watchdog.watch("the preparation of an MQTT request", self._mqtt.seconds_preparing)
         except BaseException:
             self.stop(drain_s=0.0)
             raise
-        logger.info("%s answers, on %s", model.info.name, model.info.runner)
-        self._notify.ready(f"{model.info.name} answers, on {model.info.runner}")
-        if self._preparation is not None:
-            self._preparation.start()
+        logger.info("serving %s on %s", model.info.name, model.info.runner)
+        over_mqtt = f", over MQTT as {self._mqtt.topics.device}" if self._mqtt is not None else ""
+        self._notify.ready(f"serving {model.info.name} on {model.info.runner}{over_mqtt}")
+        if self._warmup is not None:
+            self._warmup.start()
 
     def stop(self, drain_s: float = _DRAIN_S) -> None:
-        """Let running answers end, then close everything; harmless if nothing was started."""
-        self._notify.stopping("letting running answers end")
-        if self._scheduler is not None:
-            # First: it refuses new requests and ends the others, so that the doors have their last events to send.
-            self._scheduler.stop(drain_s)
+        """Let running requests finish, then stop everything that was started."""
+        self._notify.stopping("waiting for running requests to finish")
+        if self._worker is not None:
+            # First: it rejects new requests and ends the open ones, whose last events the transports then send.
+            self._worker.stop(drain_s)
         if self._mqtt is not None:
             self._mqtt.stop()
         if self._http is not None:
             self._http.stop()
         self._watchdog.stop()
         self._trimmer.stop()
-        if self._preparation is not None:
-            self._preparation.stop()
+        if self._log_file is not None:
+            self._log_file.stop()
+        if self._warmup is not None:
+            self._warmup.stop()
 
     def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, stop. Call it on the main thread.
 
+        A signal while the model loads ends the process at once: nothing has been accepted that could be lost.
+
         Raises:
-            EdgekitError: It could not start.
+            EdgekitError: The daemon could not start.
         """
         limit_arenas()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopping.set())
+        # By convention it asks a daemon to read its files again, which this one cannot yet; by default it would end it.
+        signal.signal(signal.SIGHUP, lambda *_: None)
         loop = _crash_loop()
         if loop is not None and not loop.enter():
             return
-        self.start()
         try:
-            # A wait without a limit would hold back signals on some systems.
+            started = self._start_until_stopped()
+        except EdgekitError as error:
+            if loop is not None and error.code in TRANSIENT:
+                loop.leave()  # no crash: it is right to be restarted as often as it takes
+            raise
+        if started:
+            self._serve_until_stopped()
+        if loop is not None:
+            loop.leave()
+        if started is None:
+            self._notify.stopping("stopped while loading")
+            logger.info("stopped while loading")
+            _exit_at_once()
+
+    def _start_until_stopped(self) -> bool | None:
+        """Start on another thread, since a library may load for minutes and signals are handled on this one.
+
+        Returns:
+            True if the daemon serves, False if it was stopped before, None if the other thread is still loading.
+        """
+        outcome: Future[None] = Future()
+
+        def start() -> None:
+            try:
+                self.start()
+            except BaseException as error:  # noqa: BLE001  raised on the main thread
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+
+        threading.Thread(target=start, name="start", daemon=True).start()
+        while not self._stopping.is_set():
+            if wait([outcome], timeout=_POLL_S).done:
+                outcome.result()
+                return True
+        if not wait([outcome], timeout=_UNWIND_S).done:
+            return None
+        error = outcome.exception()
+        if error is not None and not isinstance(error, StoppedError):
+            logger.info("the start failed while the daemon was stopped: %s", error)
+        return error is None
+
+    def _serve_until_stopped(self) -> None:
+        try:
+            # A wait without timeout delays signals on some systems.
             while not self._stopping.wait(1.0):
                 pass
-            logger.info("stopping: running answers have %.0f s to end", _DRAIN_S)
+            logger.info("stopping: running requests have %.0f s to finish", _DRAIN_S)
         finally:
-            # A second signal ends the wait for running answers.
+            # A second signal ends the wait for running requests.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             self.stop()
-        if loop is not None:
-            loop.leave()
+
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        return retry(attempt, self._stopping, self._notify, limit_s=self._retry_s)
+
+    def _on_verified(self, done: int, total: int) -> None:
+        """Report progress, and that a slow disk is no reason to restart."""
+        now = time.monotonic()
+        if now >= self._next_report:
+            self._next_report = now + _REPORT_S
+            self._notify.extend(_LOAD_S, f"verifying {self._bundle}: {100 * done // max(1, total)} %")
 
     def _heartbeat_age(self) -> float:
-        return self._scheduler.seconds_since_heartbeat() if self._scheduler else 0.0
+        return self._worker.seconds_since_heartbeat() if self._worker else 0.0
 
     def _has_failed(self) -> bool:
-        return self._scheduler is not None and self._scheduler.failed
+        return self._worker is not None and self._worker.failed
 
 
 def _crash_loop() -> CrashLoop | None:
-    """The guard against endless restarts, where launchd started us."""
-    if platform.system() != "Darwin" or "XPC_SERVICE_NAME" not in os.environ:
+    """Return the guard against endless restarts, if launchd started the daemon."""
+    if not is_launchd_job():
         return None
-    state = Path.home() / "Library" / "Application Support" / "edgekit"
-    state.mkdir(parents=True, exist_ok=True)
+    state = state_folder()
+    if state is None:
+        return None
     return CrashLoop(state / "starts")
+
+
+def _exit_at_once() -> None:
+    """End the process with status 0, without waiting for its threads: one is inside a library's loading function."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,9 +1,8 @@
-"""Breaking a crash loop where the service manager cannot.
+"""Breaks a crash loop under launchd, which restarts a crashed job forever, at intervals of `ThrottleInterval`.
 
-launchd restarts a job that died for ever, only ever `ThrottleInterval` apart. On a Mac a killed process can
-leak wired memory, so each restart makes the next one likelier to die. The daemon therefore writes down its
-starts; after too many that did not end well it exits with status 0, which the plist's KeepAlive takes as an
-end. systemd has StartLimitBurst and needs none of this.
+On a Mac a killed process can leak wired memory, so each restart makes the next crash likelier. The daemon therefore
+records its starts; after too many without a clean exit it exits with status 0, which the plist's KeepAlive does not
+restart. systemd has StartLimitBurst for this.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class CrashLoop:
-    """Counts starts that were not followed by a clean end.
+    """Counts starts without a clean exit.
 
     Args:
-        path: File to keep them in; its folder exists.
-        limit: Starts within the window that are taken for a loop.
-        window_s: Seconds.
-        now: The clock, seconds since the epoch.
+        path: File that records the starts; its folder is made if it is missing.
+        limit: Number of starts within the window that count as a crash loop.
+        window_s: Length of the window in seconds.
+        now: The clock, in seconds since the epoch.
     """
 
     def __init__(
@@ -37,21 +36,21 @@ class CrashLoop:
         self._now = now
 
     def enter(self) -> bool:
-        """Note a start, and return whether to go on; False means that this is a loop.
+        """Record a start, and return whether to continue; False means a crash loop.
 
-        Saying False forgets the starts, so that the user's next start is taken for what it is.
+        Returning False clears the record, so that the next start, by the user, succeeds.
         """
         now = self._now()
         recent = [start for start in self._read() if 0 <= now - start <= self._window_s]
         if len(recent) >= self._limit:
-            logger.error("started %d times in %.0f minutes; not again", len(recent), self._window_s / 60)
+            logger.error("crash loop: started %d times in %.0f minutes; giving up", len(recent), self._window_s / 60)
             self.leave()
             return False
         self._write([*recent, now])
         return True
 
     def leave(self) -> None:
-        """Note a clean end."""
+        """Record a clean exit."""
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
@@ -65,7 +64,8 @@ class CrashLoop:
 
     def _write(self, starts: list[float]) -> None:
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("".join(f"{start:.0f}\n" for start in starts), encoding="ascii")
         except OSError as error:
-            # A full disk is no reason not to serve.
+            # A full disk must not keep the daemon from serving.
             logger.warning("%s cannot be written: %s", self._path, error)

@@ -1,7 +1,7 @@
-"""The watchdog's feeder: it vouches for the loop that decodes, not for itself.
+"""Feeds the service manager's watchdog as long as every thread of the daemon makes progress.
 
-A thread of its own would happily feed a watchdog while generation hangs, so it feeds only as long as the
-scheduler's heart has beaten recently and it has not given up. It does not know what a heartbeat is made of.
+A thread that fed unconditionally would hide a hang: this one first checks the heartbeats of the generation loop and of
+what `watch` added, and that generation has not failed for good.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Feeds the service manager's watchdog while the heart beats.
+    """Feeds the watchdog while all heartbeats are recent.
 
     Args:
-        heartbeat_age: Seconds since the decoding loop last made a step or looked at its queue.
-        notify: Where to feed.
-        failed: Whether generation was given up, which no beat mends.
-        interval_s: Seconds between two looks; half the manager's own limit unless given.
-        limit_s: A heart that has been silent for longer is taken for dead; the manager's limit unless given.
-            The process is killed at the latest `limit_s` plus the manager's limit after the last beat.
+        heartbeat_age: Returns the seconds since the generation loop last completed a step or polled its queue.
+        notify: Notifies the service manager.
+        failed: Returns whether generation has failed for good.
+        interval_s: Seconds between two checks; half the service manager's timeout unless given.
+        limit_s: Age of a heartbeat above which its thread counts as stalled; the service manager's timeout unless
+            given. The process is killed at most `limit_s` plus that timeout after the last heartbeat.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Watchdog:
         interval_s: float | None = None,
         limit_s: float | None = None,
     ) -> None:
-        self._heartbeat_age = heartbeat_age
+        self._ages: dict[str, Callable[[], float]] = {"generation": heartbeat_age}
         self._notify = notify
         self._failed = failed
         self._interval_s = interval_s if interval_s is not None else (notify.watchdog_s or 0.0) / 2
@@ -46,13 +46,33 @@ class Watchdog:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def watch(self, name: str, age: Callable[[], float]) -> None:
+        """Check another thread too.
+
+        Args:
+            name: What stalls with it, for messages.
+            age: Returns the seconds since it last made progress; 0 while it need not.
+        """
+        self._ages = {**self._ages, name: age}
+
     @property
     def healthy(self) -> bool:
-        """Whether the heart has beaten within the limit, and nothing was given up; what `/healthz` answers."""
-        return self._trouble() is None
+        """Whether nothing is stalled, and generation has not failed; `/healthz` reports it."""
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """What is stalled or has failed; None if the daemon is healthy."""
+        if self._failed():
+            return "generation has failed"
+        for name, age in self._ages.items():
+            seconds = age()
+            if seconds > self._limit_s:
+                return f"{name} has been stalled for {seconds:.0f} s"
+        return None
 
     def start(self) -> None:
-        """Begin to feed; does nothing where nobody watches."""
+        """Start feeding; does nothing without a watchdog."""
         if self._thread is not None or not self._interval_s or not self._notify.listening:
             return
         self._stop.clear()
@@ -60,31 +80,25 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop feeding. Call it after the last step: a drain that takes long is still alive."""
+        """Stop feeding. Call it after the last step: a long drain is still healthy."""
         if self._thread is None:
             return
         self._stop.set()
         self._thread.join()
         self._thread = None
 
-    def _trouble(self) -> str | None:
-        if self._failed():
-            return "generation has failed"
-        age = self._heartbeat_age()
-        return None if age <= self._limit_s else f"generation has not moved for {age:.0f} s"
-
     def _run(self) -> None:
-        silent = False
+        unhealthy = False
         while True:
-            trouble = self._trouble()
-            if trouble is None:
+            problem = self.problem
+            if problem is None:
                 self._notify.alive()
-                if silent:
-                    logger.warning("generation moves again")
-                silent = False
-            elif not silent:
-                logger.error("%s; the watchdog is no longer fed", trouble)
-                self._notify.status(trouble)
-                silent = True
+                if unhealthy:
+                    logger.warning("every thread makes progress again")
+                unhealthy = False
+            elif not unhealthy:
+                logger.error("%s; the watchdog is no longer fed", problem)
+                self._notify.status(problem)
+                unhealthy = True
             if self._stop.wait(self._interval_s):
                 return

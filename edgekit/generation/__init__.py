@@ -1,1 +1,1 @@
-"""The generation core: tokens in, tokens out. It knows no transport and no file format."""
+"""The generation core: tokens in, tokens out."""

@@ -1,13 +1,11 @@
-"""A model ready to chat: runner, tokenizer and template of one bundle, side by side.
-
-It knows where a bundle keeps its text side, and nothing of how the artifact is run.
-"""
+"""Loads a bundle as a chat model (runner, tokenizer, chat template, grammars) and prepares requests for it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,34 +15,37 @@ import numpy as np
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, ConfigError, RequestError, RunnerError
+from edgekit.generation.chat.prompt import Prompt, encode_chat
+from edgekit.generation.chat.template import TOOL_TEMPLATE, ChatTemplate
+from edgekit.generation.chat.tokenizer import Tokenizer
+from edgekit.generation.chat.truncation import leave_out
 from edgekit.generation.grammar import Grammar, GrammarCompiler, token_bytes
 from edgekit.generation.grammar.rule import format_rule
-from edgekit.generation.prompt import Prompt, encode_chat
-from edgekit.generation.request import ChatRequest, Message
-from edgekit.generation.template import ChatTemplate
-from edgekit.generation.ticket import OnEvent, Ticket
-from edgekit.generation.tokenizer import Tokenizer
-from edgekit.generation.tools import ToolFormat, find_format, find_reasoning
-from edgekit.generation.truncation import leave_out
+from edgekit.generation.prepared import PreparedRequest
+from edgekit.generation.time_limit import UNLIMITED, TimeLimit
+from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
+from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Message, Sampling, Tool
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model", "warm_up"]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What doors tell callers about the model.
+    """Model metadata that the APIs report.
 
     Attributes:
         created: Seconds since the epoch.
-        context_length: Tokens a prompt and its answer may have together.
+        context_length: Maximum tokens of prompt and completion together.
         architecture: Hugging Face's `model_type`; empty if unknown.
-        parameters: How many weights; 0 if unknown.
-        format: Kind of the artifact: `onnx`, `mlx`.
-        size_bytes: Of the bundle's files.
-        capabilities: What it can do, in Ollama's words: `completion`, `tools`, `thinking`.
-        runner: What runs it here: `cpu (avx2)`, `onnxruntime`.
+        parameters: Number of weights; 0 if unknown.
+        format: Artifact kind: `onnx`, `mlx`.
+        size_bytes: Total size of the bundle's files.
+        capabilities: Ollama's names: `completion`, `tools`, `thinking`.
+        runner: The runner and its kernels: `cpu (avx2)`, `onnxruntime`.
     """
 
     name: str
@@ -60,40 +61,49 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A runner with everything that turns chats into its tokens and back.
+    """A runner, and what turns chats into tokens and back.
 
     Attributes:
-        eos_token_ids: Tokens that end an answer.
-        grammars: Compiles what answers are held to.
-        tool_format: How the model calls tools; None if its template knows none.
-        reasoning: How its reasoning is told from its answers; None if its template knows none.
-        draft: A smaller model of the same tokenizer, with as many slots; None guesses without one.
+        template: The chat template; None for a model that only continues text.
+        eos_token_ids: Tokens that end the output.
+        grammars: Compiles grammars for constrained decoding.
+        tool_template: The chat template for chats with tools; None if `template` serves those too.
+        tool_format: The model's tool-call format; None if its template has none.
+        reasoning: The format that marks its reasoning; None if its template has none.
+        sampling: The model's own defaults of sampling parameters, by name.
+        draft: Runner of a draft model with the same tokenizer and as many slots; None without one.
     """
 
     info: ModelInfo
     runner: Runner
     tokenizer: Tokenizer
-    template: ChatTemplate
+    template: ChatTemplate | None
     eos_token_ids: frozenset[int]
     grammars: GrammarCompiler
+    tool_template: ChatTemplate | None = None
     tool_format: ToolFormat | None = None
     reasoning: ToolFormat | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
     draft: Runner | None = None
 
-    def prompt(self, request: ChatRequest) -> Prompt:
-        """Return the prompt.
+    def prompt(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> Prompt:
+        """Render and tokenize the prompt.
+
+        Args:
+            request: The request.
+            limit: Time for it.
 
         Raises:
-            RequestError: `context_length_exceeded`, or the template refuses the messages, or knows no tools, or the
-                tokenizer has a token for some of it that the model does not know.
+            RequestError: `context_length_exceeded`; or the template rejects the messages or cannot render tools; or the
+                prompt has a token outside the model's vocabulary.
             BundleError: The template failed.
         """
         if request.prompt is not None:
             prompt = Prompt(self.tokenizer.encode_text(request.prompt))
         else:
-            prompt = self._chat(request)
+            prompt = self._chat(request, limit)
         length = self.info.context_length
-        # At least one token of the answer must fit too.
+        # At least one generated token must fit too.
         if len(prompt.tokens) >= length:
             raise RequestError(
                 f"the prompt has {len(prompt.tokens)} tokens; the context holds {length}, answer included",
@@ -103,105 +113,115 @@ class TextModel:
             )
         if not prompt.tokens:
             if request.prompt is None:
-                raise RequestError("the chat template makes an empty prompt of these messages", param="messages")
-            raise RequestError("the prompt is empty, and this model has no token to begin a text with", param="prompt")
+                raise RequestError("the chat template renders these messages to an empty prompt", param="messages")
+            raise RequestError("the prompt is empty, and this model has no BOS token", param="prompt")
         known, largest = self.runner.limits.vocab_size, max(prompt.tokens)
         if largest >= known:
             raise RequestError(
-                f"the prompt holds `{self.tokenizer.text(largest)}`, token {largest} of the tokenizer, and the model "
-                f"knows {known} tokens",
+                f"the prompt contains `{self.tokenizer.text(largest)}`, token {largest} of the tokenizer; "
+                f"the model's vocabulary has {known} tokens",
                 hint="leave it out",
                 param="messages" if request.prompt is None else "prompt",
             )
         return prompt
 
-    def _chat(self, request: ChatRequest) -> Prompt:
+    def _chat(self, request: ChatRequest, limit: TimeLimit) -> Prompt:
+        if self.template is None:
+            raise RequestError(
+                "this model has no chat template: it continues text and answers no chats",
+                hint="use /v1/completions, or `complete` in Python, or export it with a chat template",
+                code="unsupported_parameter",
+                param="messages",
+            )
         tools = request.tools
         if self.tool_format is None:
             if tools and request.tool_choice.mode != "none":
                 raise _no_tools("tools")
             if any(message.tool_calls for message in request.messages):
-                # The template would leave them out without a word.
+                # The template would drop them silently.
                 raise _no_tools("messages")
             tools = ()
+        uses_tools = bool(tools) or any(one.tool_calls or one.role == "tool" for one in request.messages)
+        template = (self.tool_template if uses_tools else None) or self.template
 
         def encode(messages: Sequence[Message]) -> Prompt:
             return encode_chat(
                 self.tokenizer,
-                self.template,
+                template,
                 messages,
                 tools=tools,
                 arguments=request.template_arguments,
                 prompt_id=self.tool_format.prompt_id if self.tool_format else str,
+                limit=limit,
             )
 
         prompt = encode(request.messages)
         if request.truncation == "auto":
             length = self.info.context_length
-            # Room for the answer that is wanted, but not so much that the chat is forgotten for it.
-            room = min(request.max_tokens or length // 4, length // 2)
-            if len(prompt.tokens) > length - max(room, 1):
-                prompt = leave_out(request.messages, encode, length - max(room, 1))
+            # Reserve context for the completion, but never more than half of it.
+            reserved = max(1, min(request.max_tokens or length // 4, length // 2))
+            if len(prompt.tokens) > length - reserved:
+                prompt = leave_out(request.messages, encode, length - reserved)
         return prompt
 
-    def ticket(
-        self,
-        request: ChatRequest,
-        on_event: OnEvent,
-        *,
-        submitted: float,
-        wake: Callable[[], None] = lambda: None,
-    ) -> Ticket:
-        """Make a request ready for the engine: its prompt's tokens, and what holds its answers to a form.
+    def prepare(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> PreparedRequest:
+        """Tokenize the prompt and compile the grammar.
+
+        Args:
+            request: The request.
+            limit: Time for it; `preparation_timeout` when it has passed.
 
         Raises:
-            RequestError: As `prompt`; or the grammar cannot be enforced, the model knows no tools.
+            RequestError: As `prompt`; or the grammar cannot be enforced, or the model cannot call tools.
             BundleError: The template failed.
         """
-        unknown = [token for token in request.sampling.logit_bias if token >= self.runner.limits.vocab_size]
-        if unknown:
-            raise RequestError(
-                f"`logit_bias` names token {unknown[0]}; there are {self.runner.limits.vocab_size}", param="logit_bias"
-            )
-        prompt = self.prompt(request)
-        # What the model thinks is told apart even where it may call nothing.
+        request = replace(request, sampling=request.sampling.with_defaults(self.sampling))
+        request.sampling.check_vocabulary(self.runner.limits.vocab_size)
+        prompt = self.prompt(request, limit)
+        limit.check()
+        # Reasoning is separated even where no tool may be called.
         calling = self.tool_format if request.tools else None
         tools = (calling or self.reasoning) if request.prompt is None else None
-        return Ticket(
+        return PreparedRequest(
             request,
             prompt.tokens,
-            on_event,
-            submitted=submitted,
-            wake=wake,
-            # Where nothing is called, and the prompt does not make it think, a form is all of an answer.
+            # Without tools, and unless the prompt opens the reasoning, the grammar covers the entire output.
             grammar=self._grammar(request, tools if calling or prompt.thinking else None, thinking=prompt.thinking),
-            tools=tools,
+            tool_format=tools,
             left_out=prompt.left_out,
             thinking=prompt.thinking,
         )
 
-    def spell(self, token: int) -> bytes:
-        """Return a token's bytes; a special token's are its name."""
-        spellings = _spellings(self.tokenizer)
-        return spellings[token] if token < len(spellings) else b""
+    def token_bytes(self, token: int) -> bytes:
+        """Return a token's bytes; for a special token, its name."""
+        table = _token_table(self.tokenizer)
+        return table[token] if token < len(table) else b""
 
     def _grammar(self, request: ChatRequest, tools: ToolFormat | None, *, thinking: bool) -> Grammar | None:
-        wanted = request.response_format
+        response_format = request.response_format
         if tools is None:
-            return None if wanted is None else self.grammars.compile(wanted)
+            return None if response_format is None else self.grammars.compile(response_format)
         offered = request.tools if self.tool_format else ()
-        lark = tools.lark(
-            offered,
-            request.tool_choice,
-            request.parallel_tool_calls,
-            thinking=thinking,
-            content=None if wanted is None else format_rule(wanted),
-        )
-        param = "tools" if offered else "response_format"
-        return None if lark is None else self.grammars.compile_lark(lark, param=param)
+        content = None if response_format is None else format_rule(response_format)
+
+        def compile_for(offered: Sequence[Tool]) -> Grammar | None:
+            lark = tools.lark(
+                offered, request.tool_choice, request.parallel_tool_calls, thinking=thinking, content=content
+            )
+            param = "tools" if offered or response_format is None else response_format.param
+            return None if lark is None else self.grammars.compile_lark(lark, param=param)
+
+        try:
+            return compile_for(offered)
+        except RequestError:
+            relaxed = [tool if tool.strict or not tool.parameters else _relaxed(tool) for tool in offered]
+            if relaxed == list(offered):
+                raise
+            # Together the schemas are too complex: only those of strict tools must be enforced.
+            return compile_for(relaxed)
 
     def close(self) -> None:
-        """Release the runner, and the draft model's."""
+        """Release the runner and the draft model's runner."""
         self.runner.close()
         if self.draft is not None:
             self.draft.close()
@@ -220,16 +240,16 @@ def load_model(
 
     Args:
         bundle: The bundle, or its folder.
-        context_length: Tokens a sequence may hold; None takes the bundle's own.
-        threads: Threads of a runner on the CPU; None takes one per physical core.
-        parallel: Sequences held at the same time.
-        kv_bits: 8 for a KV cache of 8 bits; None keeps it as the model computes it.
-        shares_cores: Another model computes in between the steps of this one, as a draft model does.
+        context_length: Maximum tokens of a sequence; None takes the bundle's.
+        threads: Threads of a runner on the CPU; None takes one per usable core (`cores.py`).
+        parallel: Number of sequence slots.
+        kv_bits: 8 quantizes the KV cache to 8 bits; None keeps the model's own precision.
+        shares_cores: Another model, such as a draft model, runs between this one's steps.
 
     Raises:
         BundleError: The bundle is damaged.
-        ConfigError: It does not hold so long a context.
-        RunnerError: The artifact could not be loaded, or does not compute numbers.
+        ConfigError: The context length is out of the bundle's range.
+        RunnerError: The artifact could not be loaded, or produces NaN or infinity.
     """
     if isinstance(bundle, Path):
         bundle = open_bundle(bundle)
@@ -238,14 +258,19 @@ def load_model(
     if not 2 <= length <= manifest.context_length:
         raise ConfigError(
             f"the context length must be between 2 and {manifest.context_length}, not {length}",
-            hint=f"{manifest.name} was made for {manifest.context_length} tokens",
+            hint=f"{manifest.name} was exported for {manifest.context_length} tokens",
         )
-    # The text side first: it loads in no time, and a fault in it should not wait for the weights.
+    sampling = _sampling(manifest.sampling)
+    # Tokenizer and template first: they load fast, and an error in them should not wait for the weights.
     tokenizer = Tokenizer.load(bundle.path / "tokenizer.json")
     settings = _read_json(bundle.path / "tokenizer_config.json")
-    template = ChatTemplate(_template_source(bundle.path, settings), _special_texts(settings))
-    tool_format = find_format(template.source, tokenizer.special_tokens)
-    reasoning = find_reasoning(template.source, tokenizer.special_tokens)
+    strings = _special_token_strings(settings)
+    source = _template_source(bundle.path, settings)
+    template = None if source is None else ChatTemplate(source, strings)
+    tool_source = _read_template(bundle.path / TOOL_TEMPLATE)
+    tool_template = None if tool_source is None else ChatTemplate(tool_source, strings)
+    tool_format = find_format(tool_source or source or "", tokenizer.special_tokens)
+    reasoning = find_reasoning(source or "", tokenizer.special_tokens)
     artifact = manifest.artifact
     runner = open_runner(
         bundle.path,
@@ -277,64 +302,82 @@ def load_model(
         runner=runner,
         tokenizer=tokenizer,
         template=template,
+        tool_template=tool_template,
         eos_token_ids=frozenset(manifest.eos_token_ids),
         grammars=GrammarCompiler(tokenizer, vocab_size=runner.limits.vocab_size, eos_token_ids=manifest.eos_token_ids),
         tool_format=tool_format,
         reasoning=reasoning,
+        sampling=sampling,
     )
 
 
+def _relaxed(tool: Tool) -> Tool:
+    return replace(tool, parameters=ANY_OBJECT)
+
+
 @lru_cache(maxsize=2)
-def _spellings(tokenizer: Tokenizer) -> list[bytes]:
+def _token_table(tokenizer: Tokenizer) -> list[bytes]:
     return token_bytes(tokenizer)
 
 
 def _no_tools(param: str) -> RequestError:
     return RequestError(
-        "this model's chat template has no way to call tools",
-        hint="serve a model that was trained to call them, such as Qwen2.5-Instruct",
+        "this model's chat template does not support tool calls",
+        hint="serve a model that was trained to call tools, such as Qwen2.5-Instruct",
         code="unsupported_parameter",
         param=param,
     )
 
 
 def warm_up(runner: Runner, token: int) -> None:
-    """Take one step, which brings weights into memory and shows a broken artifact before anybody asks.
+    """Run one step: it pages the weights in and finds a broken artifact before the first request.
 
     Raises:
-        RunnerError: It does not run, or does not compute numbers.
+        RunnerError: The step failed, or its logits contain NaN or infinity.
     """
     limits = runner.limits
     logits = runner.run([Chunk(0, [token] * min(32, limits.max_chunk, limits.context_length))])[0]
     if not np.isfinite(logits).all():
-        raise RunnerError("the model computes logits that are not numbers", hint="check it: edgekit verify DIR")
+        raise RunnerError("the model's logits contain NaN or infinity", hint="check the bundle: edgekit verify DIR")
     runner.truncate(0, 0)
 
 
-def _template_source(folder: Path, settings: dict[str, Any]) -> str:
-    path = folder / "chat_template.jinja"
+def _sampling(stated: Mapping[str, Any]) -> dict[str, float]:
+    """The manifest's sampling defaults; a newer edgekit may have more of them."""
+    known = {name: value for name, value in stated.items() if name in MODEL_SAMPLING}
+    try:
+        Sampling(**known)
+    except RequestError as error:
+        raise BundleError(f"the manifest's sampling defaults are not valid: {error.message}") from error
+    return known
+
+
+def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
+    source = _read_template(folder / "chat_template.jinja")
+    if source is None:
+        source = settings.get("chat_template")
+    return source if isinstance(source, str) else None
+
+
+def _read_template(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        pass
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"cannot read {path.name}: {error}") from error
-    source = settings.get("chat_template")
-    if not isinstance(source, str):
-        raise BundleError("the bundle has no chat template", hint="export the -Instruct variant of the model")
-    return source
 
 
-def _special_texts(settings: dict[str, Any]) -> dict[str, str]:
-    texts = {}
+def _special_token_strings(settings: dict[str, Any]) -> dict[str, str]:
+    strings = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = settings.get(name)
-        # Written as a string or, by older libraries, as a token's whole description.
+        # A string or, from older libraries, an object that describes the token.
         if isinstance(value, dict):
             value = value.get("content")
         if isinstance(value, str):
-            texts[name] = value
-    return texts
+            strings[name] = value
+    return strings
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -351,7 +394,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _epoch(created: str) -> int:
     try:
-        # Python 3.10 does not read the Z.
+        # Python 3.10 does not parse the Z.
         return int(datetime.fromisoformat(created.replace("Z", "+00:00")).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0

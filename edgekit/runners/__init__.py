@@ -1,4 +1,4 @@
-"""Runners: run an artifact. One file per backend, behind the one `Runner` seam."""
+"""Runners execute an artifact: one file per backend, all behind the `Runner` protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["open_runner"]
 
 logger = logging.getLogger(__name__)
 
-# Graphs that onnxruntime alone runs here.
+# Dialects that only onnxruntime runs.
 _DIALECTS = {"portable", "native", "optimum"}
 
 
@@ -35,31 +35,31 @@ def open_runner(
 ) -> Runner:
     """Load the artifact of a bundle into the runner of its kind.
 
-    Of the `onnxruntime` dialect that is the kernels of our own, where they are there and know the graph; else
-    onnxruntime, and the log says why. Backends are imported here and not before, so that a device needs only its own.
+    The `onnxruntime` dialect runs on the CPU kernels if they are available and support the graph, otherwise on
+    onnxruntime; the log gives the reason. Backends are imported lazily, so that a device needs only its own.
 
     Args:
         folder: The bundle's folder.
         kind: `onnx` or `mlx`: `Artifact.kind` of the manifest.
         dialect: `Artifact.dialect` of the manifest.
-        context_length: Tokens one sequence slot must hold.
-        threads: For backends on the CPU; None takes one per physical core.
-        sequence_slots: Sequences held at the same time.
-        max_chunk: Most tokens of one slot in one step; None takes what suits the runner.
-        kv_bits: 8 for a KV cache of 8 bits; None keeps it as the model computes it.
-        shares_cores: Another runner computes in between the steps of this one: its threads must not wait busily.
+        context_length: Tokens that one sequence slot must hold.
+        threads: Threads of CPU backends; default: one per usable core (`cores.py`).
+        sequence_slots: Maximum number of sequences at a time.
+        max_chunk: Maximum tokens of one slot in one step; default: the runner's.
+        kv_bits: 8 quantizes the KV cache to 8 bits; None keeps it in the model's precision.
+        shares_cores: Another runner computes between the steps of this one, so its threads must not spin.
 
     Raises:
-        IncompatibleBundleError: No runner knows this kind.
-        ConfigError: The runner has no KV cache of 8 bits, or $EDGEKIT_CPU_KERNELS names what is not there.
-        BundleError: The artifact is damaged, or another than the manifest says.
+        IncompatibleBundleError: No runner supports this kind.
+        ConfigError: The runner has no 8-bit KV cache, or $EDGEKIT_CPU_KERNELS names a variant that is not available.
+        BundleError: The artifact is damaged, or does not match the manifest.
         EdgekitError: `missing_extra`, if the backend's library is not installed.
         RunnerError: The artifact could not be loaded.
     """
     if kv_bits is not None and kind != "mlx":
         raise ConfigError(
-            "this runner keeps its KV cache as the model computes it",
-            hint="leave out `generation.kv_cache_bits`: it is for MLX bundles",
+            "this runner cannot quantize its KV cache",
+            hint="leave out `kv_cache_bits`: it is for MLX bundles",
         )
     options: dict[str, Any] = {"context_length": context_length, "sequence_slots": sequence_slots}
     if max_chunk is not None:
@@ -68,14 +68,14 @@ def open_runner(
         if kind == "onnx":
             if dialect in _DIALECTS:
                 return _onnx_runner(dialect)(folder, threads=threads, shares_cores=shares_cores, **options)
-            return _for_plain_cpus(folder, threads=threads, shares_cores=shares_cores, **options)
+            return _cpu_runner(folder, threads=threads, shares_cores=shares_cores, **options)
         if kind == "mlx":
             from edgekit.runners.mlx import MlxRunner
 
             return MlxRunner(folder, kv_bits=kv_bits, **options)
     except ModuleNotFoundError as error:
         module, extra = ("onnxruntime", "onnxruntime") if kind == "onnx" else ("mlx", "mlx")
-        # A module of ours that is missing is a fault, not a choice of extras.
+        # A missing module of edgekit itself is a bug, not a missing extra.
         if error.name is None or error.name.partition(".")[0] == "edgekit":
             raise
         raise missing_extra(error.name or module, extra) from error
@@ -99,27 +99,27 @@ def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
     return OptimumRunner
 
 
-def _for_plain_cpus(folder: Path, *, shares_cores: bool, **options: Any) -> Runner:
-    from edgekit.runners.cpu.choice import Ready, look
+def _cpu_runner(folder: Path, *, shares_cores: bool, **options: Any) -> Runner:
+    from edgekit.runners.cpu.select import Available, probe
 
-    found = look(folder)
-    if isinstance(found, Ready):
+    found = probe(folder)
+    if isinstance(found, Available):
         from edgekit.runners.cpu.runner import CpuRunner
 
-        # Their threads go to sleep within a millisecond, whoever shares the cores.
+        # The kernels' threads sleep within a millisecond, so `shares_cores` makes no difference.
         runner = CpuRunner(found.description, found.kernels, **options)
-        logger.info("the CPU kernels run it: %s", found.kernels.variant)
+        logger.info("running on the CPU kernels: %s", found.kernels.variant)
         return runner
     from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
-    logger.info("onnxruntime runs it, and not the CPU kernels: %s", found.reason)
+    logger.info("running on onnxruntime instead of the CPU kernels: %s", found.reason)
     try:
         return OnnxRuntimeRunner(folder, shares_cores=shares_cores, **options)
     except EdgekitError as error:
         if error.code != "missing_extra":
             raise
         raise EdgekitError(
-            f"neither the CPU kernels ({found.reason}) nor onnxruntime, which is not installed, can run this",
-            hint=f"{error.hint}; what the kernels lack: edgekit doctor",
+            f"neither the CPU kernels ({found.reason}) nor onnxruntime (not installed) can run this bundle",
+            hint=f"{error.hint}; to check the kernels: edgekit doctor",
             code="missing_extra",
         ) from error

@@ -1,7 +1,7 @@
-"""The seam between what generates text and what runs a model.
+"""The `Runner` protocol: the interface between generation and the backends.
 
-A runner owns numbered sequence slots, each with its own KV cache. Sampling, grammar, batching policy and
-the prefix cache live above it, once, for all backends. A runner is used by one thread at a time.
+A runner owns numbered sequence slots, each with its own KV cache. Sampling, grammars, batching policy and the prefix
+cache are implemented above it, once for all backends. A runner may be used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["Backend", "Chunk", "Limits", "Runner", "first_line"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a loaded runner can do.
+    """Limits of a loaded runner.
 
     Attributes:
-        context_length: Tokens one sequence slot holds.
-        sequence_slots: Slots, numbered from 0.
-        max_chunk: Most tokens of one slot in one `run`: the prefill step.
+        context_length: Maximum tokens of one sequence slot.
+        sequence_slots: Number of slots, numbered from 0.
+        max_chunk: Maximum tokens of one slot in one `run`: the maximum prefill chunk.
         vocab_size: Width of a row of logits.
         kv_bytes_per_token: KV cache bytes of one token in one slot.
-        exact: Every chunk is computed as if it were asked to be exact; it costs nothing here.
+        exact: The runner computes every chunk as if `Chunk.exact` were set, at no extra cost.
     """
 
     context_length: int
@@ -39,12 +39,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What computes. Another one computes other last bits of the same model.
+    """Identifies the code that computes. The last bits of results depend on it.
 
     Attributes:
-        runtime: As targets and the memory plan call it: `cpu`, `onnxruntime`, `mlx`.
-        variant: Of its kernels, where edgekit chooses them; else empty.
-        digest: SHA-256 of their library; empty where the version of a package says which they are.
+        runtime: Name in targets and in the memory plan: `cpu`, `onnxruntime`, `mlx`.
+        variant: Variant of the CPU kernels, empty for other runtimes.
+        digest: SHA-256 of the kernels' library, empty where a package version identifies the code.
     """
 
     runtime: str
@@ -61,10 +61,10 @@ class Chunk:
 
     Attributes:
         slot: The sequence slot.
-        tokens: At least one, at most `Limits.max_chunk`.
-        logits: For which of them logits are wanted.
-        exact: Logits and KV cache must be the same, bit by bit, however the sequence is cut into chunks and whatever
-            else is in the step. It may cost time; without it the runner takes its fastest way.
+        tokens: From 1 to `Limits.max_chunk` token ids.
+        logits: Tokens for which to return logits.
+        exact: Logits and KV cache must be bit-identical however the sequence is divided into chunks and whatever else
+            is in the step (batch-invariant). This may cost time.
     """
 
     slot: int
@@ -78,11 +78,11 @@ class Runner(Protocol):
 
     @property
     def backend(self) -> Backend:
-        """What computes."""
+        """The code that computes."""
 
     @property
     def limits(self) -> Limits:
-        """What this runner can do."""
+        """Limits of this runner."""
 
     def run(self, chunks: Sequence[Chunk]) -> list[npt.NDArray[np.float32]]:
         """Append each chunk to its slot in one step.
@@ -91,34 +91,31 @@ class Runner(Protocol):
             chunks: At most one per slot.
 
         Returns:
-            For each chunk float32 logits `[n, vocab]`, n being 0, 1 or the number of tokens. The arrays
-            may be overwritten by the next `run`: copy what must stay.
+            For each chunk float32 logits `[n, vocab]`, where n is 0, 1 or the number of tokens. The next `run` may
+            overwrite the arrays: copy what you keep.
 
         Raises:
-            RunnerError: A slot would exceed the context length (its cache is then unchanged), or the backend failed.
+            RunnerError: A slot would exceed the context length (no cache is changed), or the backend failed.
         """
 
     def length(self, slot: int) -> int:
-        """Tokens the slot holds."""
+        """Number of tokens in the slot."""
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget everything from position `length` on; `truncate(slot, 0)` gives the slot's memory back to the system.
+        """Discard positions from `length` on. `truncate(slot, 0)` returns the slot's memory to the system.
 
         Raises:
-            RunnerError: The slot holds fewer tokens.
+            RunnerError: The slot has fewer tokens.
         """
 
     def read_kv(self, slot: int, start: int, stop: int) -> bytes:
-        """The KV cache of positions `start:stop`, in a layout of the runner's own.
-
-        Only `write_kv` of the same runner on the same bundle understands it.
-        """
+        """Return the KV cache of positions `start:stop`, in a layout private to this runner and bundle."""
 
     def write_kv(self, slot: int, start: int, data: bytes | memoryview) -> int:
-        """Put back what `read_kv` gave, at position `start` (the slot's length), and return the new length.
+        """Append data from `read_kv` at position `start`, which must be the slot's length; return the new length.
 
         Raises:
-            RunnerError: The data does not fit this runner or this position.
+            RunnerError: The data has the wrong size, or `start` is not the slot's length.
         """
 
     def close(self) -> None:
@@ -126,5 +123,5 @@ class Runner(Protocol):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a backend's exception says, cut to a line: they print whole stacks."""
+    """Return the first line of an exception's message: backends append stack traces."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,6 @@
-"""What the runners of TensorRT's dialects share: they run on the CPU, slowly, to check a Jetson's bundle.
+"""Base of the runners that check a Jetson's bundle on the CPU (slowly): the `portable` and `native` dialects.
 
-Masks are inputs of these graphs. Sequences are run one after the other, and nothing is promised of `Chunk.exact`.
+Attention masks are inputs of these graphs. Sequences run one after the other; `Chunk.exact` is not supported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["CheckingRunner"]
 
 
 class CheckingRunner(GraphRunner):
-    """Opens a graph whose masks are inputs; arguments as for `GraphRunner`. Its subclasses run it."""
+    """Runs a graph whose masks are inputs; arguments as for `GraphRunner`."""
 
-    # onnxruntime turns DequantizeLinear and MatMul into its own operator; 1 keeps it from rounding activations.
+    # onnxruntime fuses DequantizeLinear and MatMul into MatMulNBits; level 1 keeps it from quantizing activations.
     _entries: ClassVar[Mapping[str, str]] = {"session.qdq_matmulnbits_accuracy_level": "1"}
 
     def __init__(self, folder: Path, **options: Any) -> None:
@@ -34,13 +34,13 @@ class CheckingRunner(GraphRunner):
 
     @classmethod
     def logits(cls, folder: Path, tokens: Sequence[int], *, threads: int | None = None) -> FloatArray:
-        """Run `tokens` through a graph at once.
+        """Run `tokens` through a graph in one step.
 
         Returns:
             Logits, float32 `[len(tokens), vocab]`.
 
         Raises:
-            BundleError: The folder holds no graph of this dialect.
+            BundleError: The folder has no graph of this dialect.
             RunnerError: onnxruntime cannot load or run it.
         """
         runner = cls(folder, max_chunk=len(tokens), threads=threads)
@@ -53,17 +53,21 @@ class CheckingRunner(GraphRunner):
         return [self._run(chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)]
 
     def _run(self, chunk: Chunk, tokens: TokenArray) -> FloatArray:
-        held, count = self._lengths[chunk.slot], tokens.size
+        length, count = self._lengths[chunk.slot], tokens.size
         feeds: dict[str, npt.NDArray[np.generic]] = {
             "input_ids": tokens[None],
-            "position_ids": np.arange(held, held + count)[None],
+            "position_ids": np.arange(length, length + count)[None],
             "logits_index": np.arange(count) if chunk.logits == "all" else np.array([count - 1]),
-            **self._masks.step(held, count),
+            **self._masks.step(length, count, self._columns(chunk.slot, length, count)),
         }
-        logits = self._append(chunk.slot, held, feeds)
-        self._lengths[chunk.slot] = held + count
+        logits = self._append(chunk.slot, length, feeds)
+        self._lengths[chunk.slot] = length + count
         return logits[:0] if chunk.logits == "none" else logits
 
     @abstractmethod
-    def _append(self, slot: int, held: int, feeds: dict[str, npt.NDArray[np.generic]]) -> FloatArray:
-        """Run the graph on a slot that holds `held` tokens, keep the new KV cache, and give the logits `[n, vocab]`."""
+    def _columns(self, slot: int, length: int, count: int) -> npt.NDArray[np.int64]:
+        """Make room for `count` new tokens, and return the position of each column of the masks: see `Masks.step`."""
+
+    @abstractmethod
+    def _append(self, slot: int, length: int, feeds: dict[str, npt.NDArray[np.generic]]) -> FloatArray:
+        """Run the graph on a slot with `length` tokens, store the new KV cache, and return the logits `[n, vocab]`."""

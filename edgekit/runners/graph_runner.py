@@ -1,6 +1,6 @@
-"""What the runners of our own ONNX dialects share: a session, and a KV cache that its graph uses in place.
+"""Base of the runners of edgekit's ONNX dialects: an onnxruntime session, and a KV cache that the graph uses in place.
 
-It knows names of inputs and outputs that all these dialects have; what else a step is told is the dialect's.
+Handles the inputs and outputs that all dialects share; subclasses add those of their own dialect.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["GraphRunner"]
 
 
 class GraphRunner(SlotRunner):
-    """A `Runner` over onnxruntime's CPU provider; its subclasses take the steps.
+    """A `Runner` over onnxruntime's CPU provider; subclasses implement the step.
 
     Args:
-        folder: Holds the graph and its data file.
-        context_length: Tokens per slot; None takes the model's own.
-        sequence_slots: How many sequences may live at the same time.
-        max_chunk: Most tokens of one slot in one step.
-        threads: None takes one per physical core.
-        shares_cores: Another runner computes in between the steps of this one.
+        folder: Contains the graph and its data file.
+        context_length: Tokens per slot; default: the model's context length.
+        sequence_slots: Maximum number of sequences at a time.
+        max_chunk: Maximum tokens of one slot in one step.
+        threads: Default: one per usable core (`cores.py`).
+        shares_cores: Another runner computes between the steps of this one.
 
     Raises:
-        BundleError: The folder holds no graph of this dialect.
+        BundleError: The folder has no graph of this dialect.
         RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
     """
 
@@ -39,6 +39,7 @@ class GraphRunner(SlotRunner):
     _dialect: ClassVar[str]
     _entries: ClassVar[Mapping[str, str]] = {}
     _batched: ClassVar[bool] = False
+    _cache_type: ClassVar[type[KvCache]] = KvCache
 
     def __init__(
         self,
@@ -65,11 +66,11 @@ class GraphRunner(SlotRunner):
         self._metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self._names = [i.name.removeprefix("past_") for i in session.get_inputs() if i.name.startswith("past_")]
         self._shapes = {i.name: i.shape for i in (*session.get_inputs(), *session.get_outputs())}
-        _, heads, _, head_dim = self._shapes[f"past_{self._names[0]}"]
+        _, heads, *_, head_dim = self._shapes[f"past_{self._names[0]}"]
         half = any("float16" in i.type for i in session.get_inputs())
         context, positions = self._positions(context_of(session, context_length))
         dtype = np.float16 if half else np.float32
-        self._kv = KvCache(
+        self._kv = self._cache_type(
             len(self._names), sequence_slots, heads=heads, positions=positions, head_dim=head_dim, dtype=dtype
         )
         self._lengths = [0] * sequence_slots
@@ -88,13 +89,13 @@ class GraphRunner(SlotRunner):
         self._kv.close()
 
     def _positions(self, context: int) -> tuple[int, int]:
-        """Return the context that can be kept of one asked for, and the positions its buffers need."""
+        """Return the supported context length, at most `context`, and the positions that its buffers need."""
         return context, context
 
-    def _held(self, slot: int) -> int:
+    def _length(self, slot: int) -> int:
         return self._lengths[slot]
 
-    def _cut(self, slot: int, length: int) -> None:
+    def _truncate(self, slot: int, length: int) -> None:
         self._lengths[slot] = length
         if length == 0:
             self._kv.release(slot)
@@ -113,11 +114,11 @@ class GraphRunner(SlotRunner):
         self._lengths = before
 
     def _cache_of(self, low: int, high: int) -> list[Any]:
-        """Values of onnxruntime's over slots `low` to `high - 1` of every buffer."""
+        """OrtValues over slots `low` to `high - 1` of every buffer."""
         return [self._value(array[low:high]) for array in self._kv.arrays]
 
     def _bind(self, cache: list[Any], inputs: Mapping[str, Any], logits: Any) -> Any:
-        """Bind values to a run, past and present to the same ones. They must live as long as what is returned."""
+        """Bind OrtValues to a run, past and present to the same ones. They must outlive the returned binding."""
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)

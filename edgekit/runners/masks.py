@@ -1,4 +1,4 @@
-"""The attention masks that graphs for TensorRT are fed: which token may look at which. It knows no runtime."""
+"""Builds the attention masks that TensorRT's graphs take as inputs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Masks"]
+__all__ = ["PADDING", "Masks"]
 
-# Hides a position from attention; the lowest finite FP16 number.
-_HIDDEN = -65504.0
+PADDING = -1
+"""The position of a column that holds no key."""
+
+# Masks a position out; the lowest finite FP16 number.
+_MASKED = -65504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +22,9 @@ class Masks:
     """Makes the masks of each step.
 
     Attributes:
-        full: The graph has `attention_mask`, for layers that see all tokens before one.
-        window: The graph has `window_mask`, for layers where a token sees this many tokens, itself included; None
-            where it has not.
-        dtype: Of the masks.
+        full: Whether the graph has `attention_mask`, for layers with full attention.
+        window: The size of the sliding window, the token itself included, if the graph has `window_mask`; else None.
+        dtype: Element type of the masks.
     """
 
     full: bool
@@ -31,19 +33,21 @@ class Masks:
 
     @classmethod
     def of_graph(cls, inputs: Collection[str], metadata: Mapping[str, str], dtype: npt.DTypeLike) -> Masks:
-        """Read from a graph's inputs and metadata what it wants."""
+        """Derive the masks from a graph's inputs and metadata."""
         window = metadata.get("edgekit.window")
         return cls("attention_mask" in inputs, None if window is None else int(window), np.dtype(dtype))
 
-    def step(self, held: int, count: int) -> dict[str, npt.NDArray[np.generic]]:
-        """The masks of a step, `[1, 1, count, held + count]`: 0 where a token may look, and elsewhere -65504.
+    def step(self, length: int, count: int, columns: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
+        """Build the masks of a step, `[1, 1, count, total]`: 0 for visible positions, -65504 for others.
 
         Args:
-            held: Tokens in the cache.
+            length: Tokens in the cache.
             count: New tokens.
+            columns: Position of the key in each of the `total` columns; `PADDING` where there is none.
         """
-        seen = np.tri(count, held + count, held, dtype=bool)
-        masks = {"attention_mask": seen} if self.full else {}
+        rows = np.arange(length, length + count)[:, None]
+        causal = (columns != PADDING) & (columns <= rows)
+        masks = {"attention_mask": causal} if self.full else {}
         if self.window is not None:
-            masks["window_mask"] = seen & ~np.tri(count, held + count, held - self.window, dtype=bool)
-        return {name: np.where(mask, 0.0, _HIDDEN).astype(self.dtype)[None, None] for name, mask in masks.items()}
+            masks["window_mask"] = causal & (columns > rows - self.window)
+        return {name: np.where(mask, 0.0, _MASKED).astype(self.dtype)[None, None] for name, mask in masks.items()}

@@ -1,16 +1,15 @@
 """Runs MLX weights with mlx-lm's models: on Apple silicon's GPU, or on a CPU for tests.
 
-Each sequence slot has its own mlx-lm prompt cache, and slots are run one after the other: mlx-lm's batches hold one
-cache for all of them, which would be copied whenever a sequence comes or goes. It knows no text, no sampling and no
-bundle beyond its folder.
+Each sequence slot has its own mlx-lm prompt cache, and slots run one after the other: a batch in mlx-lm shares one
+cache, which would be copied whenever a sequence joins or leaves.
 
-**Exact steps.** On the CPU MLX computes every row by itself: logits and KV cache are the same, bit by bit, wherever a
-sequence is cut (measured: mlx 0.32.4 on x86-64; float, 4- and 8-bit weights, 8-bit cache). On Apple's GPU kernels are
-chosen by the number of rows, so a single token may differ from the same token in a chunk in the last bits; nothing
-is promised there, and `Chunk.exact` changes nothing.
+**Exact steps.** On the CPU, MLX computes every row independently: logits and KV cache are bit-identical however a
+sequence is divided into chunks (measured: mlx 0.32.4 on x86-64; float, 4- and 8-bit weights, 8-bit cache). On Apple's
+GPU, kernels are selected by the number of rows, so a single token may differ from the same token in a chunk in the last
+bits: exactness is not guaranteed there, and `Chunk.exact` has no effect.
 
-Everything a call computes is evaluated before it returns. MLX streams belong to threads: an array left unevaluated by
-one thread could not be evaluated by another.
+Everything is evaluated before a call returns. MLX streams belong to threads: an array left unevaluated by one thread
+cannot be evaluated by another.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ __all__ = ["MlxRunner"]
 
 _LOG = logging.getLogger(__name__)
 
-# Elements that share a scale in a quantized cache; the smaller one for heads that the larger does not divide.
+# Group sizes of a quantized cache; the smaller one for heads that the larger does not divide.
 _GROUPS = (64, 32)
 
 
@@ -39,15 +38,15 @@ class MlxRunner(SlotRunner):
     """A model that `mlx_lm.load` can open, loaded and ready.
 
     Args:
-        folder: Holds `config.json` and `model*.safetensors`.
-        context_length: Tokens one sequence slot may hold.
-        sequence_slots: Sequences held at the same time.
-        max_chunk: Most tokens of one slot in one `run`.
-        kv_bits: 8 keeps keys and values in 8 bits, each group with a scale and an offset; None as they are computed.
+        folder: Contains `config.json` and `model*.safetensors`.
+        context_length: Maximum tokens of one sequence slot.
+        sequence_slots: Maximum number of sequences at a time.
+        max_chunk: Maximum tokens of one slot in one `run`.
+        kv_bits: 8 quantizes keys and values to 8 bits, each group with a scale and an offset; None keeps their dtype.
 
     Raises:
         EdgekitError: mlx-lm is not installed (code `missing_extra`).
-        ConfigError: The KV cache cannot be kept in so many bits.
+        ConfigError: The KV cache cannot be quantized to `kv_bits`.
         RunnerError: The weights cannot be loaded.
     """
 
@@ -65,7 +64,7 @@ class MlxRunner(SlotRunner):
         if min(context_length, sequence_slots, max_chunk) < 1:
             raise RunnerError("context length, sequence slots and chunk must be at least 1")
         if kv_bits not in {None, 8}:
-            raise ConfigError(f"a KV cache of {kv_bits} bits is not known", hint="8 bits, or leave it out")
+            raise ConfigError(f"a {kv_bits}-bit KV cache is not supported", hint="use 8 bits, or leave it out")
         self._mx, load_model, self._layer_cache, self._quantized_cache = _import_mlx()
         mx = self._mx
         self._group: int | None = None
@@ -84,7 +83,7 @@ class MlxRunner(SlotRunner):
             self._group = _group_of({array.shape[3] for array in _arrays(probe)})
             probe = self._new_cache()
             mx.eval(self._hidden(np.zeros(1, np.int64), probe), *_arrays(probe))
-        # One token's part of each array of a slot: MLA and the like differ between keys and values.
+        # Shape of one token in each array of a slot: in MLA, for example, keys and values differ.
         self._rows = [(array.shape[1], array.shape[3], array.dtype) for array in _arrays(probe)]
         self._limits = Limits(
             context_length=context_length,
@@ -94,11 +93,11 @@ class MlxRunner(SlotRunner):
             kv_bytes_per_token=sum(heads * width * dtype.size for heads, width, dtype in self._rows),
         )
         self._slots: list[Any] = [self._new_cache() for _ in range(sequence_slots)]
-        kept = "8 bits" if kv_bits else self._rows[0][2]
-        _LOG.info("loaded %s on %s, KV cache in %s", folder, mx.default_device(), kept)
+        kv_type = "8 bits" if kv_bits else self._rows[0][2]
+        _LOG.info("loaded %s on %s, KV cache in %s", folder, mx.default_device(), kv_type)
 
     def close(self) -> None:
-        """Release the model; nothing can be run afterwards."""
+        """Release the model and the KV cache."""
         self._closed = True
         self._slots = []
         self._model = None
@@ -114,16 +113,16 @@ class MlxRunner(SlotRunner):
         if chunk.logits == "none":
             mx.eval(*_arrays(caches))
             return np.empty((0, self._limits.vocab_size), dtype=np.float32)
-        # Before the head: its product over a whole prompt would cost more than the last layer.
+        # Select rows before the head: over a full prompt it would cost more than the last layer.
         logits = self._logits(hidden if chunk.logits == "all" else hidden[:, -1:])
         logits = logits[0].astype(mx.float32)
         mx.eval(logits, *_arrays(caches))
         return np.array(logits)
 
-    def _held(self, slot: int) -> int:
+    def _length(self, slot: int) -> int:
         return int(self._slots[slot][0].offset)
 
-    def _cut(self, slot: int, length: int) -> None:
+    def _truncate(self, slot: int, length: int) -> None:
         if length == 0:
             self._slots[slot] = self._new_cache()
             return
@@ -131,17 +130,17 @@ class MlxRunner(SlotRunner):
             cache.trim(cache.offset - length)
 
     def _read(self, slot: int, start: int, stop: int) -> bytes:
-        """Per layer keys, then values, each `[heads, positions, width]`: if quantized codes, scales and offsets."""
+        """Per layer keys, then values, `[heads, positions, width]`; if quantized, each as codes, scales and offsets."""
         if start == stop:
             return b""
         mx = self._mx
-        # As bytes: numpy has no bfloat16.
+        # As bytes, because numpy has no bfloat16.
         spans = [mx.contiguous(array[..., start:stop, :]).view(mx.uint8) for array in _arrays(self._slots[slot])]
         mx.eval(spans)
         return b"".join(np.array(span, copy=False).data for span in spans)
 
     def _write(self, slot: int, count: int, data: memoryview) -> None:
-        mx, caches, held, at = self._mx, self._slots[slot], self._held(slot), 0
+        mx, caches, length, at = self._mx, self._slots[slot], self._length(slot), 0
         parts = []
         for heads, width, dtype in self._rows:
             size = heads * count * width * dtype.size
@@ -154,25 +153,25 @@ class MlxRunner(SlotRunner):
             if self._group is None:
                 cache.update_and_fetch(*keys, *values)
                 continue
-            # Zeros make the room; what was quantized is put there as it is. A word holds four codes.
+            # Grow the cache with zeros, then overwrite them with the quantized data. A word holds four codes.
             shapes = [(1, *codes.shape[1:3], 4 * codes.shape[3]) for codes in (keys[0], values[0])]
             cache.update_and_fetch(*(mx.zeros(shape, keys[1].dtype) for shape in shapes))
-            for kept, part in zip((*cache.keys, *cache.values), (*keys, *values), strict=True):
-                kept[..., held : held + count, :] = part
+            for array, part in zip((*cache.keys, *cache.values), (*keys, *values), strict=True):
+                array[..., length : length + count, :] = part
         mx.eval(*_arrays(caches))
 
     def _snapshot(self) -> None:
-        """Nothing: what a step writes into takes the place of what was there."""
+        """Return nothing: a failed step empties its slots."""
 
     def _restore(self, before: None, chunks: Sequence[Chunk]) -> None:  # noqa: ARG002
-        # Their arrays may wait for a computation that failed.
+        # Their arrays may depend on the computation that failed.
         for chunk in chunks:
-            self._cut(chunk.slot, 0)
+            self._truncate(chunk.slot, 0)
 
     def _new_cache(self) -> Any:
-        """An empty cache that keeps every position.
+        """Create an empty cache that keeps every position.
 
-        The model's own would forget what has left a sliding window, and could then not be truncated.
+        The model's default cache drops positions outside a sliding window and could not be truncated.
         """
         if self._group is not None:
             return [self._quantized_cache(group_size=self._group, bits=8) for _ in self._model.layers]
@@ -188,18 +187,18 @@ class MlxRunner(SlotRunner):
 
 
 def _group_of(widths: set[int]) -> int:
-    """The elements that share a scale, for heads of these widths."""
+    """The group size of a quantized cache with heads of these widths."""
     for group in _GROUPS:
         if not any(width % group for width in widths):
             return group
     raise ConfigError(
-        f"a KV cache of 8 bits takes heads of a multiple of {_GROUPS[-1]} elements; this model's have {min(widths)}",
-        hint="leave out the bits of the KV cache",
+        f"an 8-bit KV cache needs heads of a multiple of {_GROUPS[-1]} elements; this model's have {min(widths)}",
+        hint="leave the KV cache unquantized",
     )
 
 
 def _arrays(caches: Any) -> list[Any]:
-    """Keys and values of every layer, as they lie in memory."""
+    """Keys and values of every layer, including unused capacity."""
     found: list[Any] = []
     for cache in caches:
         for part in (cache.keys, cache.values):
@@ -223,8 +222,8 @@ def _import_mlx() -> tuple[Any, Any, Any, Any]:
 def _open_file_limit_kept() -> Iterator[None]:
     """Keep `import mlx_lm` from changing RLIMIT_NOFILE.
 
-    It lowers the hard limit too, which only root could undo, and raises ValueError where the hard limit is
-    already lower; so the call itself is kept from taking effect.
+    The import also lowers the hard limit, which only root could undo, and raises ValueError if the hard limit is
+    already lower. So the call itself is suppressed.
     """
     import resource
 

@@ -1,7 +1,7 @@
-"""Runs graphs of the `optimum` dialect on the CPU: what Optimum's exporter writes, and edgekit has quantized.
+"""Runs graphs of the `optimum` dialect on the CPU: written by Optimum's exporter and quantized by edgekit.
 
     input_ids        int64 [batch, sequence]
-    attention_mask   int64 [batch, past + sequence]    optional: not every architecture has it
+    attention_mask   int64 [batch, past + sequence]    optional: some architectures lack it
     position_ids     int64 [batch, sequence]           optional
     logits_index     int64 [rows]                      optional: positions of `sequence` whose logits are wanted
     past_key_values.N.key, .value   [batch, heads, past, dim]
@@ -9,9 +9,8 @@
     logits           fp32  [batch, sequence or rows, vocab]
     present.N.key, .value           [batch, heads, past + sequence, dim]
 
-A step takes the whole cache and gives back a longer one, which is handed to the next step as it is. That costs a copy
-of the cache for every step: our own `onnxruntime` dialect has none. Sequences run one after the other, and nothing is
-promised of `Chunk.exact`. It knows nothing of text.
+A step takes the full cache and returns a longer one, which is passed to the next step as it is. So every step copies
+the cache, unlike in edgekit's `onnxruntime` dialect. Sequences run one after the other; `Chunk.exact` is not supported.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "ten
 
 
 class OptimumRunner(SlotRunner):
-    """A `Runner` over onnxruntime's CPU provider. Memory of the KV cache is that of the tokens it holds.
+    """A `Runner` over onnxruntime's CPU provider. The KV cache takes memory only for the tokens in it.
 
     Args:
-        folder: Holds `model.onnx` and its data file.
-        context_length: Tokens per slot; None takes the model's own.
-        sequence_slots: How many sequences may live at the same time.
-        max_chunk: Most tokens in one step.
-        threads: None takes one per physical core.
-        shares_cores: Another runner computes in between the steps of this one.
+        folder: Contains `model.onnx` and its data file.
+        context_length: Tokens per slot; default: the model's context length.
+        sequence_slots: Maximum number of sequences at a time.
+        max_chunk: Maximum tokens of one slot in one step.
+        threads: Default: one per usable core (`cores.py`).
+        shares_cores: Another runner computes between the steps of this one.
 
     Raises:
-        BundleError: The folder holds no graph of this dialect.
+        BundleError: The folder has no graph of this dialect.
         RunnerError: onnxruntime cannot load it, or the context is longer than the model's.
     """
 
@@ -70,9 +69,9 @@ class OptimumRunner(SlotRunner):
         inputs = {value.name: value for value in session.get_inputs()}
         logits = next(value for value in session.get_outputs() if value.name == "logits")
         self._names = [name.removeprefix(_PAST) for name in inputs if name.startswith(_PAST)]
-        self._steered = inputs.keys() - {_PAST + name for name in self._names}
+        self._inputs = inputs.keys() - {_PAST + name for name in self._names}
         caches = [inputs[_PAST + name] for name in self._names]
-        # Heads and width differ between keys and values, and between layers, in some architectures.
+        # In some architectures, heads and width differ between keys and values, or between layers.
         self._rows = [(int(value.shape[1]), int(value.shape[3])) for value in caches]
         self._dtype = _DTYPES[caches[0].type]
         self._limits = Limits(
@@ -93,15 +92,15 @@ class OptimumRunner(SlotRunner):
     def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
         return [self._run(chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)]
 
-    def _held(self, slot: int) -> int:
+    def _length(self, slot: int) -> int:
         return int(self._past[slot][0].shape()[2])
 
-    def _cut(self, slot: int, length: int) -> None:
-        if length < self._held(slot):
-            self._past[slot] = [self._kept(value.numpy()[:, :, :length]) for value in self._past[slot]]
+    def _truncate(self, slot: int, length: int) -> None:
+        if length < self._length(slot):
+            self._past[slot] = [self._copied(value.numpy()[:, :, :length]) for value in self._past[slot]]
 
     def _read(self, slot: int, start: int, stop: int) -> bytes:
-        """For every cache in the graph's order `[heads, positions, dim]`."""
+        """Concatenate `[heads, positions, dim]` of every cache, in the graph's order."""
         return b"".join(head[start:stop].data for value in self._past[slot] for head in value.numpy()[0])
 
     def _write(self, slot: int, count: int, data: memoryview) -> None:
@@ -109,7 +108,7 @@ class OptimumRunner(SlotRunner):
         for (heads, dim), value in zip(self._rows, self._past[slot], strict=True):
             size = heads * count * dim
             part = np.frombuffer(data, self._dtype, size, at).reshape(1, heads, count, dim)
-            longer.append(self._kept(np.concatenate([value.numpy(), part], axis=2)))
+            longer.append(self._copied(np.concatenate([value.numpy(), part], axis=2)))
             at += size * self._dtype.itemsize
         self._past[slot] = longer
 
@@ -120,15 +119,15 @@ class OptimumRunner(SlotRunner):
         self._past = before
 
     def _run(self, chunk: Chunk, tokens: TokenArray) -> FloatArray:
-        held, count = self._held(chunk.slot), tokens.size
+        length, count = self._length(chunk.slot), tokens.size
         rows = np.arange(count) if chunk.logits == "all" else np.array([count - 1])
-        steering = {
+        candidates = {
             "input_ids": tokens[None],
-            "attention_mask": np.ones((1, held + count), np.int64),
-            "position_ids": np.arange(held, held + count)[None],
+            "attention_mask": np.ones((1, length + count), np.int64),
+            "position_ids": np.arange(length, length + count)[None],
             "logits_index": rows,
         }
-        feeds = {name: self._value(array) for name, array in steering.items() if name in self._steered}
+        feeds = {name: self._value(array) for name, array in candidates.items() if name in self._inputs}
         feeds |= {_PAST + name: value for name, value in zip(self._names, self._past[chunk.slot], strict=True)}
         wanted = ["logits", *(_PRESENT + name for name in self._names)]
         logits, *present = self._session.run_with_ort_values(wanted, feeds)
@@ -136,11 +135,11 @@ class OptimumRunner(SlotRunner):
         result: FloatArray = logits.numpy()[0]
         if chunk.logits == "none":
             return result[:0]
-        return result if "logits_index" in self._steered else result[rows]
+        return result if "logits_index" in self._inputs else result[rows]
 
     def _empty(self) -> list[Any]:
-        return [self._kept(np.zeros((1, heads, 0, dim), self._dtype)) for heads, dim in self._rows]
+        return [self._copied(np.zeros((1, heads, 0, dim), self._dtype)) for heads, dim in self._rows]
 
-    def _kept(self, array: npt.NDArray[np.generic]) -> Any:
-        """A value of onnxruntime's with a copy of the array."""
+    def _copied(self, array: npt.NDArray[np.generic]) -> Any:
+        """Copy an array into an OrtValue."""
         return self._value(np.ascontiguousarray(array))

@@ -1,7 +1,7 @@
-"""Which sequence slots go through the model together: a step is cut into passes over neighbouring slots.
+"""Divides a step into passes, each over a range of neighbouring sequence slots.
 
-A pass reads all weights once, whatever it computes; every slot in it has as many rows as the longest of them, slots
-between them that have nothing to do included. So it may pay to run slots apart. It knows no runtime.
+A pass reads all weights once. Every slot in its range, idle ones included, is padded to the rows of the longest. So it
+can be cheaper to run slots in separate passes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from operator import itemgetter
 
 __all__ = ["Pass", "plan_passes"]
 
-# Rows that cost as much as a pass with none: SmolLM2-135M on two cores with AVX-512, 13 ms and 4 ms for a row.
-_PASS = 3
+# Fixed cost of a pass, in rows: SmolLM2-135M on two cores with AVX-512 takes 13 ms, and 4 ms per row.
+_PASS_COST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +25,26 @@ class Pass:
     rows: int
 
 
-def plan_passes(rows: Mapping[int, int], room: Sequence[int], *, together: int) -> list[Pass]:
-    """Return the passes that cost least.
+def plan_passes(rows: Mapping[int, int], free_rows: Sequence[int], *, max_batched_rows: int) -> list[Pass]:
+    """Return the cheapest passes.
 
     Args:
         rows: Rows of each slot that has tokens.
-        room: Rows that each slot's buffers have room for, behind what it holds.
-        together: Most rows per slot in a pass over several slots.
+        free_rows: Rows that still fit into each slot's buffers.
+        max_batched_rows: Maximum rows per slot in a pass over several slots.
     """
     slots = sorted(rows)
     costs: list[int] = [0]
     plans: list[list[Pass]] = [[]]
-    # Of the first n slots: the cheapest plan of some, and one pass over the rest.
+    # Dynamic programming: the first n slots are the cheapest plan of a prefix, and one pass over the others.
     for end in range(1, len(slots) + 1):
-        high, most, ways = slots[end - 1] + 1, 0, []
+        high, longest, options = slots[end - 1] + 1, 0, []
         for start in reversed(range(end)):
-            low, most = slots[start], max(most, rows[slots[start]])
-            if start < end - 1 and (most > together or min(room[low:high]) < most):
+            low, longest = slots[start], max(longest, rows[slots[start]])
+            if start < end - 1 and (longest > max_batched_rows or min(free_rows[low:high]) < longest):
                 break
-            ways.append((costs[start] + _PASS + (high - low) * most, start, Pass(low, high, most)))
-        cost, start, last = min(ways, key=itemgetter(0))
+            options.append((costs[start] + _PASS_COST + (high - low) * longest, start, Pass(low, high, longest)))
+        cost, start, last = min(options, key=itemgetter(0))
         costs.append(cost)
         plans.append([*plans[start], last])
     return plans[-1]

@@ -1,4 +1,4 @@
-"""Loads a graph into onnxruntime. It knows dialects by name, and nothing of their inputs."""
+"""Loads a graph into onnxruntime."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekit.cores import usable_cores
 from edgekit.errors import BundleError, RunnerError, missing_extra
 from edgekit.runners.base import first_line
-from edgekit.runners.cores import usable_cores
 
 __all__ = ["BATCHED_FILE", "MODEL_FILE", "context_of", "open_session"]
 
 MODEL_FILE = "model.onnx"
-# The same model for onnxruntime 1.32 and later, where several sequences may have several tokens each in one pass.
+# The same model for onnxruntime 1.32 and later, with several tokens per sequence in a batch.
 BATCHED_FILE = "model_batched.onnx"
 _BATCHED_FROM = (1, 32)
 _UPGRADE = "pip install -U onnxruntime (on Python 3.10, which later versions do not support: a newer Python)"
@@ -31,16 +31,16 @@ def open_session(
     """Load a graph into an `onnxruntime.InferenceSession` on the CPU.
 
     Args:
-        folder: Holds `model.onnx` and its data file.
-        dialect: What the graph must be written in.
-        threads: None takes one per physical core.
-        entries: Further session options, by the names onnxruntime gives them.
-        batched: Take the graph for several sequences at once, where the folder and this onnxruntime have it.
-        shares_cores: Another session computes in between the runs of this one.
+        folder: Contains `model.onnx` and its data file.
+        dialect: The graph's expected dialect.
+        threads: Default: one per usable core (`cores.py`).
+        entries: Additional session configuration entries, by onnxruntime's names.
+        batched: Prefer the graph for several sequences at once, if the folder has it and this onnxruntime supports it.
+        shares_cores: Another session computes between the runs of this one.
 
     Raises:
         EdgekitError: `missing_extra`, if onnxruntime is not installed.
-        BundleError: There is no such graph, or it is of another dialect.
+        BundleError: There is no such graph, or it is in another dialect.
         RunnerError: onnxruntime cannot load it.
     """
     try:
@@ -56,18 +56,18 @@ def open_session(
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # A memory pattern is a second set of activations beside the first, for no speed that could be measured.
+    # A memory pattern would allocate the activations a second time, without a measurable speedup.
     options.enable_mem_pattern = False
     if shares_cores:
-        # Threads that wait busily for this session's next run would hold up the other's: a step of SmolLM2-135M and
-        # four of a draft model of its size took 49 ms instead of 30, on two cores.
+        # Threads that spin until this session's next run slow the other session down: a step of SmolLM2-135M and four
+        # of a draft model of the same size took 49 ms instead of 30, on two cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        # Before 1.24 it reads no graph for JetPack 7, and so not what the graph says it needs.
+        # Versions before 1.24 cannot read graphs for JetPack 7, and so not the version that they require either.
         hint = _UPGRADE if "Unsupported model IR version" in str(error) else None
         raise RunnerError(f"onnxruntime cannot load {path}: {first_line(error)}", hint=hint) from error
     metadata = session.get_modelmeta().custom_metadata_map
@@ -88,10 +88,10 @@ def open_session(
 
 
 def context_of(session: Any, wanted: int | None) -> int:
-    """Return the tokens a sequence slot shall hold: `wanted`, or all that the model was exported for.
+    """Return the context length: `wanted`, or by default the one that the model was exported for.
 
     Raises:
-        RunnerError: It was exported for fewer.
+        RunnerError: `wanted` is not positive, or longer than the model's.
     """
     longest = int(session.get_modelmeta().custom_metadata_map["edgekit.context_length"])
     if wanted is not None and not 0 < wanted <= longest:
@@ -103,5 +103,5 @@ def context_of(session: Any, wanted: int | None) -> int:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Major and minor number."""
+    """Parse the major and minor number."""
     return tuple(int(part) for part in text.split(".")[:2])

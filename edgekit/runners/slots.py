@@ -1,6 +1,6 @@
-"""What all runners refuse, before anything is run: the numbered sequence slots and what they may be asked.
+"""Base class of all runners: validates the arguments of every call before anything runs.
 
-It knows no backend. A runner fills in how a step is taken and where the KV cache lies.
+Subclasses implement the step and the KV cache.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TokenArray = npt.NDArray[np.int64]
 
 
 class SlotRunner(ABC):
-    """A `Runner` whose callers are checked here; see `Runner` for what the public methods promise."""
+    """A `Runner` that validates its arguments; see `Runner` for the contract of the public methods."""
 
     _backend: ClassVar[str]
-    """What errors call it."""
+    """Its name in error messages."""
     _runtime: ClassVar[str]
     """See `Backend.runtime`."""
     _limits: Limits
@@ -33,12 +33,12 @@ class SlotRunner(ABC):
 
     @property
     def backend(self) -> Backend:
-        """What computes."""
+        """The code that computes."""
         return Backend(self._runtime)
 
     @property
     def limits(self) -> Limits:
-        """What this runner can do."""
+        """Limits of this runner."""
         return self._limits
 
     def run(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
@@ -54,50 +54,50 @@ class SlotRunner(ABC):
             raise RunnerError(f"{self._backend} failed: {first_line(error)}") from error
 
     def length(self, slot: int) -> int:
-        """Tokens the slot holds."""
-        return self._held(self._slot(slot))
+        """Number of tokens in the slot."""
+        return self._length(self._slot(slot))
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget everything from position `length` on; see `Runner.truncate`."""
-        held = self.length(slot)
-        if not 0 <= length <= held:
-            raise RunnerError(f"slot {slot} holds {held} tokens; it cannot be cut to {length}")
-        self._cut(slot, length)
+        """Discard positions from `length` on; see `Runner.truncate`."""
+        current = self.length(slot)
+        if not 0 <= length <= current:
+            raise RunnerError(f"slot {slot} holds {current} tokens; it cannot be truncated to {length}")
+        self._truncate(slot, length)
 
     def read_kv(self, slot: int, start: int, stop: int) -> bytes:
-        """The KV cache of positions `start:stop`; see `Runner.read_kv`."""
-        held = self.length(slot)
-        if not 0 <= start <= stop <= held:
-            raise RunnerError(f"slot {slot} holds {held} tokens, not positions {start} to {stop}")
+        """Return the KV cache of positions `start:stop`; see `Runner.read_kv`."""
+        length = self.length(slot)
+        if not 0 <= start <= stop <= length:
+            raise RunnerError(f"slot {slot} holds {length} tokens, not positions {start} to {stop}")
         return self._read(slot, start, stop)
 
     def write_kv(self, slot: int, start: int, data: bytes | memoryview) -> int:
-        """Put back what `read_kv` gave; see `Runner.write_kv`."""
-        held, data = self.length(slot), memoryview(data)
-        if start != held:
-            raise RunnerError(f"slot {slot} holds {held} tokens; position {start} does not follow them")
+        """Append data from `read_kv`; see `Runner.write_kv`."""
+        length, data = self.length(slot), memoryview(data)
+        if start != length:
+            raise RunnerError(f"slot {slot} holds {length} tokens; position {start} does not follow them")
         count, rest = divmod(data.nbytes, self._limits.kv_bytes_per_token)
         if rest or start + count > self._limits.context_length:
-            raise RunnerError(f"{data.nbytes} bytes are not KV cache that fits this runner at position {start}")
+            raise RunnerError(f"{data.nbytes} bytes do not fit this runner's KV cache at position {start}")
         if count:
             self._write(slot, count, data)
         return start + count
 
     @abstractmethod
     def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
-        """Run chunks that have been checked, and give each one's logits."""
+        """Run validated chunks, and return the logits of each."""
 
     @abstractmethod
-    def _held(self, slot: int) -> int:
-        """Tokens that a slot, which there is, holds."""
+    def _length(self, slot: int) -> int:
+        """Number of tokens in a valid slot."""
 
     @abstractmethod
-    def _cut(self, slot: int, length: int) -> None:
-        """Forget a slot's positions from `length` on."""
+    def _truncate(self, slot: int, length: int) -> None:
+        """Discard a slot's positions from `length` on."""
 
     @abstractmethod
     def _read(self, slot: int, start: int, stop: int) -> bytes:
-        """The KV cache of positions that the slot holds."""
+        """Return the KV cache of valid positions."""
 
     @abstractmethod
     def _write(self, slot: int, count: int, data: memoryview) -> None:
@@ -105,31 +105,31 @@ class SlotRunner(ABC):
 
     @abstractmethod
     def _snapshot(self) -> Any:
-        """What says how much each slot holds."""
+        """Capture the lengths of all slots."""
 
     @abstractmethod
     def _restore(self, before: Any, chunks: Sequence[Chunk]) -> None:
-        """Go back to a snapshot, after a step of these chunks that failed."""
+        """Restore a snapshot after a step with these chunks failed."""
 
     def _slot(self, slot: int) -> int:
         if self._closed:
             raise RunnerError("the runner is closed")
         if not 0 <= slot < self._limits.sequence_slots:
-            raise RunnerError(f"there is no sequence slot {slot}; there are {self._limits.sequence_slots}")
+            raise RunnerError(f"no sequence slot {slot}: the runner has {self._limits.sequence_slots}")
         return slot
 
     def _check(self, chunk: Chunk) -> TokenArray:
-        """Refuse what would harm a cache."""
-        held, limits = self.length(chunk.slot), self._limits
+        """Validate a chunk and return its tokens."""
+        length, limits = self.length(chunk.slot), self._limits
         tokens = np.asarray(chunk.tokens, np.int64)
         if not 1 <= tokens.size <= limits.max_chunk:
-            raise RunnerError(f"a chunk has 1 to {limits.max_chunk} tokens, not {tokens.size}")
-        if held + tokens.size > limits.context_length:
+            raise RunnerError(f"a chunk must have 1 to {limits.max_chunk} tokens, not {tokens.size}")
+        if length + tokens.size > limits.context_length:
             raise RunnerError(
-                f"{held} + {tokens.size} tokens do not fit the context of {limits.context_length}",
+                f"{length} + {tokens.size} tokens do not fit the context of {limits.context_length}",
                 code="context_length_exceeded",
             )
-        # A backend would read outside the embedding.
+        # Otherwise a backend would read outside the embedding.
         if int(tokens.min()) < 0 or int(tokens.max()) >= limits.vocab_size:
-            raise RunnerError(f"token ids run from 0 to {limits.vocab_size - 1}")
+            raise RunnerError(f"token ids must be from 0 to {limits.vocab_size - 1}")
         return tokens

@@ -1,7 +1,4 @@
-"""The daemon as a service: write, enable, remove and inspect a systemd unit or a launchd job.
-
-Knows the service managers and not the daemon: what is started is a command line.
-"""
+"""The daemon as a service: write, enable, remove and inspect a systemd unit or a launchd job."""
 
 from __future__ import annotations
 

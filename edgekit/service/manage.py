@@ -1,14 +1,14 @@
-"""Install, uninstall and status, on whichever service manager this machine has."""
+"""Install, uninstall and status, with systemd or launchd."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edgekit.atomic_file import replace_file
 from edgekit.errors import EdgekitError
 from edgekit.service import launchd, systemd
 from edgekit.service.spec import Scope, ServiceSpec, check
@@ -18,12 +18,12 @@ __all__ = ["Installed", "ServiceStatus", "install", "service_file", "status", "u
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What `install` did.
+    """The result of `install`.
 
     Attributes:
         path: The unit or property list.
-        started: Whether the service runs now; False where it was put into an image.
-        hint: What the user may still want to do.
+        started: Whether the service is running; False in an image.
+        hint: A further step for the user.
     """
 
     path: Path
@@ -33,19 +33,19 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """How the service is.
+    """State of the service.
 
     Attributes:
         manager: "systemd" or "launchd".
         scope: "system" or "user".
-        path: Where the unit or property list lies, or would.
-        installed: Whether it is there.
-        enabled: Whether it starts by itself; None if the manager does not say.
-        state: "active", "activating", "failed", "inactive" and so on, as the manager words it.
-        text: What the daemon says of itself, or how it last ended.
-        pid: Main process.
+        path: Path of the unit or property list, existing or not.
+        installed: Whether that file exists.
+        enabled: Whether the service starts at boot or login; None if the manager does not report it.
+        state: "active", "activating", "failed", "inactive" and so on, as the manager reports it.
+        text: The daemon's status text, or the last result.
+        pid: Process id of the main process.
         restarts: Automatic restarts since it was started.
-        hint: The command that tells more or mends it.
+        hint: The command that shows more or fixes it.
     """
 
     manager: str
@@ -65,10 +65,10 @@ class ServiceStatus:
 
 
 def service_file(spec: ServiceSpec, *, root: Path | None = None) -> tuple[Path, str]:
-    """Return where `install` would write, and what; nothing is touched.
+    """Return the path and content that `install` would write; nothing is changed.
 
     Raises:
-        ConfigError: `spec` could never start.
+        ConfigError: The service could never start.
     """
     check(spec, root)
     if _on_macos():
@@ -77,26 +77,26 @@ def service_file(spec: ServiceSpec, *, root: Path | None = None) -> tuple[Path, 
 
 
 def install(spec: ServiceSpec, *, root: Path | None = None, start: bool = True) -> Installed:
-    """Write the service, enable it, and start it; an older one is replaced.
+    """Write, enable and start the service, replacing an older one.
 
     Args:
-        spec: The service to be.
-        root: An image to install into: written and enabled there, started nowhere.
-        start: Start it now, and wait until the daemon says that it is ready.
+        spec: The service to install.
+        root: An image to install into: the service is enabled there but not started.
+        start: Start it now and wait until the daemon reports that it is ready.
 
     Raises:
-        ConfigError: `spec` could never start.
-        EdgekitError: The user may not, there is no service manager, or it refused.
+        ConfigError: The service could never start.
+        EdgekitError: Permission denied, a service file that edgekit did not write, no service manager, or the service
+            manager failed.
     """
     path, text = service_file(spec, root=root)
+    _check_ours(path)
     if root is None:
         _require_manager(spec.scope)
     _write(path, text, spec)
     if _on_macos():
         if root is None and start:
-            with contextlib.suppress(EdgekitError):  # not loaded: nothing to replace
-                launchd.launchctl("bootout", f"{launchd.domain(spec.scope)}/{launchd.LABEL}")
-            launchd.launchctl("bootstrap", launchd.domain(spec.scope), str(path))
+            launchd.load_job(spec.scope, path)
         return Installed(path, root is None and start)
     if root is None:
         systemd.systemctl("daemon-reload", scope=spec.scope)
@@ -109,17 +109,18 @@ def install(spec: ServiceSpec, *, root: Path | None = None, start: bool = True) 
 
 
 def uninstall(scope: Scope = "system", *, root: Path | None = None) -> Path | None:
-    """Stop the service, disable it and remove its file; what it stored stays.
+    """Stop and disable the service and remove its file; stored data stays.
 
     Returns:
-        The file removed, or None if there was none.
+        The removed file, or None if the service was not installed.
 
     Raises:
-        EdgekitError: The user may not, or the service manager refused.
+        EdgekitError: Permission denied, a service file that edgekit did not write, or the service manager failed.
     """
     path = launchd.plist_path(scope, root) if _on_macos() else systemd.unit_path(scope, root)
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
+    _check_ours(path)
     if root is None:
         _require_manager(scope)
     if not os.access(path.parent, os.W_OK):
@@ -138,7 +139,7 @@ def uninstall(scope: Scope = "system", *, root: Path | None = None) -> Path | No
 
 
 def status(scope: Scope = "system", *, root: Path | None = None) -> ServiceStatus:
-    """Return how the service is; that there is none is an answer, not an error."""
+    """Return the state of the service, installed or not."""
     if _on_macos():
         return _launchd_status(scope, root)
     path = systemd.unit_path(scope, root)
@@ -149,21 +150,21 @@ def status(scope: Scope = "system", *, root: Path | None = None) -> ServiceStatu
         return ServiceStatus(
             "systemd", scope, path, installed=True, enabled=enabled, state="systemd is not running here"
         )
-    wanted = ("ActiveState", "UnitFileState", "StatusText", "MainPID", "NRestarts", "Result")
-    shown = systemd.systemctl("show", systemd.UNIT, *(f"-p{key}" for key in wanted), scope=scope)
-    said = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    result = said.get("Result", "success")
-    state = said.get("ActiveState", "unknown")
+    keys = ("ActiveState", "UnitFileState", "StatusText", "MainPID", "NRestarts", "Result")
+    output = systemd.systemctl("show", systemd.UNIT, *(f"-p{key}" for key in keys), scope=scope)
+    properties = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    result = properties.get("Result", "success")
+    state = properties.get("ActiveState", "unknown")
     return ServiceStatus(
         "systemd",
         scope,
         path,
         installed=True,
-        enabled=said.get("UnitFileState") == "enabled",
+        enabled=properties.get("UnitFileState") == "enabled",
         state=state,
-        text=said.get("StatusText") or (None if result == "success" else f"last result: {result}"),
-        pid=int(said.get("MainPID") or 0) or None,
-        restarts=int(said.get("NRestarts") or 0),
+        text=properties.get("StatusText") or (None if result == "success" else f"last result: {result}"),
+        pid=int(properties.get("MainPID") or 0) or None,
+        restarts=int(properties.get("NRestarts") or 0),
         hint=None if state == "active" else f"journalctl {'--user ' if scope == 'user' else ''}-u {systemd.UNIT} -n 30",
     )
 
@@ -189,33 +190,41 @@ def _require_manager(scope: Scope) -> None:
     if _on_macos() or systemd.is_running():
         if scope == "system" and os.geteuid() != 0:
             raise EdgekitError(
-                "a service of the whole system needs root",
-                hint="use sudo, or add --user to make it a service of your own account",
+                "a system service needs root",
+                hint="use sudo, or add --user to install it for your own account",
                 code="permission_denied",
             )
         return
     raise EdgekitError(
         "systemd is not running here, as in most containers",
-        hint="run `edgekit serve` directly, look at the unit with --print, or install it into an image with --root DIR",
+        hint="run `edgekit serve` directly, show the unit with --print, or install it into an image with --root DIR",
         code="no_service_manager",
     )
 
 
+def _check_ours(path: Path) -> None:
+    """Refuse to replace or remove a service file that `install` did not write, or a link such as a masked unit."""
+    if path.is_symlink():
+        raise EdgekitError(
+            f"{path} is a link to {path.readlink()}",
+            hint=f"remove it first; if it was masked: systemctl unmask {path.name}",
+        )
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EdgekitError(f"{path} cannot be read: {error.strerror}") from error
+    marks = (f"<string>{launchd.LABEL}</string>",) if path.suffix == ".plist" else systemd.FIRST_LINES
+    if not any(mark in text for mark in marks):
+        raise EdgekitError(f"{path} was not written by edgekit", hint="move it away, then install the service")
+
+
 def _write(path: Path, text: str, spec: ServiceSpec) -> None:
-    """Write beside, then rename: the manager never reads half a unit."""
+    """Replace a unit as a whole: the service manager never reads half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".edgekit-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_file(path, text.encode(), mode=0o644)
     except PermissionError as error:
         raise _denied(path, spec.scope) from error
     except OSError as error:
@@ -224,4 +233,4 @@ def _write(path: Path, text: str, spec: ServiceSpec) -> None:
 
 def _denied(path: Path, scope: Scope) -> EdgekitError:
     hint = "use sudo, or add --user" if scope == "system" else None
-    return EdgekitError(f"you may not write to {path.parent}", hint=hint, code="permission_denied")
+    return EdgekitError(f"no permission to write to {path.parent}", hint=hint, code="permission_denied")

@@ -1,7 +1,7 @@
-"""systemd: the unit's text, where it lies, and `systemctl`.
+"""systemd: the unit's content, its path, and `systemctl`.
 
-The text comes from `systemd/edgekit.service` (or `systemd/user/`), which is a whole unit and can be installed
-as it is by a distribution; here only the lines that depend on the machine are replaced.
+The template is `systemd/edgekit.service` (or `systemd/user/`), a complete unit that a distribution can install
+unchanged; this module replaces only the lines that depend on the machine.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from edgekit.errors import ConfigError, EdgekitError
-from edgekit.service.spec import Scope, ServiceSpec
+from edgekit.machine import home_folder
+from edgekit.service.spec import Scope, ServiceSpec, served_paths
 
-__all__ = ["UNIT", "is_running", "render_unit", "systemctl", "unit_path"]
+__all__ = ["FIRST_LINES", "UNIT", "is_running", "render_unit", "systemctl", "unit_path"]
 
 UNIT = "edgekit.service"
+FIRST_LINES = ("# edgekit as a system service.", "# edgekit as a user service.")
+"""How the units in `systemd/` begin."""
 
 
 def unit_path(scope: Scope, root: Path | None) -> Path:
-    """Where the unit lies: `/etc` for the system's, the user's configuration folder for a user's."""
+    """Path of the unit: in `/etc` for a system service, in the configuration folder for a user's."""
     if scope == "system":
         return (root or Path("/")) / "etc/systemd/system" / UNIT
     if root is not None:
         return root / "etc/systemd/user" / UNIT
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    config = os.environ.get("XDG_CONFIG_HOME") or str(home_folder() / ".config")
     return Path(config) / "systemd/user" / UNIT
 
 
@@ -36,21 +40,22 @@ def render_unit(spec: ServiceSpec, root: Path | None = None) -> str:
     """Return the unit for `spec`.
 
     Args:
-        spec: The service to be.
-        root: The image whose groups count; None for this machine.
+        spec: The service to install.
+        root: The image whose groups to read; None for this machine.
 
     Raises:
-        ConfigError: systemd would refuse the path of the program.
+        ConfigError: systemd cannot start the program under its path.
     """
     if re.search(r"[\\'\"]", str(spec.executable)):
-        hint = "quotes and backslashes are not allowed there"
-        raise ConfigError(f"systemd starts no program at {spec.executable}", hint=hint)
+        hint = "move it to a path without quotes and backslashes"
+        raise ConfigError(f"systemd cannot start {spec.executable}", hint=hint)
     folder = files("edgekit") / "systemd"
     template = folder / UNIT if spec.scope == "system" else folder / "user" / UNIT
     unit = _set(template.read_text(encoding="utf-8"), "ExecStart", exec_line(spec.command))
+    unit = _set(unit, "RequiresMountsFor", _mount_paths((spec.executable, spec.config, *served_paths(spec, root))))
     if spec.scope == "user":
         return unit
-    # systemd refuses to start a unit that names a group the machine lacks, and a headless one may lack both.
+    # systemd refuses to start a unit with a group that does not exist; a headless machine may lack both.
     groups = [name for name in ("video", "render") if name in _groups(root)]
     unit = _set(unit, "SupplementaryGroups", " ".join(groups) if groups else None)
     if spec.run_as is not None:
@@ -63,8 +68,8 @@ def render_unit(spec: ServiceSpec, root: Path | None = None) -> str:
 def exec_line(command: tuple[str, ...]) -> str:
     """Quote a command line for `ExecStart=`.
 
-    Source: systemd.service(5), "Command lines": quotes and backslashes as in C, `%` starts a specifier, and `$`
-    a variable in every word but the first.
+    Source: systemd.service(5), "Command lines": quotes and backslashes as in C; `%` starts a specifier, and `$` a
+    variable in every word but the first.
     """
     words = []
     for index, word in enumerate(command):
@@ -75,8 +80,19 @@ def exec_line(command: tuple[str, ...]) -> str:
     return " ".join(words)
 
 
+def _mount_paths(paths: Iterable[Path | None]) -> str | None:
+    """Paths for `RequiresMountsFor=`, quoted; those that systemd cannot read there are left out."""
+    words = []
+    for path in paths:
+        text = str(path).replace("%", "%%")
+        if path is None or re.search(r"[\\'\"]", text) or ".." in path.parts:
+            continue
+        words.append(text if re.fullmatch(r"[\w./:@=+%$-]+", text, re.ASCII) else f'"{text}"')
+    return " ".join(dict.fromkeys(words)) or None
+
+
 def is_running() -> bool:
-    """Whether systemd manages this machine, as sd_booted(3) tells."""
+    """Whether systemd manages this machine, tested as sd_booted(3) does."""
     return Path("/run/systemd/system").is_dir()
 
 
@@ -84,24 +100,24 @@ def systemctl(*arguments: str, scope: Scope, root: Path | None = None) -> str:
     """Run systemctl and return its output.
 
     Raises:
-        EdgekitError: There is no systemctl, or it failed.
+        EdgekitError: systemctl is missing or failed.
     """
     if shutil.which("systemctl") is None:
         raise EdgekitError("there is no systemctl on this machine", hint="run `edgekit serve` under its own supervisor")
     where = ["--root", str(root)] if root is not None else []
-    # For an image, --global is what enables a unit for every user.
-    who = [] if scope == "system" else ["--global" if root is not None else "--user"]
-    command = ["systemctl", *where, *who, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell, our own words
+    # In an image, --global enables a unit for every user.
+    manager = [] if scope == "system" else ["--global" if root is not None else "--user"]
+    command = ["systemctl", *where, *manager, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell, fixed words
     if done.returncode != 0 and arguments[0] not in {"is-enabled", "show"}:
-        complaint = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
         journal = f"journalctl {'--user ' if scope == 'user' else ''}-u {UNIT} -n 30"
-        raise EdgekitError(f"`{' '.join(command)}` failed: {complaint}", hint=journal, code="service_manager_failed")
+        raise EdgekitError(f"`{' '.join(command)}` failed: {reason}", hint=journal, code="service_manager_failed")
     return done.stdout.strip()
 
 
 def _set(unit: str, key: str, value: str | None) -> str:
-    """Replace the one line that sets `key`, or drop it."""
+    """Replace the line that sets `key`, or remove it."""
     pattern = re.compile(rf"^{key}=.*\n", re.MULTILINE)
     if len(pattern.findall(unit)) != 1:
         raise AssertionError(f"the unit must set {key} once")

@@ -11,13 +11,14 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-from edgekit.errors import ExportError, nearest
+from edgekit.errors import ExportError, nearest, option
 from edgekit.export.architectures.config import Config
 from edgekit.export.architectures.decoder import Decoder
+from edgekit.export.architectures.unsupported import is_misspelling, refuse_encoder, refuse_known
 
 __all__ = ["architectures", "describe"]
 
-_NOT_MODELS = {"__init__", "config", "decoder", "rope"}
+_NOT_MODELS = {"__init__", "build", "config", "decoder", "rope", "unsupported"}
 
 
 def architectures() -> tuple[str, ...]:
@@ -27,26 +28,29 @@ def architectures() -> tuple[str, ...]:
 
 
 def describe(config: Mapping[str, Any], *, context_length: int | None = None, ignore: Iterable[str] = ()) -> Decoder:
-    """Describe the model that a Hugging Face `config.json` stands for.
+    """Describe the model of a Hugging Face `config.json`.
 
     Args:
         config: Its contents.
-        context_length: Longest sequence to export for; None takes the longest that the model allows.
+        context_length: Longest sequence to export for; None takes the model's maximum.
         ignore: Keys that the user declares harmless.
 
     Raises:
-        ExportError: The architecture is unknown, or the configuration asks for mathematics it does not cover.
+        ExportError: The architecture is unknown, or the configuration needs a computation it does not cover.
     """
     model_type = config.get("model_type")
     known = architectures()
     if model_type not in known:
+        refuse_known(config)
         near = nearest(str(model_type), known)
+        near = near if near and is_misspelling(str(model_type), near) else None
         raise ExportError(
-            f"unsupported architecture `{model_type}`",
+            f"unsupported architecture `{str(model_type)[:60]}`",
             hint=(f"did you mean `{near}`? " if near else "") + f"known architectures: {', '.join(known)}; "
-            "for the cpu target --exporter optimum knows more",
+            f"for the cpu target, {option('exporter', 'optimum')} supports more",
             code="unsupported_architecture",
         )
+    refuse_encoder(config)
     module = import_module(f"{__name__}.{model_type}")
     decoder: Decoder = module.describe(Config(config, ignore), context_length)
     return decoder

@@ -1,7 +1,7 @@
-"""Gemma 3's text models (model_type `gemma3_text`): four norms a layer, most layers see a sliding window.
+"""Gemma 3's text models (model_type `gemma3_text`): four norms per layer, a sliding window in most layers.
 
-Norms store `weight - 1`; the embedding is multiplied by the square root of its width; the gate is a GELU. Layers that
-see a window have a RoPE of their own. Source: Gemma Team 2025, arXiv:2503.19786, and
+Norms store `weight - 1`; the embedding is multiplied by the square root of its width; the gate is a GELU. Sliding
+layers have a RoPE of their own. Source: Gemma Team 2025, arXiv:2503.19786, and
 `transformers/models/gemma3/configuration_gemma3.py` for defaults.
 """
 
@@ -12,16 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from edgekit.errors import ExportError
+from edgekit.export.architectures.build import Shape, build_decoder, consistent_number, shared_rope, sliding_layers
 from edgekit.export.architectures.config import Config
-from edgekit.export.architectures.decoder import (
-    Decoder,
-    Layer,
-    Shape,
-    build_decoder,
-    one_number,
-    plain_rope,
-    sliding_layers,
-)
+from edgekit.export.architectures.decoder import Decoder, Layer
 from edgekit.export.architectures.rope import Rope, read_rope, same_scaling
 
 __all__ = ["describe"]
@@ -40,23 +33,23 @@ def describe(config: Config, context_length: int | None) -> Decoder:
     old, new = config.get("sliding_window_pattern"), config.get("_sliding_window_pattern")
     pattern: Any = next((value for value in (old, new) if value is not None), 6)
     if type(pattern) is not int or pattern < 1:
-        raise ExportError(f"config.json: `sliding_window_pattern` must be a positive integer, not {pattern!r}")
+        raise ExportError(f"config.json: `sliding_window_pattern` must be a positive integer, not {str(pattern)[:60]}")
     sliding = sliding_layers(config, shape.layers, [(index + 1) % pattern != 0 for index in range(shape.layers)])
     scalar = config.number("query_pre_attn_scalar", 256.0)
-    everywhere, local = _ropes(config, shape)
-    config.kept["sliding_window_pattern"] = _pattern(sliding, pattern)
+    global_rope, local_rope = _ropes(config, shape)
+    config.normalized["sliding_window_pattern"] = _pattern(sliding, pattern)
     decoder = build_decoder(
         config,
         shape,
-        rope=everywhere,
+        rope=global_rope,
         tied=config.flag("tie_word_embeddings", default=True),
         qk_norm=True,
         windows=[window if one else None for one in sliding],
     )
-    del config.kept["hidden_act"]
+    del config.normalized["hidden_act"]
     return replace(
         decoder,
-        layers=tuple(_four_norms(layer, local) for layer in decoder.layers),
+        layers=tuple(_four_norms(layer, local_rope) for layer in decoder.layers),
         attention_scale=scalar**-0.5,
         activation="gelu_tanh",
         norm_offset=1.0,
@@ -65,40 +58,40 @@ def describe(config: Config, context_length: int | None) -> Decoder:
 
 
 def _ropes(config: Config, shape: Shape) -> tuple[Rope, Rope]:
-    """The RoPE of layers that see all tokens, and of those that see a window."""
+    """The RoPE of the full-attention layers, and of the sliding layers."""
     nested: Any = config.get("rope_parameters")
     if isinstance(nested, Mapping) and nested.keys() & _KINDS.keys():  # transformers 5 has one for each kind of layer
-        everywhere, local = (_rope_of(kind, nested, config, shape) for kind in _KINDS)
+        global_rope, local_rope = (_rope_of(kind, nested, config, shape) for kind in _KINDS)
     else:
-        everywhere = plain_rope(config, shape, 1_000_000.0)
+        global_rope = shared_rope(config, shape, 1_000_000.0)
         theta = config.number("rope_local_base_freq", 10_000.0)
-        local = read_rope(
+        local_rope = read_rope(
             theta, shape.head_dim, None, max_position=shape.max_position, context_length=shape.context_length
         )
-    if everywhere.dim != shape.head_dim:
+    if global_rope.dim != shape.head_dim:
         raise ExportError(
-            "config.json: `partial_rotary_factor` is not supported of `gemma3_text`", code="unsupported_configuration"
+            "config.json: `partial_rotary_factor` is not supported for `gemma3_text`", code="unsupported_configuration"
         )
-    if local.kind != "default":
+    if local_rope.kind != "default":
         raise ExportError(
-            f"config.json: RoPE scaling `{local.kind}` of the sliding layers is not supported",
+            f"config.json: RoPE scaling `{local_rope.kind}` of the sliding layers is not supported",
             code="unsupported_configuration",
         )
-    config.kept["rope_local_base_freq"] = local.theta
-    return everywhere, local
+    config.normalized["rope_local_base_freq"] = local_rope.theta
+    return global_rope, local_rope
 
 
-# By the name that transformers 5 nests it under: what older configurations call the base, and its default.
+# Kind of layer, as transformers 5 nests it -> key of its base in older configurations, and the default.
 _KINDS = {"full_attention": ("rope_theta", 1_000_000.0), "sliding_attention": ("rope_local_base_freq", 10_000.0)}
 
 
 def _rope_of(kind: str, nested: Mapping[str, Any], config: Config, shape: Shape) -> Rope:
     """The RoPE of one kind of layer, as transformers 5 nests it."""
-    strange = sorted(nested.keys() - _KINDS.keys())
+    unknown = sorted(nested.keys() - _KINDS.keys())
     own, scaling = nested.get(kind) or {}, config.get("rope_scaling")
-    if strange or not isinstance(own, Mapping):
+    if unknown or not isinstance(own, Mapping):
         raise ExportError(
-            f"config.json: `rope_parameters.{strange[0] if strange else kind}` is not handled",
+            f"config.json: `rope_parameters.{unknown[0] if unknown else kind}` is not supported",
             code="unsupported_configuration",
         )
     if kind == "full_attention" and scaling and not same_scaling(scaling, own):
@@ -109,7 +102,7 @@ def _rope_of(kind: str, nested: Mapping[str, Any], config: Config, shape: Shape)
             code="unsupported_configuration",
         )
     older, default = _KINDS[kind]
-    theta = one_number(
+    theta = consistent_number(
         "rope_theta",
         default,
         {f"rope_parameters.{kind}.rope_theta": own.get("rope_theta"), older: config.get(older)},
@@ -118,7 +111,7 @@ def _rope_of(kind: str, nested: Mapping[str, Any], config: Config, shape: Shape)
 
 
 def _pattern(sliding: list[bool], stated: int) -> int:
-    """Every how many layers one sees all tokens; mlx-lm reads this and no list. 0 where there is no such number."""
+    """Period of the full-attention layers, which mlx-lm reads instead of `layer_types`; 0 if they have none."""
     candidates: list[int] = [stated, *range(1, len(sliding) + 1)]
     for pattern in candidates:
         if sliding == [(index + 1) % pattern != 0 for index in range(len(sliding))]:
@@ -126,12 +119,12 @@ def _pattern(sliding: list[bool], stated: int) -> int:
     return 0
 
 
-def _four_norms(layer: Layer, local: Rope) -> Layer:
+def _four_norms(layer: Layer, local_rope: Rope) -> Layer:
     prefix = f"model.layers.{layer.index}"
     return replace(
         layer,
         attention_out_norm=f"{prefix}.post_attention_layernorm.weight",
         mlp_norm=f"{prefix}.pre_feedforward_layernorm.weight",
         mlp_out_norm=f"{prefix}.post_feedforward_layernorm.weight",
-        rope=layer.rope if layer.window is None else local,
+        rope=layer.rope if layer.window is None else local_rope,
     )

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and their shape-alikes SmolLM2 and TinyLlama (model_type `llama`).
+"""Llama 2 and 3, and models of the same architecture such as SmolLM2 and TinyLlama (model_type `llama`).
 
 No bias unless the configuration says so. Source: Touvron et al. 2023, arXiv:2307.09288, and
 `transformers/models/llama/configuration_llama.py` for defaults.
@@ -6,8 +6,9 @@ No bias unless the configuration says so. Source: Touvron et al. 2023, arXiv:230
 
 from __future__ import annotations
 
+from edgekit.export.architectures.build import Shape, build_decoder, shared_rope
 from edgekit.export.architectures.config import Config
-from edgekit.export.architectures.decoder import Decoder, Shape, build_decoder, plain_rope
+from edgekit.export.architectures.decoder import Decoder
 
 __all__ = ["describe"]
 
@@ -21,7 +22,7 @@ def describe(config: Config, context_length: int | None) -> Decoder:
     return build_decoder(
         config,
         shape,
-        rope=plain_rope(config, shape, 10_000.0),
+        rope=shared_rope(config, shape, 10_000.0),
         tied=config.flag("tie_word_embeddings", default=False),
         qkv_bias=bias,
         o_bias=bias,

@@ -1,7 +1,7 @@
-"""Rotary position embedding and its scalings: which angle each pair of elements turns by.
+"""Rotary position embedding (RoPE) and its scalings: the frequency at which each pair of elements rotates.
 
-Half-split ("rotate half") layout over the first `dim` elements of a head. Element i pairs with element i + dim/2 and
-turns by `position * frequencies[i]`; cosine and sine are multiplied by `attention_factor`. It knows no tensor.
+Half-split ("rotate half") layout over the first `dim` elements of a head. Element i pairs with element i + dim/2; the
+pair is rotated by `position * frequencies[i]`, with cosine and sine multiplied by `attention_factor`.
 
 Sources: Su et al. 2021, arXiv:2104.09864; linear interpolation, Chen et al. 2023, arXiv:2306.15595; YaRN, Peng et al.
 2023, arXiv:2309.00071; LongRoPE, Ding et al. 2024, arXiv:2402.13753; Llama 3.1's scaling and the names of all keys:
@@ -11,6 +11,7 @@ Sources: Su et al. 2021, arXiv:2104.09864; linear interpolation, Chen et al. 202
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, option, spelled
 
 __all__ = [
     "Rope",
@@ -39,18 +40,19 @@ _KEYS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "factors"},
     "yarn": {
-        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
-        "mscale_all_dim", "truncate",
+        "factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "beta_fast", "beta_slow",
+        "mscale", "mscale_all_dim", "truncate",
     },
     "longrope": {
         "factor", "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor",
         "short_mscale", "long_mscale",
     },
 }  # fmt: skip
-# Older names of the same thing.
+_MAX_LENGTH = 1 << 31
+# Older names of the same kind.
 _ALIASES = {"su": "longrope", "none": "default"}
-# Not the scaling's own: transformers 5 puts them beside its keys.
-_BESIDE = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
+# Not keys of the scaling: transformers 5 stores them beside these.
+_NOT_SCALING = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,12 @@ class Rope:
 
     Attributes:
         theta: The base.
-        dim: Elements of a head that are turned, from the first on; the others stay.
+        dim: Leading elements of a head that are rotated; the others pass through.
         frequencies: Radians per position of each pair, `dim / 2` of them.
         attention_factor: Multiplies cosine and sine.
         kind: `default`, `linear`, `llama3`, `yarn` or `longrope`.
         scaling: The scaling under Hugging Face's keys; empty for `default`.
-        trained: Positions it was trained for before scaling; None where the configuration does not say.
+        original_max_position: Trained length before scaling; None if the configuration does not state it.
     """
 
     theta: float
@@ -73,26 +75,26 @@ class Rope:
     attention_factor: float = 1.0
     kind: str = "default"
     scaling: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    trained: int | None = None
+    original_max_position: int | None = None
 
 
 def read_rope(
     theta: float, dim: int, scaling: Mapping[str, Any] | None, *, max_position: int, context_length: int
 ) -> Rope:
-    """Compute a rotary embedding from what a configuration says of it.
+    """Compute a rotary embedding from its configuration.
 
     Args:
         theta: The base.
-        dim: Elements of a head that are turned; even.
+        dim: Elements of a head that are rotated; even.
         scaling: `rope_scaling` or `rope_parameters`; None for none.
         max_position: `max_position_embeddings`.
-        context_length: Longest sequence the export is for. LongRoPE has two sets of factors and takes the short ones
-            where this does not exceed the trained length.
+        context_length: Longest sequence to export for. LongRoPE has two sets of factors and uses the short ones up to
+            the trained length.
 
     Raises:
-        ExportError: The kind of scaling is unknown, or a key of it is unknown, missing or out of range.
+        ExportError: The kind of scaling is unknown, or one of its keys is unknown, missing or out of range.
     """
-    own = _own(scaling)
+    params = _scaling_params(scaling)
     kind = known_kind(scaling)
     try:
         with np.errstate(all="ignore"):
@@ -100,27 +102,29 @@ def read_rope(
             if kind == "default":
                 rope = Rope(theta, dim, _tuple(plain))
             elif kind == "linear":
-                factor = _number(own, "factor")
+                factor = _number(params, "factor")
                 rope = Rope(theta, dim, _tuple(plain / factor), 1.0, kind, {"factor": factor}, max_position)
             elif kind == "llama3":
-                rope = _llama3(theta, dim, plain, own)
+                rope = _llama3(theta, dim, plain, params)
             elif kind == "yarn":
-                rope = _yarn(theta, dim, plain, own, max_position)
+                rope = _yarn(theta, dim, plain, params, max_position)
             else:
-                rope = _longrope(theta, plain, own, max_position, context_length)
-        sound = bool(np.isfinite([*rope.frequencies, rope.attention_factor]).all())
+                rope = _longrope(theta, plain, params, max_position, context_length)
+        finite = bool(np.isfinite([*rope.frequencies, rope.attention_factor]).all())
     except (ArithmeticError, ValueError):
-        sound = False
-    if not sound:
-        raise ExportError(f"config.json: RoPE scaling `{kind}` with theta {theta:g} makes no finite frequencies")
+        finite = False
+    if not finite:
+        raise ExportError(
+            f"config.json: RoPE scaling `{kind}` with theta {spelled(theta)} gives infinite or NaN frequencies"
+        )
     return rope
 
 
 def scaling_kind(scaling: Mapping[str, Any] | None) -> str:
-    """The name of a scaling, `default` for none.
+    """The kind of a scaling, `default` for None.
 
     Raises:
-        ExportError: It is no object, or has two names.
+        ExportError: It is not an object, or states two kinds.
     """
     if not isinstance(scaling, Mapping | None):
         raise ExportError(f"config.json: RoPE scaling must be an object, not {str(scaling)[:40]!r}")
@@ -132,37 +136,37 @@ def scaling_kind(scaling: Mapping[str, Any] | None) -> str:
 
 
 def known_kind(scaling: Mapping[str, Any] | None) -> str:
-    """The name of a scaling whose kind and keys are all handled.
+    """The kind of a scaling, checked: its kind and all of its keys are supported.
 
     Raises:
         ExportError: One is not.
     """
-    own, kind = _own(scaling), scaling_kind(scaling)
+    params, kind = _scaling_params(scaling), scaling_kind(scaling)
     if kind not in _KEYS:
         raise ExportError(
             f"config.json: RoPE scaling `{kind}` is not supported",
             hint=f"supported: {', '.join(_KEYS)}",
             code="unsupported_configuration",
         )
-    strange = sorted(own.keys() - _KEYS[kind])
-    if strange:
+    unknown = sorted(params.keys() - _KEYS[kind])
+    if unknown:
         raise ExportError(
-            f"config.json: RoPE scaling `{kind}` has a key that is not handled: `{strange[0]}`",
-            hint=f"handled: {', '.join(sorted(_KEYS[kind]))}",
+            f"config.json: RoPE scaling `{kind}` has the unsupported key `{unknown[0]}`",
+            hint=f"supported: {', '.join(sorted(_KEYS[kind]))}",
             code="unsupported_configuration",
         )
     return kind
 
 
 def same_scaling(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two scalings say the same, whichever of their keys' names they use."""
-    return scaling_kind(one) == scaling_kind(other) and _own(one) == _own(other)
+    """Whether two scalings are the same, whichever key names they use."""
+    return scaling_kind(one) == scaling_kind(other) and _scaling_params(one) == _scaling_params(other)
 
 
 def full_scaling(scaling: Any, nested: Any) -> Any:
-    """Of a configuration's `rope_scaling` and `rope_parameters`, what scales the layers that see all tokens.
+    """The scaling of the full-attention layers, from `rope_scaling` and `rope_parameters`.
 
-    transformers 5 nests one for each kind of layer where they differ.
+    transformers 5 nests one per kind of layer where they differ.
     """
     if not scaling and isinstance(nested, Mapping):
         return nested.get("full_attention", nested)
@@ -170,16 +174,18 @@ def full_scaling(scaling: Any, nested: Any) -> Any:
 
 
 def scaled_context(scaling: Mapping[str, Any] | None, max_position: int) -> int:
-    """The longest sequence that a scaling makes of `max_position_embeddings`.
+    """The longest sequence with a scaling applied to `max_position_embeddings`.
 
     Qwen2.5's model card adds YaRN and leaves `max_position_embeddings` at the trained length, so the product of the
-    trained length and the factor counts where it is larger.
+    trained length and the factor counts if it is larger.
     """
     if scaling_kind(scaling) != "yarn":
         return max_position
-    own = dict(scaling or {})
-    original = _count(own, "original_max_position_embeddings", max_position)
-    return max(max_position, int(original * _number(own, "factor")))
+    params = dict(scaling or {})
+    length = _count(params, "original_max_position_embeddings", max_position) * _number(params, "factor")
+    if not length <= _MAX_LENGTH:
+        raise ExportError(f"config.json: RoPE scaling to {length:.3g} tokens is above the limit of {_MAX_LENGTH}")
+    return max(max_position, int(length))
 
 
 def with_yarn(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -187,39 +193,39 @@ def with_yarn(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
     Args:
         config: A `config.json`.
-        factor: Times the trained length; 4 makes 128K of 32K.
+        factor: Times the trained length; 4 extends 32K to 128K.
 
     Raises:
         ExportError: There is a scaling already, or the factor is not between 1 and 64.
     """
     if not 1 < factor <= 64:
-        raise ExportError(f"a YaRN factor is more than 1 and at most 64, not {factor:g}")
+        raise ExportError(f"a YaRN factor must be more than 1 and at most 64, not {spelled(factor)}")
     nested = config.get("rope_parameters")
     for scaling in (config.get("rope_scaling"), nested, full_scaling(None, nested)):
         if scaling_kind(scaling) != "default":
             raise ExportError(
-                f"config.json asks for RoPE scaling `{scaling_kind(scaling)}` already", hint="leave out --yarn"
+                f"config.json already has RoPE scaling `{scaling_kind(scaling)}`", hint=f"leave out {option('yarn')}"
             )
     original = config.get("max_position_embeddings")
     added = {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}
 
-    def stretched(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    def extended(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         return {**{key: value for key, value in (scaling or {}).items() if key != "type"}, **added}
 
     changed = {key: value for key, value in config.items() if key != "rope_scaling"}
     if not isinstance(nested, Mapping):
-        return {**changed, "rope_scaling": stretched(config.get("rope_scaling"))}
+        return {**changed, "rope_scaling": extended(config.get("rope_scaling"))}
     if "full_attention" in nested:
-        return {**changed, "rope_parameters": {**nested, "full_attention": stretched(nested["full_attention"])}}
-    return {**changed, "rope_parameters": stretched({**(config.get("rope_scaling") or {}), **nested})}
+        return {**changed, "rope_parameters": {**nested, "full_attention": extended(nested["full_attention"])}}
+    return {**changed, "rope_parameters": extended({**(config.get("rope_scaling") or {}), **nested})}
 
 
-def _llama3(theta: float, dim: int, plain: Frequencies, own: Mapping[str, Any]) -> Rope:
-    """Long wavelengths are stretched by the factor, short ones kept, those between blended."""
-    if "factors" in own:  # GGUF holds what came out, one number per pair
-        own = _llama3_of(np.asarray(own["factors"], np.float64), plain)
-    factor, original = _number(own, "factor"), _count(own, "original_max_position_embeddings")
-    low, high = _number(own, "low_freq_factor"), _number(own, "high_freq_factor")
+def _llama3(theta: float, dim: int, plain: Frequencies, params: Mapping[str, Any]) -> Rope:
+    """Long wavelengths are multiplied by the factor, short ones kept, those between interpolated."""
+    if "factors" in params:  # GGUF stores the resulting factor of each pair's wavelength
+        params = _llama3_from_factors(np.asarray(params["factors"], np.float64), plain)
+    factor, original = _number(params, "factor"), _count(params, "original_max_position_embeddings")
+    low, high = _number(params, "low_freq_factor"), _number(params, "high_freq_factor")
     if not low < high:
         raise ExportError("config.json: RoPE scaling `llama3` needs low_freq_factor below high_freq_factor")
     scaling = {
@@ -234,17 +240,14 @@ def _llama3(theta: float, dim: int, plain: Frequencies, own: Mapping[str, Any]) 
 
 
 def _llama3_scaled(plain: Frequencies, factor: float, low: float, high: float, original: int) -> Frequencies:
-    turns = original * plain / (2 * math.pi)
-    blend = np.clip((turns - low) / (high - low), 0, 1)
+    rotations = original * plain / (2 * math.pi)
+    blend = np.clip((rotations - low) / (high - low), 0, 1)
     scaled: Frequencies = plain * ((1 - blend) / factor + blend)
     return scaled
 
 
-def _llama3_of(factors: Frequencies, plain: Frequencies) -> dict[str, Any]:
-    """Find the scaling that a GGUF file's factors came from: Meta has published two.
-
-    The files hold float32, and what multiplies a wavelength.
-    """
+def _llama3_from_factors(factors: Frequencies, plain: Frequencies) -> dict[str, Any]:
+    """Find the scaling that a GGUF file's float32 wavelength factors came from: Meta has published two."""
     for factor in (8.0, 32.0):
         if factors.shape == plain.shape and np.allclose(
             plain / _llama3_scaled(plain, factor, 1.0, 4.0, 8192), factors, rtol=1e-4
@@ -262,17 +265,17 @@ def _llama3_of(factors: Frequencies, plain: Frequencies) -> dict[str, Any]:
     )
 
 
-def _yarn(theta: float, dim: int, plain: Frequencies, own: Mapping[str, Any], max_position: int) -> Rope:
-    """Pairs that turn often are kept, those that turn seldom are interpolated, with a linear ramp between."""
-    factor = _number(own, "factor")
-    original = _count(own, "original_max_position_embeddings", max_position)
-    fast, slow = _number(own, "beta_fast", 32.0), _number(own, "beta_slow", 1.0)
+def _yarn(theta: float, dim: int, plain: Frequencies, params: Mapping[str, Any], max_position: int) -> Rope:
+    """Fast pairs keep their frequency, slow ones are interpolated, with a linear ramp between."""
+    factor = _number(params, "factor")
+    original = _count(params, "original_max_position_embeddings", max_position)
+    fast, slow = _number(params, "beta_fast", 32.0), _number(params, "beta_slow", 1.0)
 
-    def pair_that_turns(times: float) -> float:
-        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+    def correction_dim(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = pair_that_turns(fast), pair_that_turns(slow)
-    if own.get("truncate", True):
+    low, high = correction_dim(fast), correction_dim(slow)
+    if params.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high > low else 0.001), 0, 1)
@@ -281,62 +284,67 @@ def _yarn(theta: float, dim: int, plain: Frequencies, own: Mapping[str, Any], ma
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    mscale, all_dim = (own.get(key) for key in ("mscale", "mscale_all_dim"))
-    usual = (
-        magnitude(_number(own, "mscale")) / magnitude(_number(own, "mscale_all_dim"))
+    mscale, all_dim = (params.get(key) for key in ("mscale", "mscale_all_dim"))
+    default_factor = (
+        magnitude(_number(params, "mscale")) / magnitude(_number(params, "mscale_all_dim"))
         if mscale and all_dim
         else magnitude(1.0)
     )
-    attention = _number(own, "attention_factor", usual)
+    if "attn_factor" in params:
+        # DeepSeek-R1-0528-Qwen3-8B's, which vLLM and SGLang multiply by the default and transformers passes over.
+        if "attention_factor" in params:
+            raise ExportError("config.json: RoPE scaling `yarn` has both `attention_factor` and `attn_factor`")
+        default_factor *= _number(params, "attn_factor")
+    attention = _number(params, "attention_factor", default_factor)
     scaling: dict[str, Any] = {"factor": factor, "original_max_position_embeddings": original}
     if (fast, slow) != (32.0, 1.0):
         scaling |= {"beta_fast": fast, "beta_slow": slow}
     if attention != magnitude(1.0):
-        # transformers reads the first; mlx-lm knows only the second, which gives the same number.
+        # transformers reads the first key; mlx-lm only the second, which gives the same number.
         scaling |= {"attention_factor": attention, "mscale": (attention - 1.0) / (0.1 * math.log(factor))}
-    if not own.get("truncate", True):
+    if not params.get("truncate", True):
         scaling["truncate"] = False
     return Rope(theta, dim, _tuple(frequencies), attention, "yarn", scaling, original)
 
 
-def _longrope(theta: float, plain: Frequencies, own: Mapping[str, Any], max_position: int, context: int) -> Rope:
+def _longrope(theta: float, plain: Frequencies, params: Mapping[str, Any], max_position: int, context: int) -> Rope:
     """One factor per pair; two sets, for sequences within the trained length and for longer ones."""
-    original = _count(own, "original_max_position_embeddings", max_position)
+    original = _count(params, "original_max_position_embeddings", max_position)
     factors, dim = {}, 2 * plain.size
     for key in ("short_factor", "long_factor"):
-        values = own.get(key)
+        values = params.get(key)
         if not isinstance(values, list) or len(values) != dim // 2 or not all(_positive(value) for value in values):
-            raise ExportError(f"config.json: RoPE scaling `longrope` needs {dim // 2} positive numbers as `{key}`")
+            raise ExportError(f"config.json: `{key}` of RoPE scaling `longrope` must be {dim // 2} positive numbers")
         factors[key] = [float(value) for value in values]
     stretch = max_position / original
-    usual = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    default_factor = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
     for key in ("short_mscale", "long_mscale"):
-        if key in own and not math.isclose(_number(own, key), usual, rel_tol=1e-6):
+        if key in params and not math.isclose(_number(params, key), default_factor, rel_tol=1e-6):
             raise ExportError(
-                f"config.json: RoPE scaling `longrope` with `{key}: {own[key]}` is not supported",
+                f"config.json: RoPE scaling `longrope` with `{key}: {params[key]}` is not supported",
                 code="unsupported_configuration",
             )
     # transformers 4 overrides this factor by the ratio of the two lengths, transformers 5 the ratio by the factor.
-    if "attention_factor" not in own and not math.isclose(_number(own, "factor", stretch), stretch, rel_tol=1e-6):
+    if "attention_factor" not in params and not math.isclose(_number(params, "factor", stretch), stretch, rel_tol=1e-6):
         raise ExportError(
-            f"config.json: RoPE scaling `longrope` has the factor {own['factor']:g}, and the lengths {max_position} "
-            f"and {original}, which make {stretch:g}",
-            hint="state `attention_factor` there, which settles it",
+            f"config.json: RoPE scaling `longrope` has the factor {params['factor']:g}, but the lengths {max_position} "
+            f"and {original} give {stretch:g}",
+            hint="add `attention_factor` to the scaling, which takes precedence",
             code="unsupported_configuration",
         )
-    attention = _number(own, "attention_factor", usual)
+    attention = _number(params, "attention_factor", default_factor)
     chosen = factors["long_factor" if context > original else "short_factor"]
     scaling = {**factors, "original_max_position_embeddings": original}
-    if math.isclose(attention, usual, rel_tol=1e-6):
-        attention = usual
+    if math.isclose(attention, default_factor, rel_tol=1e-6):
+        attention = default_factor
     else:
         scaling["attention_factor"] = attention
     return Rope(theta, dim, _tuple(plain / np.asarray(chosen)), attention, "longrope", scaling, original)
 
 
-def _own(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+def _scaling_params(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """The scaling's own keys."""
-    return {key: value for key, value in (scaling or {}).items() if value is not None and key not in _BESIDE}
+    return {key: value for key, value in (scaling or {}).items() if value is not None and key not in _NOT_SCALING}
 
 
 def _tuple(frequencies: Frequencies) -> tuple[float, ...]:
@@ -344,18 +352,23 @@ def _tuple(frequencies: Frequencies) -> tuple[float, ...]:
 
 
 def _positive(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < math.inf
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value <= sys.float_info.max
 
 
-def _number(own: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = own.get(key, default)
+def _number(params: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = params.get(key, default)
     if not _positive(value):
-        raise ExportError(f"config.json: RoPE scaling needs a positive number as `{key}`, not {value!r}")
+        raise ExportError(
+            f"config.json: `{key}` of the RoPE scaling must be a positive number, not {str(value)[:60]!r}"
+        )
     return float(value)
 
 
-def _count(own: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = own.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ExportError(f"config.json: RoPE scaling needs a positive integer as `{key}`, not {value!r}")
+def _count(params: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = params.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_LENGTH:
+        raise ExportError(
+            f"config.json: `{key}` of the RoPE scaling must be a positive integer below {_MAX_LENGTH}, "
+            f"not {str(value)[:60]}"
+        )
     return value

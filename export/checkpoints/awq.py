@@ -1,8 +1,8 @@
-"""AWQ as AutoAWQ stores it for its GEMM kernels: 4-bit codes packed along the outputs, in a mixed order.
+"""AWQ in AutoAWQ's GEMM layout: 4-bit codes packed along the outputs, in an interleaved order.
 
 Source: `WQLinear_GEMM.from_linear` and `utils/packing_utils.py` of AutoAWQ 0.2.9. `qweight` is int32 `[in, out / 8]`,
 `qzeros` is int32 `[groups, out / 8]`; the lowest four bits of a word belong to output 0 of its eight, the next to 2, 4,
-6, 1, 3, 5 and 7. Zero points are stored as they are.
+6, 1, 3, 5 and 7. Zero points are stored unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgekit.export.checkpoints.safetensors import Shards
 __all__ = ["Awq"]
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-# Columns of words unpacked at a time: they stay in the cache.
+# Columns of words unpacked at a time, so that they stay in the CPU cache.
 _COLUMNS = 16
 
 
@@ -38,10 +38,10 @@ class Awq:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Awq:
-        """Take the layout from `quantization_config`, or from the `quant_config.json` of early versions.
+        """Read the layout from `quantization_config`, or from the `quant_config.json` of early versions.
 
         Raises:
-            ExportError: It is one that edgekit does not read.
+            ExportError: edgekit does not read this layout.
         """
         version = str(settings.get("version", "gemm")).lower()
         backend = str(settings.get("backend", "autoawq")).lower()
@@ -49,7 +49,7 @@ class Awq:
             which = version if version != "gemm" else backend
             raise ExportError(
                 f"the checkpoint's AWQ layout is `{which[:40]}`, which edgekit does not read",
-                hint="it reads AutoAWQ's layout `gemm`, the one most checkpoints are published in",
+                hint="it reads AutoAWQ's layout `gemm`, in which most checkpoints are published",
                 code="unsupported_encoding",
             )
         bits = settings.get("bits", settings.get("w_bit", 4))
@@ -61,7 +61,7 @@ class Awq:
             )
         size = settings.get("group_size", settings.get("q_group_size", 128))
         if type(size) is not int or size < -1 or size == 0:
-            raise ExportError(f"the checkpoint's AWQ group size is {str(size)[:40]}, which is none")
+            raise ExportError(f"the checkpoint's AWQ group size is {str(size)[:40]}, not a positive integer or -1")
         return cls(None if size == -1 else size)
 
     @property
@@ -74,7 +74,7 @@ class Awq:
         groups, out = parts["scales"].shape
         width, words = parts["qweight"].shape
         if words * 8 != out or parts["qzeros"].shape != (groups, words) or "g_idx" in parts:
-            raise damaged(name, "its codes, scales and zero points are shaped for different layers")
+            raise damaged(name, "the shapes of its codes, scales and zero points do not match")
         size = self.group_size or max(1, width)
         if size * groups != width:
             raise damaged(name, f"{width} inputs do not make {groups} groups of {size}")
@@ -84,17 +84,17 @@ class Awq:
         """Read some rows; see `Layout`."""
         first, last = start // 8, -(-stop // 8)
         rows = slice(start - first * 8, stop - first * 8)
-        codes = _unpacked(shards.read_columns(f"{module.name}.qweight", first, last))[rows]
-        return Slice(codes, _unpacked(shards.read_columns(f"{module.name}.qzeros", first, last))[rows])
+        codes = _unpack(shards.read_columns(f"{module.name}.qweight", first, last))[rows]
+        return Slice(codes, _unpack(shards.read_columns(f"{module.name}.qzeros", first, last))[rows])
 
 
-def _unpacked(words: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Words `[n, out / 8]` to codes `[out, n]`."""
+def _unpack(words: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Unpack words `[n, out / 8]` to codes `[out, n]`."""
     count, columns = words.shape
     codes = np.empty((columns, 8, count), dtype=np.uint8)
     for first in range(0, columns, _COLUMNS):
         span = slice(first, first + _COLUMNS)
-        # The bytes of a word apart, `[4, columns, n]`: what follows runs over single bytes, which is fast.
+        # Split words into byte planes, `[4, columns, n]`: the loop below works on single bytes, which is fast.
         lanes = np.ascontiguousarray(words[:, span].T).view(np.uint8).reshape(-1, count, 4).transpose(2, 0, 1).copy()
         for number, pair in enumerate(lanes):
             np.bitwise_and(pair, np.uint8(15), out=codes[span, _ORDER[2 * number]])

@@ -1,7 +1,7 @@
-"""A file read with every offset and length checked against its size.
+"""Reads files with every offset and length checked against the file size.
 
-Tensors are read with `pread` and not through a map: a file that shrinks or a disk that fails becomes an error and
-not a signal, and no page of a large file stays counted as this process's memory. It knows no format.
+Tensors are read with `pread`, not through a memory map: a file that shrinks or a disk that fails then raises an error
+instead of a signal, and no page of a large file counts as this process's memory.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import numpy.typing as npt
 
 from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
-from edgekit.export.block_cache import BlockCache
 from edgekit.export.checkpoints.base import HashProgress, SourceFile
-from edgekit.export.direct_io import DirectFile
-from edgekit.export.page_cache import Trail, is_large
+from edgekit.export.io.block_cache import BlockCache
+from edgekit.export.io.direct_io import DirectFile
+from edgekit.export.io.page_cache import Trail, is_large
 
-__all__ = ["DOWNLOAD_AGAIN", "PART", "BoundedFile", "hash_files", "read_json", "read_small", "share_blocks"]
+__all__ = ["CHUNK", "DOWNLOAD_AGAIN", "BoundedFile", "hash_files", "read_json", "read_small", "share_blocks"]
 
 DOWNLOAD_AGAIN = "the download was cut short or the file was changed: fetch it again"
-# Bytes asked of the system at once: macOS refuses 2 GiB and more.
-_MOST = 1 << 30
-PART = 1 << 20
-"""Bytes of a part: it stays in the cache between being read and being used."""
-# Reads of fewer bytes are left to the page cache: a norm is not worth a block.
+# Bytes per system call: macOS refuses 2 GiB and more.
+_MAX_READ = 1 << 30
+CHUNK = 1 << 20
+"""Bytes of a chunk: it stays in the CPU cache between being read and being used."""
+# Smaller reads go through the page cache: a norm is not worth a block.
 _SMALL = 1 << 16
 
 
 class BoundedFile:
-    """A file open for reading, whose size was taken once.
+    """A file open for reading; its size is taken once, at opening.
 
     Raises:
         ExportError: It cannot be opened.
@@ -43,7 +43,7 @@ class BoundedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = _opened(path)
+        self._descriptor = _open_regular(path)
         self._open = True
         self.size = os.fstat(self._descriptor).st_size
         self._shared: tuple[BlockCache, DirectFile] | None = None
@@ -54,7 +54,7 @@ class BoundedFile:
         return self.path.name
 
     def share(self, blocks: BlockCache) -> None:
-        """Read what is not small through these blocks from now on."""
+        """Read through this block cache from now on, except for small reads."""
         self._shared = blocks, DirectFile(self._descriptor)
 
     def hash(self, progress: Callable[[int], None] | None = None) -> str:
@@ -72,7 +72,7 @@ class BoundedFile:
         return blocks.sha256(file, self.size, progress)
 
     def fileno(self) -> int:
-        """The descriptor, for a map."""
+        """The file descriptor, for a memory map."""
         return self._descriptor
 
     def read(self, offset: int, length: int, what: str) -> npt.NDArray[np.uint8]:
@@ -81,86 +81,86 @@ class BoundedFile:
         Args:
             offset: From the start of the file.
             length: In bytes.
-            what: What is being read, for the message: "tensor `x`".
+            what: What is read, for error messages: "tensor `x`".
 
         Returns:
             uint8 `[length]`.
 
         Raises:
-            ExportError: The file ends before, or the disk fails.
+            ExportError: The file ends early, or the disk fails.
         """
-        self._check(offset, length, what)  # before memory is taken for it
+        self._check(offset, length, what)  # before memory is allocated
         data = np.empty(length, dtype=np.uint8)
         self.read_into(data, offset, what)
         return data
 
     def read_into(self, target: npt.NDArray[Any], offset: int, what: str) -> None:
-        """Fill an array with bytes, without a copy between.
+        """Fill an array with bytes, without an intermediate copy.
 
         Args:
             target: Contiguous; all of its bytes are replaced.
             offset: From the start of the file.
-            what: What is being read, for the message.
+            what: What is read, for error messages.
 
         Raises:
-            ExportError: The file ends before, or the disk fails.
+            ExportError: The file ends early, or the disk fails.
         """
         self._check(offset, target.nbytes, what)
-        whole = target.reshape(-1).view(np.uint8)
-        if self._shared is None or whole.size < _SMALL:
-            self._fill(whole.data, offset, what)
+        data = target.reshape(-1).view(np.uint8)
+        if self._shared is None or data.size < _SMALL:
+            self._fill(data.data, offset, what)
             return
         done = 0
-        for part in self._from_blocks(*self._shared, offset, whole.size, what):
-            whole[done : done + part.size] = part
-            done += part.size
+        for chunk in self._from_blocks(*self._shared, offset, data.size, what):
+            data[done : done + chunk.size] = chunk
+            done += chunk.size
 
-    def parts(self, offset: int, length: int, what: str) -> Iterator[npt.NDArray[np.uint8]]:
-        """Read bytes as they come, without a copy where blocks are shared; a part is no longer than `PART`.
+    def chunks(self, offset: int, length: int, what: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """Read bytes in chunks of at most `CHUNK`, without a copy where blocks are shared.
 
         Args:
             offset: From the start of the file.
             length: In bytes.
-            what: What is being read, for the message.
+            what: What is read, for error messages.
 
         Raises:
-            ExportError: The file ends before, or the disk fails.
+            ExportError: The file ends early, or the disk fails.
         """
         self._check(offset, length, what)
         if self._shared is None or length < _SMALL:
-            buffer = np.empty(min(length, PART), np.uint8)
-            for start in range(0, length, PART):
-                part = buffer[: length - start]
-                self._fill(part.data, offset + start, what)
-                yield part
+            buffer = np.empty(min(length, CHUNK), np.uint8)
+            for start in range(0, length, CHUNK):
+                chunk = buffer[: length - start]
+                self._fill(chunk.data, offset + start, what)
+                yield chunk
             return
         for block in self._from_blocks(*self._shared, offset, length, what):
-            yield from (block[start : start + PART] for start in range(0, block.size, PART))
+            yield from (block[start : start + CHUNK] for start in range(0, block.size, CHUNK))
 
     def _from_blocks(
         self, blocks: BlockCache, file: DirectFile, offset: int, length: int, what: str
     ) -> Iterator[npt.NDArray[np.uint8]]:
         done = 0
         try:
-            for part in blocks.parts(file, offset, length):
-                done += part.size
-                yield part
+            for chunk in blocks.chunks(file, offset, length):
+                done += chunk.size
+                yield chunk
         except OSError as error:
             raise self._unreadable(what, error) from error
         if done < length:
             raise self.truncated(what)
 
     def read_columns(self, target: npt.NDArray[Any], offset: int, stride: int, what: str) -> None:
-        """Fill the rows of a matrix from places that lie `stride` bytes apart.
+        """Fill the rows of a matrix from offsets that are `stride` bytes apart.
 
         Args:
             target: Contiguous `[rows, columns]`; all of its bytes are replaced.
             offset: Of the first row, from the start of the file.
-            stride: In bytes; not less than a row of `target` takes.
-            what: What is being read, for the message.
+            stride: In bytes; at least the size of a row of `target`.
+            what: What is read, for error messages.
 
         Raises:
-            ExportError: The file ends before, or the disk fails.
+            ExportError: The file ends early, or the disk fails.
         """
         if not target.size:
             return
@@ -178,7 +178,7 @@ class BoundedFile:
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(self._descriptor, [view[done : done + _MOST]], offset + done)
+                count = os.preadv(self._descriptor, [view[done : done + _MAX_READ]], offset + done)
             except OSError as error:
                 raise self._unreadable(what, error) from error
             if not count:
@@ -193,13 +193,13 @@ class BoundedFile:
             raise self.truncated(what)
 
     def truncated(self, what: str) -> ExportError:
-        """The error for a file that ends before something it announces."""
+        """Return the error for a file that ends before data that it announces."""
         return ExportError(
             f"{self.name} is truncated: its {self.size} bytes end before {what} does", hint=DOWNLOAD_AGAIN
         )
 
     def close(self) -> None:
-        """Close it; a second time does nothing."""
+        """Close it; closing twice does nothing."""
         if self._open:
             self._open = False
             if self._shared is not None:
@@ -208,7 +208,7 @@ class BoundedFile:
 
 
 def share_blocks(files: Sequence[BoundedFile]) -> BlockCache | None:
-    """Let files that are large together for this machine share blocks; return these, for the caller to close."""
+    """Let files share a block cache if together they are large for this machine; the caller closes the cache."""
     if not is_large(sum(file.size for file in files)):
         return None
     blocks = BlockCache()
@@ -217,8 +217,8 @@ def share_blocks(files: Sequence[BoundedFile]) -> BlockCache | None:
     return blocks
 
 
-def _opened(path: Path) -> int:
-    """Open a file for reading, and no pipe or device: those may never end, or never begin."""
+def _open_regular(path: Path) -> int:
+    """Open a regular file for reading: a pipe or a device may never end, or never open."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -226,23 +226,23 @@ def _opened(path: Path) -> int:
         raise ExportError(f"{path} cannot be opened: {reason}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ExportError(f"{path} is no regular file")
+        raise ExportError(f"{path} is not a regular file")
     return descriptor
 
 
 def read_small(path: Path, limit: int = 1 << 26) -> bytes:
-    """Read a whole file that must not be larger than `limit` bytes.
+    """Read a file of at most `limit` bytes.
 
     Raises:
         ExportError: It is larger, or cannot be read.
     """
     try:
-        with open(_opened(path), "rb") as stream:
+        with open(_open_regular(path), "rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > limit:
-        raise ExportError(f"{path} is larger than the {limit} bytes that such a file may have")
+        raise ExportError(f"{path} is larger than the limit of {limit} bytes")
     return data
 
 
@@ -268,8 +268,8 @@ def hash_files(
 
     Args:
         paths: Files that are not open.
-        files: Files that are; they come after these.
-        progress: Called with the bytes hashed so far and those there are.
+        files: Files that are; they come after `paths`.
+        progress: Called with the bytes hashed so far and the total.
 
     Raises:
         ExportError: One cannot be read.

@@ -1,4 +1,4 @@
-"""What a catalogue knows better than a file. Apart, so that listing models loads no reader."""
+"""The catalogue's corrections to a checkpoint. A file of its own, so that listing models loads no reader."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["TextFixes"]
 
 @dataclass(frozen=True, slots=True)
 class TextFixes:
-    """Corrections of a checkpoint's text side.
+    """Corrections to a checkpoint's chat template and special tokens.
 
     Attributes:
-        replace: Texts of the chat template and what stands in their place.
-        template_sha256: What the template must hash to afterwards; None does not check.
+        replace: Strings in the chat template, and their replacements.
+        template_sha256: SHA-256 of the corrected template; None does not check.
         special: `bos_token` and so on; None removes it.
-        eos_tokens: Texts of all tokens that end an answer; empty keeps those found.
+        eos_tokens: All tokens that end an answer; empty keeps those found.
     """
 
     replace: tuple[tuple[str, str], ...] = ()

@@ -1,4 +1,4 @@
-"""Float types narrower or wider than float32, as float32. It knows no file."""
+"""Converts float types narrower or wider than float32 to float32."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edgekit.export.checkpoints.base import FloatArray
 __all__ = ["FLOATS", "widen"]
 
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
-"""The types that are read, by safetensors' names."""
+"""Supported types, by safetensors' names."""
 
 
 def _e4m3() -> FloatArray:
-    """What each byte stands for in E4M3: a sign, 4 bits of exponent (bias 7), 3 of fraction; no infinity.
+    """The value of each byte in E4M3: a sign, 4 exponent bits (bias 7), 3 fraction bits; no infinity.
 
     Source: Micikevicius et al., "FP8 Formats for Deep Learning", 2022, table 1: all ones after the sign is NaN.
     """
@@ -29,12 +29,12 @@ _E4M3 = _e4m3()
 
 
 def widen(data: npt.NDArray[np.uint8], encoding: str, out: FloatArray) -> None:
-    """Convert little-endian floats to float32, exactly but for F64, which is rounded.
+    """Convert little-endian floats to float32; exact except for F64, which is rounded.
 
     Args:
         data: The bytes, contiguous.
         encoding: One of `FLOATS`.
-        out: Float32 `[n]`, overwritten. A double beyond its range becomes an infinity.
+        out: float32 `[n]`, overwritten. A double out of range becomes an infinity.
     """
     if encoding == "BF16":
         # bfloat16 is the upper half of a float32.
@@ -52,10 +52,10 @@ def widen(data: npt.NDArray[np.uint8], encoding: str, out: FloatArray) -> None:
 
 
 def _widen_half(halves: npt.NDArray[np.uint16], out: FloatArray) -> None:
-    """float16 to float32 by moving bits, several times as fast as numpy's conversion."""
+    """Convert float16 to float32 by moving bits, several times as fast as numpy's conversion."""
     bits = out.view(np.uint32)
     np.left_shift(halves, np.uint32(16), out=bits, dtype=np.uint32)
-    # Three places down, the sign spread over the gap and cut back to one bit: exponent and fraction lie as in float32.
+    # Shift right by three, copying the sign, then mask the copies: exponent and fraction lie as in float32.
     np.right_shift(out.view(np.int32), 3, out=out.view(np.int32))
     bits &= np.uint32(0x8FFFE000)
     bits += np.uint32((127 - 15) << 23)

@@ -2,9 +2,9 @@
 
 Source: `pack()` of AutoGPTQ 0.7.1's `qlinear_cuda_old` and the conversion of formats in GPTQModel's `utils/model.py`.
 With `n` codes in 32 bits, `qweight` is int32 `[in / n, out]`, the first input in the lowest bits; `qzeros` is int32
-`[groups, out / n]`, the first output in the lowest bits; 3-bit codes run on across words. Format `gptq` stores zero
-points less one, by arithmetic on whole words in GPTQModel, so that one is added to whole words here: where no zero
-point is 0, that is the same as adding one to each. Format `gptq_v2` stores them as they are.
+`[groups, out / n]`, the first output in the lowest bits; 3-bit codes cross word boundaries. Format `gptq` stores zero
+points minus one. GPTQModel subtracts on whole words, so one is added to whole words here: if no zero point is 0, that
+is the same as adding one to each. Format `gptq_v2` stores them unchanged.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ class Gptq:
     """The layout of one checkpoint.
 
     Attributes:
-        bits: Bits per code where the shapes of a module leave a choice; modules may differ (`dynamic`).
+        bits: Bits per code where the shapes of a module are ambiguous; modules may differ (`dynamic`).
         group_size: Inputs per group; None is all of them.
-        less_one: Whether zero points are stored less one.
-        reordered: Whether only `g_idx` says which group an input is of (`desc_act`).
+        zeros_minus_one: Whether zero points are stored minus one.
+        reordered: Whether only `g_idx` assigns inputs to groups (`desc_act`).
     """
 
     bits: int
     group_size: int | None
-    less_one: bool
+    zeros_minus_one: bool
     reordered: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Gptq:
-        """Take the layout from `quantization_config` or `quantize_config.json`.
+        """Read the layout from `quantization_config` or `quantize_config.json`.
 
         Raises:
-            ExportError: It is one that edgekit does not read.
+            ExportError: edgekit does not read this layout.
         """
-        form = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+        name = settings.get("checkpoint_format") or settings.get("format") or "gptq"
         if settings.get("is_marlin_format"):
-            form = "marlin"
-        if not isinstance(form, str) or form not in _FORMATS:
+            name = "marlin"
+        if not isinstance(name, str) or name not in _FORMATS:
             raise ExportError(
-                f"the checkpoint's GPTQ format is `{str(form)[:40]}`, which edgekit does not read",
-                hint=f"it reads {' and '.join(_FORMATS)}, which GPTQModel writes unless told otherwise",
+                f"the checkpoint's GPTQ format is `{str(name)[:40]}`, which edgekit does not read",
+                hint=f"it reads {' and '.join(_FORMATS)}, which GPTQModel writes by default",
                 code="unsupported_encoding",
             )
         bits, size = settings.get("bits"), settings.get("group_size", -1)
@@ -69,10 +69,10 @@ class Gptq:
                 code="unsupported_encoding",
             )
         if type(size) is not int or size < -1 or size == 0:
-            raise ExportError(f"the checkpoint's GPTQ group size is {str(size)[:40]}, which is none")
-        # With static groups inputs are taken in another order, and stay in groups of neighbours.
+            raise ExportError(f"the checkpoint's GPTQ group size is {str(size)[:40]}, not a positive integer or -1")
+        # Static groups hold neighbouring inputs, in whatever order these were quantized.
         reordered = bool(settings.get("desc_act")) and not settings.get("static_groups")
-        return cls(bits, None if size == -1 else size, _FORMATS[form], reordered)
+        return cls(bits, None if size == -1 else size, _FORMATS[name], reordered)
 
     @property
     def encoding(self) -> str:
@@ -85,43 +85,43 @@ class Gptq:
         words = parts["qweight"].shape[0]
         index = parts.get("g_idx")
         if parts["qweight"].shape[1] != out or parts["qzeros"].shape[0] != groups:
-            raise damaged(name, "its codes, scales and zero points are shaped for different layers")
+            raise damaged(name, "the shapes of its codes, scales and zero points do not match")
         for bits in sorted(_BITS, key=lambda number: number != self.bits):
             width = words * 32 // bits if index is None else index.shape[0]
             if width * bits == words * 32 and -(-out * bits // 32) == parts["qzeros"].shape[1]:
                 break
         else:
-            raise damaged(name, "no number of bits fits the shapes of its codes and zero points")
+            raise damaged(name, "no bit width fits the shapes of its codes and zero points")
         size = min(self.group_size or width, width) or 1
-        if -(-width // size) != groups:  # a module with settings of its own
+        if -(-width // size) != groups:  # a module with its own settings
             if not groups or width % groups:
                 raise damaged(name, f"{width} inputs do not make {groups} groups of {size}")
             size = max(1, width // groups)
         if self.reordered and groups > 1 and index is None:
-            raise damaged(name, "its inputs are reordered (desc_act), and it has no g_idx")
+            raise damaged(name, "its inputs are reordered (desc_act), but it has no g_idx")
         return Module(name, (out, width), bits, groups, size, index is not None, self.reordered)
 
     def unpack(self, shards: Shards, module: Module, start: int, stop: int) -> Slice:
         """Read some rows; see `Layout`."""
         words = shards.read_columns(f"{module.name}.qweight", start, stop)
-        codes = _unpacked(words.T, module.bits)
-        # Zero points lie in units of whole words: some before and after the rows come along.
+        codes = _unpack(words.T, module.bits)
+        # Zero points are packed in whole words, so some before and after the rows are read too.
         unit = lcm(32, module.bits)
         first, last = start * module.bits // unit, -(-stop * module.bits // unit)
         per_word = unit // 32
-        most = shards.infos[f"{module.name}.qzeros"].shape[1]
-        packed = shards.read_columns(f"{module.name}.qzeros", first * per_word, min(last * per_word, most))
-        if self.less_one and module.bits in _ONES:
+        columns = shards.infos[f"{module.name}.qzeros"].shape[1]
+        packed = shards.read_columns(f"{module.name}.qzeros", first * per_word, min(last * per_word, columns))
+        if self.zeros_minus_one and module.bits in _ONES:
             packed = (packed.view(np.uint32) + np.uint32(_ONES[module.bits])).view(np.int32)
         skipped = start - first * unit // module.bits
-        zeros = _unpacked(packed, module.bits)[:, skipped : skipped + stop - start]
-        if self.less_one and module.bits not in _ONES:
+        zeros = _unpack(packed, module.bits)[:, skipped : skipped + stop - start]
+        if self.zeros_minus_one and module.bits not in _ONES:
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << module.bits) - 1)
         return Slice(codes, np.ascontiguousarray(zeros.T))
 
 
-def _unpacked(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """Codes that run through the bits of each row of words, lowest first: `[n, words]` to `[n, words * 32 / bits]`."""
+def _unpack(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Unpack codes from each row of words, lowest bits first: `[n, words]` to `[n, words * 32 / bits]`."""
     stream: npt.NDArray[np.uint8] = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
     if bits == 8:
         return stream

@@ -1,12 +1,9 @@
-"""A folder as Hugging Face lays out a checkpoint: config, safetensors, tokenizer, chat template.
-
-It knows the file names and what stands in them; the weights are `safetensors`' affair.
-"""
+"""Reads a checkpoint folder in Hugging Face's layout: config, safetensors, tokenizer, chat template."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +12,47 @@ import yaml
 from edgekit.errors import ExportError
 from edgekit.export.checkpoints.base import FloatArray, HashProgress, SourceFile, TensorInfo, TokenizerFiles
 from edgekit.export.checkpoints.files import hash_files, read_json, read_small
+from edgekit.export.checkpoints.folder_text import TEXT_FILES, read_text_files
 from edgekit.export.checkpoints.licences import spdx
-from edgekit.export.checkpoints.quantized import SETTINGS, layout_of, unpacked
+from edgekit.export.checkpoints.quantized import LEGACY_QUANT_CONFIGS, layout_of, unpacked
 from edgekit.export.checkpoints.safetensors import INDEX, Shards
 from edgekit.export.quantization.grid import GroupedTensor
 
-__all__ = ["WANTED", "FolderCheckpoint"]
+__all__ = ["ALLOW_PATTERNS", "FolderCheckpoint"]
 
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
-WANTED = (
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ALLOW_PATTERNS = (
     "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    "adapter_config.json",
+    *TEXT_FILES,
     "README.md",
-    *SETTINGS,
+    *LEGACY_QUANT_CONFIGS,
     *_LICENCES,
     INDEX,
     "*.safetensors",
 )
-"""Patterns of the files that are read, and so of those worth downloading."""
-
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+"""Patterns of the files that edgekit reads, and therefore downloads."""
 
 
 class FolderCheckpoint:
-    """A checkpoint folder, open.
+    """An open checkpoint folder.
 
     Args:
-        folder: It holds `config.json` and safetensors.
+        folder: Contains `config.json` and safetensors.
         name: The model's name; None takes the folder's.
-        identity: Where it came from; None is the folder's name.
-        licence: None takes what the folder's README states.
+        identity: Where it came from; None takes the folder's name.
+        licence: SPDX identifier; None takes the one in the folder's README.
 
     Raises:
-        ExportError: A file is missing, damaged, or of a kind that edgekit does not read.
+        ExportError: A file is missing, damaged, or in a format that edgekit does not read.
     """
 
     def __init__(
         self, folder: Path, *, name: str | None = None, identity: str | None = None, licence: str | None = None
     ) -> None:
         self._folder = folder
+        _refuse_adapter(folder)
         if not (folder / "config.json").is_file():
             raise ExportError(
                 f"{folder} has no config.json", hint="a checkpoint folder holds config.json and *.safetensors"
@@ -81,7 +76,7 @@ class FolderCheckpoint:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The folder's path."""
         return self._folder
 
     @property
@@ -110,83 +105,34 @@ class FolderCheckpoint:
 
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer and the chat template."""
-        if not (self._folder / "tokenizer.json").is_file():
-            raise ExportError(
-                f"{self._folder} has no tokenizer.json",
-                hint="load its tokenizer with transformers' AutoTokenizer and save_pretrained() it there",
-            )
-        settings = self._optional("tokenizer_config.json")
-        special = _special(self._optional("special_tokens_map.json")) | _special(settings)
-        return TokenizerFiles(
-            tokenizer_json=read_small(self._folder / "tokenizer.json"),
-            chat_template=self._chat_template(settings),
-            special=special,
-            eos_token_ids=self._ends(special.get("eos_token")),
-            extra={
-                name: read_small(self._folder / name, 1 << 20) for name in _LICENCES if (self._folder / name).is_file()
-            },
-        )
+        names = [name for name in _LICENCES if (self._folder / name).is_file()]
+        extra = {name: read_small(self._folder / name, 1 << 20) for name in names}
+        return read_text_files(self._folder, self._config, extra)
 
     def source(self, progress: HashProgress | None = None) -> tuple[SourceFile, ...]:
         """Configuration, tokenizer and weights, hashed."""
-        names = ("config.json", *SETTINGS, "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
-        small = [self._folder / name for name in names if (self._folder / name).is_file()]
+        small = [
+            path
+            for pattern in ("config.json", *LEGACY_QUANT_CONFIGS, *TEXT_FILES, INDEX)
+            for path in sorted(self._folder.glob(pattern))
+            if path.is_file()
+        ]
         return hash_files(small, self._shards.files, progress)
 
     def close(self) -> None:
         """Close the weights."""
         self._shards.close()
 
-    def _optional(self, name: str) -> dict[str, Any]:
-        return read_json(self._folder / name) if (self._folder / name).is_file() else {}
 
-    def _chat_template(self, settings: Mapping[str, Any]) -> str | None:
-        path = self._folder / "chat_template.jinja"
-        if path.is_file():
-            try:
-                return read_small(path, 1 << 20).decode()
-            except UnicodeDecodeError as error:
-                raise ExportError(f"{path} is not UTF-8 text") from error
-        template = settings.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            template = named.get("default")
-        if template is not None and not isinstance(template, str):
-            raise ExportError(f"the chat_template of {self._folder / 'tokenizer_config.json'} is not text")
-        return template
-
-    def _ends(self, eos_token: str | None) -> tuple[int, ...]:
-        """Ids that end an answer: those of the generation configuration, the configuration and the tokenizer."""
-        ids: list[int] = []
-        for source in (self._optional("generation_config.json"), self._config):
-            stated = source.get("eos_token_id")
-            stated = stated if isinstance(stated, list) else [stated]
-            ids += [number for number in stated if type(number) is int and number >= 0]
-        if eos_token is not None:
-            ids += _ids_of(read_json(self._folder / "tokenizer.json"), eos_token)
-        if not ids:
-            raise ExportError(
-                f"{self._folder} names no token that ends an answer", hint="set eos_token_id in generation_config.json"
-            )
-        return tuple(dict.fromkeys(ids))
-
-
-def _ids_of(tokenizer: Mapping[str, Any], token: str) -> Iterable[int]:
-    added = tokenizer.get("added_tokens")
-    for entry in added if isinstance(added, list) else []:
-        if isinstance(entry, dict) and entry.get("content") == token and type(entry.get("id")) is int:
-            yield entry["id"]
-
-
-def _special(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens as text; a file may hold the text or an object around it."""
-    found: dict[str, str] = {}
-    for key in _SPECIAL:
-        value = settings.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            found[key] = text
-    return found
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse a LoRA adapter: a fine-tune exported without it would be its base model."""
+    found = [name for name in _ADAPTER if (folder / name).is_file()]
+    if found:
+        raise ExportError(
+            f"{folder} has a LoRA adapter ({found[0]}), which edgekit does not merge into the model",
+            hint="merge it with PEFT's merge_and_unload() and save_pretrained(), or move it away to export the base",
+            code="unsupported_encoding",
+        )
 
 
 def _licence_of(readme: Path) -> str:

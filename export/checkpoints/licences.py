@@ -1,4 +1,4 @@
-"""Licences as Hugging Face and GGUF name them, to SPDX identifiers."""
+"""Maps the licence names of Hugging Face and GGUF to SPDX identifiers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def spdx(stated: object) -> str:
     """Return the SPDX identifier of a licence tag; a `LicenseRef-` for one that SPDX does not list.
 
     Args:
-        stated: What a checkpoint says, of any type; nothing usable gives `unknown`.
+        stated: The checkpoint's value, of any type; an unusable one gives `unknown`.
     """
     if not isinstance(stated, str) or not stated.strip():
         return "unknown"

@@ -1,7 +1,7 @@
-"""Safetensors whose linear layers are packed integer codes: each comes out as one weight `[out, in]`.
+"""Reads safetensors with packed linear layers: integer codes are unpacked into one weight `[out, in]` per module.
 
-What GPTQ and AWQ have in common: a module `X` is `X.qweight`, `X.qzeros`, `X.scales` (and `X.g_idx`), and its weight is
-`(code - zero point) * scale`. How the codes lie in `qweight` is a layout's affair (`gptq`, `awq`); this knows neither.
+Common to GPTQ and AWQ: a module `X` is `X.qweight`, `X.qzeros`, `X.scales` (and `X.g_idx`), and its weight is
+`(code - zero point) * scale`. A `Layout` (`gptq`, `awq`) defines how `qweight` packs the codes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Module:
     """One packed linear layer.
 
     Attributes:
-        name: Without `.weight`.
+        name: Its name, without `.weight`.
         shape: `(out, in)`.
         bits: Bits per code.
-        groups: Groups of inputs that share a scale.
-        group_size: Inputs per group, as the configuration states it; where `g_idx` says otherwise, it wins.
+        groups: Number of groups of inputs that share a scale.
+        group_size: Inputs per group, as the configuration states it; `g_idx` takes precedence.
         has_index: Whether it has a `g_idx`.
-        reordered: Whether that must say which group an input is of.
+        reordered: Whether `g_idx` is required to assign inputs to groups.
     """
 
     name: str
@@ -69,11 +69,15 @@ class Layout(Protocol):
     def encoding(self) -> str:
         """The format's name, as `TensorInfo` gives it."""
 
+    @property
+    def group_size(self) -> int | None:
+        """Inputs per group; None is all of them."""
+
     def describe(self, name: str, parts: Mapping[str, TensorInfo]) -> Module:
         """Check the shapes of a module's parts (`qweight`, …) against each other.
 
         Raises:
-            ExportError: They contradict each other, or the layout is one that is not read.
+            ExportError: They contradict each other, or the layout is not supported.
         """
 
     def unpack(self, shards: Shards, module: Module, start: int, stop: int) -> Slice:
@@ -81,10 +85,10 @@ class Layout(Protocol):
 
 
 class PackedShards:
-    """The tensors of a folder, packed modules unpacked; the others pass through.
+    """The tensors of a folder with packed modules unpacked; the others pass through.
 
     Args:
-        shards: The folder's tensors as they are stored. They stay the caller's to close.
+        shards: The folder's tensors as stored. If the constructor raises, the caller closes them.
         layout: How modules are packed.
 
     Raises:
@@ -101,20 +105,20 @@ class PackedShards:
                 module = self._describe(name.removesuffix(".qweight"))
                 weight = f"{module.name}.weight"
                 if weight in self.infos:
-                    raise ExportError(f"the checkpoint has `{weight}` packed and as it is", hint=DOWNLOAD_AGAIN)
+                    raise ExportError(f"the checkpoint has `{weight}` both packed and unpacked", hint=DOWNLOAD_AGAIN)
                 self._modules[weight] = module
                 self.infos[weight] = TensorInfo(weight, module.shape, layout.encoding)
 
     @property
     def files(self) -> tuple[BoundedFile, ...]:
-        """The files, sorted by name; they stay this object's to close."""
+        """The files, sorted by name; this object closes them."""
         return self._shards.files
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray | GroupedTensor:
         """Read one tensor, or some of its rows; see `Checkpoint.read`.
 
-        A packed module comes back on its grid, unless its groups are no runs of consecutive inputs (`desc_act`) or
-        its scales are too precise for `code * scale + offset` to be exact in float32: then as its exact values.
+        A packed module is returned on its grid, unless its groups are not runs of consecutive inputs (`desc_act`) or
+        its scales are too precise for `code * scale + offset` to be exact in float32; then its exact values are.
         """
         module = self._modules.get(name)
         if module is None:
@@ -126,16 +130,19 @@ class PackedShards:
         with np.errstate(over="ignore", invalid="ignore"):
             offsets = -(zeros * scales)
         if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
-            raise ExportError(f"`{module.name}.scales` has a scale that is no usable number", hint="fetch it again")
-        owner = self._owner(module)
-        if owner is None and not self._has_fine_scales(module):
+            raise ExportError(
+                f"`{module.name}.scales` contains NaN, infinity or a number too large for float32",
+                hint="fetch it again",
+            )
+        group_of = self._group_of_inputs(module)
+        if group_of is None and not self._has_fine_scales(module):
             return GroupedTensor(codes=part.codes, scales=scales, offsets=offsets, bits=module.bits)
-        if owner is None:
-            owner = np.arange(module.shape[1]) // (module.shape[1] // module.groups)
+        if group_of is None:
+            group_of = np.arange(module.shape[1]) // (module.shape[1] // module.groups)
         values = part.codes.astype(np.float32)
-        values -= zeros[:, owner]
+        values -= zeros[:, group_of]
         with np.errstate(over="ignore"):
-            values *= scales[:, owner]
+            values *= scales[:, group_of]
         return values
 
     def close(self) -> None:
@@ -147,36 +154,36 @@ class PackedShards:
         parts = {part: infos[f"{name}.{part}"] for part in _PARTS if f"{name}.{part}" in infos}
         missing = next((part for part in ("qzeros", "scales") if part not in parts), None)
         if missing is not None:
-            raise ExportError(f"the checkpoint has `{name}.qweight` and no `{name}.{missing}`", hint=DOWNLOAD_AGAIN)
+            raise ExportError(f"the checkpoint has `{name}.qweight` but no `{name}.{missing}`", hint=DOWNLOAD_AGAIN)
         for part, info in parts.items():
-            right = info.encoding in FLOATS if part == "scales" else info.encoding == "I32"
-            if not right or len(info.shape) != (1 if part == "g_idx" else 2):
-                raise damaged(name, f"its {part} is {info.encoding} shaped {list(info.shape)}")
+            valid = info.encoding in FLOATS if part == "scales" else info.encoding == "I32"
+            if not valid or len(info.shape) != (1 if part == "g_idx" else 2):
+                raise damaged(name, f"`{part}` is {info.encoding} with shape {list(info.shape)}")
         module = self._layout.describe(name, parts)
         out, width = module.shape
         if not (out and width and module.groups):
             raise damaged(name, "it is empty")
         return module
 
-    def _owner(self, module: Module) -> npt.NDArray[np.intp] | None:
+    def _group_of_inputs(self, module: Module) -> npt.NDArray[np.intp] | None:
         """The group of every input; None where the groups are runs of the same length, in order."""
         width = module.shape[1]
         stated = np.arange(width) // module.group_size
         index = self._shards.read_integers(f"{module.name}.g_idx") if module.has_index else stated
-        if not index.any():  # left empty by writers that do not reorder
+        if not index.any():  # left at zero by writers that do not reorder
             if module.reordered and module.groups > 1:
-                raise damaged(module.name, "its inputs are reordered (desc_act), and its g_idx is empty")
+                raise damaged(module.name, "its inputs are reordered (desc_act), but its g_idx is all zeros")
             index = stated
         if index.min() < 0 or index.max() >= module.groups:
-            raise damaged(module.name, f"its g_idx names a group beyond its {module.groups}")
+            raise damaged(module.name, f"its g_idx has a group beyond its {module.groups}")
         if width % module.groups == 0 and np.array_equal(index, np.arange(width) // (width // module.groups)):
             return None
         return index.astype(np.intp)
 
     def _has_fine_scales(self, module: Module) -> bool:
-        """Whether a scale is too long for its product with an 8-bit integer to be exact in float32.
+        """Whether a scale has too many bits for its product with an 8-bit integer to be exact in float32.
 
-        Those of 16 bits are not. Others are all looked at, so that every range of rows comes back in the same form.
+        16-bit scales do not. Otherwise all are checked, so that every range of rows is returned in the same form.
         """
         name = f"{module.name}.scales"
         if self._shards.infos[name].encoding not in {"F32", "F64"}:
@@ -185,7 +192,7 @@ class PackedShards:
 
 
 def damaged(name: str, why: str) -> ExportError:
-    """The error for a module whose parts do not make up a weight."""
+    """Return the error for a module whose parts do not form a weight."""
     return ExportError(f"the packed weight of `{name}` is damaged: {why}", hint=DOWNLOAD_AGAIN)
 
 

@@ -1,7 +1,7 @@
-"""A float32 forward pass that streams over layers: calibration and quality figures are computed with it.
+"""A float32 forward pass, one layer at a time, for calibration and evaluation.
 
-`tensors.py` says where the numbers come from, `layer_graph.py` is one layer as an ONNX graph, `stream.py` runs hidden
-states through a model layer by layer. It knows no recipe and no text.
+`tensors.py` provides the weights, `layer_graph.py` builds one layer as an ONNX graph, `stream.py` runs hidden states
+through a model layer by layer, `kl.py` compares logits.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""One transformer layer as an ONNX graph whose weights are inputs, so that one session serves all layers of a kind.
+"""Builds one transformer layer as an ONNX graph with its weights as inputs, so one session serves all similar layers.
 
     hidden   fp32 [windows, tokens, hidden]
     cos, sin fp32 [tokens, rope_dim / 2]
-    mask     fp32 [tokens, tokens]          additive: 0 where a row may look, else a large negative number
-    norms `[n]` (with the norm offset added), matrices `[out, in]`, biases `[out]`: by the names of `PARTS`
+    mask     fp32 [tokens, tokens]          additive: 0 where a row may attend, else a large negative number
+    norms `[n]` (with the norm offset added), matrices `[out, in]`, biases `[out]`: by part name (`q`, `q_bias`, …)
         ▼
     hidden_out                              [windows, tokens, hidden]
-    attention_in, mlp_in                    [windows, tokens, hidden]        what q, k, v and what gate, up read
+    attention_in, mlp_in                    [windows, tokens, hidden]        inputs of q, k, v and of gate, up
     o_in                                    [windows, tokens, heads · head_dim]
     down_in                                 [windows, tokens, intermediate]
 
-Windows and RoPE are inputs too: layers that differ only in those share a graph. A caller fetches only the outputs that
-it wants. `Gemm` takes a matrix as checkpoints store it, so that nothing is transposed in memory. It reads no weights.
+The mask and the RoPE tables are inputs too, so layers that differ only in those share a graph. Callers fetch only the
+outputs they need. `Gemm` takes matrices in the checkpoint's `[out, in]` layout, so none is transposed in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgekit.export.architectures.decoder import Decoder, Layer
 __all__ = ["INPUTS", "Kind", "layer_model"]
 
 INPUTS = {"attention": "attention_in", "o": "o_in", "mlp": "mlp_in", "down": "down_in"}
-"""What the four groups of matrices read, by the graph's output."""
+"""The graph outputs that hold the inputs of the four groups of matrices."""
 
 _F32 = TensorProto.FLOAT
 _MICROSOFT = "com.microsoft"
@@ -36,14 +36,14 @@ _MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What distinguishes one layer's graph from another's within a model.
+    """The properties in which the graphs of a model's layers can differ.
 
     Attributes:
         biased: Which of q, k, v, o, gate, up and down have a bias.
-        qk_norm: Queries and keys are normed.
-        attention_out_norm: The attention's output is.
-        mlp_out_norm: The MLP's is.
-        rope_dim: Elements of a head that are turned.
+        qk_norm: Queries and keys are normalized.
+        attention_out_norm: The attention's output is normalized.
+        mlp_out_norm: The MLP's output is normalized.
+        rope_dim: Elements of a head that RoPE rotates.
     """
 
     biased: frozenset[str]
@@ -115,7 +115,7 @@ class _Builder:
     #    ├─ k ─ heads ─ (norm) ─ RoPE ─ᵀ───────────────────────────────── MatMul ─ · scale ─ + mask ─ Softmax ─┐
     #    └─ v ─ heads ──────────────────────────────────────────────────────────────────────────────────── MatMul ─▶
     #
-    # The query heads that share a key/value head become rows of one matrix, so that none is repeated.
+    # The query heads that share a key/value head become rows of one matrix, so keys and values are not repeated.
     def _attention(self, x: str) -> str:
         d = self._d
         group = d.num_heads // d.num_kv_heads
@@ -135,7 +135,7 @@ class _Builder:
         return self._reshape(self._node("Transpose", mixed, perm=[0, 2, 1, 3]), 0, 0, d.num_heads * d.head_dim)
 
     def _heads(self, x: str, part: str, count: int) -> str:
-        """Project and cut into heads: `[windows, tokens, count, head_dim]`, normed where the kind says so."""
+        """Project and split into heads: `[windows, tokens, count, head_dim]`, normalized if the kind has QK norm."""
         d = self._d
         out = self._reshape(self._linear(x, part, count * d.head_dim, d.hidden_size), 0, 0, count, d.head_dim)
         return self._norm(out, f"{part}_norm", d.head_dim) if self._kind.qk_norm and part != "v" else out
@@ -149,7 +149,7 @@ class _Builder:
         sizes = [half, half] + ([dim - 2 * half] if dim > 2 * half else [])
         names = [self._name("part") for _ in sizes]
         self._nodes.append(helper.make_node("Split", [x, self._ints(*sizes)], names, axis=-1))
-        # [tokens, half] to [tokens, 1, half]: the same for every head.
+        # [tokens, half] to [tokens, 1, half]: broadcast over heads.
         cos, sin = (
             self._node("Unsqueeze", self._input(part, "tokens", half), self._ints(1)) for part in ("cos", "sin")
         )
@@ -160,7 +160,7 @@ class _Builder:
 
     def _activation(self, gate: str) -> str:
         if self._d.activation == "silu":
-            # x · sigmoid(1 · x) in one pass.
+            # With alpha 1, QuickGelu is SiLU: x · sigmoid(x).
             return self._node("QuickGelu", gate, domain=_MICROSOFT, alpha=1.0)
         return self._node("Gelu", gate, approximate="tanh")
 
@@ -186,12 +186,12 @@ class _Builder:
         return name
 
     def _input(self, name: str, *dims: int | str) -> str:
-        if all(given.name != name for given in self._inputs):
+        if all(declared.name != name for declared in self._inputs):
             self._inputs.append(helper.make_tensor_value_info(name, _F32, list(dims)))
         return name
 
     def _output(self, value: str, name: str) -> str:
-        """Rename the value that the last node made."""
+        """Rename the last node's output."""
         assert self._nodes[-1].output[0] == value  # noqa: S101  a slip in this file, not a user's mistake
         self._nodes[-1].output[0] = name
         return name

@@ -1,7 +1,7 @@
 """Runs hidden states through a decoder layer by layer, in float32 on the CPU.
 
-Only one layer's weights are in memory, and only a few windows' activations: a model of any size fits, and so do many
-windows. There is no KV cache; every window is a sequence of its own that starts at position 0.
+Memory holds one layer's weights and a few windows' activations, whatever the size of the model and the number of
+windows. There is no KV cache: each window is a separate sequence that starts at position 0.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.cores import usable_cores
 from edgekit.errors import ExportError, missing_extra
 from edgekit.export.architectures.decoder import Decoder, Layer, Rope
 from edgekit.export.forward.layer_graph import INPUTS, Kind, layer_model
 from edgekit.export.forward.tensors import FloatArray, Tensors
 from edgekit.runners.base import first_line
-from edgekit.runners.cores import usable_cores
 
 __all__ = ["LayerRunner", "Observe", "causal_mask"]
 
 Observe = Callable[[Mapping[str, FloatArray]], None]
 """Called with the inputs of the four groups of matrices, by `attention`, `o`, `mlp` and `down`: float32
-`[windows, tokens, features]` of a few windows at a time, in order. The arrays may be kept."""
+`[windows, tokens, features]` of a few windows at a time, in order. The callback may keep the arrays."""
 
-# Tokens in one run of a graph: enough rows for matrix products at full speed; with more, a 7B layer was slower.
+# Tokens per graph run: enough rows for full matmul throughput; with more, a 7B layer was slower.
 _TOKENS = 512
-# Rows of the token table read at a time.
+# Rows of the embedding or the output head read at a time.
 _ROWS = 8192
 
 
 class LayerRunner:
-    """A decoder as a stream of layers.
+    """Runs a decoder one layer at a time.
 
     Args:
         decoder: The model.
         threads: None takes one per physical core.
-        tokens_per_run: About how many tokens go through a layer at once; at least one window does.
+        tokens_per_run: Approximate number of tokens that go through a layer at once; at least one window does.
 
     Raises:
         EdgekitError: `missing_extra`, if onnxruntime is not installed.
@@ -61,10 +61,10 @@ class LayerRunner:
         return self._d
 
     def embed(self, tensors: Tensors, ids: npt.NDArray[np.integer]) -> FloatArray:
-        """Look tokens up.
+        """Embed tokens.
 
         Args:
-            tensors: The model's numbers.
+            tensors: The model's weights.
             ids: Token ids `[windows, tokens]`.
 
         Returns:
@@ -77,14 +77,14 @@ class LayerRunner:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < d.vocab_size:
             raise ExportError(
                 f"token {ids.max()} is outside the model's vocabulary of {d.vocab_size}",
-                hint="do the tokenizer and the weights belong together?",
+                hint="do the tokenizer and the weights belong to the same model?",
             )
         hidden = np.empty((*ids.shape, d.hidden_size), np.float32)
         for start in range(0, d.vocab_size, _ROWS):
-            here = (ids >= start) & (ids < start + _ROWS)
-            if here.any():
+            in_block = (ids >= start) & (ids < start + _ROWS)
+            if in_block.any():
                 table = tensors.matrix(d.embedding, start, min(start + _ROWS, d.vocab_size))
-                hidden[here] = table[ids[here] - start]
+                hidden[in_block] = table[ids[in_block] - start]
         if d.embedding_scale is not None:
             hidden *= np.float32(d.embedding_scale)
         return hidden
@@ -101,11 +101,11 @@ class LayerRunner:
         """Run all windows through one layer.
 
         Args:
-            layer: One of the decoder's.
-            tensors: The model's numbers; each of the layer's is asked for once.
+            layer: A layer of the decoder.
+            tensors: The model's weights; each tensor of the layer is read once.
             hidden: Hidden states before it, float32 `[windows, tokens, hidden]`; may be memory-mapped.
-            out: Receives the result; may be `hidden` itself, or memory-mapped. None makes a new array.
-            observe: Called with what the matrices read.
+            out: Receives the result; may be `hidden` itself, or memory-mapped. None allocates a new array.
+            observe: Called with the inputs of the matrices.
 
         Returns:
             Hidden states after it, shaped like `hidden`.
@@ -125,7 +125,7 @@ class LayerRunner:
     def run_with_inputs(
         self, layer: Layer, tensors: Tensors, hidden: FloatArray
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Run all windows through one layer and keep everything its matrices read; for few windows.
+        """Run all windows through one layer and keep all inputs of its matrices; for few windows.
 
         Returns:
             Hidden states after the layer, and the inputs by `attention`, `o`, `mlp` and `down`, each
@@ -140,12 +140,12 @@ class LayerRunner:
         after = self.run(layer, tensors, hidden, observe=keep)
         return after, {name: np.concatenate(parts) for name, parts in kept.items()}
 
-    def read_by(self, layer: Layer, tensors: Tensors, hidden: FloatArray, group: str) -> FloatArray:
-        """Return what one group of a layer's matrices reads; what comes after it is not computed.
+    def group_input(self, layer: Layer, tensors: Tensors, hidden: FloatArray, group: str) -> FloatArray:
+        """Return the input of one group of a layer's matrices, without computing the rest of the layer.
 
         Args:
-            layer: One of the decoder's.
-            tensors: The model's numbers.
+            layer: A layer of the decoder.
+            tensors: The model's weights.
             hidden: Hidden states of a few windows before the layer, float32 `[windows, tokens, hidden]`.
             group: `attention`, `o`, `mlp` or `down`.
 
@@ -155,11 +155,11 @@ class LayerRunner:
         options = self._ort.RunOptions()
         options.only_execute_path_to_fetches = True
         feeds = {**self._feeds(layer, tensors, hidden.shape[1]), "hidden": np.ascontiguousarray(hidden)}
-        read: FloatArray = self._session(Kind.of(layer)).run([INPUTS[group]], feeds, options)[0]
-        return read
+        values: FloatArray = self._session(Kind.of(layer)).run([INPUTS[group]], feeds, options)[0]
+        return values
 
     def final(self, tensors: Tensors, hidden: FloatArray) -> FloatArray:
-        """Apply the norm before the head to hidden states `[…, hidden]` after the last layer."""
+        """Apply the final norm to hidden states `[…, hidden]` after the last layer."""
         d = self._d
         weight = self._norm(tensors, d.final_norm)
         mean_square = np.mean(np.square(hidden), axis=-1, keepdims=True, dtype=np.float32)
@@ -167,7 +167,7 @@ class LayerRunner:
         return normed
 
     def head_blocks(self, tensors: Tensors, rows: int = _ROWS) -> Iterator[tuple[int, FloatArray]]:
-        """Read the output head a block of tokens at a time: `(first token, weight [rows, hidden])`."""
+        """Read the output head in blocks of the vocabulary: `(first token, weight [rows, hidden])`."""
         d = self._d
         head = d.embedding if d.tied else d.head
         for start in range(0, d.vocab_size, rows):
@@ -197,7 +197,7 @@ class LayerRunner:
             name = getattr(layer, part)
             if name is not None:
                 feeds[part] = self._norm(tensors, name)
-        feeds["cos"], feeds["sin"] = self._turn(layer.rope, tokens)
+        feeds["cos"], feeds["sin"] = self._rope_tables(layer.rope, tokens)
         feeds["mask"] = causal_mask(tokens, layer.window)
         return feeds
 
@@ -205,8 +205,8 @@ class LayerRunner:
         weight: FloatArray = np.asarray(tensors.norm(name), np.float32) + np.float32(self._d.norm_offset)
         return weight
 
-    def _turn(self, rope: Rope, tokens: int) -> tuple[FloatArray, FloatArray]:
-        """Cosine and sine of every position's angles, `[tokens, rope.dim / 2]`, computed in float64."""
+    def _rope_tables(self, rope: Rope, tokens: int) -> tuple[FloatArray, FloatArray]:
+        """Cosines and sines for each position, `[tokens, rope.dim / 2]`, computed in float64."""
         if (rope, tokens) not in self._angles:
             angles = np.arange(tokens, dtype=np.float64)[:, None] * np.array(rope.frequencies)
             cos, sin = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
@@ -219,7 +219,7 @@ class LayerRunner:
             options.intra_op_num_threads = self.threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
-            # Matrices are large: waiting threads gain nothing by spinning, and take the cores of the numpy around them.
+            # Matrices are large: spinning gains nothing here and takes cores from numpy.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
                 self._sessions[kind] = self._ort.InferenceSession(
@@ -231,15 +231,15 @@ class LayerRunner:
 
 
 def causal_mask(tokens: int, window: int | None = None) -> FloatArray:
-    """Return an additive mask `[tokens, tokens]`: 0 where a row may look, else the lowest half of float32.
+    """Return an additive mask `[tokens, tokens]`: 0 where a row may attend, else half the minimum of float32.
 
     Args:
-        tokens: Length of a sequence.
-        window: A token sees this many, itself included; None sees all before it.
+        tokens: Sequence length.
+        window: Size of the sliding window, including the token itself; None for full attention.
     """
-    seen = np.tri(tokens, dtype=bool)
+    visible = np.tri(tokens, dtype=bool)
     if window is not None:
-        seen &= ~np.tri(tokens, k=-window, dtype=bool)
-    # Half the lowest number: a score added to it does not overflow.
-    mask: FloatArray = np.where(seen, np.float32(0), np.finfo(np.float32).min / 2).astype(np.float32)
+        visible &= ~np.tri(tokens, k=-window, dtype=bool)
+    # Half the minimum: adding a score to it cannot overflow.
+    mask: FloatArray = np.where(visible, np.float32(0), np.finfo(np.float32).min / 2).astype(np.float32)
     return mask

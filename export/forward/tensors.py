@@ -1,6 +1,6 @@
-"""Where a forward pass takes its numbers from: always float32, one tensor at a time.
+"""The weights of a forward pass, in float32, one tensor at a time.
 
-A checkpoint serves as it is; an artifact's readers (`edgekit.export.artifacts`) give back what its codes stand for.
+`CheckpointTensors` reads a checkpoint; `edgekit.export.evaluation.readers` reads artifacts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Tensors(Protocol):
-    """A model's numbers in float32. Nothing is kept: what is asked for twice is read twice."""
+    """A model's weights in float32. Nothing is cached: a second call reads again."""
 
     def norm(self, name: str) -> FloatArray:
-        """A norm's weight as it is stored, `[n]`, by its Hugging Face name."""
+        """A norm's weight as stored, `[n]`, by its Hugging Face name."""
 
     def bias(self, linear: Linear) -> FloatArray:
         """The bias of a linear layer that has one, `[out]`."""
@@ -33,7 +33,7 @@ class Tensors(Protocol):
 
 
 class CheckpointTensors:
-    """A checkpoint's tensors; what it stores quantized is dequantized. Parts are cut out of joined matrices."""
+    """A checkpoint's tensors: quantized ones are dequantized, parts of fused matrices are sliced out."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

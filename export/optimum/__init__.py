@@ -1,1 +1,1 @@
-"""Optimum as the second way in: its ONNX exporter writes the graph, in an environment of its own, and ours follow."""
+"""The second exporter: Optimum writes a float ONNX graph in its own environment, and edgekit quantizes it."""

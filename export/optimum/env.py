@@ -1,13 +1,14 @@
-"""Optimum's own Python environment: where it is, and how it is made.
+"""Finds and installs Optimum's own Python environment.
 
-Optimum needs torch and a transformers that mlx-lm does not live with, so it gets a virtual environment and edgekit
-runs that environment's interpreter. What goes into it is the extra `optimum` of edgekit's own package metadata, and
-stands nowhere else. It knows nothing of models.
+Optimum needs torch and a transformers version that conflicts with mlx-lm, so it gets a virtual environment and edgekit
+runs that environment's interpreter. Its packages are the extra `optimum` of edgekit's package metadata, and are listed
+nowhere else.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,18 +17,22 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgekit.errors import EdgekitError, ExportError, missing_extra
-from edgekit.machine import cache_folder
+from edgekit.machine import cache_folder, user_path
 
 __all__ = ["default_folder", "install", "optimum_python", "requirements"]
 
 VARIABLE = "EDGEKIT_OPTIMUM_PYTHON"
 _COMMAND = "edgekit optimum install"
-# Written last, so that a folder that has it is whole; it says what was installed.
+# Written last, so that a folder with it is complete; it lists what was installed.
 _STAMP = "edgekit-requirements.txt"
+# Written first: a folder without it may be a user's, and is never emptied.
+_MARKER = "edgekit-optimum-environment"
+# What venv and pip put into an environment; anything else beside them is a user's.
+_CONTENTS = {"bin", "include", "lib", "lib64", "share", "etc", "man", "pyvenv.cfg", ".gitignore", _STAMP, _MARKER}
 
 
 def default_folder() -> Path:
-    """Where the environment is, unless `EDGEKIT_OPTIMUM_PYTHON` names another."""
+    """The environment's folder, unless `EDGEKIT_OPTIMUM_PYTHON` names another."""
     return cache_folder() / "optimum"
 
 
@@ -35,27 +40,27 @@ def optimum_python() -> Path:
     """Return the interpreter that has Optimum: `$EDGEKIT_OPTIMUM_PYTHON`, else that of `default_folder()`.
 
     Raises:
-        EdgekitError: `missing_optimum`, if there is none or it was made by another version of edgekit.
+        EdgekitError: `missing_optimum`, if it is missing or was made for another version of edgekit.
     """
     named = os.environ.get(VARIABLE)
     if named:
-        path = Path(named).expanduser().absolute()
+        path = user_path(named).absolute()
         if not os.access(path, os.X_OK) or path.is_dir():
             raise EdgekitError(
-                f"{VARIABLE} names {named}, which is no program",
-                hint=f"name the python of an environment that has optimum-onnx, or unset it and run `{_COMMAND}`",
+                f"{VARIABLE} is {named}, which is not a program",
+                hint=f"set it to the python of an environment with optimum-onnx, or unset it and run `{_COMMAND}`",
                 code="missing_optimum",
             )
         return path
     folder = default_folder()
-    made_with = _stamp(folder)
-    if made_with is None:
+    installed = _stamp(folder)
+    if installed is None:
         raise EdgekitError(
             f"Optimum is not installed: it needs an environment of its own, and {folder} has none",
-            hint=f"{_COMMAND}   (or name the python of one in {VARIABLE})",
+            hint=f"{_COMMAND}   (or set {VARIABLE} to the python of one)",
             code="missing_optimum",
         )
-    if made_with != requirements():
+    if installed != requirements():
         raise EdgekitError(
             f"Optimum's environment in {folder} was made for another version of edgekit",
             hint=_COMMAND,
@@ -65,55 +70,83 @@ def optimum_python() -> Path:
 
 
 def requirements() -> tuple[str, ...]:
-    """What the environment holds, as pip takes it: the extra `optimum` of the installed edgekit.
+    """The environment's packages, in pip's form: the extra `optimum` of the installed edgekit.
 
     Raises:
         ExportError: edgekit runs from a folder that was never installed.
     """
     try:
-        stated = requires("edgekit") or []
+        stated = requires("edgekit-llm") or []
     except PackageNotFoundError as error:
-        raise ExportError(
-            "edgekit is not installed, so it does not know its extras", hint="pip install -e ."
-        ) from error
+        raise ExportError("edgekit is not installed, so its extras are unknown", hint="pip install -e .") from error
     split = [line.partition(";") for line in stated]
     return tuple(sorted(name.strip() for name, _, marker in split if "optimum" in marker and "extra" in marker))
 
 
 def install(folder: Path, *, extra_index_urls: Sequence[str] = ()) -> Path:
-    """Make the environment, or leave it if it is there already; pip's own progress goes to stderr.
+    """Create the environment unless it is up to date; pip's progress goes to stderr.
 
     Args:
-        folder: Of the environment; what an interrupted run left there is replaced.
-        extra_index_urls: Further package indexes for pip.
+        folder: Of the environment; an older one, and what an interrupted run left, is replaced.
+        extra_index_urls: Additional package indexes for pip.
 
     Returns:
         The environment's interpreter.
 
     Raises:
-        ExportError: The folder holds something else, or pip failed.
+        ExportError: The folder contains something else, such as another Python environment or a user's file, or pip
+            failed.
         EdgekitError: `missing_extra`, if pip itself is missing.
     """
-    wanted, folder = requirements(), folder.expanduser().absolute()
+    wanted, folder = requirements(), user_path(folder).absolute()
     if _stamp(folder) == wanted:
         return _python(folder)
     if find_spec("pip") is None:
         raise missing_extra("pip", "export")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
-        raise ExportError(f"{folder} is not empty and no Python environment", hint="name another folder")
-    # Our own pip installs into it: Debian's Python has no ensurepip to put one there.
-    make = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)]
-    _run(make, f"cannot make a Python environment in {folder}", hint="is there room, and may you write there?")
+    _empty(folder)
+    # edgekit's own pip installs into it: Debian's Python has no ensurepip.
+    venv = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+    _run(venv, f"cannot create a Python environment in {folder}", hint="is there free space, and is it writable?")
     pip = [sys.executable, "-m", "pip", "--python", str(_python(folder)), "install"]
     pip += ["--no-input", "--disable-pip-version-check"]
-    pip += [word for url in extra_index_urls for word in ("--extra-index-url", url)]
+    pip += [argument for url in extra_index_urls for argument in ("--extra-index-url", url)]
     _run(
         [*pip, *wanted],
         f"pip could not install {', '.join(wanted)}",
-        hint="what pip said stands above; check the network, and that your package index carries them",
+        hint="see pip's output above; check the network, and that your package index has them",
     )
     (folder / _STAMP).write_text("\n".join(wanted) + "\n", encoding="utf-8")
     return _python(folder)
+
+
+def _empty(folder: Path) -> None:
+    """Create the folder, or empty it if it is edgekit's; the marker stays."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = list(folder.iterdir())
+        if entries and not (folder / _MARKER).is_file():
+            raise ExportError(
+                f"{folder} is not empty, and no Optimum environment of edgekit's",
+                hint="name another folder, or remove this one if you do not need it",
+            )
+        foreign = sorted(entry.name for entry in entries if entry.name not in _CONTENTS)
+        if foreign:
+            raise ExportError(
+                f"{folder} is to be replaced, but has {foreign[0]}, which is not of the environment",
+                hint="move it away, or name another folder",
+            )
+        (folder / _MARKER).touch()
+        for entry in entries:
+            if entry.name == _MARKER:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    except OSError as error:
+        raise ExportError(
+            f"{error.filename or folder} cannot be replaced: {error.strerror or error}", hint="name another folder"
+        ) from error
 
 
 def _python(folder: Path) -> Path:
@@ -121,20 +154,20 @@ def _python(folder: Path) -> Path:
 
 
 def _stamp(folder: Path) -> tuple[str, ...] | None:
-    """What a whole environment was made with; None if there is none."""
+    """The requirements of a complete environment, else None."""
     try:
-        text = (folder / _STAMP).read_text(encoding="utf-8")
+        lines = (folder / _STAMP).read_text(encoding="utf-8").split("\n")
     except OSError:
         return None
-    return tuple(text.split("\n")[:-1]) if os.access(_python(folder), os.X_OK) else None
+    return tuple(lines[:-1]) if os.access(_python(folder), os.X_OK) else None
 
 
 def _run(command: Sequence[str], failed: str, *, hint: str) -> None:
-    """Run a program whose words belong on stderr."""
-    # Set where the caller is a virtual environment; pip and venv would look there.
-    surroundings = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}}
+    """Run a program whose output belongs on stderr."""
+    # Set inside a virtual environment, where pip and venv would look.
+    environment = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}}
     try:
-        done = subprocess.run(command, stdout=2, stdin=subprocess.DEVNULL, env=surroundings, check=False)  # noqa: S603  our own command line
+        done = subprocess.run(command, stdout=2, stdin=subprocess.DEVNULL, env=environment, check=False)  # noqa: S603  our own command line
     except OSError as error:
         raise ExportError(f"{failed}: {error.strerror or error}", hint=hint) from error
     if done.returncode:

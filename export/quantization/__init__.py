@@ -1,1 +1,1 @@
-"""Quantization recipes: pure functions, arrays in and arrays out. They know no file format."""
+"""Quantization methods: pure functions, arrays in and arrays out."""

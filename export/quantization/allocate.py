@@ -1,4 +1,4 @@
-"""Mixed bits: which tensors get more bits when bytes are limited. It does not know how an effect was measured."""
+"""Chooses which tensors get more bits within a byte budget."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import numpy.typing as npt
 
 __all__ = ["allocate"]
 
-# Steps that the budget is counted in: a choice is exact where all sizes are multiples of a step.
+# Resolution of the dynamic program: the solution is exact if all costs are multiples of budget / _STEPS.
 _STEPS = 20_000
 
 
-def allocate(sizes: Sequence[int], effects: Sequence[float], budget: int) -> npt.NDArray[np.bool_]:
-    """Choose the tensors whose widening helps most within a budget: the 0/1 knapsack, by dynamic programming.
+def allocate(costs: Sequence[int], gains: Sequence[float], budget: int) -> npt.NDArray[np.bool_]:
+    """Choose the tensors to give more bits: the 0/1 knapsack problem, by dynamic programming.
 
     Args:
-        sizes: Bytes that widening each tensor costs, not negative.
-        effects: What widening it gains, the quality lost without it; one that gains nothing is never widened.
-        budget: Bytes that may be spent.
+        costs: Extra bytes of each tensor, not negative.
+        gains: The quality each tensor regains with more bits; one that gains nothing is never chosen.
+        budget: Extra bytes available.
 
     Returns:
-        For each tensor whether to widen it. The sizes sum to at most the budget. Sizes are rounded up to
-        1/20000 of the budget, so the gain is the greatest possible but for that; where the simple way, most
-        effect per byte first, finds a better choice, that one is returned.
+        For each tensor whether to choose it. The costs sum to at most the budget. Costs are rounded up to
+        1/20000 of the budget, so the total gain is optimal up to that rounding; if the greedy choice by gain per
+        byte is better, that one is returned.
 
     Raises:
-        ValueError: A size is negative, or there are not as many effects as sizes.
+        ValueError: A cost is negative, or the numbers of costs and gains differ.
     """
-    cost, gain = np.asarray(sizes, dtype=np.int64), np.asarray(effects, dtype=np.float64)
+    cost, gain = np.asarray(costs, dtype=np.int64), np.asarray(gains, dtype=np.float64)
     if cost.shape != gain.shape or (cost < 0).any():
-        raise ValueError("each size needs an effect, and none may be negative")
+        raise ValueError("each cost needs a gain, and costs must not be negative")
     useful = (gain > 0) & (cost <= budget)
     if cost[useful].sum() <= budget:
         return useful
-    programmed, greedy = _programmed(cost, gain, useful, budget), _greedy(cost, gain, useful, budget)
-    return programmed if gain[programmed].sum() >= gain[greedy].sum() else greedy
+    exact, greedy = _dynamic_program(cost, gain, useful, budget), _greedy(cost, gain, useful, budget)
+    return exact if gain[exact].sum() >= gain[greedy].sum() else greedy
 
 
 def _greedy(
@@ -51,7 +51,7 @@ def _greedy(
     return chosen
 
 
-def _programmed(
+def _dynamic_program(
     cost: npt.NDArray[np.int64], gain: npt.NDArray[np.float64], useful: npt.NDArray[np.bool_], budget: int
 ) -> npt.NDArray[np.bool_]:
     step = -(-budget // _STEPS)

@@ -1,8 +1,7 @@
-"""What all recipes share: a matrix as a list of groups, and the last step of putting groups on a grid.
+"""Quantizes a matrix block by block with any method of choosing scales and offsets.
 
-Groups are taken a block at a time, so that a block is still in the cache when its codes are chosen. Nothing here
-starts a thread: whoever has several matrices, or rows of one, calls from several (the kernels release the lock).
-It knows no method of choosing a scale.
+A block is small enough to still be in the CPU cache when its codes are computed. Nothing here starts a thread:
+callers parallelize over matrices or rows (the kernels release the GIL).
 """
 
 from __future__ import annotations
@@ -16,30 +15,30 @@ import numpy.typing as npt
 from edgekit.errors import ExportError
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 
-__all__ = ["Choose", "put_on_grid", "refuse_infinite", "store"]
+__all__ = ["ChooseScales", "quantize_blocks", "raise_non_finite", "round_scales"]
 
 FloatArray = npt.NDArray[np.float32]
 
-Choose = Callable[[FloatArray, Grid], tuple[FloatArray, FloatArray]]
-"""`(block [groups, group_size], grid) -> scales, offsets [groups]`, both as `store` leaves them.
+ChooseScales = Callable[[FloatArray, Grid], tuple[FloatArray, FloatArray]]
+"""`(block [groups, group_size], grid) -> scales, offsets [groups]`, both rounded by `round_scales`.
 
-A block is some whole rows of the matrix, one after the other.
+A block consists of consecutive full rows of the matrix.
 """
 
-# Weights in one block: 2 MiB of float32, or one row.
+# Weights per block: 2 MiB of float32, or one row.
 _BLOCK = 1 << 19
 
 
-def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor:
-    """Quantize a matrix with scales and offsets that `choose` finds for each block.
+def quantize_blocks(weight: FloatArray, grid: Grid, choose: ChooseScales) -> GroupedTensor:
+    """Quantize a matrix with the scales and offsets that `choose` returns for each block.
 
     Args:
         weight: Float32 `[out, in]`, all finite.
-        grid: What the target's format can hold.
+        grid: The values that the target's format can represent.
         choose: The method.
 
     Returns:
-        Codes nearest to the weights, given the *stored* (rounded) scales and offsets: `dequantize()` is what
+        The codes nearest to the weights, given the *stored* (rounded) scales and offsets: `dequantize()` is what
         the target computes.
 
     Raises:
@@ -56,7 +55,7 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
         )
     from edgekit.export.quantization.kernels import nearest_codes
 
-    # Without a copy where the matrix is contiguous float32, as readers give it.
+    # No copy if the matrix is contiguous float32, which is what the readers return.
     rows = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, grid.group_size)
     codes = np.empty(rows.shape, dtype=np.uint8)
     scales = np.empty(rows.shape[0], dtype=np.float32)
@@ -65,7 +64,7 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
     step = max(1, _BLOCK // width) * groups
     for start in range(0, rows.shape[0], step):
         span = slice(start, start + step)
-        # The kernels are compiled for arrays that may be written to; a mapped file's may not.
+        # The kernels are compiled for writable arrays; those of a mapped file are read-only.
         block = rows[span] if rows.flags.writeable else rows[span].copy()
         scales[span], offsets[span] = choose(block, grid)
         nearest_codes(block, grid.bits, scales[span], offsets[span], codes[span])
@@ -77,52 +76,52 @@ def put_on_grid(weight: FloatArray, grid: Grid, choose: Choose) -> GroupedTensor
     )
 
 
-def store(scales: FloatArray, offsets: FloatArray, grid: Grid) -> tuple[FloatArray, FloatArray]:
-    """Round scales and offsets to what the format stores.
+def round_scales(scales: FloatArray, offsets: FloatArray, grid: Grid) -> tuple[FloatArray, FloatArray]:
+    """Round scales and offsets to the values the format stores.
 
     Args:
-        scales: Float32 `[groups]`, not negative. Zero, or too small to store, becomes the smallest that can be
-            stored: no kernel then divides by zero, and TensorRT's parser accepts it (it wants all scales > 0).
-        offsets: Float32 `[groups]`. Where the format has a zero point, the nearest one replaces the offset.
-        grid: What the format can hold.
+        scales: Float32 `[groups]`, not negative. Zero, or a scale too small to store, becomes the smallest storable
+            one: no kernel then divides by zero, and TensorRT's parser accepts it (it requires all scales > 0).
+        offsets: Float32 `[groups]`. If the format has zero points, each is replaced by the nearest zero point's offset.
+        grid: The values that the format can represent.
 
     Raises:
         ExportError: One is too large for the grid's scale type.
     """
-    from edgekit.export.halves import round_to_halves
+    from edgekit.export.quantization.float16 import round_to_float16
 
     def rounded(values: FloatArray) -> tuple[FloatArray, bool]:
         if grid.scale_dtype is np.float32:
             return values, bool(np.isfinite(values).all())
-        kept = np.empty(values.shape, np.float32)
-        finite: bool = round_to_halves(np.ascontiguousarray(values, np.float32), kept)
-        return kept, finite
+        result = np.empty(values.shape, np.float32)
+        finite: bool = round_to_float16(np.ascontiguousarray(values, np.float32), result)
+        return result, finite
 
-    stored, finite = rounded(scales)
-    stored = np.maximum(stored, np.float32(np.finfo(grid.scale_dtype).smallest_subnormal))
-    # An infinity made here is refused below.
+    stored_scales, finite = rounded(scales)
+    stored_scales = np.maximum(stored_scales, np.float32(np.finfo(grid.scale_dtype).smallest_subnormal))
+    # An overflow to infinity is reported below.
     with np.errstate(over="ignore", invalid="ignore"):
         if grid.offset is Offset.FLOAT:
-            kept, finite_too = rounded(offsets)
-            finite = finite and finite_too
+            stored_offsets, finite_offsets = rounded(offsets)
+            finite = finite and finite_offsets
         elif grid.offset is Offset.ZERO_POINT:
-            kept = -np.clip(np.rint(-offsets / stored), 0, (1 << grid.bits) - 1) * stored
+            stored_offsets = -np.clip(np.rint(-offsets / stored_scales), 0, (1 << grid.bits) - 1) * stored_scales
         else:
-            kept = np.float32(-(1 << (grid.bits - 1))) * stored
-    if not (finite and np.isfinite(kept).all()):
+            stored_offsets = np.float32(-(1 << (grid.bits - 1))) * stored_scales
+    if not (finite and np.isfinite(stored_offsets).all()):
         largest, name = float(np.abs(offsets).max()), np.dtype(grid.scale_dtype).name
         raise ExportError(
             f"weights up to {largest:.3g} are too large for {name} scales",
-            hint="is the checkpoint damaged? Weights of a sound model stay far below 1000",
+            hint="is the checkpoint damaged? Weights of an intact model stay far below 1000",
         )
-    return stored, kept
+    return stored_scales, stored_offsets
 
 
-def refuse_infinite(block: FloatArray) -> NoReturn:
-    """Say what is wrong with a block that a kernel found a weight in that is not finite.
+def raise_non_finite(block: FloatArray) -> NoReturn:
+    """Report whether the non-finite weight that a kernel found in a block is NaN or infinite.
 
     Raises:
         ExportError: Always.
     """
     kind = "NaN" if np.isnan(block).any() else "infinite"
-    raise ExportError(f"a weight is {kind}", hint="the checkpoint is damaged: fetch it again")
+    raise ExportError(f"a weight is {kind}", hint="the checkpoint is damaged: download it again")

@@ -1,7 +1,7 @@
-"""No quantization at all: a tensor that already lies on the target's grid keeps every value.
+"""Converts a quantized tensor to the target's grid without changing any value, where that is possible.
 
-A checkpoint that was quantized before (GGUF, GPTQ, AWQ) is carried over where the target can hold it;
-quantizing it again would add a second error to the first.
+Checkpoints that are quantized already (GGUF, GPTQ, AWQ) are carried over this way: quantizing them again would add a
+second error to the first.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import numpy.typing as npt
 
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 
-__all__ = ["fits"]
+__all__ = ["convert_exactly"]
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def fits(tensor: GroupedTensor, grid: Grid) -> GroupedTensor | None:
-    """Express a tensor on a grid without changing one dequantized value, if that is possible.
+def convert_exactly(tensor: GroupedTensor, grid: Grid) -> GroupedTensor | None:
+    """Convert a tensor to a grid without changing any dequantized value, if that is possible.
 
-    A group may be split (its scale is repeated), codes may be narrower than the grid's, and codes may be
+    Groups may be split (the scale is repeated), codes may have fewer bits than the grid's, and codes may be
     shifted together with their zero point. Groups are never merged.
 
     Args:
-        tensor: What the checkpoint holds.
-        grid: What the target's format can hold.
+        tensor: The checkpoint's tensor.
+        grid: The values that the target's format can represent.
 
     Returns:
-        The tensor in the grid's group size, bits, and stored precision, `tensor` itself where nothing has
-        to change; or None where the grid cannot hold it.
+        The tensor in the grid's group size, bits and stored precision, `tensor` itself if nothing has to change;
+        or None if the grid cannot represent it.
     """
     if tensor.bits > grid.bits or tensor.group_size % grid.group_size:
         return None
-    if not _stores(tensor.scales, grid):
+    if not _representable(tensor.scales, grid):
         return None
     if grid.offset is Offset.FLOAT:
-        return _split(tensor, grid) if _stores(tensor.offsets, grid) else None
+        return _split_groups(tensor, grid) if _representable(tensor.offsets, grid) else None
 
     highest = (1 << grid.bits) - 1
     filled = _fill_empty_groups(tensor, highest // 2 + 1 if grid.offset is Offset.SYMMETRIC else 0)
@@ -45,13 +45,13 @@ def fits(tensor: GroupedTensor, grid: Grid) -> GroupedTensor | None:
     if not np.array_equal(-zeros * filled.scales, filled.offsets):
         return None
     if grid.offset is Offset.ZERO_POINT:
-        return _split(filled, grid) if zeros.min() >= 0 and zeros.max() <= highest else None
+        return _split_groups(filled, grid) if zeros.min() >= 0 and zeros.max() <= highest else None
     centred = _centre(filled, zeros, highest)
-    return None if centred is None else _split(centred, grid)
+    return None if centred is None else _split_groups(centred, grid)
 
 
 def _fill_empty_groups(tensor: GroupedTensor, zero: int) -> GroupedTensor | None:
-    """Give groups whose scale is zero a scale of one and this zero point; None if such a group is not all zero."""
+    """Give groups with a zero scale the scale one and this zero point; None if such a group is not all zero."""
     empty = tensor.scales == 0
     if not empty.any():
         return tensor
@@ -68,7 +68,7 @@ def _fill_empty_groups(tensor: GroupedTensor, zero: int) -> GroupedTensor | None
 
 
 def _centre(tensor: GroupedTensor, zeros: FloatArray, highest: int) -> GroupedTensor | None:
-    """Shift the codes so that every zero point is in the middle; None if a code leaves `0..highest`."""
+    """Shift the codes so that every zero point is the middle code; None if a code leaves `0..highest`."""
     if tensor.scales.min() <= 0:
         return None
     middle = np.float32(highest // 2 + 1)
@@ -81,20 +81,20 @@ def _centre(tensor: GroupedTensor, zeros: FloatArray, highest: int) -> GroupedTe
     grouped = tensor.codes.reshape(*shifts.shape, -1)
     if (grouped.min(axis=-1) + shifts).min() < 0 or (grouped.max(axis=-1) + shifts).max() > highest:
         return None
-    # Unsigned arithmetic wraps, and the result was checked to be in range.
+    # uint8 arithmetic wraps; the result is in range, as checked above.
     codes = grouped + shifts.astype(np.int64).astype(np.uint8)[:, :, None]
     return GroupedTensor(
         codes=codes.reshape(tensor.codes.shape), scales=tensor.scales, offsets=-middle * tensor.scales, bits=tensor.bits
     )
 
 
-def _stores(values: FloatArray, grid: Grid) -> bool:
-    """Whether the format's scale type holds these values as they are."""
+def _representable(values: FloatArray, grid: Grid) -> bool:
+    """Whether the grid's scale type represents these values exactly."""
     with np.errstate(over="ignore"):
         return bool(np.array_equal(values.astype(grid.scale_dtype).astype(np.float32), values))
 
 
-def _split(tensor: GroupedTensor, grid: Grid) -> GroupedTensor:
+def _split_groups(tensor: GroupedTensor, grid: Grid) -> GroupedTensor:
     parts = tensor.group_size // grid.group_size
     if parts == 1 and tensor.bits == grid.bits:
         return tensor

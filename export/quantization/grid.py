@@ -1,8 +1,8 @@
-"""What a quantized tensor is, and which values a target can hold.
+"""Quantized tensors, and the grids of values that formats can represent.
 
-One form serves every format edgekit reads and writes: integer codes with a scale and an offset per group
+All formats edgekit reads and writes share one form: integer codes with a scale and an offset per group
 of consecutive input features, `w = code * scale + offset`. GGUF Q4_1, MLX affine, GPTQ, AWQ, ONNX
-`DequantizeLinear` and onnxruntime `MatMulNBits` differ only in what they allow for the offset.
+`DequantizeLinear` and onnxruntime `MatMulNBits` differ only in the offsets they allow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Offset(Enum):
-    """What a format allows for the offset of a group."""
+    """The offsets that a format allows for a group."""
 
     SYMMETRIC = "symmetric"
     """`offset = -2**(bits-1) * scale` with `scale > 0`: no zero point is stored (TensorRT INT4).
 
-    onnx-tensorrt refuses a scale that is not positive ("Scale coefficients must all be positive").
+    onnx-tensorrt rejects scales that are not positive ("Scale coefficients must all be positive").
     """
     ZERO_POINT = "zero-point"
     """`offset = -z * scale` with an integer `0 <= z < 2**bits` (onnxruntime MatMulNBits, AWQ, GPTQ)."""
@@ -34,13 +34,13 @@ class Offset(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The values a target's format can hold for one weight matrix.
+    """The values that a target's format can represent for one weight matrix.
 
     Attributes:
-        bits: Bits per code, 4 or 8 in what edgekit writes.
+        bits: Bits per code; edgekit writes 4 and 8.
         group_size: Consecutive input features that share a scale.
-        offset: What the format allows for the offset.
-        scale_dtype: How scales and offsets are stored.
+        offset: The allowed offsets.
+        scale_dtype: The dtype of stored scales and offsets.
     """
 
     bits: int
@@ -51,7 +51,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class GroupedTensor:
-    """A weight matrix `[out, in]` on a grid.
+    """A quantized weight matrix `[out, in]`.
 
     `w[o, i] = codes[o, i] * scales[o, g] + offsets[o, g]`, with `g = i // group_size`.
 
@@ -59,7 +59,7 @@ class GroupedTensor:
         codes: uint8 `[out, in]`, one code per element, `0 <= code < 2**bits`.
         scales: float32 `[out, in / group_size]`; may be negative or zero.
         offsets: float32, shaped like `scales`.
-        bits: Bits a code needs.
+        bits: Bits per code.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -79,22 +79,22 @@ class GroupedTensor:
 
     @classmethod
     def empty(cls, codes: npt.NDArray[np.uint8], bits: int, group_size: int) -> GroupedTensor:
-        """Return a tensor to be filled row by row, with this array for its codes."""
+        """Return a tensor with these codes and uninitialized scales and offsets, to be filled by `put`."""
         shape = (codes.shape[0], codes.shape[1] // group_size)
         return cls(codes, np.empty(shape, np.float32), np.empty(shape, np.float32), bits)
 
     def rows(self, start: int, stop: int) -> GroupedTensor:
-        """Return some rows, as a view."""
+        """Return the rows `start:stop` as a view."""
         return GroupedTensor(self.codes[start:stop], self.scales[start:stop], self.offsets[start:stop], self.bits)
 
     def put(self, start: int, part: GroupedTensor) -> None:
-        """Copy rows of the same grid into this tensor, from the row `start` on."""
+        """Copy the rows of a tensor on the same grid into this one, starting at row `start`."""
         stop = start + part.shape[0]
         self.codes[start:stop], self.scales[start:stop] = part.codes, part.scales
         self.offsets[start:stop] = part.offsets
 
     def dequantize(self) -> FloatArray:
-        """Return the float32 matrix `[out, in]` that the codes stand for."""
+        """Return the dequantized matrix, float32 `[out, in]`."""
         out, groups = self.scales.shape
         grouped = self.codes.reshape(out, groups, self.group_size).astype(np.float32)
         grouped *= self.scales[:, :, None]
@@ -103,5 +103,5 @@ class GroupedTensor:
 
 
 def as_floats(tensor: GroupedTensor | FloatArray) -> FloatArray:
-    """Return a tensor in float32, dequantized if it is on a grid."""
+    """Return a tensor in float32, dequantized if necessary."""
     return tensor.dequantize() if isinstance(tensor, GroupedTensor) else tensor

@@ -1,10 +1,10 @@
-"""The loops of the recipes, compiled. They know groups of weights, and neither a tensor nor a format.
+"""The compiled loops of the quantization methods.
 
-The search for lines takes sixteen groups side by side. What is added up over a group is a vector of its weights; what
-is then worked out from the sums is a vector of groups. Floats are added in whatever order is fastest: the same group
-gives the same result wherever in a matrix it is, but the last bits may differ from one processor to another.
+The line search processes sixteen groups side by side. Sums over a group are vectorized over its weights; computations
+on the sums are vectorized over the groups. Floats are added in the fastest order: a group gives the same result
+wherever it is in a matrix, but the last bits may differ between processors.
 
-All of it is one file, because numba compiles anew when the file of a kernel changes, and looks no further.
+All kernels are in one file because numba's cache tracks only changes of the kernel's own file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.export.compiled import helper, kernel
+from edgekit.export.quantization.jit import helper, kernel
 
 __all__ = [
     "FLOAT",
@@ -22,24 +22,24 @@ __all__ = [
     "fit_weighted_lines",
     "group_ranges",
     "nearest_codes",
-    "round_in_turn",
+    "round_with_feedback",
 ]
 
 FloatArray = npt.NDArray[np.float32]
 
 SYMMETRIC, ZERO_POINT, FLOAT = 0, 1, 2
-"""What a format allows for the offset of a group, as the kernel is told it."""
+"""The kernels' codes for `Offset`."""
 
-# LLVM may fuse a multiplication with an addition, and changes nothing else.
+# LLVM may fuse a multiplication with an addition and change nothing else.
 _AS_WRITTEN = frozenset({"contract"})
-# LLVM may add in another order; infinities and NaN stay what they are. Where it may reorder, it also turns a
-# multiplication by a reciprocal back into the division that it saves: those are in helpers of their own.
+# LLVM may reorder additions; infinities and NaN are preserved. With reordering allowed it also turns a multiplication
+# by a reciprocal back into a division, so those are in separate helpers.
 _SUMS = frozenset({"reassoc", "contract", "nsz"})
 
 _GROUPS = 16
-# Outputs that `round_in_turn` takes at a time: the errors of a group of 128 fill 32 KiB.
+# Outputs that `round_with_feedback` processes at a time: the errors of a group of 128 fill 32 KiB.
 _OUTPUTS = 64
-# Rows of the state, a number for each group. One array: of several, LLVM would have to fear that they overlap.
+# Rows of the state, one number per group. A single array: LLVM would have to assume that several overlap.
 (
     _BEST_SCALE, _BEST_ZERO, _BEST_GAIN, _SCALE, _ZERO_AT, _INVERSE,
     _C_SUM, _XC_SUM, _CC_SUM, _X_SUM, _LOW, _HIGH, _CENTER, _SPREAD,
@@ -49,32 +49,32 @@ _STATE = 14 * _GROUPS
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _NO_GAIN = np.float32(-1)
 _NO_SPREAD = np.float32(1e-30)
-# Where weighted sums leave less variance than this part of the largest squared code, rounding has made it.
+# With weights, a variance below this fraction of the largest squared code is rounding noise.
 _NOISE = np.float32(1e-6)
 _SIGN_SHIFT, _ALL_BUT_SIGN, _INFINITY = np.int32(31), np.int32(0x7FFFFFFF), np.int32(0x7F800000)
-# As a place in the order of the floats; so is infinity, whose place is its bits.
+# The sort key of minus infinity; that of infinity is its bits.
 _MINUS_INFINITY = np.int32(-0x7F800001)
 
 
 @helper()
-def _ordered(bits: np.int32) -> np.int32:
-    """Float bits as integers in the order of the floats, and back."""
-    place: np.int32 = np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _ALL_BUT_SIGN))
-    return place
+def _sort_key(bits: np.int32) -> np.int32:
+    """Map float bits to integers that sort like the floats; its own inverse."""
+    key: np.int32 = np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _ALL_BUT_SIGN))
+    return key
 
 
 @helper()
 def _range(group: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> bool:
     """Put the bits of a group's smallest and largest float into `ends`; false if one is not finite.
 
-    Integers, because LLVM makes no vectors of the minimum of floats that may be NaN, and NaN lies beyond infinity.
+    Integers, because LLVM does not vectorize the minimum of floats that may be NaN; NaN sorts beyond infinity.
     """
     low, high = _ALL_BUT_SIGN, np.int32(-_ALL_BUT_SIGN)
     for j in range(group.shape[0]):
-        place = _ordered(group[j])
-        low = min(low, place)
-        high = max(high, place)
-    ends[0], ends[1] = _ordered(low), _ordered(high)
+        key = _sort_key(group[j])
+        low = min(low, key)
+        high = max(high, key)
+    ends[0], ends[1] = _sort_key(low), _sort_key(high)
     finite: bool = high < _INFINITY and low > _MINUS_INFINITY
     return finite
 
@@ -89,7 +89,7 @@ def group_ranges(block: FloatArray, lows: FloatArray, highs: FloatArray) -> bool
         highs: `[groups]`, overwritten.
 
     Returns:
-        Whether all weights are finite; if not, work stopped at one that is not.
+        Whether all weights are finite; work stops at the first that is not.
     """
     ends = np.empty(2, np.int32)
     values = ends.view(np.float32)
@@ -105,11 +105,11 @@ def group_ranges(block: FloatArray, lows: FloatArray, highs: FloatArray) -> bool
 def nearest_codes(
     block: FloatArray, bits: int, scales: FloatArray, offsets: FloatArray, codes: npt.NDArray[np.uint8]
 ) -> None:
-    """Give each weight the code whose value is nearest.
+    """Assign each weight the nearest code.
 
     Args:
         block: `[groups, group_size]`.
-        bits: Of a code.
+        bits: Bits per code.
         scales: `[groups]`, all positive.
         offsets: `[groups]`.
         codes: Shaped like `block`, overwritten.
@@ -119,7 +119,7 @@ def nearest_codes(
         scale, offset = scales[g], offsets[g]
         weights, out = block[g], codes[g]
         for j in range(weights.shape[0]):
-            # Divided, not multiplied by a reciprocal: that of a subnormal is infinite.
+            # A division, because the reciprocal of a subnormal is infinite.
             code = np.rint((weights[j] - offset) / scale)
             out[j] = np.uint8(min(max(code, _ZERO), top))
 
@@ -140,7 +140,7 @@ def _normalised(weight: np.float32, center: np.float32, inverse: np.float32) -> 
 def _normalise(
     weights: FloatArray, h: FloatArray | None, center: np.float32, inverse: np.float32, x: FloatArray
 ) -> np.float32:
-    """Move and scale a group into [-1, 1], and return its sum; `h` is what each summand counts, None all alike."""
+    """Shift and scale a group into [-1, 1], and return its sum, weighted by `h` unless that is None."""
     total: np.float32 = _ZERO
     for j in range(x.shape[0]):
         x[j] = _normalised(weights[j], center, inverse)
@@ -152,7 +152,7 @@ def _normalise(
 def _sums(
     x: FloatArray, h: FloatArray | None, inverse: np.float32, zero: np.float32, middle: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
-    """Assign codes by a line, and return the sums of the codes, of their products with `x` and of their squares."""
+    """Assign codes for a line; return the sums of the codes, of their products with `x`, and of their squares."""
     c_sum, xc_sum, cc_sum = _ZERO, _ZERO, _ZERO
     for j in range(x.shape[0]):
         code = _centred_code(x[j], inverse, zero, middle)
@@ -165,7 +165,7 @@ def _sums(
 
 @helper(fastmath=_AS_WRITTEN)
 def _start(s: FloatArray, span: np.float32, kind: int, middle: np.float32) -> None:
-    """Set each line to the grid that spans this part of the group's range."""
+    """Set each line to the grid that spans this fraction of the group's range."""
     steps = _TWO * middle - _ONE
     for g in range(_GROUPS):
         if kind == ZERO_POINT:
@@ -180,11 +180,11 @@ def _start(s: FloatArray, span: np.float32, kind: int, middle: np.float32) -> No
 
 
 @helper(fastmath=_AS_WRITTEN)
-def _refit(s: FloatArray, n: np.float32, least: np.float32, kind: int, middle: np.float32) -> None:
-    """Find the least-squares line through each group's codes, and keep it where it explains more of `sum(x**2)`.
+def _refit(s: FloatArray, n: np.float32, min_variance: np.float32, kind: int, middle: np.float32) -> None:
+    """Find the least-squares line through each group's codes, and keep it if it explains more of `sum(x**2)`.
 
-    `n` is the sum of a group's weights. Codes that vary by no more than `least` have no line through them. Choices
-    are selections and not branches, which no processor could guess.
+    `n` is the sum of a group's weights. Codes with a variance of at most `min_variance` determine no line. Choices are
+    selects rather than branches, which would be unpredictable.
     """
     part = _ONE / n
     for g in range(_GROUPS):
@@ -192,7 +192,7 @@ def _refit(s: FloatArray, n: np.float32, least: np.float32, kind: int, middle: n
         x_sum, c_sum, xc_sum, cc_sum = s[_X_SUM + g], s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g]
         mean = c_sum * part
         covariance, variance = xc_sum - x_sum * mean, cc_sum - c_sum * mean
-        usable = (variance > least) & (covariance > _ZERO)
+        usable = (variance > min_variance) & (covariance > _ZERO)
         slope = covariance / variance if usable else scale
         if kind == FLOAT:
             gain = covariance * slope + x_sum * x_sum * part if usable else _NO_GAIN
@@ -202,7 +202,7 @@ def _refit(s: FloatArray, n: np.float32, least: np.float32, kind: int, middle: n
                 zero = min(max(np.rint(mean - x_sum * part / slope), -middle), middle - _ONE)
             product = xc_sum - zero * x_sum
             square = cc_sum - _TWO * zero * c_sum + n * zero * zero
-            usable = (square > least) & (product > _ZERO)
+            usable = (square > min_variance) & (product > _ZERO)
             slope = product / square if usable else scale
             gain = product * slope if usable else _NO_GAIN
         better = gain > s[_BEST_GAIN + g]
@@ -212,30 +212,30 @@ def _refit(s: FloatArray, n: np.float32, least: np.float32, kind: int, middle: n
 
 
 @helper(fastmath=_AS_WRITTEN)
-def _begin(s: FloatArray) -> None:
-    """Make the lines the best ones, though they explain nothing yet."""
+def _init_best(s: FloatArray) -> None:
+    """Initialize the best lines with the current ones, at no gain."""
     for g in range(_GROUPS):
         s[_BEST_SCALE + g], s[_BEST_ZERO + g], s[_BEST_GAIN + g] = s[_SCALE + g], s[_ZERO_AT + g], _NO_GAIN
 
 
 @helper(fastmath=_AS_WRITTEN)
-def _again(s: FloatArray) -> None:
-    """Go on from the best lines."""
+def _resume_best(s: FloatArray) -> None:
+    """Continue from the best lines."""
     for g in range(_GROUPS):
         s[_SCALE + g], s[_ZERO_AT + g] = s[_BEST_SCALE + g], s[_BEST_ZERO + g]
         s[_INVERSE + g] = _ONE / s[_SCALE + g]
 
 
 @helper(fastmath=_AS_WRITTEN)
-def _place(s: FloatArray, g: int, low: np.float32, high: np.float32, kind: int) -> np.float32:
-    """Note where a group lies; return the reciprocal of its spread, or zero where it has none."""
+def _set_range(s: FloatArray, g: int, low: np.float32, high: np.float32, kind: int) -> np.float32:
+    """Record a group's center and range; return the reciprocal of its spread, or zero if it has none."""
     if kind == FLOAT:
-        # Halved first: a huge range must not overflow.
+        # Halved first, so that a huge range cannot overflow.
         center, half = high * _HALF + low * _HALF, high * _HALF - low * _HALF
     else:
-        # These formats hold zero exactly; the group must not be moved.
+        # These formats represent zero exactly, so the group must not be shifted.
         center, half = _ZERO, max(-low, high)
-    # A group without a spread keeps one value; its scale does not matter.
+    # A group without spread has a single value; its scale does not matter.
     half = half if half > _NO_SPREAD else _ZERO
     inverse: np.float32 = _ONE / half if half > _ZERO else _ZERO
     s[_CENTER + g], s[_SPREAD + g] = center, half
@@ -254,11 +254,11 @@ def _search(  # noqa: PLR0917  numba calls by position
     scales: FloatArray,
     offsets: FloatArray,
 ) -> bool:
-    """Both searches; what only the other one needs, numba leaves out."""
+    """The search with and without weights; numba drops the unused branches."""
     middle = np.float32(1 << (bits - 1))
     groups, n = block.shape
-    # Without weights, sums of codes are whole numbers, and exact.
-    total, least = (np.float32(n), _ZERO) if weights is None else (_ONE, _NOISE * middle * middle)
+    # Without weights, sums of codes are integers, and exact.
+    total, min_variance = (np.float32(n), _ZERO) if weights is None else (_ONE, _NOISE * middle * middle)
     words = block.view(np.int32)
     ends = np.empty(2, np.int32)
     values = ends.view(np.float32)
@@ -270,24 +270,24 @@ def _search(  # noqa: PLR0917  numba calls by position
             if not _range(words[first + g], ends):
                 return False
             h = None if weights is None else weights[(first + g) % len(weights)]
-            inverse = _place(s, g, values[0], values[1], kind)
+            inverse = _set_range(s, g, values[0], values[1], kind)
             s[_X_SUM + g] = _normalise(block[first + g], h, s[_CENTER + g], inverse, x[g])
         _start(s, _ONE, kind, middle)
-        _begin(s)
+        _init_best(s)
         for k in range(starts.shape[0] + refinements):
             if k < starts.shape[0]:
                 _start(s, starts[k], kind, middle)
             else:
-                _again(s)
+                _resume_best(s)
             for g in range(count):
                 h = None if weights is None else weights[(first + g) % len(weights)]
                 sums = _sums(x[g], h, s[_INVERSE + g], s[_ZERO_AT + g], middle)
                 s[_C_SUM + g], s[_XC_SUM + g], s[_CC_SUM + g] = sums
-            _refit(s, total, least, kind, middle)
+            _refit(s, total, min_variance, kind, middle)
         for g in range(count):
             scale = s[_BEST_SCALE + g] * s[_SPREAD + g]
             scales[first + g] = scale
-            # A code counts from zero in storage.
+            # Stored codes start at zero.
             offsets[first + g] = s[_CENTER + g] - (s[_BEST_ZERO + g] + middle) * scale
     return True
 
@@ -302,22 +302,22 @@ def fit_lines(  # noqa: PLR0917  numba calls by position
     scales: FloatArray,
     offsets: FloatArray,
 ) -> bool:
-    """Find the scale and offset of each group that leave the least squared error.
+    """Find each group's scale and offset with the smallest squared error.
 
-    A group is normalised to lie within [-1, 1], so that no square overflows or vanishes, and codes are centred:
+    A group is normalized into [-1, 1], so that no square overflows or underflows, and codes are centred:
     `x ≈ scale * (code - zero)` with codes from `-2**(bits-1)`.
 
     Args:
         block: `[groups, group_size]`.
-        bits: Of a code.
+        bits: Bits per code.
         kind: `SYMMETRIC`, `ZERO_POINT` or `FLOAT`.
-        starts: How much of a group's range each starting grid spans.
-        refinements: How often the best line is improved.
-        scales: `[groups]`, overwritten; not yet rounded to what a format stores.
+        starts: The fraction of a group's range that each starting grid spans.
+        refinements: Number of refinement steps of the best line.
+        scales: `[groups]`, overwritten; not yet rounded to the format's precision.
         offsets: `[groups]`, overwritten, likewise.
 
     Returns:
-        Whether all weights are finite; if not, work stopped at one that is not.
+        Whether all weights are finite; work stops at the first that is not.
     """
     found: bool = _search(block, None, bits, kind, starts, refinements, scales, offsets)
     return found
@@ -337,20 +337,20 @@ def fit_weighted_lines(  # noqa: PLR0917  numba calls by position
     scales: FloatArray,
     offsets: FloatArray,
 ) -> bool:
-    """As `fit_lines`, where a squared error counts as much as a weight says.
+    """`fit_lines` with weighted squared errors.
 
     Args:
         block: `[groups, group_size]`.
-        weights: `[period, group_size]`, not negative, each row's sum is one: of the group `i`, row `i % period`.
-        bits: See `fit_lines`, and so for the rest.
-        kind: See there.
-        starts: See there.
-        refinements: See there.
-        scales: See there.
-        offsets: See there.
+        weights: `[period, group_size]`, not negative, each row sums to one; group `i` uses row `i % period`.
+        bits: As in `fit_lines`, like the rest.
+        kind: As there.
+        starts: As there.
+        refinements: As there.
+        scales: As there.
+        offsets: As there.
 
     Returns:
-        Whether all numbers of the block are finite.
+        Whether all weights of the block are finite.
     """
     found: bool = _search(block, weights, bits, kind, starts, refinements, scales, offsets)
     return found
@@ -360,7 +360,7 @@ def fit_weighted_lines(  # noqa: PLR0917  numba calls by position
     "void(float32[:,::1], float32[:,::1], uint8[:,::1], float32[:,::1], float32[::1], float32[::1], int64)",
     fastmath=_AS_WRITTEN,
 )
-def round_in_turn(  # noqa: PLR0917  numba calls by position
+def round_with_feedback(  # noqa: PLR0917  numba calls by position
     updated: FloatArray,
     error: FloatArray,
     codes: npt.NDArray[np.uint8],
@@ -369,19 +369,19 @@ def round_in_turn(  # noqa: PLR0917  numba calls by position
     offsets: FloatArray,
     bits: int,
 ) -> None:
-    """Round the inputs of one group one after the other, feeding each one's error to those after it.
+    """Round the inputs of one group one by one, feeding each one's error to the ones after it.
 
-    Some outputs at a time, so that their errors stay in the nearest cache; and without a thread: for so many small
-    products, those of a BLAS wait for each other longer than they work.
+    Processes a few outputs at a time, so that their errors stay in the L1 cache, in a single thread: with so many
+    small products, BLAS threads would wait for each other longer than they work.
 
     Args:
-        updated: `[group_size, out]`, the weights with the errors of all earlier groups made good; used up.
-        error: `[group_size, out]`, the weights; becomes what rounding leaves of them.
+        updated: `[group_size, out]`, the weights compensated for the errors of all earlier groups; overwritten.
+        error: `[group_size, out]`, the weights; overwritten with the rounding errors.
         codes: `[group_size, out]`, overwritten.
-        factor: `[group_size, group_size]`, upper triangular: of an input's error, what reaches those after it.
+        factor: `[group_size, group_size]`, upper triangular: the feedback of an input's error to the ones after it.
         scales: `[out]`, all positive.
         offsets: `[out]`.
-        bits: Of a code.
+        bits: Bits per code.
     """
     top = np.float32((1 << bits) - 1)
     size, outputs = updated.shape
@@ -389,14 +389,14 @@ def round_in_turn(  # noqa: PLR0917  numba calls by position
         last = min(first + _OUTPUTS, outputs)
         scale, offset = scales[first:last], offsets[first:last]
         for column in range(size):
-            here = updated[column, first:last]
+            target = updated[column, first:last]
             for before in range(column):
-                part, left = factor[before, column], error[before, first:last]
+                feedback, previous = factor[before, column], error[before, first:last]
                 for i in range(last - first):
-                    here[i] += part * left[i]
+                    target[i] += feedback * previous[i]
             rest, out = error[column, first:last], codes[column, first:last]
             for i in range(last - first):
-                code = np.rint((here[i] - offset[i]) / scale[i])
+                code = np.rint((target[i] - offset[i]) / scale[i])
                 code = max(_ZERO, code)
                 code = min(top, code)
                 out[i] = np.uint8(code)

@@ -1,13 +1,12 @@
-"""Data-free least squares: the scale and offset of each group that leave the smallest squared weight error.
+"""Data-free least squares: each group's scale and offset minimize the squared weight error.
 
-The method is Lloyd's (Lloyd 1982, doi:10.1109/TIT.1982.1056489; Max 1960) for a quantizer whose points must be
-evenly spaced: assign each weight to its nearest point, then move the grid to the least-squares line through
-(code, weight); each step can only lower the error. Lloyd's method finds a local minimum, so it starts from
-several grids that clip the group's range by different amounts and the best end wins. Searching over clipped
-starts with a least-squares refit is what ggml's k-quants do (`make_qkx2_quants` in llama.cpp's ggml-quants.c);
-HQQ (Badri & Shaji 2023) alternates in the same way under another norm, and OmniQuant (Shao et al. 2023,
-arXiv:2308.13137) learns the clipping from data. No calibration data is used here. What was tried on top of it and did
-not help is in docs/decisions/0021.
+The method is Lloyd's (Lloyd 1982, doi:10.1109/TIT.1982.1056489; Max 1960) for a uniform quantizer: assign each weight
+to its nearest point, then move the grid to the least-squares line through (code, weight); no step increases the
+error. Lloyd's method finds a local minimum, so it starts from several grids that clip the group's range by different
+amounts, and the best result wins. ggml's k-quants search over clipped starts with a least-squares refit in the same
+way (`make_qkx2_quants` in llama.cpp's ggml-quants.c); HQQ (Badri & Shaji 2023) alternates likewise under another norm,
+and OmniQuant (Shao et al. 2023, arXiv:2308.13137) learns the clipping from data. No calibration data is used here.
+docs/decisions/0021 lists extensions that did not help.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.export.quantization.blocks import put_on_grid, refuse_infinite, store
+from edgekit.export.quantization.blocks import quantize_blocks, raise_non_finite, round_scales
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 
 __all__ = ["best_lines", "lsq"]
 
 FloatArray = npt.NDArray[np.float32]
 
-# How much of a group's range a starting grid spans, and how often the best one is refined. The more freely a line may
-# lie, the less it matters where it starts. Measured on Gaussian and heavy-tailed weights, against five starts: two
-# leave 0.8 to 1.0 % more squared error with float offsets, three 0.2 to 0.5 % more without offsets and 1.4 to 2.2 %
-# more with zero points. Twice as many starts and three times the steps lower it by about 1 % further.
+# The fraction of a group's range that each starting grid spans, and the number of refinements of the best one. The
+# less constrained the line, the less its start matters. Measured on Gaussian and heavy-tailed weights, against five
+# starts: two leave 0.8 to 1.0 % more squared error with float offsets, three 0.2 to 0.5 % more without offsets and 1.4
+# to 2.2 % more with zero points. Twice as many starts and three times the steps lower it by about another 1 %.
 _FIVE = (1.04, 0.97, 0.9, 0.83, 0.76)
 _STARTS = {Offset.FLOAT: (0.98, 0.88), Offset.SYMMETRIC: (1.0, 0.9, 0.8), Offset.ZERO_POINT: _FIVE}
 _REFINE = 2
@@ -38,13 +37,13 @@ def lsq(weight: FloatArray, grid: Grid) -> GroupedTensor:
 
     Args:
         weight: Float32 `[out, in]`.
-        grid: What the target's format can hold.
+        grid: The values that the target's format can represent.
 
     Raises:
         ExportError: The shape does not divide into groups, or a weight is not finite or too large.
     """
     starts = {4: _STARTS[grid.offset], 8: (1.0,)}
-    return put_on_grid(weight, grid, lambda block, grid: best_lines(block, grid, starts, _REFINE))
+    return quantize_blocks(weight, grid, lambda block, grid: best_lines(block, grid, starts, _REFINE))
 
 
 def best_lines(
@@ -54,14 +53,14 @@ def best_lines(
     refinements: int,
     weights: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Search for the scales and offsets of some groups.
+    """Search for the scales and offsets of a block of groups.
 
     Args:
         block: Float32 `[groups, group_size]`, contiguous.
-        grid: What the target's format can hold.
-        starts: How much of a group's range the starting grids span, by bits.
-        refinements: How often the best line is improved.
-        weights: How much a squared error counts, see `fit_weighted_lines`; None counts all alike.
+        grid: The values that the target's format can represent.
+        starts: The fractions of a group's range that the starting grids span, by bits.
+        refinements: Number of refinement steps of the best line.
+        weights: Weights of the squared errors, see `fit_weighted_lines`; None weights all equally.
 
     Returns:
         Scales and offsets `[groups]`, as the format stores them.
@@ -83,5 +82,5 @@ def best_lines(
     else:
         finite = kernels.fit_weighted_lines(block, weights, grid.bits, kind, spans, refinements, scales, offsets)
     if not finite:
-        refuse_infinite(block)
-    return store(scales, offsets, grid)
+        raise_non_finite(block)
+    return round_scales(scales, offsets, grid)

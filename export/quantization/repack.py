@@ -1,7 +1,7 @@
-"""The codes of a quantized checkpoint kept as they are, its scales and offsets rounded to the target's precision.
+"""Keeps the codes of a quantized checkpoint and rounds its scales and offsets to the target's precision.
 
-For formats whose scales are wider than the target's: GGUF's Q4_K multiplies a float16 by a 6-bit integer, MLX holds
-a float16. The error is at most one part in 2048 of a scale and of an offset, far below that of quantizing again.
+For formats with wider scales than the target's: GGUF's Q4_K multiplies a float16 by a 6-bit integer, MLX stores
+a float16. The error is at most 1/2048 of a scale and of an offset, far less than quantizing again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__ = ["repack"]
 
 
 def repack(tensor: GroupedTensor, grid: Grid) -> GroupedTensor | None:
-    """Round a tensor's scales and offsets to what the grid stores.
+    """Round a tensor's scales and offsets to the grid's precision.
 
     Returns:
-        The tensor with its codes unchanged; None if the grid is not of the same bits and group size, does not
-        take any offset, or cannot represent a scale at all.
+        The tensor with its codes unchanged; None if bits or group size differ, the grid has no float offsets, or a
+        scale or offset is out of its range.
     """
     if grid.offset is not Offset.FLOAT or (tensor.bits, tensor.group_size) != (grid.bits, grid.group_size):
         return None

@@ -1,4 +1,4 @@
-"""Artifact writers, one file per backend. They read a `Decoder` and its weights, and know no checkpoint format."""
+"""Artifact writers, one file per backend. They take a `Decoder` and its weights."""
 
 from __future__ import annotations
 

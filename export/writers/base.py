@@ -1,4 +1,4 @@
-"""What a writer is given and what it gives back."""
+"""The interface of the artifact writers: `Weights` in, `Artifact` out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.export.architectures.decoder import Decoder, Linear
-from edgekit.export.float_rows import FloatRows
+from edgekit.export.quantization.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 
 __all__ = ["Artifact", "Progress", "Weights"]
@@ -21,14 +21,14 @@ Progress = Callable[[str], None]
 
 
 class Weights(Protocol):
-    """The model's numbers, one tensor at a time: the writer asks, uses and forgets.
+    """The model's weights, one tensor at a time; the writer releases each before reading the next.
 
-    Asking twice reads and quantizes twice; a writer asks once.
+    Nothing is cached: reading a tensor twice quantizes it twice, so a writer reads each once.
     """
 
     @property
     def order(self) -> Sequence[Linear]:
-        """The matrices in the order in which they come fastest; empty where that of the model's layers is as good."""
+        """The matrices in their fastest reading order; empty if the order of the layers is as fast."""
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """A norm or a bias, float32 `[n]`."""
@@ -37,22 +37,22 @@ class Weights(Protocol):
         """The weight of a linear layer or of the embedding, `[out, in]`.
 
         Returns:
-            On the target's grid; or float32 `[out, in]` where the recipe leaves the tensor (or the whole
-            model, `--recipe none`) in floating point.
+            The quantized tensor; or float32 `[out, in]` if the recipe keeps the tensor (with `--recipe none` the
+            entire model) in floating point.
         """
 
     def table(self, linear: Linear) -> GroupedTensor | FloatRows:
-        """The same for a matrix that is large, the embedding or the output head: floats come row by row."""
+        """The same for the large matrices, the embedding and the output head: floats come row by row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What a writer made.
+    """A written artifact.
 
     Attributes:
         files: Paths relative to the bundle's folder, in the order written.
-        config: The `config.json` to put beside them.
-        sha256: Of those files that were hashed while they were written.
+        config: The contents of its `config.json`.
+        sha256: The hashes of the files that were hashed while they were written.
     """
 
     files: tuple[str, ...]
@@ -64,4 +64,4 @@ class Writer(Protocol):
     """Writes an artifact into a folder."""
 
     def __call__(self, decoder: Decoder, weights: Weights, folder: Path, progress: Progress) -> Artifact:
-        """Write the artifact; on failure the folder may hold a part, which the pipeline discards."""
+        """Write the artifact. On failure the pipeline discards what was written."""

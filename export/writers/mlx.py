@@ -1,8 +1,8 @@
-"""Writes MLX weights: the folder that `mlx_lm.load` opens. It needs numpy only, so any machine can export.
+"""Writes MLX weights: a folder that `mlx_lm.load` opens. It needs only numpy, so any machine can export.
 
-For each quantized matrix `X` the file holds `X.weight`, uint32 `[out, in * bits / 32]` with the first code in the
-lowest bits, and `X.scales` and `X.biases`, `[out, in / group]`: `w = code * scale + bias`. The embedding is stored
-in the same way. Sources: mlx/python/src/ops.cpp (`quantize`), and mlx-lm's utils.py (`save_model`, `load_model`).
+Each quantized matrix `X`, the embedding included, is stored as `X.weight`, uint32 `[out, in * bits / 32]` with the
+first code in the lowest bits, and `X.scales` and `X.biases`, `[out, in / group]`: `w = code * scale + bias`.
+Sources: mlx/python/src/ops.cpp (`quantize`), and mlx-lm's utils.py (`save_model`, `load_model`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear, Rope
-from edgekit.export.float_rows import FloatRows
+from edgekit.export.quantization.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Artifact, Progress, Weights
 from edgekit.export.writers.hf_config import hf_config
-from edgekit.export.writers.mlx_limits import refuse_what_mlx_lacks
+from edgekit.export.writers.mlx_limits import check_mlx_support
 from edgekit.export.writers.safetensors import ShardWriter
+from edgekit.profile import GROUP_SIZES
 
 __all__ = ["MlxWriter"]
 
@@ -32,7 +33,6 @@ FloatArray = npt.NDArray[np.float32]
 # Elements packed at a time.
 _SPAN = 1 << 22
 _BITS = (4, 8)
-_GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class MlxWriter:
     """Writes MLX weights into a folder.
 
     Attributes:
-        dtype: Of scales, norms, biases and unquantized matrices; mlx computes in it. float16 rather than
-            bfloat16: M1 and M2 have no bfloat16 arithmetic.
-        max_shard_bytes: Larger models are cut into shards. mlx-lm's have 5 GiB; of smaller ones, each is hashed and
-            moved on to the disk while the next is written.
+        dtype: Dtype of scales, norms, biases and unquantized matrices, in which mlx computes. float16 rather than
+            bfloat16, because M1 and M2 have no bfloat16 arithmetic.
+        max_shard_bytes: Larger models are split into shards. mlx-lm's are 5 GiB; smaller ones can be hashed and
+            flushed to disk while the next is written.
     """
 
     dtype: Literal["float16", "float32"] = "float16"
@@ -53,10 +53,10 @@ class MlxWriter:
         """Write the artifact.
 
         Raises:
-            ExportError: A tensor is on a grid that MLX cannot hold, or too large for the dtype; or mlx-lm's model
-                lacks something of this one.
+            ExportError: MLX does not support a tensor's grid, a value is too large for the dtype, or mlx-lm does not
+                support the model.
         """
-        refuse_what_mlx_lacks(decoder)
+        check_mlx_support(decoder)
         shapes = decoder.tensor_shapes()
         linears = {linear.weight: linear for linear in (decoder.embedding, *decoder.stored_linears())}
         modules = {name: name.removesuffix(".weight") for name in linears}
@@ -83,10 +83,10 @@ class MlxWriter:
         shards.add(name, self._code, rows.shape, (self._to_dtype(name, part) for part in rows.parts()))
 
     def _add_codes(self, shards: ShardWriter, linear: Linear, tensor: GroupedTensor) -> None:
-        if tensor.bits not in _BITS or tensor.group_size not in _GROUP_SIZES:
+        if tensor.bits not in _BITS or tensor.group_size not in GROUP_SIZES:
             raise ExportError(
-                f"`{linear.name}`: MLX holds no {tensor.bits}-bit codes in groups of {tensor.group_size}",
-                hint=f"bits: {_or(_BITS)}; group sizes: {_or(_GROUP_SIZES)}",
+                f"`{linear.name}`: MLX does not support {tensor.bits}-bit codes in groups of {tensor.group_size}",
+                hint=f"bits: {_or(_BITS)}; group sizes: {_or(GROUP_SIZES)}",
             )
         out, width = tensor.shape
         shards.add(linear.weight, "U32", (out, width * tensor.bits // 32), _packed(tensor))
@@ -100,17 +100,17 @@ class MlxWriter:
         return {"float16": "F16", "float32": "F32"}[self.dtype]
 
     def _to_dtype(self, name: str, values: FloatArray, *, exact: bool = False) -> npt.NDArray[np.generic]:
-        from edgekit.export.halves import EXACT, ROUNDED, TOO_LARGE, as_halves
+        from edgekit.export.quantization.float16 import EXACT, ROUNDED, TOO_LARGE, to_float16
 
         stored: npt.NDArray[np.generic]
         if self.dtype == "float16":
-            stored, lost = as_halves(values)
+            stored, lost = to_float16(values)
         else:
             stored, lost = values, EXACT if np.isfinite(values).all() else TOO_LARGE
         if lost == TOO_LARGE:
             raise ExportError(
-                f"`{name}` has values that {self.dtype} cannot hold",
-                hint="is the checkpoint damaged? Weights of a sound model stay far below 1000",
+                f"`{name}` has values out of {self.dtype}'s range",
+                hint="is the checkpoint damaged? Weights of an intact model stay far below 1000",
             )
         if exact and lost == ROUNDED:
             raise ExportError(
@@ -120,10 +120,10 @@ class MlxWriter:
         return stored
 
     def _config(self, decoder: Decoder, grids: dict[str, tuple[int, int]]) -> dict[str, object]:
-        """The `config.json`, with the quantization as mlx-lm reads it."""
+        """Return the `config.json`, including mlx-lm's quantization keys."""
         config = hf_config(decoder, self.dtype)
         if decoder.model_type != "gemma3_text" and not decoder.windowed:
-            # mlx-lm asks a list of layers for one that sees all tokens, and finds none.
+            # mlx-lm searches `layer_types` for a full-attention layer and would find none.
             config = {key: value for key, value in config.items() if key not in {"layer_types", "sliding_window"}}
         if decoder.rope.kind == "longrope":
             config["rope_scaling"] = {**decoder.rope.scaling, "type": "longrope", "long_factor": _factors(decoder.rope)}
@@ -138,7 +138,7 @@ class MlxWriter:
 
 
 def _factors(rope: Rope) -> list[float]:
-    """LongRoPE's factors as they are: mlx-lm takes the long ones whatever the length."""
+    """LongRoPE's factors for this context; mlx-lm applies `long_factor` at any length."""
     plain = rope.theta ** (-np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
     return [float(factor) for factor in plain / np.array(rope.frequencies)]
 

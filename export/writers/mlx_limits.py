@@ -1,47 +1,47 @@
-"""What mlx-lm's model classes cannot compute, refused by name: they drop what they do not know without a word.
+"""Rejects models that mlx-lm cannot compute: its model classes silently ignore configuration keys they do not know.
 
-Source: `mlx_lm/models/{qwen2,qwen3,llama,phi3,gemma3_text,rope_utils}.py` of mlx-lm 0.32. It writes nothing.
+Source: `mlx_lm/models/{qwen2,qwen3,llama,phi3,gemma3_text,rope_utils}.py` of mlx-lm 0.32.
 """
 
 from __future__ import annotations
 
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, option
 from edgekit.export.architectures.decoder import Decoder
 
-__all__ = ["refuse_what_mlx_lacks"]
+__all__ = ["check_mlx_support"]
 
-# Scalings of RoPE that each model class reads.
+# The RoPE scalings that each model class supports.
 _SCALINGS = {
     "phi3": ("default", "linear", "longrope"),
     "": ("default", "linear", "llama3", "yarn", "longrope"),
 }
 
 
-def refuse_what_mlx_lacks(decoder: Decoder) -> None:
-    """Refuse a model that mlx-lm would load and compute otherwise.
+def check_mlx_support(decoder: Decoder) -> None:
+    """Reject a model that mlx-lm would load but compute wrongly.
 
     Raises:
-        ExportError: Code `unsupported_configuration`, with what to do where something can be done.
+        ExportError: Code `unsupported_configuration`.
     """
-    _refuse_windows(decoder)
+    _check_windows(decoder)
     rope, kind = decoder.rope, decoder.model_type
     scalings = _SCALINGS.get(kind, _SCALINGS[""])
     if rope.kind not in scalings:
-        raise _lacks(decoder, f"RoPE scaling `{rope.kind}`")
+        raise _unsupported(decoder, f"RoPE scaling `{rope.kind}`")
     if rope.scaling.get("truncate") is False:
-        raise _lacks(decoder, "YaRN without `truncate`")
+        raise _unsupported(decoder, "YaRN without `truncate`")
     if rope.kind == "longrope" and "attention_factor" in rope.scaling:
-        raise _lacks(decoder, "an `attention_factor` of LongRoPE")
+        raise _unsupported(decoder, "LongRoPE's `attention_factor`")
     if kind == "qwen3" and decoder.layers[0].q.bias:
-        raise _lacks(decoder, "`attention_bias`")
+        raise _unsupported(decoder, "`attention_bias`")
     if kind == "phi3" and decoder.head_dim * decoder.num_heads != decoder.hidden_size:
-        raise _lacks(decoder, "a `head_dim` of its own")
+        raise _unsupported(decoder, "a custom `head_dim`")
     if rope.dim != decoder.head_dim and kind != "phi3":
-        raise _lacks(decoder, "`partial_rotary_factor`")
+        raise _unsupported(decoder, "`partial_rotary_factor`")
 
 
-def _refuse_windows(decoder: Decoder) -> None:
-    """Every layer of a short context sees all of it, window or not."""
+def _check_windows(decoder: Decoder) -> None:
+    """Reject sliding windows that mlx-lm ignores; in a context no longer than the window they have no effect."""
     if not decoder.windowed:
         return
     windows = [layer.window for layer in decoder.layers]
@@ -50,12 +50,14 @@ def _refuse_windows(decoder: Decoder) -> None:
         return
     if decoder.model_type == "mistral" and None in windows:
         return
-    raise _lacks(
-        decoder, f"a sliding window of {short} tokens", f"--context {short}: within the window nothing is left out"
+    raise _unsupported(
+        decoder,
+        f"a sliding window of {short} tokens",
+        f"use {option('context_length', short)}, within which the window has no effect",
     )
 
 
-def _lacks(decoder: Decoder, what: str, hint: str | None = None) -> ExportError:
+def _unsupported(decoder: Decoder, what: str, hint: str | None = None) -> ExportError:
     return ExportError(
         f"mlx-lm's `{decoder.model_type}` cannot compute {what}",
         hint=hint or "export it for another target",

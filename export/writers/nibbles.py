@@ -1,6 +1,6 @@
-"""Codes of 4 bits put two to a byte, compiled. It knows bytes and no format.
+"""Compiled packing of 4-bit codes, two per byte.
 
-The first of two codes is in the low nibble, as MLX, ONNX and onnxruntime all have it.
+The first of two codes is in the low nibble, as in MLX, ONNX and onnxruntime.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.export.compiled import helper, kernel
+from edgekit.export.quantization.jit import helper, kernel
 
 __all__ = ["pack_pairs", "pack_transposed"]
 
@@ -30,14 +30,14 @@ def pack_pairs(codes: Bytes, packed: Bytes) -> None:
 
 @helper()
 def _swap(high: np.uint64, low: np.uint64, by: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Exchange the part of `high` above `by` bits with the part of `low` below, in every field of the mask."""
+    """Exchange the bits of `high` above bit `by` with the low bits of `low`, in every field of the mask."""
     moved = ((high >> by) ^ low) & mask
     return high ^ (moved << by), low ^ moved
 
 
 @kernel("void(uint64[:,::1], int64, uint64, uint64[:,::1])")
 def pack_transposed(codes: Words, first: int, flip: np.uint64, packed: Words) -> None:
-    """Pack some columns of codes `[out, in]` as rows `[columns, out / 2]`, all seen as words of 8 bytes.
+    """Pack columns of codes `[out, in]` as rows `[columns, out / 2]`; all arrays are viewed as 64-bit words.
 
     Eight words of packed bytes are a matrix of 8 x 8 bytes, which is transposed by exchanging halves, then quarters,
     then bytes between its rows (Warren, Hacker's Delight, 7-3).
@@ -46,19 +46,19 @@ def pack_transposed(codes: Words, first: int, flip: np.uint64, packed: Words) ->
         codes: `[out, in / 8]`; `out` is a multiple of 16.
         first: The first column of words to pack.
         flip: Bits to invert in every word.
-        packed: `[columns, out / 16]`, overwritten; its shape says how many columns follow, a multiple of 8.
+        packed: `[columns, out / 16]`, overwritten; its first dimension is the number of columns, a multiple of 8.
     """
     for k in range(packed.shape[1]):
         for column in range(packed.shape[0] // 8):
-            rows, place = 16 * k, first + column
-            a = codes[rows, place] | codes[rows + 1, place] << _4
-            b = codes[rows + 2, place] | codes[rows + 3, place] << _4
-            c = codes[rows + 4, place] | codes[rows + 5, place] << _4
-            d = codes[rows + 6, place] | codes[rows + 7, place] << _4
-            e = codes[rows + 8, place] | codes[rows + 9, place] << _4
-            f = codes[rows + 10, place] | codes[rows + 11, place] << _4
-            g = codes[rows + 12, place] | codes[rows + 13, place] << _4
-            h = codes[rows + 14, place] | codes[rows + 15, place] << _4
+            rows, word = 16 * k, first + column
+            a = codes[rows, word] | codes[rows + 1, word] << _4
+            b = codes[rows + 2, word] | codes[rows + 3, word] << _4
+            c = codes[rows + 4, word] | codes[rows + 5, word] << _4
+            d = codes[rows + 6, word] | codes[rows + 7, word] << _4
+            e = codes[rows + 8, word] | codes[rows + 9, word] << _4
+            f = codes[rows + 10, word] | codes[rows + 11, word] << _4
+            g = codes[rows + 12, word] | codes[rows + 13, word] << _4
+            h = codes[rows + 14, word] | codes[rows + 15, word] << _4
             a, e = _swap(a, e, _32, _HALVES)
             b, f = _swap(b, f, _32, _HALVES)
             c, g = _swap(c, g, _32, _HALVES)

@@ -1,8 +1,8 @@
-"""Writes safetensors shards as a stream: tensors are appended one at a time and never held together.
+"""Writes safetensors shards as a stream: tensors are appended one at a time.
 
-A safetensors file begins with a header that lists every tensor, known only at the end. The header's size may be
-padded with spaces, so room for the largest possible header is left at the front and filled when the shard
-is closed; nothing is copied. It knows no model.
+A safetensors file starts with a header that lists every tensor, which is complete only at the end. The header may be
+padded with spaces, so space for the largest possible header is reserved at the front and filled when the shard is
+closed; nothing is copied.
 
 Source: the format section of huggingface/safetensors' README; the index is transformers' and mlx-lm's.
 """
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edgekit.bundle.bundle import hash_file
 from edgekit.errors import ExportError
-from edgekit.export.block_cache import sha256_of
+from edgekit.export.io.block_cache import sha256_of
 from edgekit.export.writers.streamed import CACHED, StreamedFile
 
 __all__ = ["INDEX", "ShardWriter"]
@@ -43,28 +43,28 @@ class _Entry:
 
 @final
 class ShardWriter:
-    """Appends tensors to `model.safetensors`, or to numbered shards where one would grow too large.
+    """Appends tensors to `model.safetensors`, or to numbered shards if one would grow too large.
 
-    Use it as a context manager; leave it without `finish` and the parts written so far are removed.
+    Use it as a context manager; leaving it without `finish` removes the shards written so far.
 
     Args:
-        folder: Where the shards go.
-        names: Every name that may be written; it bounds the header.
-        max_shard_bytes: A shard takes no further tensor beyond this.
+        folder: The folder for the shards.
+        names: All names that may be written; they bound the header's size.
+        max_shard_bytes: Maximum size of a shard, unless a single tensor is larger.
     """
 
     def __init__(self, folder: Path, names: Iterable[str], max_shard_bytes: int) -> None:
         self._folder = folder
-        self._room = sum(_name_bytes(name) + _ENTRY for name in names) + 64
-        self._room += -self._room % 8
+        self._header_size = sum(_name_bytes(name) + _ENTRY for name in names) + 64
+        self._header_size += -self._header_size % 8
         self._max = max_shard_bytes
         self._shards: list[tuple[Path, dict[str, _Entry]]] = []
         self._hashing: list[Future[str]] = []
-        self._behind = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._file: StreamedFile | None = None
         self._entries: dict[str, _Entry] = {}
         self._written = 0
-        self._before = 0
+        self._bytes_before = 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -77,7 +77,7 @@ class ShardWriter:
                 self._file.close()
         finally:
             self._file = None
-            self._behind.shutdown(cancel_futures=True)
+            self._hasher.shutdown(cancel_futures=True)
             for path, _ in self._shards:
                 path.unlink(missing_ok=True)
 
@@ -85,10 +85,10 @@ class ShardWriter:
         """Append one tensor.
 
         Args:
-            name: One of the names announced, once.
+            name: One of the announced names; each may be added once.
             dtype: `U32`, `F16` or `F32`.
             shape: Its shape.
-            data: Its elements in row-major order, in as many contiguous little-endian parts as is convenient.
+            data: Its elements in row-major order, in any number of contiguous little-endian parts.
         """
         size = _DTYPES[dtype] * int(np.prod(shape, dtype=np.int64))
         if self._file is None or (self._entries and self._written + size > self._max):
@@ -100,14 +100,14 @@ class ShardWriter:
             file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
             self._written += part.nbytes
         if self._written - start != size:
-            raise ExportError(f"`{name}`: {self._written - start} bytes were written where {size} are due")
+            raise ExportError(f"`{name}`: wrote {self._written - start} bytes instead of {size}")
         self._entries[name] = _Entry(dtype, shape, start, self._written)
 
     def finish(self, parameters: int) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Close the last shard, give all their final names and write the index.
+        """Close the last shard, rename all to their final names and write the index.
 
         Args:
-            parameters: The model's weights counted before packing, for the index.
+            parameters: The model's number of parameters, for the index.
 
         Returns:
             File names, the shards first and the index last; and the shards' SHA-256.
@@ -137,9 +137,9 @@ class ShardWriter:
         path = self._folder / f".shard-{len(self._shards) + 1:05d}.partial"
         self._entries = {}
         self._shards.append((path, self._entries))
-        # Its beginning is written at last, when all of the header is known.
-        self._file = StreamedFile(path, before=self._before, hashed=False)
-        self._file.write(bytes(8 + self._room))
+        # The header at the start is written last, when it is complete.
+        self._file = StreamedFile(path, before=self._bytes_before, hashed=False)
+        self._file.write(bytes(8 + self._header_size))
         self._written = 0
 
     def _close_shard(self) -> None:
@@ -153,14 +153,14 @@ class ShardWriter:
                 "data_offsets": [entry.start, entry.stop],
             }
         text = json.dumps(header, separators=(",", ":")).encode()
-        if len(text) > self._room:
-            raise ExportError("a safetensors header outgrew its room: a name was written that was not announced")
+        if len(text) > self._header_size:
+            raise ExportError("a safetensors header outgrew its reserved space: an unannounced name was written")
         self._file.flush()
-        self._file.replace(self._room.to_bytes(8, "little") + text.ljust(self._room), 0)
-        self._before += self._file.tell()
+        self._file.replace(self._header_size.to_bytes(8, "little") + text.ljust(self._header_size), 0)
+        self._bytes_before += self._file.tell()
         self._file.close()
         self._file = None
-        self._hashing.append(self._behind.submit(_hash, self._shards[-1][0], self._before > CACHED))
+        self._hashing.append(self._hasher.submit(_hash, self._shards[-1][0], self._bytes_before > CACHED))
 
 
 def _hash(path: Path, large: bool) -> str:

@@ -1,7 +1,4 @@
-"""A file written from front to back, hashed on the way by a thread of its own that also hands it to the disk.
-
-It knows no format.
-"""
+"""A file written sequentially; a background thread hashes it and writes it to disk."""
 
 from __future__ import annotations
 
@@ -14,25 +11,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.export.buffers import Buffers
-from edgekit.export.direct_io import BLOCK, DirectFile, write_plainly
+from edgekit.export.io.buffers import Buffers
+from edgekit.export.io.direct_io import BLOCK, DirectFile, write_plainly
 
 __all__ = ["CACHED", "StreamedFile"]
 
 CACHED = 1 << 28
-"""The first bytes of an artifact go through the page cache, 256 MiB: one that is no larger is found there by whoever
-reads it next."""
-# Blocks that wait for the disk before whoever writes has to.
-_WAITING = 6
+"""The first 256 MiB of an artifact go through the page cache, so that the next reader of a small artifact finds it
+there."""
+# Blocks that may wait for the disk before `write` blocks.
+_MAX_PENDING = 6
 
 
 class StreamedFile:
     """Opens a file for writing.
 
     Args:
-        path: A file that is there already is replaced.
-        before: Bytes of the same artifact that are in other files.
-        hashed: Whether to hash it; not, where its beginning is replaced in the end.
+        path: The file; an existing one is replaced.
+        before: Bytes of the same artifact in earlier files.
+        hashed: Whether to hash the file; false if its start is replaced in the end.
     """
 
     def __init__(self, path: Path, *, before: int = 0, hashed: bool = True) -> None:
@@ -40,64 +37,64 @@ class StreamedFile:
         self._file = DirectFile(self._descriptor)
         self._cached = CACHED - before
         self._open = True
-        self._buffers = Buffers(_WAITING + 2)
+        self._buffers = Buffers(_MAX_PENDING + 2)
         self._block = self._buffers.take(BLOCK)
         self._size = 0
         self._digest = hashlib.sha256() if hashed else None
-        self._behind = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._moving: deque[Future[None]] = deque()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._pending: deque[Future[None]] = deque()
 
     def write(self, part: bytes | memoryview) -> None:
         """Append bytes.
 
         Raises:
-            OSError: The disk is full, or fails, now or at an earlier part.
+            OSError: The disk is full or failed, for this part or an earlier one.
         """
         data = np.frombuffer(part, np.uint8)
         while data.size:
-            at = self._size % BLOCK
-            taken = data[: BLOCK - at]
-            self._block[at : at + taken.size] = taken
-            self._size += taken.size
-            data = data[taken.size :]
+            start = self._size % BLOCK
+            part_of_block = data[: BLOCK - start]
+            self._block[start : start + part_of_block.size] = part_of_block
+            self._size += part_of_block.size
+            data = data[part_of_block.size :]
             if self._size % BLOCK == 0:
-                while len(self._moving) >= _WAITING:
-                    self._moving.popleft().result()
-                self._moving.append(self._behind.submit(self._move, self._block, self._size - BLOCK))
+                while len(self._pending) >= _MAX_PENDING:
+                    self._pending.popleft().result()
+                self._pending.append(self._worker.submit(self._flush_block, self._block, self._size - BLOCK))
                 self._block = self._buffers.take(BLOCK)
 
     def tell(self) -> int:
-        """How many bytes were written."""
+        """Return the number of bytes written."""
         return self._size
 
     def flush(self) -> None:
-        """Hand all bytes to the system.
+        """Write all bytes to the file.
 
         Raises:
-            OSError: The disk is full, or fails.
+            OSError: The disk is full or failed.
         """
-        while self._moving:
-            self._moving.popleft().result()
+        while self._pending:
+            self._pending.popleft().result()
         write_plainly(self._descriptor, self._rest(), self._size - self._size % BLOCK)
 
     def replace(self, data: bytes, offset: int) -> None:
-        """Overwrite bytes that were flushed, which a hash would not know of.
+        """Overwrite flushed bytes; only for files that are not hashed.
 
         Raises:
-            OSError: The disk fails.
+            OSError: The disk failed.
         """
         values = np.frombuffer(data, np.uint8)
         write_plainly(self._descriptor, values, offset)
-        # The last block is written anew when more of it is there.
+        # The last block is written again when it is complete, so it needs the new bytes too.
         first = self._size - self._size % BLOCK
-        kept = values[max(0, first - offset) :]
-        self._block[max(0, offset - first) :][: kept.size] = kept
+        tail = values[max(0, first - offset) :]
+        self._block[max(0, offset - first) :][: tail.size] = tail
 
     def close(self) -> str:
-        """Close the file, if it is not closed already, and return its SHA-256, or nothing if it was not hashed.
+        """Close the file unless it is closed already; return its SHA-256, or "" if it is not hashed.
 
         Raises:
-            OSError: The disk is full, or fails; the file is closed all the same.
+            OSError: The disk is full or failed; the file is closed nevertheless.
         """
         if self._open:
             self._open = False
@@ -106,7 +103,7 @@ class StreamedFile:
                 if self._digest is not None:
                     self._digest.update(self._rest().data)
             finally:
-                self._behind.shutdown(cancel_futures=True)
+                self._worker.shutdown(cancel_futures=True)
                 self._file.close()
                 os.close(self._descriptor)
         return "" if self._digest is None else self._digest.hexdigest()
@@ -114,7 +111,7 @@ class StreamedFile:
     def _rest(self) -> npt.NDArray[np.uint8]:
         return self._block[: self._size % BLOCK]
 
-    def _move(self, block: npt.NDArray[np.uint8], offset: int) -> None:
+    def _flush_block(self, block: npt.NDArray[np.uint8], offset: int) -> None:
         if self._digest is not None:
             self._digest.update(block.data)
         if offset < self._cached:

@@ -1,50 +1,51 @@
 from __future__ import annotations
 
-from edgekit.daemon.metrics import Metrics
-from edgekit.errors import RequestError
-from edgekit.generation.engine import EngineStats
+from edgekit.daemon.metrics import Metrics, MqttStats
+from edgekit.errors import RequestError, UnavailableError
+from edgekit.generation.engine.engine import EngineStats
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.prefix import DiskStats, PrefixStats
-from edgekit.generation.request import Delta, Event, Failure, Finish, Timings, ToolCallDelta, Usage
+from edgekit.generation.types import Delta, Event, Failure, Finished, ToolCallDelta
+from edgekit.generation.usage import Timings, Usage
 
 
-def test_events_are_counted_by_door_and_passed_on_in_order() -> None:
+def test_events_are_counted_by_transport_and_passed_on_in_order() -> None:
     metrics = Metrics()
     seen: list[Event] = []
     receive = metrics.track("mqtt", seen.append)
-    finish = Finish("length", Usage(7, 3), Timings(queue_s=0.5, prefill_s=0.2, decode_s=0.1))
+    finish = Finished("length", Usage(7, 3), Timings(queue_s=0.5, prefill_s=0.2, decode_s=0.1))
     events: list[Event] = [Delta(0, "a"), Delta(1, "b"), finish]
     for event in events:
         receive(event)
     assert seen == events
     text = metrics.render()[0].decode()
-    assert 'edgekit_requests_total{door="mqtt",outcome="length"} 1.0' in text
-    assert 'edgekit_prompt_tokens_total{door="mqtt"} 7.0' in text
-    assert 'edgekit_first_delta_seconds_count{door="mqtt"} 1.0' in text
-    assert 'edgekit_queue_seconds_sum{door="mqtt"} 0.5' in text
+    assert 'edgekit_requests_total{outcome="length",transport="mqtt"} 1.0' in text
+    assert 'edgekit_prompt_tokens_total{transport="mqtt"} 7.0' in text
+    assert 'edgekit_first_delta_seconds_count{transport="mqtt"} 1.0' in text
+    assert 'edgekit_queue_seconds_sum{transport="mqtt"} 0.5' in text
     # 2 tokens after the first in 0.1 s.
     assert "edgekit_decode_tokens_per_second_sum 20.0" in text
 
 
-def test_what_an_answer_took_is_counted() -> None:
+def test_the_cost_of_an_answer_is_counted() -> None:
     metrics = Metrics()
     receive = metrics.track("http", lambda _: None)
     usage = Usage(100, 21, cached_tokens=60, accepted_tokens=8, rejected_tokens=4)
     timings = Timings(queue_s=0.25, prefill_s=0.5, decode_s=2.0, slowest_token_s=0.75, steps=10)
     receive(ToolCallDelta(0, 0, "", id="c", name="f"))
-    receive(Finish("tool_calls", usage, timings))
+    receive(Finished("tool_calls", usage, timings))
     text = metrics.render()[0].decode()
     for line in (
-        'edgekit_requests_total{door="http",outcome="tool_calls"} 1.0',
-        'edgekit_first_delta_seconds_count{door="http"} 1.0',
-        'edgekit_cached_prompt_tokens_total{door="http"} 60.0',
-        'edgekit_drafted_tokens_total{door="http"} 12.0',
-        'edgekit_accepted_tokens_total{door="http"} 8.0',
-        'edgekit_rejected_tokens_total{door="http"} 4.0',
-        'edgekit_prefill_seconds_sum{door="http"} 0.5',
-        'edgekit_first_token_seconds_sum{door="http"} 0.75',
-        'edgekit_step_seconds_sum{door="http"} 0.2',
-        'edgekit_slowest_token_seconds_sum{door="http"} 0.75',
+        'edgekit_requests_total{outcome="tool_calls",transport="http"} 1.0',
+        'edgekit_first_delta_seconds_count{transport="http"} 1.0',
+        'edgekit_cached_prompt_tokens_total{transport="http"} 60.0',
+        'edgekit_drafted_tokens_total{transport="http"} 12.0',
+        'edgekit_accepted_tokens_total{transport="http"} 8.0',
+        'edgekit_rejected_tokens_total{transport="http"} 4.0',
+        'edgekit_prefill_seconds_sum{transport="http"} 0.5',
+        'edgekit_first_token_seconds_sum{transport="http"} 0.75',
+        'edgekit_step_seconds_sum{transport="http"} 0.2',
+        'edgekit_slowest_token_seconds_sum{transport="http"} 0.75',
         # 40 tokens in half a second; 20 after the first in two.
         "edgekit_prompt_tokens_per_second_sum 80.0",
         "edgekit_decode_tokens_per_second_sum 10.0",
@@ -52,27 +53,27 @@ def test_what_an_answer_took_is_counted() -> None:
         assert f"{line}\n" in text
 
 
-def test_what_never_began_has_no_first_token() -> None:
+def test_a_request_that_never_began_has_no_first_token() -> None:
     metrics = Metrics()
-    metrics.track("http", lambda _: None)(Finish("cancelled", Usage(9, 0), Timings(0.5, 0.0, 0.0)))
+    metrics.track("http", lambda _: None)(Finished("cancelled", Usage(9, 0), Timings(0.5, 0.0, 0.0)))
     text = metrics.render()[0].decode()
-    assert 'edgekit_queue_seconds_count{door="http"} 1.0' in text
-    assert 'edgekit_first_token_seconds_count{door="http"}' not in text
+    assert 'edgekit_queue_seconds_count{transport="http"} 1.0' in text
+    assert 'edgekit_first_token_seconds_count{transport="http"}' not in text
 
 
 def test_failures_and_refusals_are_counted_by_code() -> None:
     metrics = Metrics()
     error = RequestError("late", code="deadline_exceeded")
     metrics.track("http", lambda _: None)(Failure(error))
-    metrics.refused("http", RequestError("full", code="overloaded"))
+    metrics.refused("http", UnavailableError("full", code="overloaded", retry_after_s=1.0))
     text = metrics.render()[0].decode()
-    assert 'edgekit_requests_total{door="http",outcome="deadline_exceeded"} 1.0' in text
-    assert 'edgekit_requests_total{door="http",outcome="overloaded"} 1.0' in text
-    assert 'edgekit_refusals_total{code="overloaded",door="http"} 1.0' in text
+    assert 'edgekit_requests_total{outcome="deadline_exceeded",transport="http"} 1.0' in text
+    assert 'edgekit_requests_total{outcome="overloaded",transport="http"} 1.0' in text
+    assert 'edgekit_refusals_total{code="overloaded",transport="http"} 1.0' in text
     assert 'edgekit_refusals_total{code="deadline_exceeded"' not in text
 
 
-def test_the_schedulers_state_is_read_when_scraped() -> None:
+def test_the_workers_state_is_read_when_scraped() -> None:
     metrics = Metrics()
     length = 2
     metrics.watch(ModelInfo("m", 0, 64, runner="cpu (avx2)"), queue_length=lambda: length, heartbeat_age=lambda: 1.5)
@@ -84,7 +85,7 @@ def test_the_schedulers_state_is_read_when_scraped() -> None:
     assert 'edgekit_model_info{context_length="64",name="m",runner="cpu (avx2)"} 1.0' in text
 
 
-def test_the_cores_state_is_read_once_per_scrape() -> None:
+def test_the_engines_state_is_read_once_per_scrape() -> None:
     metrics = Metrics()
     states: list[EngineStats] = []
     disk = DiskStats(blocks=1, used_bytes=512, read_bytes=0, written_bytes=0, evictions=6, damaged=1, dropped=2)
@@ -125,7 +126,25 @@ def test_the_cores_state_is_read_once_per_scrape() -> None:
     assert "edgekit_running_sequences 1.0" in metrics.render()[0].decode()
 
 
-def test_two_daemons_in_one_process_do_not_mix() -> None:
+def test_the_state_of_mqtt_is_read_when_scraped_and_absent_without_mqtt() -> None:
+    metrics = Metrics()
+    assert "edgekit_mqtt" not in metrics.render()[0].decode()
+    states = [MqttStats(connected, *counts) for connected, counts in ((True, (1, 2, 3, 4, 5)), (False, (0,) * 5))]
+    metrics.watch_mqtt(states.pop)
+    assert "edgekit_mqtt_connected 0.0\n" in metrics.render()[0].decode()
+    text = metrics.render()[0].decode()
+    for line in (
+        "edgekit_mqtt_connected 1.0",
+        "edgekit_mqtt_reconnects_total 1.0",
+        "edgekit_mqtt_unacknowledged_messages 2.0",
+        "edgekit_mqtt_dropped_messages_total 3.0",
+        "edgekit_mqtt_repeated_requests_total 4.0",
+        "edgekit_mqtt_no_subscribers_total 5.0",
+    ):
+        assert f"{line}\n" in text
+
+
+def test_two_daemons_in_one_process_do_not_share_counters() -> None:
     first, second = Metrics(), Metrics()
     first.refused("http", RequestError("no"))
     assert "invalid_request" not in second.render()[0].decode()

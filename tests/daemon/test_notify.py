@@ -23,7 +23,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
     made.close()
 
 
-def test_every_state_arrives_as_the_protocol_words_it(manager: Manager) -> None:
+def test_every_state_is_sent_as_the_protocol_spells_it(manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     notifier.extend(90, "building the engine")
     notifier.ready("serving\nMAINPID=1")
@@ -40,7 +40,7 @@ def test_every_state_arrives_as_the_protocol_words_it(manager: Manager) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-notify") is None, reason="no systemd-notify here")
-def test_systemd_notifys_own_words_and_ours_are_the_same(tmp_path: Path) -> None:
+def test_systemd_notify_sends_the_same_lines(tmp_path: Path) -> None:
     manager = Manager(str(tmp_path / "notify"))
     env = {**os.environ, "NOTIFY_SOCKET": manager.name}
     subprocess.run(["systemd-notify", "--no-block", "--ready", "--status=serving"], env=env, check=True)
@@ -59,9 +59,9 @@ def test_without_a_service_manager_nothing_happens() -> None:
         assert not notifier.send("READY=1")
 
 
-def test_a_manager_that_went_away_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_service_manager_that_went_away_is_only_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert not Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).send("READY=1")
-    assert "was not told READY=1" in caplog.text
+    assert "cannot notify the service manager of READY=1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,6 @@ def test_a_manager_that_went_away_stops_nobody(tmp_path: Path, caplog: pytest.Lo
         ({}, None),
     ],
 )
-def test_the_watchdogs_limit_is_the_managers_for_this_process(env: dict[str, str], expected: float | None) -> None:
+def test_the_watchdog_timeout_is_the_one_set_for_this_process(env: dict[str, str], expected: float | None) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/run/x", **env}).watchdog_s == expected
     assert Notifier(env).watchdog_s is None

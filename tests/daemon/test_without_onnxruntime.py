@@ -1,4 +1,4 @@
-"""A device that has `edgekit[daemon]` and the kernels, and nothing of what export or onnxruntime bring."""
+"""A device with `edgekit-llm[daemon]` and the kernels, without export and onnxruntime."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ main()
 """
 
 
-def test_the_daemon_answers_without_onnxruntime_and_says_what_it_runs_on(tmp_path: Path) -> None:
+def test_the_daemon_serves_without_onnxruntime_and_names_its_runner(tmp_path: Path) -> None:
     refresh(find_compiler())
     port, bundle = free_port(), tiny_bundle(tmp_path, "onnx", bits=4)
     command = [sys.executable, "-c", _SERVE, "serve", str(bundle), "--port", str(port), "--threads", "1"]
@@ -38,7 +38,7 @@ def test_the_daemon_answers_without_onnxruntime_and_says_what_it_runs_on(tmp_pat
     ):
         try:
             assert _ready(process, client) == "ready, on cpu (plain)\n"
-            # Not its end (token 2), which random weights may say at any time.
+            # No end token (2), which random weights may choose at any time.
             body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "logit_bias": {"2": -100}}
             reply = client.post("/v1/chat/completions", json=body)
             assert (reply.status_code, reply.json()["usage"]["completion_tokens"]) == (200, 5)
@@ -46,8 +46,8 @@ def test_the_daemon_answers_without_onnxruntime_and_says_what_it_runs_on(tmp_pat
         finally:
             process.terminate()
             said = process.communicate(timeout=30)[1]
-    assert "the CPU kernels run it: plain" in said
-    assert "tiny answers, on cpu (plain)" in said
+    assert "running on the CPU kernels: plain" in said
+    assert "serving tiny on cpu (plain)" in said
 
 
 def _ready(process: subprocess.Popen[str], client: httpx.Client) -> str:

@@ -1,8 +1,9 @@
-"""Whole exports of tiny random checkpoints, against the float32 reference and against mlx-lm's own models."""
+"""Full exports of tiny random checkpoints, against the float32 reference and against mlx-lm's own models."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models
 
+from edgekit import export_model, load
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
-from edgekit.errors import ConfigError, EdgekitError, ExportError
+from edgekit.errors import ConfigError, EdgekitError, ExportError, RequestError
 from edgekit.export.pipeline import ExportOptions, export_bundle
-from edgekit.export.recipe import recipe_for
+from edgekit.export.recipes.recipe import recipe_for
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.target import load_target
+from tests.conftest import edgekit
 from tests.models import CHATML, TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.reference import forward
 
@@ -88,7 +91,7 @@ def test_after_quantization_every_artifact_computes_with_the_recipes_weights(
     assert error < {"cpu": 0.3, "m2": 2e-2, "orin": 5e-2}[target]
 
 
-def test_a_bundle_carries_what_its_manifest_says(tmp_path: Path) -> None:
+def test_a_bundle_contains_the_files_of_its_manifest(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "Tiny-Instruct")
     bundle = exported(checkpoint, "cpu", tmp_path / "bundle")
     manifest = bundle.manifest
@@ -124,6 +127,55 @@ def test_force_replaces_a_bundle_and_without_it_the_bundle_stays(tmp_path: Path)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle", "model"]
 
 
+def notes(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
+def subfolder(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    (folder / "photos" / "cat.jpg").write_text("mine")
+
+
+def another_programs_manifest(folder: Path) -> None:
+    """A web application has a `manifest.json` too."""
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "manifest.json").write_text('{"name": "my site", "start_url": "/"}')
+    (folder / "index.html").write_text("mine")
+
+
+def link(folder: Path) -> None:
+    folder.rename(folder.with_name("real"))
+    folder.symlink_to("real")
+
+
+@pytest.mark.parametrize("change", [notes, subfolder, another_programs_manifest, link])
+def test_force_deletes_nothing_but_a_bundle(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    exported(checkpoint, "cpu", tmp_path / "bundle")
+    change(tmp_path / "bundle")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(ConfigError) as caught:
+        exported(checkpoint, "cpu", tmp_path / "bundle", force=True)
+    assert caught.value.hint
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_what_appears_in_the_bundles_place_meanwhile_stays_and_the_bundle_is_kept_beside_it(tmp_path: Path) -> None:
+    checkpoint, output = tiny_checkpoint(tmp_path / "model"), tmp_path / "bundle"
+
+    def appear(*_: object) -> None:
+        output.mkdir(exist_ok=True)
+        (output / "letter.txt").write_text("mine")
+
+    with pytest.raises(ExportError, match="already exists; the new bundle is ") as caught:
+        export_bundle(str(checkpoint), load_target("cpu"), output, ExportOptions(), appear)
+    assert (output / "letter.txt").read_text() == "mine"
+    kept = Path(caught.value.message.partition("the new bundle is ")[2])
+    assert verify_bundle(open_bundle(kept)) == []
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(["bundle", kept.name, "model"])
+
+
 def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model")
     exported(checkpoint, "cpu", tmp_path / "bundle", name="first")
@@ -137,7 +189,7 @@ def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
 
 
 def edit(checkpoint: Path, **tensors: FloatArray | None) -> None:
-    """Replace tensors of a checkpoint; None takes one away. Dots of names are written as two underscores."""
+    """Replace tensors of a checkpoint; None removes one. Dots in names are written as two underscores."""
     path = checkpoint / "model.safetensors"
     present: dict[str, Any] = dict(load_file(path))
     for name, value in tensors.items():
@@ -154,7 +206,7 @@ def test_a_checkpoint_whose_tensors_do_not_fit_its_configuration_is_refused(tmp_
     with pytest.raises(ExportError, match=r"no tensor `model\.norm\.weight`"):
         exported(checkpoint, "cpu", tmp_path / "bundle")
     edit(checkpoint, model__norm__weight=np.ones(64, np.float32))
-    with pytest.raises(ExportError, match=r"shaped \(64,\)"):
+    with pytest.raises(ExportError, match=r"has shape \(64,\)"):
         exported(checkpoint, "cpu", tmp_path / "bundle")
     edit(checkpoint, model__norm__weight=np.ones(128, np.float32), model__layers__0__self_attn__q_norm=np.ones(8, "f4"))
     with pytest.raises(ExportError, match=r"does not use: .*q_norm"):
@@ -177,7 +229,7 @@ def test_a_checkpoint_whose_tensors_do_not_fit_its_configuration_is_refused(tmp_
         ("hidden_size", "128"),
     ],
 )
-def test_a_configuration_that_asks_for_other_mathematics_is_refused(key: str, value: object, tmp_path: Path) -> None:
+def test_an_unsupported_configuration_is_refused(key: str, value: object, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model")
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, key: value}))
@@ -219,7 +271,7 @@ def test_a_head_beside_a_tied_embedding_must_be_it(tmp_path: Path) -> None:
     other[-1, -1] += 1
     for head in (other, table[:-1]):
         save_file(weights | {"lm_head.weight": head.copy()}, checkpoint / "model.safetensors")
-        with pytest.raises(ExportError, match=r"the embedding is the output head, and `lm_head\.weight` is another"):
+        with pytest.raises(ExportError, match=r"the output head to the embedding, but `lm_head\.weight` is another"):
             exported(checkpoint, "cpu", tmp_path / "other", recipe="rtn")
     del weights["model.embed_tokens.weight"]
     save_file(weights | {"lm_head.weight": table.copy()}, checkpoint / "model.safetensors")
@@ -230,10 +282,9 @@ def test_a_head_beside_a_tied_embedding_must_be_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "contents", "says"),
     [
-        ("tokenizer_config.json", "{}", "has no chat template"),
-        ("chat_template.jinja", "{% if %}", "cannot be chatted with: the chat template is not valid"),
+        ("chat_template.jinja", "{% if %}", "cannot answer a chat: the chat template is not valid"),
         ("generation_config.json", '{"eos_token_id": 512}', None),
-        ("config.json", None, "no answer would end: the checkpoint ends one with token 512, and the model has 512"),
+        ("config.json", None, "no answer would end: the end token is 512, but the model has 512 tokens"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_chatted_with_is_refused_before_any_work(
@@ -243,6 +294,10 @@ def test_a_checkpoint_that_cannot_be_chatted_with_is_refused_before_any_work(
     if contents is None:
         config = json.loads((checkpoint / file).read_text())
         (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+        # Without the end tokens of known chat formats, which would end an answer.
+        tokens = (checkpoint / "tokenizer.json").read_text()
+        tokens = tokens.replace("<|im_end|>", "<|b|>").replace("<|endoftext|>", "<|c|>")
+        (checkpoint / "tokenizer.json").write_text(tokens)
         contents = json.dumps(config | {"eos_token_id": 512})
     (checkpoint / file).write_text(contents)
     stages: list[str] = []
@@ -256,6 +311,68 @@ def test_a_checkpoint_that_cannot_be_chatted_with_is_refused_before_any_work(
     with pytest.raises(ExportError, match=says):
         export_bundle(str(checkpoint), load_target("cpu"), tmp_path / "bundle", ExportOptions(), report)
     assert "quantize and write" not in stages
+
+
+def test_a_checkpoint_without_a_chat_template_continues_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    (checkpoint / "tokenizer_config.json").write_text("{}")
+    exported(checkpoint, "cpu", tmp_path / "bundle")
+    assert "give a template in a file at export" in caplog.text
+    with load(tmp_path / "bundle") as model:
+        assert model.complete("the capital", max_tokens=3).usage.completion_tokens
+        with pytest.raises(RequestError, match="has no chat template") as caught:
+            model.chat("the capital", max_tokens=3)
+    assert "/v1/completions" in str(caught.value.hint)
+    assert not (tmp_path / "bundle" / "chat_template.jinja").exists()
+
+
+def test_a_chat_template_in_a_file_takes_the_place_of_the_checkpoints(tmp_path: Path) -> None:
+    checkpoint, template = tiny_checkpoint(tmp_path / "model"), tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}")
+    edgekit("export", checkpoint, "--target", "cpu", "-o", tmp_path / "bundle", "--chat-template", template)
+    assert (tmp_path / "bundle" / "chat_template.jinja").read_text() == template.read_text()
+    assert 1 in open_bundle(tmp_path / "bundle").manifest.eos_token_ids
+    template.write_bytes(b"\xff")
+    with pytest.raises(ExportError, match="is not UTF-8"):
+        export_model(checkpoint, "cpu", tmp_path / "other", chat_template=template)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: name.replace("model.layers.", "model._orig_mod.layers."),
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"module.base_model.model._orig_mod.{name}",
+        lambda name: name.removeprefix("model."),
+    ],
+)
+def test_names_that_tools_around_a_model_gave_its_tensors_are_understood(
+    stored: Callable[[str], str], tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    exported(checkpoint, "cpu", tmp_path / "plain")
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({stored(name): values for name, values in weights.items()}, checkpoint / "model.safetensors")
+    exported(checkpoint, "cpu", tmp_path / "named")
+    files = [open_bundle(tmp_path / name).manifest.files for name in ("plain", "named")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("_orig_mod.lm_head.weight", "two tensors for `lm_head.weight`"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "LoRA adapter that is not merged"),
+        ("model.layers.0.self_attn.q_proj.base_layer.weight", "LoRA adapter that is not merged"),
+    ],
+)
+def test_names_that_hide_a_second_tensor_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(weights | {name: weights["lm_head.weight"].copy()}, checkpoint / "model.safetensors")
+    with pytest.raises(ExportError, match=message):
+        exported(checkpoint, "cpu", tmp_path / "bundle")
 
 
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused_where_it_matters(tmp_path: Path) -> None:
@@ -278,13 +395,13 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused_where_it_matters(
         settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
         (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | special))
         with pytest.raises(
-            ExportError, match=rf"writes `<\|extra_511\|>`, token {number}, and the model has 512 tokens"
+            ExportError, match=rf"writes `<\|extra_511\|>`, token {number}, but the model has 512 tokens"
         ):
             exported(checkpoint, "cpu", tmp_path / "torn", recipe="rtn")
     template.unlink()
     vocabulary = {chr(0x4E00 + number): number for number in range(513)}
     Tokenizer(models.WordLevel(vocabulary, unk_token=chr(0x4E00))).save(str(path))
-    with pytest.raises(ExportError, match="a token 512, and the model 512 tokens: it is another model's"):
+    with pytest.raises(ExportError, match="a token 512, but the model has 512 tokens: it is another model's"):
         exported(checkpoint, "cpu", tmp_path / "other", recipe="rtn")
     path.write_text("{}")
     with pytest.raises(ExportError, match=r"tokenizer\.json is not a tokenizer"):
@@ -292,7 +409,7 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused_where_it_matters(
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "lsq"])
-def test_a_weight_that_is_no_number_is_named_with_its_matrix(recipe: str, tmp_path: Path) -> None:
+def test_a_nan_weight_is_reported_with_its_matrix(recipe: str, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "model")
     weights = load_file(checkpoint / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan

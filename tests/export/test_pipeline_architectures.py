@@ -1,4 +1,4 @@
-"""Whole exports of every architecture for every kind of artifact, run by the runner that opens it."""
+"""Full exports of every architecture for every kind of artifact, run by the runner that opens it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.reference import forward
 from tests.variants import VARIANTS, variant
 
 TOKENS = [int(token) for token in np.random.default_rng(13).integers(0, 400, 90)]
-# Sliding windows of 12 tokens that mlx-lm's classes would not see; tests/export/writers/test_mlx_architectures.py.
+# Sliding windows of 12 tokens that mlx-lm's classes would ignore; tests/export/writers/test_mlx_architectures.py.
 REFUSED = {("qwen2-window", "m2"), ("mistral-window", "m2"), ("phi3", "m2")}
 
 

@@ -1,4 +1,4 @@
-"""Whole exports of checkpoints that were quantized before: their codes arrive in the artifact as they were."""
+"""Full exports of quantized checkpoints: the artifact has the same codes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.errors import ExportError
-from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.quantization.grid import GroupedTensor
-from edgekit.export.recipe import recipe_for
+from edgekit.export.recipes.recipe import recipe_for
+from edgekit.export.sources.open import open_checkpoint
 from edgekit.target import load_target
 from tests.export.checkpoints.packed_files import gptq_parts, pack_checkpoint, random_layer
 from tests.export.test_pipeline import TOKENS, logits
@@ -76,7 +76,7 @@ def check_codes(checkpoint: Path, bundle: Bundle, bits: int) -> None:
 def test_codes_of_a_quantized_checkpoint_are_kept(method: str, symmetric: bool, target: str, tmp_path: Path) -> None:
     checkpoint, values = packed(tmp_path, method, symmetric=symmetric)
     bundle = exported(checkpoint, target, tmp_path / "bundle")
-    # A zero point is an integer in onnxruntime; MLX and TensorRT's offsets are float16, which rounds most products.
+    # Zero points are integers in onnxruntime; offsets of MLX and TensorRT are float16, which rounds most products.
     exact = symmetric or target == "cpu"
     treatments = bundle.manifest.recipe["matrices"]
     assert treatments["exact 4-bit, group 32" if exact else "4-bit codes kept, group 32"] == 7 * LAYERS
@@ -93,7 +93,7 @@ def test_codes_of_a_quantized_checkpoint_are_kept(method: str, symmetric: bool, 
 
 
 @pytest.mark.parametrize("target", ["cpu", "m2"])
-def test_codes_of_eight_bits_are_kept(target: str, tmp_path: Path) -> None:
+def test_8_bit_codes_are_kept(target: str, tmp_path: Path) -> None:
     checkpoint, _ = packed(tmp_path, "gptq", bits=8, symmetric=True)
     bundle = exported(checkpoint, target, tmp_path / "bundle")
     assert bundle.manifest.recipe["matrices"]["exact 8-bit, group 32"] == 7 * LAYERS
@@ -108,14 +108,14 @@ def test_one_group_for_all_inputs_is_split_into_the_targets(tmp_path: Path) -> N
     check_codes(checkpoint, bundle, 4)
 
 
-def test_codes_of_three_bits_become_codes_of_four_without_loss(tmp_path: Path) -> None:
+def test_3_bit_codes_become_4_bit_codes_without_loss(tmp_path: Path) -> None:
     checkpoint, _ = packed(tmp_path, "gptq", bits=3)
     bundle = exported(checkpoint, "cpu", tmp_path / "bundle")
     assert bundle.manifest.recipe["matrices"]["exact 4-bit, group 32"] == 7 * LAYERS
     check_codes(checkpoint, bundle, 4)
 
 
-def test_a_layer_whose_inputs_were_reordered_is_widened_to_eight_bits(tmp_path: Path) -> None:
+def test_a_layer_whose_inputs_were_reordered_gets_8_bits(tmp_path: Path) -> None:
     checkpoint, _ = packed(tmp_path, "gptq", symmetric=True)
     stored = load_file(checkpoint / "model.safetensors")
     name = "model.layers.0.self_attn.o_proj.g_idx"
@@ -137,12 +137,12 @@ def test_a_bias_that_the_model_does_not_have_is_left_out_only_if_it_is_zero(tmp_
         exported(checkpoint, "cpu", tmp_path / "bundle")
 
 
-def test_a_norm_that_is_no_number_is_refused(tmp_path: Path) -> None:
+def test_a_norm_with_nan_is_refused(tmp_path: Path) -> None:
     checkpoint, _ = packed(tmp_path, "gptq", symmetric=True)
     stored = load_file(checkpoint / "model.safetensors")
     stored["model.norm.weight"][5] = np.nan
     save_file(stored, checkpoint / "model.safetensors")
-    with pytest.raises(ExportError, match=r"`model\.norm\.weight` has a value that is no finite number"):
+    with pytest.raises(ExportError, match=r"`model\.norm\.weight` contains NaN or infinity"):
         exported(checkpoint, "cpu", tmp_path / "bundle")
 
 
@@ -151,5 +151,5 @@ def test_a_packed_layer_of_the_wrong_width_is_refused_before_any_work(tmp_path: 
     stored = load_file(checkpoint / "model.safetensors")
     stored |= gptq_parts("model.layers.1.mlp.up_proj", random_layer(192, 64))
     save_file(stored, checkpoint / "model.safetensors")
-    with pytest.raises(ExportError, match=r"up_proj\.weight` is shaped \(192, 64\)"):
+    with pytest.raises(ExportError, match=r"up_proj\.weight` has shape \(192, 64\)"):
         exported(checkpoint, "cpu", tmp_path / "bundle")

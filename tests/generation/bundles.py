@@ -1,24 +1,26 @@
-"""Tiny real bundles: random weights through the real writers, to be loaded by the real runners."""
+"""Tiny bundles with random weights, written by the real writers and loaded by the real runners."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgekit.bundle.bundle import hash_folder
+from edgekit.bundle.bundle import hash_folder, open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME, Artifact, Manifest, MemoryTable
 from edgekit.export.checkpoints.base import TokenizerFiles
+from edgekit.export.checkpoints.tokenizer_files import write_text_files
 from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
-from edgekit.export.text import write_text_files
 from edgekit.export.writers.mlx import MlxWriter
 from edgekit.export.writers.onnx import OnnxWriter
 from tests.models import CHATML, TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 
-__all__ = ["tiny_bundle"]
+__all__ = ["seal", "tiny_bundle"]
 
 
 def tiny_bundle(
@@ -27,16 +29,18 @@ def tiny_bundle(
     *,
     bits: Literal[4, 8, 32] = 8,
     template: str = CHATML,
+    sampling: Mapping[str, float] | None = None,
     **checkpoint_options: Any,
 ) -> Path:
     """Write a bundle of a tiny Qwen2 with a context of 256 tokens.
 
     Args:
         folder: A checkpoint and the bundle are written into it.
-        kind: Of the artifact.
-        bits: Of the weights; 32 leaves them as they are. With fewer, ONNX computes with activations of 8 bits.
+        kind: The artifact's kind.
+        bits: Bits per weight; 32 keeps floats. With fewer, ONNX computes with 8-bit activations.
         template: The chat template.
-        checkpoint_options: As for `tiny_checkpoint`.
+        sampling: The model's own sampling defaults.
+        checkpoint_options: Passed to `tiny_checkpoint`.
 
     Returns:
         The bundle's folder, inside `folder`.
@@ -69,9 +73,16 @@ def tiny_bundle(
         context_length=decoder.max_position,
         memory=MemoryTable(weights=1, kv_cache_per_token=1),
         eos_token_ids=(2,),
+        sampling=sampling or {},
         licence="Apache-2.0",
         compatible=("cpu",),
         files=hash_folder(bundle),
     )
     (bundle / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return bundle
+
+
+def seal(bundle: Path) -> None:
+    """Write the manifest of a bundle whose files a test has changed."""
+    manifest = replace(open_bundle(bundle).manifest, files=hash_folder(bundle))
+    (bundle / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

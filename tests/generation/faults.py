@@ -1,4 +1,4 @@
-"""Makes real runners fail where a test wants them to."""
+"""Injects faults into real runners."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Faults"]
 
 
 class Faults:
-    """Stands before the verbs of a runner, and lets them raise.
+    """Wraps methods of a runner so that they can raise.
 
     Args:
-        runner: It does its work whenever there is nothing to raise.
+        runner: It works normally while there is nothing to raise.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -24,11 +24,11 @@ class Faults:
             setattr(runner, verb, self._guarded(verb, getattr(runner, verb)))
 
     def next(self, verb: str, faults: Iterable[BaseException]) -> None:
-        """Let the next calls of a verb raise these, one each."""
+        """Let the next calls of a method raise these, one each."""
         self._coming[verb] = list(faults)
 
     def breaks(self, *verbs: str) -> None:
-        """Let all calls of these verbs raise, and of no others."""
+        """Let all calls of these methods raise, and of no others."""
         self._broken, self._coming = frozenset(verbs), {}
 
     def _guarded(self, verb: str, does: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A model without weights, and the shortest loop that answers with it, with drafts or without."""
+"""A model without weights, and a minimal generation loop over it, with or without drafts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError
-from edgekit.generation.draft_model import DraftModel
-from edgekit.generation.drafting import Drafter, LookupOrModel
-from edgekit.generation.sampling import Sampler
-from edgekit.generation.verify import accept_drafts
+from edgekit.generation.sampling.sampler import Sampler
+from edgekit.generation.sampling.verify import accept_drafts
+from edgekit.generation.speculative.draft_model import DraftModel
+from edgekit.generation.speculative.drafters import Drafter, LookupOrModel
 from edgekit.runners.base import Backend, Chunk, Limits
 
 __all__ = ["Answer", "HashRunner", "answer", "copying", "hashed", "smollm2_cost"]
@@ -21,7 +21,7 @@ Model = Callable[[Sequence[int]], npt.NDArray[np.float32]]
 
 
 def hashed(vocab: int, *, sharpness: float = 2.0, salt: int = 0) -> Model:
-    """Logits that depend on the last two tokens, and on nothing else."""
+    """Logits that depend only on the last two tokens."""
 
     def model(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         random = np.random.default_rng([salt, *tokens[-2:]])
@@ -31,7 +31,7 @@ def hashed(vocab: int, *, sharpness: float = 2.0, salt: int = 0) -> Model:
 
 
 def copying(text: Sequence[int], vocab: int, *, prompt: int) -> Model:
-    """A model that, after a prompt of this length, is nearly certain to say `text`, over and over."""
+    """A model that, after a prompt of this length, repeats `text` with near certainty."""
 
     def model(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         logits = np.zeros(vocab, np.float32)
@@ -42,13 +42,13 @@ def copying(text: Sequence[int], vocab: int, *, prompt: int) -> Model:
 
 
 def smollm2_cost(drafted: int) -> float:
-    """Milliseconds measured for SmolLM2-135M, exact, on two cores: a step with so many drafts."""
+    """Milliseconds of a step that verifies so many draft tokens: SmolLM2-135M, exact, on two cores."""
     return float(np.interp(drafted + 1, [1, 4, 8, 16], [8.3, 9.9, 13.4, 24.8]))
 
 
 @dataclass
 class Answer:
-    """What came out, and what it took."""
+    """The output, and what it took."""
 
     tokens: list[int] = field(default_factory=list)
     passes: int = 0
@@ -66,15 +66,15 @@ def answer(
     drafter: Drafter | None = None,
     cost: Callable[[int], float] = smollm2_cost,
 ) -> Answer:
-    """Answer with `count` tokens."""
+    """Generate `count` tokens."""
     result, tokens = Answer(), list(prompt)
     while len(result.tokens) < count:
-        room = count - len(result.tokens) - 1
+        limit = count - len(result.tokens) - 1
         model_of = drafter._model if isinstance(drafter, LookupOrModel) else drafter
         if isinstance(model_of, DraftModel):
             model_of._runner.begin_step()
-        drafted = drafter.draft(tokens, room) if drafter else []
-        assert len(drafted) <= room
+        drafted = drafter.draft(tokens, limit) if drafter else []
+        assert len(drafted) <= limit
         logits = np.stack([model([*tokens, *drafted[:step]]) for step in range(len(drafted) + 1)])
         choices = accept_drafts(sampler, logits, drafted)
         accepted = len(choices) - 1
@@ -90,7 +90,7 @@ def answer(
 
 
 class HashRunner:
-    """A runner over such a model; it keeps the tokens of its slots, and fails from a step on if told to."""
+    """A runner over such a model; it keeps the tokens of its slots, and fails from step `fails_at` on."""
 
     def __init__(self, model: Model, vocab: int, *, context_length: int = 4096, max_chunk: int = 16) -> None:
         self._model = model
@@ -113,11 +113,11 @@ class HashRunner:
             raise RunnerError("out of memory")
         results = []
         for chunk in chunks:
-            held = self.slots[chunk.slot]
+            tokens = self.slots[chunk.slot]
             assert 1 <= len(chunk.tokens) <= self._limits.max_chunk
-            assert len(held) + len(chunk.tokens) <= self._limits.context_length
-            held += chunk.tokens
-            rows = [self._model(held)] if chunk.logits == "last" else []
+            assert len(tokens) + len(chunk.tokens) <= self._limits.context_length
+            tokens += chunk.tokens
+            rows = [self._model(tokens)] if chunk.logits == "last" else []
             results.append(np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size))
         return results
 

@@ -1,6 +1,6 @@
-"""A blank that an answer begins with: of a text that is continued it is a part, of a chat's message it is none.
+"""A leading space of the output is kept when a prompt is continued, and dropped in a chat message.
 
-The tokenizer is of SentencePiece's kind, with a blank before every text; the model is real and random.
+The tokenizer is like SentencePiece's, with a space before every text; the model is real and random.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers
 
-from edgekit.generation.decode import generate
+from edgekit.generation.chat.template import ChatTemplate
+from edgekit.generation.chat.tokenizer import Tokenizer
+from edgekit.generation.generate import generate
 from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.model import TextModel, load_model
-from edgekit.generation.request import ChatRequest, Delta, Finish, Message, ResponseFormat, Sampling
-from edgekit.generation.template import ChatTemplate
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.types import ChatRequest, Delta, Finished, Message, ResponseFormat, Sampling
 from tests.generation.bundles import tiny_bundle
 from tests.generation.grammar.kits import kit
 
 PROMPTS = ("The capital of France is", "The answer is ", " name", "法国的首都是", "value\n")
 TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
-# Single bytes would be halves of characters; whatever else the model says is text.
+# Single bytes would be parts of characters; all other tokens are text.
 NO_BYTES = dict.fromkeys(range(1, 257), -100.0)
 
 
 def _metaspace(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokens, the way newer files write it."""
+    """The same tokens, as newer files write them."""
     backend = Backend.from_str(tokenizer.backend.to_str())
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -60,16 +60,16 @@ def model(request: pytest.FixtureRequest, bundle: Path) -> Iterator[TextModel]:
     loaded.close()
 
 
-def answers(model: TextModel, **asked: Any) -> list[tuple[str, list[int]]]:
-    """Twelve answers: text and tokens."""
+def answers(model: TextModel, **fields: Any) -> list[tuple[str, list[int]]]:
+    """Twelve choices: text and tokens."""
     vocabulary = model.tokenizer.backend.get_vocab()
-    # Words that begin with a blank are few; let them be about half.
-    likelier = {number: 3.0 for piece, number in vocabulary.items() if piece.startswith("▁")}
-    sampling = Sampling(temperature=1.0, seed=7, logit_bias=NO_BYTES | likelier)
-    request = ChatRequest("r", max_tokens=8, n=12, logprobs=0, sampling=sampling, **asked)
+    # Few words start with a space; make it about half.
+    boosted = {number: 3.0 for piece, number in vocabulary.items() if piece.startswith("▁")}
+    sampling = Sampling(temperature=1.0, seed=7, logit_bias=NO_BYTES | boosted)
+    request = ChatRequest("r", max_tokens=8, n=12, logprobs=0, sampling=sampling, **fields)
     texts, tokens = [""] * request.n, [[] for _ in range(request.n)]  # type: ignore[var-annotated]
     events = list(generate(model, request))
-    assert isinstance(events[-1], Finish), events[-1]
+    assert isinstance(events[-1], Finished), events[-1]
     for event in events:
         if isinstance(event, Delta):
             texts[event.index] += event.text
@@ -77,46 +77,46 @@ def answers(model: TextModel, **asked: Any) -> list[tuple[str, list[int]]]:
     return list(zip(texts, tokens, strict=True))
 
 
-def begins_with_a_blank(model: TextModel, tokens: list[int]) -> bool:
-    # The model's logits are wider than the tokenizer: not every token is one.
+def starts_with_a_space(model: TextModel, tokens: list[int]) -> bool:
+    # The logits are wider than the tokenizer's vocabulary.
     pieces = [model.tokenizer.backend.id_to_token(number) for number in tokens]
     shown = [piece for piece in pieces if piece is not None and piece not in model.tokenizer.special_tokens]
     return bool(shown) and shown[0].startswith("▁")
 
 
-def test_a_prompt_and_its_continuation_together_are_the_whole_text(model: TextModel) -> None:
-    blanks = 0
+def test_a_prompt_and_its_continuation_together_are_the_full_text(model: TextModel) -> None:
+    spaces = 0
     for prompt in PROMPTS:
         before = model.tokenizer.encode_text(prompt)
         head = model.tokenizer.decode(before)
         for text, tokens in answers(model, prompt=prompt):
             assert head + text == model.tokenizer.decode([*before, *tokens])
-            assert text.startswith(" ") == begins_with_a_blank(model, tokens)
-            blanks += begins_with_a_blank(model, tokens)
-    assert 0 < blanks < 12 * len(PROMPTS)
+            assert text.startswith(" ") == starts_with_a_space(model, tokens)
+            spaces += starts_with_a_space(model, tokens)
+    assert 0 < spaces < 12 * len(PROMPTS)
 
 
 def test_an_echo_and_its_continuation_are_one_text(model: TextModel) -> None:
     for text, tokens in answers(model, prompt=PROMPTS[0], echo=True):
-        made = tokens[len(model.tokenizer.encode_text(PROMPTS[0])) :]
+        generated = tokens[len(model.tokenizer.encode_text(PROMPTS[0])) :]
         assert text.startswith(PROMPTS[0])
-        assert text[len(PROMPTS[0]) :].startswith(" ") == begins_with_a_blank(model, made)
+        assert text[len(PROMPTS[0]) :].startswith(" ") == starts_with_a_space(model, generated)
 
 
-def test_a_chats_message_is_decoded_as_a_text_of_its_own(model: TextModel) -> None:
-    blanks = 0
+def test_a_chat_message_is_decoded_by_itself(model: TextModel) -> None:
+    spaces = 0
     for text, tokens in answers(model, messages=(Message("user", "Hello"),)):
         assert text == model.tokenizer.decode(tokens)
-        blanks += begins_with_a_blank(model, tokens)
-    assert blanks
+        spaces += starts_with_a_space(model, tokens)
+    assert spaces
 
 
-@pytest.mark.parametrize("asked", [{"prompt": "The"}, {"messages": (Message("user", "Hello"),)}])
-@pytest.mark.parametrize("blank", ["", " "])
-def test_a_form_that_begins_with_a_blank_or_with_none_is_kept(
-    model: TextModel, blank: str, asked: dict[str, Any]
+@pytest.mark.parametrize("fields", [{"prompt": "The"}, {"messages": (Message("user", "Hello"),)}])
+@pytest.mark.parametrize("space", ["", " "])
+def test_a_pattern_with_or_without_a_leading_space_is_kept(
+    model: TextModel, space: str, fields: dict[str, Any]
 ) -> None:
-    form = ResponseFormat("regex", f"{blank}[a-z]{{3}}")
-    for text, _ in answers(model, response_format=form, **asked):
-        assert text.startswith(blank)
-        assert len(text) == len(blank) + 3
+    pattern = ResponseFormat("regex", f"{space}[a-z]{{3}}")
+    for text, _ in answers(model, response_format=pattern, **fields):
+        assert text.startswith(space)
+        assert len(text) == len(space) + 3

@@ -1,7 +1,7 @@
-"""Batching, kept prefixes, lost slots and guesses change when an answer comes, never what it says.
+"""Batching, prefix caching, preemption and speculative decoding never change the output, only its timing.
 
-Real runners on tiny bundles: what is promised here hangs on the kernels' numbers, bit by bit. Whoever is greedy or
-names a seed is compared with the same request asked alone, of an engine that shares and guesses nothing.
+Real runners on tiny bundles, because this depends on the kernels' numbers, bit by bit. Each greedy or seeded request is
+compared with the same request run alone, on an engine without prefix reuse and drafts.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from hypothesis import strategies as st
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
-from edgekit.generation.draft_model import MOST
-from edgekit.generation.engine import Engine
-from edgekit.generation.memory_budget import draft_bytes
+from edgekit.generation.engine.engine import Engine
+from edgekit.generation.engine.request_state import RequestState
+from edgekit.generation.memory_budget import draft_kv_bytes
 from edgekit.generation.model import TextModel
-from edgekit.generation.opening import open_model
 from edgekit.generation.prefix import DiskStore, PrefixCache
-from edgekit.generation.request import (
+from edgekit.generation.speculative.draft_model import DRAFT_MAX
+from edgekit.generation.speculative.step_cost import StepTimes
+from edgekit.generation.startup import open_model
+from edgekit.generation.types import (
     ChatRequest,
     Delta,
     Event,
-    Finish,
+    Finished,
     FinishReason,
     Message,
     ResponseFormat,
     Sampling,
     TokenLogprob,
 )
-from edgekit.generation.step_cost import StepTimes
-from edgekit.generation.ticket import Ticket
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from tests.generation.bundles import tiny_bundle
@@ -53,7 +53,7 @@ SCHEMA = {
 }
 FORMATS = (ResponseFormat("json_schema", SCHEMA), ResponseFormat("regex", "(ab|cd)*[0-9]{2}"))
 
-Said = tuple[str, FinishReason, int, tuple[TokenLogprob, ...]]
+Output = tuple[str, FinishReason, int, tuple[TokenLogprob, ...]]
 
 
 @pytest.fixture(
@@ -61,16 +61,16 @@ Said = tuple[str, FinishReason, int, tuple[TokenLogprob, ...]]
     params=[
         "kernels in 8 bits",
         "kernels in 4 bits",
-        "kernels in 8 bits, drafted in 4",
+        "kernels in 8 bits, draft model in 4",
         "onnxruntime in 8 bits",
         "onnxruntime in float32",
-        "onnxruntime in 8 bits, drafted in 4",
+        "onnxruntime in 8 bits, draft model in 4",
     ],
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
     bits: Literal[4, 8, 32] = 32 if "32" in request.param else 8 if "8" in request.param else 4
     bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), "onnx", bits=bits)
-    draft = tiny_bundle(tmp_path_factory.mktemp("draft"), "onnx", bits=4) if "drafted" in request.param else None
+    draft = tiny_bundle(tmp_path_factory.mktemp("draft"), "onnx", bits=4) if "draft" in request.param else None
     runner = CpuRunner if "kernels" in request.param else OnnxRuntimeRunner
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CPU_KERNELS", "" if runner is CpuRunner else "off")
@@ -78,53 +78,53 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         assert type(model.runner) is runner
         assert draft is None or type(model.draft) is runner
         if draft is not None:
-            # It is no smaller than the model, and would seldom be asked.
-            patch.setattr(StepTimes, "verifying", lambda *_: 1.0)
+            # It is no smaller than the model, and would seldom pay off.
+            patch.setattr(StepTimes, "verify_cost", lambda *_: 1.0)
         yield model
     model.close()
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request in a crowd.
+    """One of several concurrent requests.
 
     Attributes:
-        after: Steps of the engine before it comes.
-        leaves: Steps after which it is taken back; None lets it end.
+        after: Steps of the engine before it is submitted.
+        cancel_after: Steps after which it is cancelled; None lets it finish.
     """
 
     request: ChatRequest
     after: int
-    leaves: int | None
+    cancel_after: int | None
 
 
-class Asked:
-    """A request that an engine has, and its events."""
+class Submitted:
+    """A submitted request and its events."""
 
     def __init__(self, engine: Engine, model: TextModel, request: ChatRequest) -> None:
         self.request = request
         self.events: list[Event] = []
-        self.ticket: Ticket = model.ticket(request, self.events.append, submitted=time.monotonic())
-        engine.add(self.ticket)
+        self.state = RequestState(model.prepare(request), self.events.append, submitted=time.monotonic())
+        engine.add(self.state)
 
     @property
-    def said(self) -> Said:
+    def output(self) -> Output:
         last = self.events[-1]
-        assert isinstance(last, Finish), last
+        assert isinstance(last, Finished), last
         deltas = [event for event in self.events if isinstance(event, Delta)]
         logprobs = tuple(entry for delta in deltas for entry in delta.logprobs)
         return "".join(delta.text for delta in deltas), last.reason, last.usage.completion_tokens, logprobs
 
 
-def texts(most_words: int) -> st.SearchStrategy[str]:
-    """Texts that often begin alike, and repeat themselves."""
-    opening = st.sampled_from(["", "the capital of France is " * 6, "list even numbers " * 3])
-    rest = st.lists(st.sampled_from(WORDS), min_size=1, max_size=most_words).map(" ".join)
-    return st.tuples(opening, rest).map("".join)
+def texts(max_words: int) -> st.SearchStrategy[str]:
+    """Texts that often share a prefix, and repeat themselves."""
+    prefix = st.sampled_from(["", "the capital of France is " * 6, "list even numbers " * 3])
+    rest = st.lists(st.sampled_from(WORDS), min_size=1, max_size=max_words).map(" ".join)
+    return st.tuples(prefix, rest).map("".join)
 
 
 def samplings() -> st.SearchStrategy[Sampling]:
-    """Repeatable ones; among them those that look at what was said before."""
+    """Repeatable ones; some have a repetition penalty."""
     greedy = st.just(Sampling(temperature=0))
     careful = st.builds(Sampling, temperature=st.just(0.0), repetition_penalty=st.sampled_from([1.1, 1.5]))
     seeded = st.builds(
@@ -152,7 +152,7 @@ def asks() -> st.SearchStrategy[ChatRequest]:
 
 
 def neighbours() -> st.SearchStrategy[ChatRequest]:
-    """They make noise: what they say is nobody's business."""
+    """Noise: their output is not checked."""
     return asks().map(lambda request: replace(request, sampling=Sampling(temperature=1.0)))
 
 
@@ -161,7 +161,7 @@ def arrivals() -> st.SearchStrategy[list[Arrival]]:
         Arrival,
         request=st.one_of(asks(), neighbours()),
         after=st.integers(0, 12),
-        leaves=st.one_of(st.none(), st.none(), st.integers(0, 15)),
+        cancel_after=st.one_of(st.none(), st.none(), st.integers(0, 15)),
     )
     return st.lists(one, min_size=2, max_size=7)
 
@@ -178,111 +178,111 @@ def fresh(model: TextModel, **options: Any) -> Iterator[Engine]:
 
 
 def kv_budget(model: TextModel, tokens: int | None) -> int | None:
-    """Bytes of so many tokens of KV cache, and of what a draft model has beside them."""
+    """Bytes of so many tokens of KV cache, plus the draft model's for them."""
     if tokens is None:
         return None
     budget = tokens * model.runner.limits.kv_bytes_per_token
-    return budget + (0 if model.draft is None else draft_bytes(tokens, model.draft.limits, MOST))
+    return budget + (0 if model.draft is None else draft_kv_bytes(tokens, model.draft.limits, DRAFT_MAX))
 
 
 def finish(engine: Engine) -> None:
-    """Let it answer all that it has."""
+    """Run until all requests are done."""
     for _ in range(20_000):
         if engine.idle:
             return
         engine.step()
-    raise AssertionError("the engine does not come to an end")
+    raise AssertionError("the engine does not finish")
 
 
-def alone(model: TextModel, request: ChatRequest) -> Said:
-    """What the request is answered when nobody else is there and nothing is kept or guessed."""
+def alone(model: TextModel, request: ChatRequest) -> Output:
+    """The output of the request run alone, without prefix reuse and drafts."""
     with fresh(model, speculation=False) as engine:
-        asked = Asked(engine, model, replace(request, speculation=False, cache_prompt=False))
+        asked = Submitted(engine, model, replace(request, speculation=False, cache_prompt=False))
         finish(engine)
-    return asked.said
+    return asked.output
 
 
-def in_company(model: TextModel, engine: Engine, crowd: list[Arrival]) -> list[Asked]:
-    """What all are answered; those that are taken back may have no whole answer."""
-    came: list[tuple[Asked, int | None]] = []
-    coming = sorted(crowd, key=lambda arrival: arrival.after)
+def concurrently(model: TextModel, engine: Engine, crowd: list[Arrival]) -> list[Submitted]:
+    """Run all requests concurrently; the output of cancelled ones may be incomplete."""
+    submitted: list[tuple[Submitted, int | None]] = []
+    pending = sorted(crowd, key=lambda arrival: arrival.after)
     for step in range(20_000):
-        while coming and coming[0].after <= step:
-            arrival = coming.pop(0)
-            leaves = None if arrival.leaves is None else step + arrival.leaves
-            came.append((Asked(engine, model, arrival.request), leaves))
-        for asked, leaves in came:
-            if leaves == step:
-                asked.ticket.cancel()
-        if not coming and engine.idle:
-            return [asked for asked, _ in came]
+        while pending and pending[0].after <= step:
+            arrival = pending.pop(0)
+            cancel_at = None if arrival.cancel_after is None else step + arrival.cancel_after
+            submitted.append((Submitted(engine, model, arrival.request), cancel_at))
+        for asked, cancel_at in submitted:
+            if cancel_at == step:
+                asked.state.cancel()
+        if not pending and engine.idle:
+            return [asked for asked, _ in submitted]
         engine.step()
         stats = engine.stats
         assert stats.kv_bytes <= stats.kv_budget_bytes
-    raise AssertionError("the engine does not come to an end")
+    raise AssertionError("the engine does not finish")
 
 
-def check(model: TextModel, asked: list[Asked]) -> None:
-    """Whoever may count on it was told what it would have been told alone."""
+def check(model: TextModel, asked: list[Submitted]) -> None:
+    """Every repeatable request has the output that it has alone."""
     for one in asked:
-        # Alone, a grammar's forced tokens and the sampled ones are as in company: nothing else decides.
-        if not one.request.sampling.repeatable or one.ticket.cancelled:
+        # This holds with a grammar too: which tokens are forced and which are sampled does not depend on the batch.
+        if not one.request.sampling.repeatable or one.state.cancelled:
             continue
-        assert one.said == alone(model, one.request)
+        assert one.output == alone(model, one.request)
 
 
 CAREFULLY = settings(
     max_examples=60,
     deadline=None,
-    # The model is the same for all examples, and each leaves it as it found it.
+    # All examples share the model, and each leaves its slots empty.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
 @given(crowd=arrivals(), tokens=st.sampled_from([None, None, 300, 500]), kept=st.booleans())
 @CAREFULLY
-def test_what_is_said_does_not_depend_on_who_else_is_there(
+def test_output_does_not_depend_on_concurrent_requests(
     model: TextModel, crowd: list[Arrival], tokens: int | None, kept: bool
 ) -> None:
     per_token = model.runner.limits.kv_bytes_per_token
     prefix = None
     if kept:
         prefix = PrefixCache(None, memory_bytes=1 << 20, block_tokens=8, kv_bytes_per_token=per_token, fingerprint="x")
-    # With a budget of little more than one context, answers give their slots up and come back.
+    # With a budget of little more than one context, sequences are preempted and resumed.
     with fresh(model, kv_budget_bytes=kv_budget(model, tokens), prefix=prefix) as engine:
-        asked = in_company(model, engine, crowd)
+        asked = concurrently(model, engine, crowd)
     check(model, asked)
 
 
 @given(
     content=texts(12),
     sampling=samplings(),
-    form=st.sampled_from(FORMATS),
+    response_format=st.sampled_from(FORMATS),
     logprobs=st.sampled_from([None, None, 2]),
 )
 @settings(CAREFULLY, max_examples=150)
-def test_guesses_beside_a_grammar_change_nothing(
-    model: TextModel, content: str, sampling: Sampling, form: ResponseFormat, logprobs: int | None
+def test_draft_tokens_with_a_grammar_change_nothing(
+    model: TextModel, content: str, sampling: Sampling, response_format: ResponseFormat, logprobs: int | None
 ) -> None:
-    # Grammars force tokens, and a guess may run up to the end of what they allow.
+    # Grammars force tokens, and a draft may reach the end of what they allow.
     request = ChatRequest(
         "r",
         (Message("user", content),),
         sampling=sampling,
         max_tokens=96,
-        response_format=form,
+        response_format=response_format,
         logprobs=logprobs,
         speculation=True,
     )
     with fresh(model) as engine:
-        asked = Asked(engine, model, request)
+        asked = Submitted(engine, model, request)
         finish(engine)
     check(model, [asked])
 
 
 @given(content=texts(20), turns=st.lists(texts(5), min_size=1, max_size=3))
 @CAREFULLY
-def test_a_conversation_that_goes_on_where_it_was_is_told_what_it_would_be_told_anew(
+def test_a_continued_conversation_has_the_same_output_as_one_computed_anew(
     model: TextModel, content: str, turns: list[str]
 ) -> None:
     messages = [Message("user", content)]
@@ -290,9 +290,9 @@ def test_a_conversation_that_goes_on_where_it_was_is_told_what_it_would_be_told_
     with fresh(model) as engine:
         for turn in turns:
             request = ChatRequest("r", tuple(messages), sampling=Sampling(temperature=0), max_tokens=8)
-            asked.append(Asked(engine, model, request))
+            asked.append(Submitted(engine, model, request))
             finish(engine)
-            messages += [Message("assistant", asked[-1].said[0]), Message("user", turn)]
+            messages += [Message("assistant", asked[-1].output[0]), Message("user", turn)]
     check(model, asked)
 
 
@@ -305,23 +305,23 @@ def test_a_prefix_from_disk_is_as_good_as_one_computed(model: TextModel, tmp_pat
         store = DiskStore(tmp_path / "kept", max_bytes=1 << 24, fingerprint="x")
         prefix = PrefixCache(store, memory_bytes=0, block_tokens=8, kv_bytes_per_token=per_token, fingerprint="x")
         with fresh(model, prefix=prefix) as engine:
-            asked = Asked(engine, model, request)
+            asked = Submitted(engine, model, request)
             finish(engine)
         prefix.close()
-        cached.append(asked.ticket.cached_tokens)
-        assert asked.said == alone(model, request)
+        cached.append(asked.state.cached_tokens)
+        assert asked.output == alone(model, request)
     assert cached[0] == 0
-    assert max(cached) > 0, "nothing came from disk, so that nothing was tested"
+    assert max(cached) > 0, "nothing was restored from disk, so nothing was tested"
 
 
-def test_guesses_are_made_and_some_are_right(model: TextModel) -> None:
-    # Otherwise the tests above would say nothing about them.
-    right = 0
+def test_tokens_are_drafted_and_some_are_accepted(model: TextModel) -> None:
+    # Otherwise the tests above would not cover speculative decoding.
+    accepted = 0
     with fresh(model) as engine:
         for number in range(6):
             content = "list even numbers " * 8 + str(number)
             request = ChatRequest("r", (Message("user", content),), sampling=Sampling(temperature=0), max_tokens=80)
-            asked = Asked(engine, model, request)
+            asked = Submitted(engine, model, request)
             finish(engine)
-            right += asked.ticket.accepted_tokens
-    assert right > 0
+            accepted += asked.state.accepted_tokens
+    assert accepted > 0

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers comes apart from the answer, tools or none, unless that is not wanted."""
+"""Reasoning is separated from the answer, with tools and without, unless the request asks for it inline."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 
 from edgekit.errors import RequestError
-from edgekit.generation.decode import generate
+from edgekit.generation.chat.template import ChatTemplate
+from edgekit.generation.generate import generate
 from edgekit.generation.model import TextModel, load_model
-from edgekit.generation.request import ChatRequest, Delta, Finish, Message, ResponseFormat, Tool, ToolChoice
-from edgekit.generation.template import ChatTemplate
 from edgekit.generation.tools import find_format, find_reasoning
 from edgekit.generation.tools.qwen3 import Qwen3
+from edgekit.generation.types import ChatRequest, Delta, Finished, Message, ResponseFormat, Tool, ToolChoice
 from tests.generation.bundles import tiny_bundle
 from tests.generation.tiny import echo_model
 from tests.generation.tools.test_find_format import QWEN3
 from tests.models import CHATML
 
-# Ends in what might go on as another character: it is not known to be whole before the tag comes.
+# Its last character might be extended by a combining one: it is complete only once the tag comes.
 THOUGHTS = "\nIs it 4"
 ANSWER = "Paris, No. 4"
 WRITTEN = f"<think>{THOUGHTS}</think>\n\n{ANSWER}"
-# A model that reasons and calls nothing; its template has begun the thoughts.
+# A reasoning model without tools; its template opens the reasoning.
 REASONER = CHATML.replace("assistant\n", "assistant\n<think>\n") + "{# </think> #}"
-# What it teaches is told by its source; what it renders is ChatML.
-TAUGHT = f"{{% if false %}}{QWEN3}{{% endif %}}"
-TEMPLATES = {"qwen3": TAUGHT + CHATML, "reasoner": REASONER}
+# The format is detected in the template's source; it renders ChatML.
+QWEN3_SOURCE = f"{{% if false %}}{QWEN3}{{% endif %}}"
+TEMPLATES = {"qwen3": QWEN3_SOURCE + CHATML, "reasoner": REASONER}
 
 
 def _model(template: str, answer: str = WRITTEN) -> TextModel:
@@ -42,68 +42,66 @@ def _model(template: str, answer: str = WRITTEN) -> TextModel:
 
 
 def _ask(model: TextModel, **fields: Any) -> tuple[str, str]:
-    """Thoughts and answer."""
-    said = {True: "", False: ""}
+    """Reasoning and answer."""
+    text = {True: "", False: ""}
     fields.setdefault("messages", (Message("user", "Hello"),))
     events = list(generate(model, ChatRequest("r", **fields)))
-    assert isinstance(events[-1], Finish), events[-1]
+    assert isinstance(events[-1], Finished), events[-1]
     for event in events:
         if isinstance(event, Delta):
-            said[event.reasoning] += event.text
-    return said[True], said[False]
+            text[event.reasoning] += event.text
+    return text[True], text[False]
 
 
-def test_thoughts_come_apart_without_tools_where_the_prompt_does_not_open_them() -> None:
+def test_reasoning_is_separated_without_tools_where_the_prompt_does_not_open_it() -> None:
     assert _ask(_model(TEMPLATES["qwen3"])) == (THOUGHTS, ANSWER)
 
 
-def test_thoughts_that_the_prompt_opens_come_apart_whether_the_model_can_call_or_not() -> None:
-    for tools in ("", TAUGHT):
+def test_reasoning_that_the_prompt_opens_is_separated_with_tool_calling_or_without() -> None:
+    for tools in ("", QWEN3_SOURCE):
         assert _ask(_model(tools + REASONER)) == (THOUGHTS.lstrip(), ANSWER)
 
 
-def test_thoughts_that_are_wanted_in_the_answer_are_there_as_they_were_written() -> None:
+def test_inline_reasoning_is_left_in_the_text_as_written() -> None:
     assert _ask(_model(TEMPLATES["qwen3"]), reasoning="inline") == ("", WRITTEN)
     assert _ask(_model(REASONER), reasoning="inline") == ("", WRITTEN.removeprefix("<think>\n"))
 
 
-def test_thoughts_come_apart_with_tools_as_without() -> None:
+def test_reasoning_is_separated_with_tools_as_without() -> None:
     tools = (Tool("now"),)
     none = ToolChoice("none")
     assert _ask(_model(TEMPLATES["qwen3"]), tools=tools) == (THOUGHTS, ANSWER)
     assert _ask(_model(TEMPLATES["qwen3"]), tools=tools, tool_choice=none) == (THOUGHTS, ANSWER)
-    # A model that knows no tools may be offered them as long as it need not call any.
+    # With `tool_choice` none, `tools` are accepted even if the model cannot call them.
     assert _ask(_model(REASONER), tools=tools, tool_choice=none) == (THOUGHTS.lstrip(), ANSWER)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values())
-def test_an_answer_without_thoughts_is_one(template: str) -> None:
+def test_an_answer_without_reasoning_is_complete(template: str) -> None:
     answer = "<think>\n</think>Look:\n```json\n{}" if template == REASONER else "Look:\n```json\n{}"
     assert _ask(_model(template, answer)) == ("", answer.rpartition(">")[2])
 
 
-def test_tags_are_text_where_the_template_knows_none_and_where_a_text_is_continued() -> None:
+def test_tags_are_text_without_a_reasoning_template_and_in_a_text_completion() -> None:
     assert _ask(_model(CHATML)) == ("", WRITTEN)
     prompt = "<|im_start|>assistant\n<think>"
-    # As plain text the opening of a turn is no opening: what comes is anything, and apart is nothing.
+    # As plain text, the start of a turn is not one: the output is arbitrary, and none of it is reasoning.
     model = _model(TEMPLATES["qwen3"])
     assert _ask(model, prompt=prompt, messages=(), max_tokens=3)[0] == ""
 
 
-def test_a_form_is_all_of_an_answer_unless_the_prompt_has_begun_to_think() -> None:
-    form = ResponseFormat("choice", ("yes", "no"))
-    assert _ask(_model(TEMPLATES["qwen3"], "yes"), response_format=form) == ("", "yes")
-    assert _ask(_model(REASONER, "<think>\nHm.</think>\n\nno"), response_format=form) == ("Hm.", "no")
+def test_a_response_format_covers_the_entire_output_unless_the_prompt_opens_the_reasoning() -> None:
+    choice = ResponseFormat("choice", ("yes", "no"))
+    assert _ask(_model(TEMPLATES["qwen3"], "yes"), response_format=choice) == ("", "yes")
+    assert _ask(_model(REASONER, "<think>\nHm.</think>\n\nno"), response_format=choice) == ("Hm.", "no")
     grammar = ResponseFormat("grammar", 'start: "yes"')
     assert _ask(_model(TEMPLATES["qwen3"], "yes"), response_format=grammar) == ("", "yes")
     with pytest.raises(RequestError, match="reasoning") as caught:
-        _model(REASONER).ticket(
-            ChatRequest("r", (Message("user", "Hi"),), response_format=grammar), lambda _: None, submitted=0.0
-        )
+        _model(REASONER).prepare(ChatRequest("r", (Message("user", "Hi"),), response_format=grammar))
     assert caught.value.param == "response_format"
 
 
-def test_a_bundle_says_whether_its_model_reasons(tmp_path: Path) -> None:
+def test_a_bundles_template_shows_whether_its_model_reasons(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     for number, (template, reasons) in enumerate(((CHATML, False), (REASONER, True), (TEMPLATES["qwen3"], True))):
         (tmp_path / str(number)).mkdir()

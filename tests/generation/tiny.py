@@ -1,7 +1,7 @@
-"""A small, deterministic runner and the text model around it, for what does not depend on a real model's weights.
+"""A small, deterministic runner and a `TextModel` over it, for tests that need no real weights.
 
-`EchoRunner` keeps real state: the tokens of its slots. Its logits name the next byte of a fixed answer, so that every
-token, truncation and chunk shows in the text that comes out.
+`EchoRunner` keeps real state: the tokens of its slots. Its logits point at the next byte of a fixed answer, so that
+every token, truncation and chunk shows in the output.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from edgekit.errors import RunnerError
+from edgekit.generation.chat.template import ChatTemplate
+from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.model import ModelInfo, TextModel
-from edgekit.generation.template import ChatTemplate
-from edgekit.generation.tokenizer import Tokenizer
 from edgekit.runners import base
 from edgekit.runners.base import Chunk, Limits
 from tests.models import CHATML, SPECIAL
@@ -39,12 +39,12 @@ def byte_tokenizer() -> Tokenizer:
 class EchoRunner:
     """Answers each prompt with `answer`, then ends.
 
-    What it says next depends on nothing but the tokens that a slot holds, as with a real model: the answer's tokens so
-    far are those behind the last opening of an assistant's turn. A token that was lost or made up shows at once.
+    Its next token depends only on the slot's tokens, as with a real model: the answer so far is what follows the last
+    start of an assistant turn. A lost or invented token shows at once.
 
     Args:
-        answer: Text of every answer.
-        before_step: Called at the start of each step with its number; it may sleep or raise.
+        answer: The text of every answer.
+        before_step: Called with the step's number before each step; may sleep or raise.
     """
 
     def __init__(
@@ -92,32 +92,34 @@ class EchoRunner:
         return [self._run(chunk) for chunk in chunks]
 
     def _run(self, chunk: Chunk) -> npt.NDArray[np.float32]:
-        held = self.slots[chunk.slot]
-        said = self._said(held)
-        assert said is None or said == self._answer[: len(said)] or self._answer[-1] in said, "a token is not its own"
+        tokens = self.slots[chunk.slot]
+        answered = self._answered(tokens)
+        assert answered is None or answered == self._answer[: len(answered)] or self._answer[-1] in answered, (
+            "a token of another sequence"
+        )
         rows = []
         for token in chunk.tokens:
-            held.append(token)
+            tokens.append(token)
             self.tokens += 1
-            rows.append(self._logits(held))
+            rows.append(self._logits(tokens))
         wanted = {"none": rows[:0], "last": rows[-1:], "all": rows}[chunk.logits]
         return np.array(wanted, np.float32).reshape(-1, self._limits.vocab_size)
 
-    def _said(self, held: list[int]) -> list[int] | None:
+    def _answered(self, tokens: list[int]) -> list[int] | None:
         """The answer's tokens so far; None before it begins."""
         size = len(self._opening)
-        for end in range(len(held), size - 1, -1):
-            if held[end - size : end] == self._opening:
-                return held[end:]
+        for end in range(len(tokens), size - 1, -1):
+            if tokens[end - size : end] == self._opening:
+                return tokens[end:]
         return None
 
-    def _logits(self, held: list[int]) -> npt.NDArray[np.float32]:
+    def _logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         logits = np.full(self._limits.vocab_size, -30.0, np.float32)
-        said = self._said(held)
-        if said is not None:
-            # After a wrong guess anything may follow.
-            right = said == self._answer[: len(said)]
-            logits[self._answer[len(said)] if right and len(said) < len(self._answer) else 0] = 30.0
+        answered = self._answered(tokens)
+        if answered is not None:
+            # After a rejected draft token anything may follow.
+            right = answered == self._answer[: len(answered)]
+            logits[self._answer[len(answered)] if right and len(answered) < len(self._answer) else 0] = 30.0
         return logits
 
     def length(self, slot: int) -> int:

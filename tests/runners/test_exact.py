@@ -1,4 +1,4 @@
-"""Exact chunks: logits and KV cache do not depend, bit by bit, on how a sequence is cut or what runs beside it."""
+"""Exact chunks: logits and KV cache are bit-identical whatever the chunks and the rest of the batch."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def opened(folder: Path, **options: Any) -> OnnxRuntimeRunner:
     return OnnxRuntimeRunner(folder, **({"threads": 1, "sequence_slots": SLOTS} | options))
 
 
-def whole(runner: OnnxRuntimeRunner) -> list[tuple[FloatArray, bytes]]:
-    """Logits and KV cache of each sequence, run at once and alone."""
+def full_runs(runner: OnnxRuntimeRunner) -> list[tuple[FloatArray, bytes]]:
+    """Logits and KV cache of each sequence, run alone in one chunk."""
     results = []
     for sequence in SEQUENCES:
         logits = runner.run([Chunk(0, sequence, "all", exact=True)])[0].copy()
@@ -67,12 +67,12 @@ def runner(request: pytest.FixtureRequest, folder: Path) -> OnnxRuntimeRunner:
     if request.param == "plain":
         (folder / BATCHED_FILE).unlink()
     elif not BATCHED:
-        pytest.skip("onnxruntime 1.32 and later read this graph")
+        pytest.skip("this graph needs onnxruntime 1.32 or later")
     return opened(folder)
 
 
-def test_any_cutting_beside_any_other_slots_gives_the_bits_of_one_long_chunk(runner: OnnxRuntimeRunner) -> None:
-    expected, rng = whole(runner), np.random.default_rng(11)
+def test_any_chunks_beside_any_other_slots_give_the_bits_of_one_long_chunk(runner: OnnxRuntimeRunner) -> None:
+    expected, rng = full_runs(runner), np.random.default_rng(11)
     done = [0] * SLOTS
     while min(done) < LENGTH:
         chunks = []
@@ -98,22 +98,22 @@ def test_any_cutting_beside_any_other_slots_gives_the_bits_of_one_long_chunk(run
 
 
 def test_a_cache_that_was_written_back_goes_on_with_the_same_bits(runner: OnnxRuntimeRunner) -> None:
-    expected = whole(runner)
+    expected = full_runs(runner)
     for start, stop in ((0, 16), (16, 32), (32, 47)):
         runner.run([Chunk(0, SEQUENCES[0][start:stop], "none", exact=True)])
         assert runner.write_kv(3, start, memoryview(runner.read_kv(0, start, stop))) == stop
     for at in range(47, 60):
         got = runner.run([Chunk(3, SEQUENCES[0][at : at + 1], exact=True)])[0]
         np.testing.assert_array_equal(got[0], expected[0][0][at])
-    whole_cache = np.frombuffer(expected[0][1], np.float32).reshape(-1, LENGTH, 32)
-    assert runner.read_kv(3, 0, 60) == whole_cache[:, :60].tobytes()
+    full_cache = np.frombuffer(expected[0][1], np.float32).reshape(-1, LENGTH, 32)
+    assert runner.read_kv(3, 0, 60) == full_cache[:, :60].tobytes()
 
 
 @pytest.mark.parametrize("name", [*(["mistral-window"] if WINDOWS_RUN else []), "qwen3", "phi3-partial"])
-def test_windows_norms_of_heads_and_partly_turned_heads_keep_the_bits_too(tmp_path: Path, name: str) -> None:
+def test_windows_head_norms_and_partly_rotated_heads_are_exact_too(tmp_path: Path, name: str) -> None:
     folder = tiny(tmp_path, GRIDS["4-bit-points"], name)
     runner = opened(folder)
-    expected = whole(runner)
+    expected = full_runs(runner)
     for at in range(LENGTH):
         rows = runner.run([Chunk(slot, SEQUENCES[slot][at : at + 1], exact=True) for slot in (0, 1, 3)])
         for slot, got in zip((0, 1, 3), rows, strict=True):
@@ -131,14 +131,14 @@ def test_the_last_position_of_the_context_is_exact_too(tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows[0][0], expected[at])
     assert runner.length(1) == CONTEXT
     runner.truncate(3, 0)
-    # On both sides of slots that are full up, others still run.
+    # A full slot does not stop its neighbours.
     runner.run([Chunk(2, tokens[:250], exact=True)])
     rows = runner.run([Chunk(2, tokens[250:], "all", exact=True), Chunk(3, tokens[:6], "all", exact=True)])
     np.testing.assert_array_equal(rows[0], expected[250:])
     np.testing.assert_array_equal(rows[1], expected[:6])
 
 
-def test_a_bundle_whose_tables_end_with_the_context_gives_up_one_position(tmp_path: Path) -> None:
+def test_a_bundle_whose_rope_tables_end_with_the_context_gives_up_one_position(tmp_path: Path) -> None:
     folder = tiny(tmp_path, None)
     (folder / BATCHED_FILE).unlink()
     model = onnx.load(folder / "model.onnx", load_external_data=False)
@@ -156,7 +156,7 @@ def test_the_real_model_decodes_the_bits_of_one_long_chunk_with_other_slots_besi
     runner.truncate(0, 40)
     runner.run([Chunk(1, tokens[:17], "none", exact=True), Chunk(2, tokens[3:9], "none", exact=True)])
     for at in range(40, 60):
-        # In turns alone (where the head has a row too few), with one neighbour, and with both.
+        # In turns alone (where the head needs a padding row), with one neighbour, and with both.
         beside = [Chunk(slot, [7, 8, 9][: at % 3], exact=True) for slot in range(1, 1 + at % 3)]
         got = runner.run([Chunk(0, tokens[at : at + 1], exact=True), *beside])[0]
         np.testing.assert_array_equal(got[0], expected[at])

@@ -81,21 +81,21 @@ def test_unquantized_logits_agree_with_the_reference(tmp_path: Path, model_type:
 def test_quantized_logits_agree_with_the_reference_on_the_dequantized_weights(
     tmp_path: Path, model_type: ModelType, tied: bool
 ) -> None:
-    # float16 holds these norms and biases exactly, so that only the quantization is left to agree on.
+    # float16 represents these norms and biases exactly, so that only the quantization matters.
     path = tiny_checkpoint(tmp_path, model_type=model_type, tied=tied, dtype="float16")
     weights = TensorWeights(tiny_tensors(path), quantized)
     write(path, weights, MlxWriter())
     got = run(MlxRunner(path / "mlx", context_length=64), TOKENS)
     decoder = tiny_decoder(path)
     np.testing.assert_allclose(got, forward(decoder, weights.stored(decoder).__getitem__, TOKENS), atol=2e-3)
-    # And the quantization is really there.
+    # The quantization does have an effect.
     assert np.abs(got - forward(decoder, weights.tensors.__getitem__, TOKENS)).max() > 0.05
 
 
-def test_a_prompt_at_once_equals_token_by_token(runner: Runner) -> None:
-    whole = run(runner, TOKENS)
+def test_a_prompt_in_one_chunk_equals_token_by_token(runner: Runner) -> None:
+    full = run(runner, TOKENS)
     single = np.concatenate([run(runner, [token], slot=1) for token in TOKENS])
-    np.testing.assert_allclose(single, whole, atol=1e-4)
+    np.testing.assert_allclose(single, full, atol=1e-4)
     assert runner.length(0) == runner.length(1) == len(TOKENS)
 
 
@@ -118,14 +118,14 @@ def test_sequence_slots_do_not_disturb_each_other(runner: Runner) -> None:
     np.testing.assert_allclose(np.concatenate(together), alone, atol=1e-4)
 
 
-def test_truncating_forgets_only_what_follows(runner: Runner) -> None:
+def test_truncating_discards_only_what_follows(runner: Runner) -> None:
     expected = run(runner, TOKENS[:12])
     runner.truncate(0, 6)
     assert runner.length(0) == 6
     run(runner, [7, 8, 9])
     runner.truncate(0, 6)
     np.testing.assert_allclose(run(runner, TOKENS[6:12]), expected[6:], atol=1e-4)
-    with pytest.raises(RunnerError, match="holds 12 tokens; it cannot be cut to 13"):
+    with pytest.raises(RunnerError, match="holds 12 tokens; it cannot be truncated to 13"):
         runner.truncate(0, 13)
 
 
@@ -144,10 +144,10 @@ def test_a_step_beyond_the_context_length_changes_no_slot(runner: Runner) -> Non
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        ([Chunk(0, [])], "a chunk has 1 to 50 tokens, not 0"),
-        ([Chunk(0, [1] * 51)], "a chunk has 1 to 50 tokens, not 51"),
-        ([Chunk(0, [512])], "token ids run from 0 to 511"),
-        ([Chunk(0, [-1])], "token ids run from 0 to 511"),
+        ([Chunk(0, [])], "a chunk must have 1 to 50 tokens, not 0"),
+        ([Chunk(0, [1] * 51)], "a chunk must have 1 to 50 tokens, not 51"),
+        ([Chunk(0, [512])], "token ids must be from 0 to 511"),
+        ([Chunk(0, [-1])], "token ids must be from 0 to 511"),
         ([Chunk(2, [1])], "no sequence slot 2"),
         ([Chunk(0, [1]), Chunk(0, [2])], "at most one chunk per sequence slot"),
     ],
@@ -158,12 +158,12 @@ def test_a_malformed_step_is_refused_before_anything_runs(runner: Runner, chunks
     assert runner.length(1) == 0
 
 
-def test_the_kv_cache_moves_to_another_slot_in_pieces_without_a_changed_bit(runner: Runner) -> None:
+def test_the_kv_cache_moves_to_another_slot_in_parts_without_a_changed_bit(runner: Runner) -> None:
     run(runner, TOKENS[:30])
-    pieces = [runner.read_kv(0, 0, 11), runner.read_kv(0, 11, 30)]
-    assert len(pieces[0]) == 11 * runner.limits.kv_bytes_per_token
-    assert runner.write_kv(1, 0, pieces[0]) == 11
-    assert runner.write_kv(1, 11, pieces[1]) == 30
+    parts = [runner.read_kv(0, 0, 11), runner.read_kv(0, 11, 30)]
+    assert len(parts[0]) == 11 * runner.limits.kv_bytes_per_token
+    assert runner.write_kv(1, 0, parts[0]) == 11
+    assert runner.write_kv(1, 11, parts[1]) == 30
     assert runner.read_kv(1, 0, 30) == runner.read_kv(0, 0, 30)
     ours, theirs = runner.run([Chunk(0, [5], "all"), Chunk(1, [5], "all")])
     np.testing.assert_array_equal(ours, theirs)
@@ -173,7 +173,7 @@ def test_a_kv_cache_that_does_not_fit_is_refused(runner: Runner) -> None:
     run(runner, TOKENS[:30])
     data = runner.read_kv(0, 0, 30)
     assert runner.write_kv(1, 0, b"") == 0
-    with pytest.raises(RunnerError, match="not KV cache that fits"):
+    with pytest.raises(RunnerError, match="do not fit this runner's KV cache"):
         runner.write_kv(1, 0, data[:-1])
     with pytest.raises(RunnerError, match="holds 0 tokens; position 3 does not follow"):
         runner.write_kv(1, 3, data)
@@ -181,22 +181,22 @@ def test_a_kv_cache_that_does_not_fit_is_refused(runner: Runner) -> None:
         runner.read_kv(0, 0, 31)
     runner.write_kv(1, 0, data)
     runner.write_kv(1, 30, data)
-    with pytest.raises(RunnerError, match="not KV cache that fits"):
+    with pytest.raises(RunnerError, match="do not fit this runner's KV cache"):
         runner.write_kv(1, 60, data)
     assert runner.length(1) == 60
 
 
 @pytest.mark.parametrize(("kv_bits", "per_head"), [(None, 32 * 4), (8, 32 + 2 * 4)])
-def test_the_limits_say_what_the_runner_can_do(folder: Path, kv_bits: int | None, per_head: int) -> None:
+def test_the_limits_follow_the_model_and_the_options(folder: Path, kv_bits: int | None, per_head: int) -> None:
     limits = MlxRunner(folder, context_length=64, sequence_slots=2, max_chunk=50, kv_bits=kv_bits).limits
     assert (limits.context_length, limits.sequence_slots, limits.max_chunk, limits.vocab_size) == (64, 2, 50, 512)
-    # Keys and values of 3 layers, 2 heads of 32, 4 bytes each: a CPU computes in float32. Or a byte each, and a scale
-    # and an offset for all of them.
+    # Keys and values of 3 layers with 2 heads of 32: 4 bytes per element (float32 on a CPU), or 1 byte per element, and
+    # a scale and an offset per head.
     assert limits.kv_bytes_per_token == 2 * 3 * 2 * per_head
 
 
-def test_any_cutting_gives_the_bits_of_one_long_chunk_on_the_cpu(runner: Runner) -> None:
-    whole = run(runner, TOKENS)
+def test_any_chunks_give_the_bits_of_one_long_chunk_on_the_cpu(runner: Runner) -> None:
+    full = run(runner, TOKENS)
     cache = runner.read_kv(0, 0, 48)
     rng = np.random.default_rng(5)
     for _ in range(4):
@@ -204,21 +204,21 @@ def test_any_cutting_gives_the_bits_of_one_long_chunk_on_the_cpu(runner: Runner)
         while (at := runner.length(0)) < 48:
             count = min(int(rng.choice([1, 1, 2, 5, 16])), 48 - at)
             rows = runner.run([Chunk(1, [at]), Chunk(0, TOKENS[at : at + count], "all", exact=True)])
-            np.testing.assert_array_equal(rows[1], whole[at : at + count])
+            np.testing.assert_array_equal(rows[1], full[at : at + count])
             if runner.length(1) == 60:
                 runner.truncate(1, 3)
         assert runner.read_kv(0, 0, 48) == cache
 
 
-def test_a_cache_of_8_bits_hardly_changes_the_logits(folder: Path) -> None:
+def test_an_8_bit_cache_hardly_changes_the_logits(folder: Path) -> None:
     plain = run(MlxRunner(folder, context_length=64), TOKENS)
     kept = run(MlxRunner(folder, context_length=64, kv_bits=8), TOKENS)
     assert 0 < np.abs(kept - plain).max() < 0.05 * plain.std()
     assert np.mean(kept.argmax(-1) == plain.argmax(-1)) > 0.95
 
 
-def test_a_cache_of_other_bits_or_of_heads_that_no_group_divides_is_refused(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(ConfigError, match="cache of 4 bits") as caught:
+def test_a_cache_of_other_bits_or_with_heads_that_no_group_divides_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="4-bit KV cache") as caught:
         MlxRunner(folder, context_length=64, kv_bits=4)
     assert caught.value.hint
     path = tiny_checkpoint(tmp_path, heads=8, kv_heads=4)
@@ -227,18 +227,18 @@ def test_a_cache_of_other_bits_or_of_heads_that_no_group_divides_is_refused(tmp_
         MlxRunner(path / "mlx", context_length=64, kv_bits=8)
 
 
-def test_a_long_context_is_prefilled_in_steps(folder: Path) -> None:
+def test_a_long_prompt_is_prefilled_in_chunks(folder: Path) -> None:
     # Beyond mlx-lm's cache growth step of 256.
     tokens = [int(token) for token in np.random.default_rng(4).integers(0, 512, 600)]
-    whole = MlxRunner(folder, context_length=600, max_chunk=600)
+    full = MlxRunner(folder, context_length=600, max_chunk=600)
     parts = MlxRunner(folder, context_length=600, max_chunk=100)
     for start in range(0, 500, 100):
         parts.run([Chunk(0, tokens[start : start + 100], "none")])
     last = parts.run([Chunk(0, tokens[500:])])[0]
-    np.testing.assert_allclose(last, whole.run([Chunk(0, tokens)])[0], atol=1e-3)
+    np.testing.assert_allclose(last, full.run([Chunk(0, tokens)])[0], atol=1e-3)
 
 
-def test_a_runner_made_in_one_thread_works_in_another(runner: Runner) -> None:
+def test_a_runner_created_in_one_thread_works_in_another(runner: Runner) -> None:
     here = run(runner, TOKENS[:8])
     there: list[npt.NDArray[np.float32]] = []
 
@@ -303,4 +303,4 @@ def test_without_mlx_the_error_names_the_extra(folder: Path, monkeypatch: pytest
     with pytest.raises(EdgekitError) as caught:
         MlxRunner(folder, context_length=8)
     assert caught.value.code == "missing_extra"
-    assert caught.value.hint == "pip install 'edgekit[mlx]'"
+    assert caught.value.hint == "pip install 'edgekit-llm[mlx]'"

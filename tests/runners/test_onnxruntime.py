@@ -18,7 +18,7 @@ from edgekit.export.optimum.int4_pass import quantize_graph
 from edgekit.export.optimum.source import Source
 from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
-from edgekit.export.recipe import recipe_for
+from edgekit.export.recipes.recipe import recipe_for
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
@@ -79,7 +79,7 @@ def optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
 )
 def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native: Path) -> Open:
-    """All runners of graphs must keep the same promises."""
+    """All runners of graphs fulfil the same contract."""
     if request.param == "optimum":
         path = request.getfixturevalue("optimum")
         return lambda **options: OptimumRunner(path, **({"threads": 1} | options))
@@ -90,27 +90,27 @@ def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native:
     return lambda **options: OnnxRuntimeRunner(folder, **({"threads": 1} | options))
 
 
-def everything(runner: Runner, pieces: list[int], slot: int = 0) -> FloatArray:
+def everything(runner: Runner, chunk_sizes: list[int], slot: int = 0) -> FloatArray:
     done, got = 0, []
-    for count in pieces:
+    for count in chunk_sizes:
         got.append(runner.run([Chunk(slot, TOKENS[done : done + count], "all")])[0].copy())
         done += count
     return np.concatenate(got)
 
 
-@pytest.mark.parametrize("pieces", [[1] * 40, [13, 13, 13, 1], [32, 1, 1, 6]])
-def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(opened: Open, pieces: list[int]) -> None:
-    np.testing.assert_allclose(everything(opened(), pieces), everything(opened(), [40]), atol=1e-4)
+@pytest.mark.parametrize("chunk_sizes", [[1] * 40, [13, 13, 13, 1], [32, 1, 1, 6]])
+def test_a_prompt_in_chunks_gives_the_logits_of_a_single_chunk(opened: Open, chunk_sizes: list[int]) -> None:
+    np.testing.assert_allclose(everything(opened(), chunk_sizes), everything(opened(), [40]), atol=1e-4)
 
 
 def test_last_gives_the_last_row_of_all_and_none_gives_no_row(opened: Open) -> None:
-    whole = everything(opened(), [40])
+    full = everything(opened(), [40])
     runner = opened()
     assert runner.run([Chunk(0, TOKENS[:20], "none")])[0].shape == (0, 512)
     last = runner.run([Chunk(0, TOKENS[20:], "last")])[0]
     assert last.shape == (1, 512)
     assert last.dtype == np.float32
-    np.testing.assert_allclose(last[0], whole[-1], atol=1e-4)
+    np.testing.assert_allclose(last[0], full[-1], atol=1e-4)
     assert runner.run([Chunk(0, TOKENS[:1], "none")])[0].shape == (0, 512)
 
 
@@ -134,7 +134,7 @@ def test_what_was_truncated_leaves_no_trace(opened: Open) -> None:
         runner.truncate(0, 41)
 
 
-def test_slots_do_not_see_each_other(opened: Open) -> None:
+def test_slots_do_not_affect_each_other(opened: Open) -> None:
     runner = opened(sequence_slots=3)
     alone = everything(opened(), [40])
     runner.run([Chunk(0, TOKENS[5:30]), Chunk(2, TOKENS[:7], "none")])
@@ -213,16 +213,16 @@ def test_kv_data_that_does_not_fit_is_refused(opened: Open) -> None:
     data = runner.read_kv(0, 0, 40)
     with pytest.raises(RunnerError, match="does not follow"):
         runner.write_kv(0, 39, data)
-    with pytest.raises(RunnerError, match="not KV cache that fits"):
+    with pytest.raises(RunnerError, match="do not fit this runner's KV cache"):
         runner.write_kv(0, 40, data)
-    with pytest.raises(RunnerError, match="not KV cache that fits"):
+    with pytest.raises(RunnerError, match="do not fit this runner's KV cache"):
         runner.write_kv(0, 40, data[:-1])
     with pytest.raises(RunnerError, match="not positions"):
         runner.read_kv(0, 30, 41)
     assert runner.length(0) == 40
 
 
-def test_limits_say_what_the_model_and_the_options_allow(opened: Open) -> None:
+def test_limits_follow_the_model_and_the_options(opened: Open) -> None:
     limits = opened(context_length=100, sequence_slots=2, max_chunk=512).limits
     assert (limits.context_length, limits.sequence_slots, limits.max_chunk) == (100, 2, 100)
     # Three layers, keys and values, two heads of 32 numbers of 4 bytes.
@@ -278,7 +278,7 @@ def test_a_long_context_takes_memory_only_as_it_fills(tmp_path: Path) -> None:
     assert process.memory_info().rss - before < reserved / 2
 
 
-def test_a_slot_that_is_emptied_gives_its_memory_back_and_one_that_is_cut_keeps_it(tmp_path: Path) -> None:
+def test_an_emptied_slot_frees_its_memory_and_a_truncated_one_keeps_it(tmp_path: Path) -> None:
     runner = OnnxRuntimeRunner(export(tmp_path, OnnxWriter("onnxruntime"), max_position=60_000), sequence_slots=2)
     data = memoryview(np.random.default_rng(0).bytes(40_000 * runner.limits.kv_bytes_per_token))
     process = psutil.Process()
@@ -301,7 +301,7 @@ def test_a_graph_of_another_dialect_is_not_run(folder: Path, portable: Path) -> 
         PortableRunner(folder)
 
 
-def test_an_onnxruntime_older_than_the_graph_asks_for_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_an_onnxruntime_older_than_the_graph_requires_is_refused(tmp_path: Path, folder: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     onnx.helper.set_model_props(model, {"edgekit.dialect": "onnxruntime", "edgekit.onnxruntime": "99.1"})
     onnx.save(model, tmp_path / "model.onnx")
@@ -311,7 +311,7 @@ def test_an_onnxruntime_older_than_the_graph_asks_for_is_refused(tmp_path: Path,
     assert caught.value.hint
 
 
-def test_a_graph_whose_rows_have_no_batch_still_runs(tmp_path: Path, folder: Path) -> None:
+def test_a_graph_whose_logits_index_has_no_batch_dimension_still_runs(tmp_path: Path, folder: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     rows = next(value for value in model.graph.input if value.name == "logits_index")
     rows.CopyFrom(onnx.helper.make_tensor_value_info("logits_index", onnx.TensorProto.INT64, ["rows"]))
@@ -324,7 +324,7 @@ def test_a_graph_whose_rows_have_no_batch_still_runs(tmp_path: Path, folder: Pat
     np.testing.assert_array_equal(everything(old, [20, 1, 19]), everything(new, [20, 1, 19]))
 
 
-def test_open_runner_passes_slots_and_chunk_on_and_refuses_a_cache_of_8_bits(folder: Path) -> None:
+def test_open_runner_forwards_slots_and_chunk_and_refuses_an_8_bit_cache(folder: Path) -> None:
     runner = open_runner(folder, "onnx", "onnxruntime", context_length=64, sequence_slots=3, max_chunk=16, threads=1)
     limits = runner.limits
     assert (limits.context_length, limits.sequence_slots, limits.max_chunk) == (64, 3, 16)
@@ -360,7 +360,7 @@ def test_a_closed_runner_says_so(folder: Path) -> None:
         runner.run([Chunk(0, [1])])
 
 
-def test_a_machine_without_onnxruntime_is_told_which_extra_it_needs(folder: Path) -> None:
+def test_without_onnxruntime_the_error_names_the_extra(folder: Path) -> None:
     program = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from pathlib import Path\n"
@@ -370,4 +370,4 @@ def test_a_machine_without_onnxruntime_is_told_which_extra_it_needs(folder: Path
         "except EdgekitError as error: print(error.code, error.hint)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
-    assert done.stdout == "missing_extra pip install 'edgekit[onnxruntime]'\n"
+    assert done.stdout == "missing_extra pip install 'edgekit-llm[onnxruntime]'\n"

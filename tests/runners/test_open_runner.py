@@ -1,4 +1,4 @@
-"""Which runner a bundle for plain CPUs gets: the kernels of our own, or onnxruntime, and the log says why."""
+"""Selection of the runner for plain CPUs: the CPU kernels, or onnxruntime with the reason in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk, Runner
 from edgekit.runners.cpu.build import find_compiler, refresh
-from edgekit.runners.cpu.description import describe
+from edgekit.runners.cpu.onnx_reader.match_model import describe
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
@@ -45,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unknown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A graph that the kernels do not know: they always round activations."""
+def unsupported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that the kernels do not support: they always quantize activations."""
     return export(tmp_path_factory.mktemp("floats"), accuracy_level=1)
 
 
@@ -55,7 +55,7 @@ def opened(folder: Path) -> Runner:
 
 
 def outcome(folder: Path, before: str, **env: str) -> str:
-    """What a fresh process says that opened a bundle after `before`."""
+    """Open a bundle in a new process, after running the code `before`; return its output."""
     program = f"""
 import logging, sys
 {before}
@@ -77,42 +77,42 @@ print("onnxruntime" if sys.modules.get("onnxruntime") else "no onnxruntime", "wa
 
 def test_the_kernels_run_a_bundle_and_onnxruntime_is_not_even_imported(folder: Path) -> None:
     for before in ("", "sys.modules['onnxruntime'] = None"):
-        said = outcome(folder, before).splitlines()
-        assert said[0].startswith("the CPU kernels run it: ")
-        assert said[1:] == ["CpuRunner cpu (1, 512)", "no onnxruntime was imported"]
+        lines = outcome(folder, before).splitlines()
+        assert lines[0].startswith("running on the CPU kernels: ")
+        assert lines[1:] == ["CpuRunner cpu (1, 512)", "no onnxruntime was imported"]
 
 
 def test_onnxruntime_runs_it_where_the_kernels_are_switched_off(folder: Path) -> None:
     assert outcome(folder, "", EDGEKIT_CPU_KERNELS="off").splitlines() == [
-        "onnxruntime runs it, and not the CPU kernels: switched off by $EDGEKIT_CPU_KERNELS",
+        "running on onnxruntime instead of the CPU kernels: switched off by $EDGEKIT_CPU_KERNELS",
         "OnnxRuntimeRunner onnxruntime (1, 512)",
         "onnxruntime was imported",
     ]
 
 
-def test_where_neither_can_the_error_says_why_and_what_to_install(folder: Path, unknown: Path) -> None:
+def test_where_neither_can_the_error_says_why_and_what_to_install(folder: Path, unsupported: Path) -> None:
     absent = "sys.modules['onnxruntime'] = None"
     for path, env, why in (
         (folder, {"EDGEKIT_CPU_KERNELS": "off"}, "switched off by $EDGEKIT_CPU_KERNELS"),
-        (unknown, {}, "the kernels cannot run this graph: "),
+        (unsupported, {}, "the kernels cannot run this graph: "),
     ):
         code, message, hint = outcome(path, absent, **env).splitlines()[1].split(" | ")
         assert code == "missing_extra"
         assert message.startswith(f"neither the CPU kernels ({why}")
-        assert hint.startswith("pip install 'edgekit[onnxruntime]'")
+        assert hint.startswith("pip install 'edgekit-llm[onnxruntime]'")
 
 
-def test_onnxruntime_runs_a_graph_that_the_kernels_do_not_know_and_the_log_says_why(
-    unknown: Path, caplog: pytest.LogCaptureFixture
+def test_onnxruntime_runs_a_graph_that_the_kernels_do_not_support_and_the_log_says_why(
+    unsupported: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "edgekit.runners"):
-        runner = opened(unknown)
+        runner = opened(unsupported)
     assert isinstance(runner, OnnxRuntimeRunner)
     assert str(runner.backend) == "onnxruntime"
     assert "has 1 for its `accuracy_level`" in caplog.text
 
 
-def test_the_kernels_that_are_named_are_taken_and_those_that_cannot_be_had_are_refused(
+def test_a_selected_variant_is_used_and_an_unavailable_one_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "plain")
@@ -120,33 +120,33 @@ def test_the_kernels_that_are_named_are_taken_and_those_that_cannot_be_had_are_r
     assert isinstance(runner, CpuRunner)
     assert str(runner.backend) == "cpu (plain)"
     assert (runner.limits.context_length, runner.limits.sequence_slots) == (64, 2)
-    # Half of what onnxruntime keeps: keys and values of 3 layers with 2 heads of 32, in float16.
+    # Half of onnxruntime's: keys and values of 3 layers with 2 heads of 32, in float16.
     assert runner.limits.kv_bytes_per_token == 3 * 2 * 2 * 32 * 2
     monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "sse9")
     with pytest.raises(ConfigError, match="sse9"):
         opened(folder)
 
 
-def test_damage_is_no_reason_to_try_another_runner(tmp_path: Path) -> None:
+def test_a_damaged_graph_does_not_fall_back_to_another_runner(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x00not a graph")
     with pytest.raises(BundleError):
         opened(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_loaded_model_has_let_its_file_go(folder: Path) -> None:
+def test_a_loaded_model_does_not_keep_its_file_mapped(folder: Path) -> None:
     runner = opened(folder)
     assert str(folder / "model.onnx.data") not in Path("/proc/self/maps").read_text()
-    # What it keeps of it is its own.
+    # It still runs: the weights were copied.
     assert np.isfinite(runner.run([Chunk(0, list(range(40)))])[0]).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_pages_that_were_let_go_are_read_again_where_they_are_needed(folder: Path) -> None:
+def test_released_pages_are_read_again_on_access(folder: Path) -> None:
     model = describe(folder)
     before = model.embedding.codes.copy()
     assert resident(folder / "model.onnx.data") > 0
-    model.let_go()
+    model.release_pages()
     assert resident(folder / "model.onnx.data") == 0
     np.testing.assert_array_equal(model.embedding.codes, before)
 

@@ -62,7 +62,7 @@ def test_the_system_unit_is_exposed_at_most_two_of_ten(program: Path, tmp_path: 
     "name", ["my dir", "100%", "$HOME", "${HOME}", "ünï", "semi;colon", "-dash", "%h", "#x", "a=b,c"]
 )
 def test_paths_reach_the_program_as_they_are(tmp_path: Path, name: str) -> None:
-    """systemd itself is asked: verify fails if the quoted program is not the one that exists."""
+    """`systemd-analyze verify` fails if the quoted program is not the one that exists."""
     folder = tmp_path / name
     folder.mkdir()
     program = folder / "edgekit"
@@ -78,7 +78,7 @@ def test_paths_reach_the_program_as_they_are(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ['quote"d', "back\\slash", "a'b"])
 def test_a_program_that_systemd_would_not_start_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="systemd starts no program at"):
+    with pytest.raises(ConfigError, match="systemd cannot start /opt"):
         render_unit(ServiceSpec(Path("/opt") / name / "edgekit"))
 
 
@@ -126,3 +126,42 @@ def test_the_unit_names_a_watchdog_a_state_folder_and_a_credential() -> None:
         "WantedBy=multi-user.target",
     ):
         assert line in lines
+
+
+def mounts(unit: str) -> list[str]:
+    return re.findall("^RequiresMountsFor=(.*)$", unit, re.MULTILINE)
+
+
+def test_the_unit_waits_for_the_media_of_the_program_the_configuration_and_the_bundles(tmp_path: Path) -> None:
+    config = tmp_path / "edgekit.yaml"
+    config.write_text("bundle: /mnt/usb/bundle\ngeneration: {draft_bundle: drafts/small}\n")
+    program = Path("/opt/e d/edgekit")
+    for spec, expected in (
+        (ServiceSpec(program, bundle=Path("/srv/b")), '"/opt/e d/edgekit" /srv/b'),
+        (
+            ServiceSpec(program, config=config),
+            f'"/opt/e d/edgekit" {config} /mnt/usb/bundle {tmp_path}/drafts/small',
+        ),
+        (
+            ServiceSpec(program, bundle=Path("/srv/100%"), config=config, scope="user"),
+            f'"/opt/e d/edgekit" {config} /srv/100%% {tmp_path}/drafts/small',
+        ),
+        (ServiceSpec(program, bundle=Path('/srv/"q"')), '"/opt/e d/edgekit"'),
+    ):
+        assert mounts(render_unit(spec)) == [expected]
+    config.write_text("bundle: [")
+    assert mounts(render_unit(ServiceSpec(program, config=config))) == [f'"/opt/e d/edgekit" {config}']
+
+
+def test_in_an_image_the_configuration_is_read_from_the_image(tmp_path: Path) -> None:
+    (tmp_path / "etc/edgekit").mkdir(parents=True)
+    (tmp_path / "etc/edgekit/edgekit.yaml").write_text("bundle: /data/bundle\n")
+    assert mounts(render_unit(ServiceSpec(Path("/bin/e")), tmp_path)) == ["/bin/e /data/bundle"]
+
+
+def test_the_unit_allows_the_devices_that_cuda_opens_on_orin_and_many_connections() -> None:
+    lines = (UNITS / "edgekit.service").read_text(encoding="utf-8").splitlines()
+    for device in ("/dev/nvmap", "/dev/host1x-fence", "char-nvhost*", "char-nvgpu*", "char-drm"):
+        assert f"DeviceAllow={device} rw" in lines
+    for name in ("edgekit.service", "user/edgekit.service"):
+        assert "LimitNOFILE=65536" in (UNITS / name).read_text(encoding="utf-8").splitlines()

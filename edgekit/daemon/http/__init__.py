@@ -1,1 +1,1 @@
-"""The HTTP door: the OpenAI dialect, health and metrics. It knows nothing about models."""
+"""The HTTP API: the dialects of OpenAI and Ollama, health and metrics."""

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: the OpenAI dialect of a text to continue, from before there were chats."""
+"""`POST /v1/completions`: replies in OpenAI's legacy completions format."""
 
 from __future__ import annotations
 
@@ -6,67 +6,67 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from edgekit.daemon.http.endpoint import Asked
+from edgekit.daemon.api import CollectedReply, parse_completion, reasons
+from edgekit.daemon.api.responses import clamped, token_text
+from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.openai import OpenAIReply, event
-from edgekit.daemon.wire import Gathered, parse_completion, reasons
-from edgekit.daemon.wire.replies import clamped, token_text
-from edgekit.generation.request import Delta, Finish, FinishReason, TokenLogprob, ToolCallDelta
+from edgekit.generation.types import Delta, Finished, FinishReason, TokenLogprob, ToolCallDelta
 
 __all__ = ["CompletionReply"]
 
 
 class CompletionReply(OpenAIReply):
-    """A completion's reply; making one reads the body."""
+    """The reply to a completion request; the constructor parses the body."""
 
-    def __init__(self, body: bytes, asked: Asked) -> None:
-        request, options = parse_completion(body, request_id=asked.id, client=asked.client)
-        super().__init__(asked, request, options, prefix="cmpl", kind="text_completion", chunk_kind="text_completion")
-        self._tables = [_Table(request.logprobs or 0) for _ in range(request.n)]
+    def __init__(self, body: bytes, context: RequestContext) -> None:
+        request, options = parse_completion(body, request_id=context.id, client=context.client)
+        super().__init__(context, request, options, prefix="cmpl", kind="text_completion", chunk_kind="text_completion")
+        self._logprobs = [_LogprobsTable(request.logprobs or 0) for _ in range(request.n)]
 
-    def whole(self, answers: Gathered, finish: Finish) -> dict[str, Any]:
-        """A completion."""
+    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+        """Return a completion."""
         choices = [
-            self._choice(index, answer.text, answer.logprobs, reason)
-            for index, (answer, reason) in enumerate(zip(answers.answers, reasons(finish, self.request.n), strict=True))
+            self._choice(index, choice.text, choice.logprobs, reason)
+            for index, (choice, reason) in enumerate(zip(reply.answers, reasons(finished, self.request.n), strict=True))
         ]
-        return self.reply(choices, finish)
+        return self.body(choices, finished)
 
-    def opening(self) -> bytes:
-        """Nothing."""
+    def start(self) -> bytes:
+        """Return nothing: the format has no first chunk of its own."""
         return b""
 
-    def piece(self, piece: Delta | ToolCallDelta) -> bytes:
-        """A piece of the text."""
-        if isinstance(piece, ToolCallDelta):
-            return b""  # no tools, no calls
-        return event(self.chunk(self._choice(piece.index, piece.text, piece.logprobs)))
+    def delta(self, delta: Delta | ToolCallDelta) -> bytes:
+        """Return a chunk of text."""
+        if isinstance(delta, ToolCallDelta):
+            return b""  # impossible: a completion has no tools
+        return event(self.chunk(self._choice(delta.index, delta.text, delta.logprobs)))
 
-    def closing(self, index: int, reason: FinishReason) -> dict[str, Any]:
-        """Why an answer ended."""
+    def last_choice(self, index: int, reason: FinishReason) -> dict[str, Any]:
+        """Return an empty text with the finish reason."""
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
 
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob], reason: str | None = None
     ) -> dict[str, Any]:
-        table = None if self.request.logprobs is None else self._tables[index].rows(logprobs)
+        table = None if self.request.logprobs is None else self._logprobs[index].rows(logprobs)
         return {"index": index, "text": text, "logprobs": table, "finish_reason": reason}
 
 
-class _Table:
-    """The `logprobs` object of one answer, piece by piece: four columns, one row per token.
+class _LogprobsTable:
+    """Builds the `logprobs` object of one choice incrementally: four columns, one row per token.
 
     Args:
-        most: How many of the likeliest tokens were asked for; 0 leaves out their column.
+        top_logprobs: Number of top tokens requested; 0 leaves out their column.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, top_logprobs: int) -> None:
+        self._top_logprobs = top_logprobs
         self._offset = 0
-        # A token may end within a character: its offset is that of the character.
+        # A token may begin or end within a character; its offset is that of the character.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def rows(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """Return the rows of further tokens."""
+        """Return the rows of the next tokens."""
         offsets = []
         for item in tokens:
             offsets.append(self._offset)
@@ -75,12 +75,12 @@ class _Table:
             "text_offset": offsets,
             "tokens": [token_text(item.data) for item in tokens],
             "token_logprobs": [clamped(item.logprob) for item in tokens],
-            "top_logprobs": [_likeliest(item) for item in tokens] if self._most else None,
+            "top_logprobs": [_top_logprobs(item) for item in tokens] if self._top_logprobs else None,
         }
 
 
-def _likeliest(item: TokenLogprob) -> dict[str, float | None] | None:
-    """The likeliest tokens, and the one that came if it is none of them; nothing precedes a prompt's first."""
+def _top_logprobs(item: TokenLogprob) -> dict[str, float | None] | None:
+    """Return the top tokens and the chosen one; None for the first token of a prompt, which has no probability."""
     if item.logprob is None:
         return None
     return {token_text(data): clamped(value) for _, data, value in (*item.top, (item.token, item.data, item.logprob))}

@@ -1,6 +1,6 @@
-"""One request from its body to its last byte, in whatever dialect: read, submit, answer whole or as it comes.
+"""Serves one generation request in any dialect: read the body, submit it, reply at once or as a stream.
 
-A dialect turns a body into a `Reply`, which knows the request and how to write each event of its answer.
+A dialect parses a body into a `Reply`, which holds the request and formats the events of its answer.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from edgekit.daemon.api import CollectedReply
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
-from edgekit.daemon.wire import Gathered
-from edgekit.errors import EdgekitError, RequestError
+from edgekit.errors import EdgekitError, RequestError, UnavailableError
+from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.request import ChatRequest, Delta, Ended, Failure, Finish, ToolCallDelta
-from edgekit.generation.scheduler import Scheduler
+from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Failure, Finished, ToolCallDelta
 
-__all__ = ["Asked", "Backend", "Dialect", "Endpoint", "Reply", "read_body"]
+__all__ = ["Backend", "BodyBudget", "Dialect", "Endpoint", "Reply", "RequestContext"]
 
-Backend = Callable[[], tuple[Scheduler, ModelInfo]]
-"""Gives the model's queue and name, or raises `not_ready`."""
+Backend = Callable[[], tuple[EngineWorker, ModelInfo]]
+"""Returns the worker and the model's description, or raises `not_ready`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a dialect needs besides the body.
+class RequestContext:
+    """What a dialect needs to know of a request besides the body.
 
     Attributes:
-        id: The request's.
-        client: Who asks: its address.
-        model: What is served.
+        id: The request's id.
+        client: The client's address.
+        model: The served model.
     """
 
     id: str
@@ -44,47 +44,72 @@ class Asked:
 
 
 class Reply(Protocol):
-    """How one request is answered; what it returns as bytes goes out as it is."""
+    """Formats the answer to one request; the bytes that its methods return are sent unchanged."""
 
     request: ChatRequest
     stream: bool
     content_type: str
 
-    def whole(self, answers: Gathered, finish: Finish) -> dict[str, Any]:
-        """The reply in one piece."""
+    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+        """Return the body of a reply that is not streamed."""
 
-    def opening(self) -> bytes:
-        """What a stream begins with."""
+    def start(self) -> bytes:
+        """Return the start of a stream."""
 
-    def piece(self, event: Delta | ToolCallDelta) -> bytes:
-        """A piece of the answer."""
+    def delta(self, delta: Delta | ToolCallDelta) -> bytes:
+        """Return the chunk of a delta."""
 
-    def ended(self, answer: Ended) -> bytes:
-        """The end of one of several answers, while others go on."""
+    def choice_finished(self, choice: ChoiceFinished) -> bytes:
+        """Return the chunk that ends one of several choices while others continue."""
 
-    def pause(self) -> bytes:
-        """What keeps a silent connection open and says nothing."""
+    def keep_alive(self) -> bytes:
+        """Return a chunk without content, which keeps an idle connection open."""
 
-    def end(self, finish: Finish) -> bytes:
-        """The end of a complete answer."""
+    def finish(self, finished: Finished) -> bytes:
+        """Return the end of a complete stream."""
 
     def failure(self, error: EdgekitError) -> bytes:
-        """The end of one that failed."""
+        """Return the end of a failed stream."""
 
 
-Dialect = Callable[[bytes, Asked], "Reply | Response"]
-"""Reads a body, or raises; a Response needs no model and is sent as it is."""
+Dialect = Callable[[bytes, RequestContext], "Reply | Response"]
+"""Parses a body, or raises; a Response needs no generation and is sent unchanged."""
+
+
+class BodyBudget:
+    """The bytes that all bodies being read may take together: a slow client keeps what it has sent in memory."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+
+    def take(self, count: int) -> None:
+        """Count a part of a body.
+
+        Raises:
+            UnavailableError: `overloaded`; nothing is counted.
+        """
+        if self._used + count > self._limit:
+            raise UnavailableError(
+                "too many request bodies are being received", hint="ask again", code="overloaded", retry_after_s=5.0
+            )
+        self._used += count
+
+    def give_back(self, count: int) -> None:
+        """Take back what was counted."""
+        self._used -= count
 
 
 class Endpoint:
-    """An endpoint.
+    """An endpoint that generates.
 
     Args:
-        backend: Where requests go.
-        metrics: Where they are counted.
-        max_body_bytes: A larger body is refused.
-        dialect: How bodies are read and answers written.
-        refusal: How the dialect writes an error that is the whole response.
+        backend: Returns the worker that requests are submitted to.
+        metrics: Counts requests.
+        max_body_bytes: Larger bodies are rejected.
+        bodies: Limits the bodies being read, of all endpoints together.
+        dialect: Parses bodies.
+        refusal: Formats an error as a response.
     """
 
     def __init__(
@@ -92,21 +117,24 @@ class Endpoint:
         backend: Backend,
         metrics: Metrics,
         max_body_bytes: int,
+        bodies: BodyBudget,
+        *,
         dialect: Dialect,
         refusal: Callable[[EdgekitError], Response],
     ) -> None:
         self._backend = backend
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
         self._dialect = dialect
         self._refusal = refusal
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         try:
-            body = await read_body(request, self._max_body_bytes)
+            body = await self._read_body(request)
             events = Events()
-            # Decoding and tokenizing a long prompt takes longer than an event loop may stand still.
+            # Decoding and tokenizing a long prompt would block the event loop for too long.
             reply = await run_in_threadpool(self._submit, body, request, events)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -115,19 +143,46 @@ class Endpoint:
             return self._refusal(error)
         if isinstance(reply, Response):
             return reply
-        return _Stream(reply, events) if reply.stream else _Whole(reply, events, self._refusal)
+        return _Stream(reply, events) if reply.stream else _Full(reply, events, self._refusal)
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Return a request's body.
+
+        Raises:
+            RequestError: `body_too_large`, as soon as the limit is exceeded.
+            UnavailableError: `overloaded`: too much is being read.
+        """
+        limit = self._max_body_bytes
+        error = RequestError(
+            f"the body is larger than {limit} bytes", hint="shorten the messages", code="body_too_large"
+        )
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise error
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                self._bodies.take(len(chunk))
+                body += chunk
+                if len(body) > limit:
+                    raise error
+        finally:
+            self._bodies.give_back(len(body))
+        return bytes(body)
 
     def _submit(self, body: bytes, request: Request, events: Events) -> Reply | Response:
-        scheduler, info = self._backend()
+        worker, info = self._backend()
         client = request.client.host if request.client else ""
-        reply = self._dialect(body, Asked(request.state.request_id, client, info))
+        reply = self._dialect(body, RequestContext(request.state.request_id, client, info))
         if not isinstance(reply, Response):
-            events.ticket = scheduler.submit(reply.request, self._metrics.track("http", events.put))
+            # A full reply keeps all events until the end anyway.
+            events.bounded = reply.stream
+            events.state = worker.submit(reply.request, self._metrics.track("http", events.put))
         return reply
 
 
-class _Whole(Response):
-    """The answer in one piece."""
+class _Full(Response):
+    """Sends the answer once it is complete."""
 
     def __init__(self, reply: Reply, events: Events, refusal: Callable[[EdgekitError], Response]) -> None:
         super().__init__()
@@ -136,56 +191,56 @@ class _Whole(Response):
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answers = Gathered(self._reply.request.n)
+        collected = CollectedReply(self._reply.request.n)
         response: Response | None = None
-        events = self._events.until_over(receive)
+        events = self._events.until_over(scope, receive)
         try:
             async for event in events:
                 if isinstance(event, Delta | ToolCallDelta):
-                    answers.add(event)
-                elif isinstance(event, Finish):
-                    response = JSONResponse(self._reply.whole(answers, event), headers=cost_headers(event))
+                    collected.add(event)
+                elif isinstance(event, Finished):
+                    response = JSONResponse(self._reply.full(collected, event), headers=_cost_headers(event))
                 elif isinstance(event, Failure):
                     response = self._refusal(event.error)
         finally:
             await events.aclose()
-        # There is none if the client has gone away.
+        # There is no response if the client has disconnected.
         if response is not None:
             await response(scope, receive, send)
 
 
 class _Stream(Response):
-    """The answer as it comes."""
+    """Streams the answer."""
 
     def __init__(self, reply: Reply, events: Events) -> None:
         super().__init__()
         self._reply = reply
         self._events = events
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
             (b"content-type", self._reply.content_type.encode()),
             (b"cache-control", b"no-cache"),
-            # nginx would gather the pieces.
+            # Otherwise nginx buffers the stream.
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        events = self._events.until_over(receive)
+        events = self._events.until_over(scope, receive)
         try:
-            await _write(send, self._reply.opening())
+            await _write(send, self._reply.start())
             async for event in events:
                 if event is None:
-                    await _write(send, self._reply.pause())
-                elif isinstance(event, Finish):
-                    await _write(send, self._reply.end(event))
+                    await _write(send, self._reply.keep_alive())
+                elif isinstance(event, Finished):
+                    await _write(send, self._reply.finish(event))
                 elif isinstance(event, Failure):
                     await _write(send, self._reply.failure(event.error))
-                elif isinstance(event, Ended):
-                    await _write(send, self._reply.ended(event))
+                elif isinstance(event, ChoiceFinished):
+                    await _write(send, self._reply.choice_finished(event))
                 else:
-                    await _write(send, self._reply.piece(event))
+                    await _write(send, self._reply.delta(event))
         except OSError:
-            # The client is gone; closing the events cancels the request.
+            # The client has disconnected; closing the events cancels the request.
             return
         finally:
             await events.aclose()
@@ -197,12 +252,12 @@ async def _write(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def cost_headers(finish: Finish) -> dict[str, str]:
-    """Return what an answer took, for who looks at headers; browsers and proxies draw `Server-Timing`.
+def _cost_headers(finished: Finished) -> dict[str, str]:
+    """Return headers with an answer's usage and timings; browsers and proxies display `Server-Timing`.
 
-    The header's durations are in milliseconds: W3C Server Timing, section 4.
+    Its durations are in milliseconds: W3C Server Timing, section 4.
     """
-    timings, usage = finish.timings, finish.usage
+    timings, usage = finished.timings, finished.usage
     spans = {"queue": timings.queue_s, "prefill": timings.prefill_s, "decode": timings.decode_s}
     return {
         "Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in spans.items()),
@@ -214,21 +269,3 @@ def cost_headers(finish: Finish) -> dict[str, str]:
         "X-Edgekit-Kv-Bytes": str(timings.kv_bytes),
         "X-Edgekit-Left-Out-Messages": str(usage.left_out_messages),
     }
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return a request's body.
-
-    Raises:
-        RequestError: `body_too_large`, as soon as that is known.
-    """
-    error = RequestError(f"the body is larger than {limit} bytes", hint="shorten the messages", code="body_too_large")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise error
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise error
-    return bytes(body)

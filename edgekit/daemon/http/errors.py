@@ -1,20 +1,23 @@
-"""Errors as HTTP responses: the status of each stable code, and the OpenAI shape of the body."""
+"""Errors as HTTP responses: the status of each error code, and the OpenAI error body."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from edgekit.daemon.wire import error_body
-from edgekit.errors import EdgekitError, RequestError
+from edgekit.daemon.api import error_body
+from edgekit.daemon.api.validation import printable
+from edgekit.errors import EdgekitError, RequestError, UnavailableError
 
-__all__ = ["error_response", "http_error"]
+__all__ = ["error_response", "error_text", "http_error", "openai_error"]
 
 logger = logging.getLogger(__name__)
 
+# Codes whose status is not that of the error's class.
 _STATUS = {
     "body_too_large": 413,
     "deadline_exceeded": 504,
@@ -23,39 +26,67 @@ _STATUS = {
     "method_not_allowed": 405,
     "model_not_found": 404,
     "not_found": 404,
-    "not_ready": 503,
     "origin_not_allowed": 403,
     "overloaded": 429,
-    "shutting_down": 503,
 }
 
 
-def status_of(error: EdgekitError) -> int:
-    """Return the HTTP status of an error: 400 if the caller can mend it, else 500, unless its code says more."""
-    return _STATUS.get(error.code, 400 if isinstance(error, RequestError) else 500)
+def _status_of(error: EdgekitError) -> int:
+    """Return the HTTP status of an error: that of its code, else 400 for a bad request, 503 if unavailable, 500."""
+    if error.code in _STATUS:
+        return _STATUS[error.code]
+    if isinstance(error, UnavailableError):
+        return 503
+    return 400 if isinstance(error, RequestError) else 500
+
+
+def error_text(error: EdgekitError) -> str:
+    """Return the message and, in brackets, the hint: clients show this text and nothing else."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message
+
+
+def openai_error(error: EdgekitError) -> dict[str, Any]:
+    """Return OpenAI's error body, whose `message` has the hint too."""
+    body = error_body(error)
+    return {"error": {**body["error"], "message": error_text(error)}}
 
 
 def error_response(error: EdgekitError, body: dict[str, Any] | None = None) -> Response:
-    """Return an error as a response, with `Retry-After` where waiting helps.
+    """Return an error as a response; an `UnavailableError` sets `Retry-After`.
 
     Args:
-        error: What went wrong.
-        body: How the dialect says it; the OpenAI API's way unless given.
+        error: The error.
+        body: The body in the API's own shape; OpenAI's unless given.
     """
-    status = status_of(error)
+    status = _status_of(error)
     headers = {}
-    if isinstance(error, RequestError) and error.retry_after_s is not None:
+    if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     elif status >= 500:
-        # OpenAI's clients repeat every 5xx; what failed once for its own reasons would only fail again.
+        # OpenAI's clients retry every 5xx, but these failures would only repeat.
         headers["X-Should-Retry"] = "false"
     if status == 500:
         logger.error("answered 500: %s", error.message)
-    return JSONResponse(error_body(error) if body is None else body, status, headers)
+    return JSONResponse(openai_error(error) if body is None else body, status, headers)
 
 
-def http_error(status: int) -> EdgekitError:
-    """Return the error for a status that the router gives: 404 or 405."""
+def http_error(status: int, method: str, path: str, *, allowed: str = "", paths: Iterable[str] = ()) -> EdgekitError:
+    """Return the error for a status set by the router.
+
+    Args:
+        status: 404 or 405.
+        method: The request's method.
+        path: The path that was asked for.
+        allowed: The methods of this path.
+        paths: The paths that are served.
+    """
+    asked = f"`{printable(method)} {printable(path)}`"
     if status == 405:
-        return RequestError("this path does not take that method", code="method_not_allowed")
-    return RequestError("there is nothing at this path", hint="see docs/http.md for what there is", code="not_found")
+        return RequestError(
+            f"{asked} is not allowed", hint=f"use {allowed}" if allowed else None, code="method_not_allowed"
+        )
+    # A base URL with one `/v1` too few, or too many.
+    path = "/" + path.strip("/")
+    near = [known for known in paths if path != "/" and (known.endswith(path) or path.endswith(known))]
+    hint = f"did you mean `{near[0]}`?" if near else "docs/http.md lists the endpoints"
+    return RequestError(f"unknown endpoint {asked}", hint=hint, code="not_found")

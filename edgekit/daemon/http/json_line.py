@@ -1,4 +1,4 @@
-"""JSON on one line, whatever a client takes for the end of one."""
+"""JSON on one line, by any client's definition of a line break."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 __all__ = ["json_line"]
 
-# Ends of lines to Unicode and to Python's `str.splitlines`, by which httpx cuts a stream (and so Ollama's SDK); JSON
-# escapes the others of them anyway.
-_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+# Line breaks of Unicode and `str.splitlines`, at which httpx, and so Ollama's SDK, splits a stream; JSON always escapes
+# the other ones.
+_LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
 def json_line(value: Any) -> str:
-    """Return a value as JSON in which nothing ends a line; characters stay as they are otherwise."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_ENDS)
+    """Return a value as JSON without line breaks; other characters are not escaped."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)

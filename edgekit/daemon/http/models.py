@@ -1,4 +1,4 @@
-"""The one model that is served, as each dialect lists and shows it."""
+"""The endpoints that list and describe the served model, in both APIs."""
 
 from __future__ import annotations
 
@@ -8,44 +8,28 @@ from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgekit import __version__
-from edgekit.daemon.wire import printable
-from edgekit.errors import RequestError
+from edgekit.daemon.api import check_model
+from edgekit.daemon.api.served_model import ollama_name
 from edgekit.generation.model import ModelInfo
 
-__all__ = ["Models", "check_model", "ollama_name", "rfc3339"]
-
-
-def check_model(named: str | None, info: ModelInfo) -> None:
-    """Raise `model_not_found` if a caller names another model than the one that is here."""
-    if named is not None and named not in {info.name, ollama_name(info)}:
-        raise RequestError(
-            f"there is no model `{printable(named)}` here",
-            hint=f"this daemon serves `{info.name}`",
-            code="model_not_found",
-            param="model",
-        )
-
-
-def ollama_name(info: ModelInfo) -> str:
-    """Return the model's name as Ollama's callers expect it: with a tag."""
-    return info.name if ":" in info.name else f"{info.name}:latest"
+__all__ = ["Models", "rfc3339", "show"]
 
 
 def rfc3339(seconds: float) -> str:
-    """Return a time since the epoch as text, in UTC."""
+    """Return seconds since the epoch as an RFC 3339 timestamp in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 class Models:
-    """The endpoints.
+    """The endpoints' handlers.
 
     Args:
-        served: Gives the model; None while it loads.
-        describe: Gives the model, or raises `not_ready`.
+        served: Returns the model; None while it loads.
+        describe: Returns the model, or raises `not_ready`.
     """
 
     def __init__(self, served: Callable[[], ModelInfo | None], describe: Callable[[], ModelInfo]) -> None:
@@ -53,15 +37,20 @@ class Models:
         self._describe = describe
 
     def routes(self) -> list[Route]:
-        """Where they are."""
+        """Return the routes of the endpoints."""
         return [
+            # Ollama's program asks for it first, and gives up at any other status than 200.
+            Route("/", self._root, methods=["GET"]),
             Route("/v1/models", self._list, methods=["GET"]),
-            # Names may hold slashes.
+            # Model names may contain slashes.
             Route("/v1/models/{name:path}", self._retrieve, methods=["GET"]),
             Route("/api/tags", self._tags, methods=["GET"]),
             Route("/api/ps", self._running, methods=["GET"]),
             Route("/api/version", self._version, methods=["GET"]),
         ]
+
+    async def _root(self, _: Request) -> Response:
+        return PlainTextResponse("edgekit is running\n")
 
     async def _list(self, _: Request) -> Response:
         info = self._served()
@@ -82,16 +71,16 @@ class Models:
             return JSONResponse({"models": []})
         model = _ollama(info)
         del model["modified_at"]
-        # It stays as long as the daemon does.
-        kept = {"expires_at": rfc3339(253402300799), "size_vram": 0, "context_length": info.context_length}
-        return JSONResponse({"models": [{**model, **kept}]})
+        # The model stays loaded as long as the daemon runs.
+        loaded = {"expires_at": rfc3339(253402300799), "size_vram": 0, "context_length": info.context_length}
+        return JSONResponse({"models": [{**model, **loaded}]})
 
     async def _version(self, _: Request) -> Response:
         return JSONResponse({"version": __version__})
 
 
 def show(info: ModelInfo) -> dict[str, Any]:
-    """Return what Ollama's `/api/show` says of the model."""
+    """Return the body of Ollama's `/api/show`."""
     family = info.architecture or "unknown"
     facts: dict[str, Any] = {"general.architecture": family, f"{family}.context_length": info.context_length}
     if info.parameters:
@@ -121,7 +110,7 @@ def _ollama(info: ModelInfo) -> dict[str, Any]:
         "model": name,
         "modified_at": rfc3339(info.created),
         "size": info.size_bytes,
-        # Callers cut it to its first characters: it only has to differ between models.
+        # Clients show its first characters only: it just has to differ between models.
         "digest": hashlib.sha256(f"{info.name}\n{info.created}".encode()).hexdigest(),
         "details": _details(info),
     }

@@ -1,1 +1,1 @@
-"""The MQTT door: requests and replies over MQTT 5 (and 3.1.1). It knows nothing about models."""
+"""The MQTT API: requests and replies over MQTT 5, from callers with MQTT 5 or 3.1.1."""

@@ -1,4 +1,4 @@
-"""What a caller sent: its payload and the MQTT 5 properties that matter. It trusts none of them."""
+"""A received message: its payload and the MQTT 5 properties that a request uses, none of them validated yet."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ __all__ = ["Incoming"]
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A request or a cancellation, unread.
+    """A request or a cancellation, not parsed yet.
 
     Attributes:
-        response_topic: None from a caller that speaks MQTT 3.1.1, or sets none.
-        correlation: Correlation Data; None likewise.
-        expiry_s: What is left of the message's expiry interval; None likewise.
+        response_topic: Response Topic; None if not set, as by an MQTT 3.1.1 caller.
+        correlation: Correlation Data; None if not set.
+        expiry_s: Remaining Message Expiry Interval in seconds; None if not set.
+        again: It was delivered before.
     """
 
     payload: bytes
     response_topic: str | None
     correlation: bytes | None
     expiry_s: float | None
+    again: bool = False
 
     @classmethod
     def of(cls, message: paho.MQTTMessage) -> Incoming:
-        """Take what is needed from paho's message."""
+        """Convert paho's message."""
         properties = message.properties
         expiry = getattr(properties, "MessageExpiryInterval", None)
         return cls(
@@ -37,11 +39,12 @@ class Incoming:
             getattr(properties, "ResponseTopic", None),
             getattr(properties, "CorrelationData", None),
             None if expiry is None else float(expiry),
+            bool(message.dup),
         )
 
     @property
     def implied_id(self) -> str | None:
-        """An id for a request that has none but Correlation Data: its text, or a hash of it."""
+        """The id of a request without `id`: its Correlation Data as a string, or their hash; None without them."""
         if not self.correlation:
             return None
         try:

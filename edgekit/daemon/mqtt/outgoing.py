@@ -1,4 +1,4 @@
-"""A message on its way to the broker. It knows neither what it says nor the connection."""
+"""A message to publish, with its MQTT 5 properties."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Outgoing:
     """A message to publish at QoS 1.
 
     Attributes:
-        fallback: Sent instead if the broker does not take packets of this size.
-        lasting: Kept and sent again after a reconnect; presence is not, for it belongs to one connection.
-        on_unheard: Called when the broker says that nobody is subscribed to the topic.
+        fallback: Sent instead if the packet exceeds the broker's Maximum Packet Size.
+        durable: Sent again after a reconnect; false for presence, which belongs to one connection.
+        on_no_subscribers: Called if the broker acknowledges with *No matching subscribers*.
     """
 
     topic: str
@@ -26,18 +26,18 @@ class Outgoing:
     correlation: bytes | None = None
     content_type: str | None = None
     retain: bool = False
-    lasting: bool = True
+    durable: bool = True
     fallback: Outgoing | None = None
-    on_unheard: Callable[[], None] | None = None
+    on_no_subscribers: Callable[[], None] | None = None
 
     @property
     def packet_bytes(self) -> int:
-        """An upper bound of the PUBLISH packet's size: topic, payload, properties, and 32 bytes of headers."""
+        """Upper bound of the PUBLISH packet's size: topic, payload, properties, and 32 bytes of headers."""
         properties = len(self.correlation or b"") + len(self.content_type or "")
         return len(self.topic.encode()) + len(self.payload) + properties + 32
 
     def properties(self, *, will: bool = False) -> Properties:
-        """The MQTT 5 properties, as a message's or as a will's."""
+        """The MQTT 5 properties, for PUBLISH or for a Will Message."""
         properties = new_properties(PacketTypes.WILLMESSAGE if will else PacketTypes.PUBLISH)
         if self.correlation is not None:
             properties.CorrelationData = self.correlation
@@ -48,5 +48,5 @@ class Outgoing:
 
 
 def new_properties(packet_type: int) -> Properties:
-    """Return properties of a packet type, none set."""
-    return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho left its constructor unannotated
+    """Return empty properties for a packet type."""
+    return Properties(packet_type)  # type: ignore[no-untyped-call]  # unannotated in paho

@@ -1,4 +1,4 @@
-"""What a device says of itself: its retained status and its retained card. It knows neither requests nor sockets."""
+"""Presence: the device's retained status and its retained info message."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _REPAIR_S = 1.0
 
 
 class Presence:
-    """Status and card of one device.
+    """Status and info message of one device.
 
-    Every connection has a session name of its own. A will carries the name of the connection that it was left
-    with, so a reader can tell a late will from news; and the device itself, when it hears one, says again that it
-    is online (the idea of Sparkplug's bdSeq).
+    Every connection has its own session name. A Will Message carries the name of the connection that it was set on, so
+    that a reader recognizes a late one; when the device itself receives it, it publishes `online` again (the idea of
+    Sparkplug's bdSeq).
 
     Attributes:
-        repair_due: `time.monotonic()` at which the status is to be published again; None if it is right.
+        repair_due: `time.monotonic()` at which to publish the status again; None if the status is correct.
     """
 
     def __init__(self, topics: Topics, model: ModelInfo) -> None:
@@ -37,22 +37,22 @@ class Presence:
         self.repair_due: float | None = None
 
     def begin(self) -> None:
-        """Take a new session name, for the connection about to be made."""
+        """Start a new session name, for the next connection."""
         self._connection += 1
         self._since = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def online(self) -> Outgoing:
-        """The birth message; publishing it is a repair, too."""
+        """Return the birth message, which also serves as the repair."""
         self.repair_due = None
         return self._status("online")
 
     def offline(self) -> Outgoing:
-        """The will, or the last word before leaving."""
+        """Return the Will Message, which is also the last message before disconnecting."""
         return self._status("offline")
 
-    def card(self, max_payload_bytes: int) -> Outgoing:
-        """What is served here and how to ask."""
-        card = messages.info(
+    def info(self, max_payload_bytes: int) -> Outgoing:
+        """Return the info message: the model, and the topics for requests."""
+        info = messages.info(
             device=self._topics.device,
             model=self._model.name,
             context_length=self._model.context_length,
@@ -60,10 +60,10 @@ class Presence:
             topics={name: getattr(self._topics, name) for name in ("request", "cancel", "status", "refused")},
             max_payload_bytes=max_payload_bytes,
         )
-        return self._retained(self._topics.info, card)
+        return self._retained(self._topics.info, info)
 
-    def heard(self, payload: bytes) -> None:
-        """Note what the status topic says, and plan a repair if it is not what this connection said."""
+    def on_status(self, payload: bytes) -> None:
+        """Handle a message on the status topic; schedule a repair if it is not this connection's `online`."""
         if payload != self._status("online").payload and self.repair_due is None:
             self.repair_due = time.monotonic() + _REPAIR_S
 
@@ -78,4 +78,4 @@ class Presence:
         return self._retained(self._topics.status, status)
 
     def _retained(self, topic: str, message: dict[str, object]) -> Outgoing:
-        return Outgoing(topic, messages.encode(message), content_type=messages.CONTENT_TYPE, retain=True, lasting=False)
+        return Outgoing(topic, messages.encode(message), content_type=messages.CONTENT_TYPE, retain=True, durable=False)

@@ -1,7 +1,7 @@
-"""Answers held to a grammar, token by token: JSON schemas, regular expressions, Lark grammars, lists of choices.
+"""Constrained decoding with llguidance: JSON Schema, regular expressions, Lark and GBNF grammars, choices.
 
-What cannot be enforced is refused before the first token, with the place in the schema. docs/structured-output.md says
-what is enforced, what is refused, and where the limits are; llguidance does the parsing.
+What cannot be enforced is rejected before the first token, with its path in the schema. docs/structured-output.md lists
+what is enforced, what is rejected, and the limits.
 """
 
 from edgekit.generation.grammar.compiler import Grammar, GrammarCompiler

@@ -1,8 +1,9 @@
-"""Compiles what an answer must look like, before its first token, or refuses it.
+"""Compiles response formats to grammars before the first token, or rejects them.
 
-It runs on the caller's thread and may be used by several at once. What is compiled is kept and used again: a matcher of
-a grammar that is known costs a copy. The tokenizer's part is built once, ahead or on first use, and takes a second or
-two. llguidance goes down by recursion: within the limits here, 2 MiB of stack are enough.
+Compilation runs on the caller's thread; a compiler is thread-safe. Compiled grammars are cached: a matcher for a cached
+grammar costs one copy. Their automata grow with every answer, so that only a few of the cache may become large. The
+vocabulary is built once, in advance or on first use, and takes one or two seconds.
+llguidance is recursive: it compiles on a thread with a stack that is large enough for the limits set here.
 """
 
 from __future__ import annotations
@@ -15,47 +16,113 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from edgekit.errors import EdgekitError, RequestError
+from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.grammar.errors import one_line
 from edgekit.generation.grammar.lark import prepare_lark, to_lark
-from edgekit.generation.grammar.matcher import Matcher, MatcherFactory
+from edgekit.generation.grammar.matcher import Automaton, Matcher, MatcherFactory
 from edgekit.generation.grammar.rule import format_rule
 from edgekit.generation.grammar.schema import LoweredSchema, lower_schema
+from edgekit.generation.grammar.trial import try_out
 from edgekit.generation.grammar.vocabulary import Vocabulary
-from edgekit.generation.request import ResponseFormat
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.types import ResponseFormat
 
 __all__ = ["Grammar", "GrammarCompiler"]
 
 MAX_CACHED = 64
+# Characters of all sources in the cache; a compiled grammar takes up to some 700 bytes for each.
+MAX_CACHED_CHARS = 500_000
 MAX_PROBES = 64
 
-# Wherever JSON takes whitespace: one blank, or one line break and the indentation after it. Models write what they were
-# taught (`{"a": 1}`, or indented), and none can go on with blanks and empty lines for ever. Escapes by number are left
-# out: with them a name has more than one spelling, and one that is taken could be written again.
-JSON_OPTIONS = {"whitespace_pattern": r"[\x20\t]|\r?\n(\x20{0,48}|\t{0,16})", "json_allowed_escapes": 'nrbtf\\"'}
+# States of an automaton, of up to 2 KiB each.
+MAX_STATES = 30_000
+# Those of one that stays in the cache; answers under most schemas need no more.
+SMALL_STATES = 2_000
+# Automata with up to MAX_STATES that stay all the same: those used last.
+MAX_LARGE = 2
+# Work on regular expressions, as llguidance measures it, to compile a grammar.
+INITIAL_FUEL = 1_000_000
+# To compile it again and advance through an output, each of whose masks had 200,000.
+REPLAY_FUEL = 1_000_000_000
+
+STACK_BYTES = 64 << 20
+_STACK_SIZE = threading.Lock()
+
+# Whitespace between JSON tokens: one blank, or one line break with indentation. This allows the layouts that models
+# were trained on (`{"a": 1}`, or indented) but no endless blanks and empty lines.
+JSON_OPTIONS = {"whitespace_pattern": r"[\x20\t]|\r?\n(\x20{0,48}|\t{0,16})"}
 
 
 class Grammar:
-    """A compiled grammar."""
+    """A compiled grammar; thread-safe.
 
-    def __init__(self, factory: MatcherFactory, prototype: LLMatcher) -> None:
+    Args:
+        factory: State shared by all matchers.
+        prototype: llguidance's matcher at the start of the grammar.
+        build: Compiles it anew; takes the fuel and the number of states for it.
+        large: The prototype's automaton has room for `MAX_STATES`, not `SMALL_STATES`.
+        on_large: Called when an automaton of that size is used.
+    """
+
+    def __init__(
+        self,
+        factory: MatcherFactory,
+        prototype: LLMatcher,
+        build: Callable[[int, int], LLMatcher],
+        *,
+        large: bool,
+        on_large: Callable[[Grammar], None],
+    ) -> None:
         self._factory = factory
-        self._prototype = prototype
+        self._prototype: LLMatcher | None = prototype
+        self._build = build
+        self._large = large
+        self._on_large = on_large
         self._lock = threading.Lock()
 
     def matcher(self) -> Matcher:
-        """Return a matcher at the start of an answer."""
+        """Return a new matcher, at the start of the output."""
+        return Matcher(self._factory, self._shared())
+
+    def release(self) -> None:
+        """Give up the automaton; another one is compiled for the next matcher."""
         with self._lock:
-            return Matcher(self._factory, self._prototype.deep_copy())
+            self._prototype = None
+
+    def _shared(self) -> Automaton:
+        with self._lock:
+            if self._prototype is None:
+                self._prototype = self._build(
+                    REPLAY_FUEL if self._large else INITIAL_FUEL, MAX_STATES if self._large else SMALL_STATES
+                )
+            prototype, large = self._prototype, self._large
+            inner = prototype.deep_copy()
+        if large:
+            self._on_large(self)
+            return Automaton(inner, shared=True, next=lambda: self._own(prototype))
+        return Automaton(inner, shared=True, next=self._enlarged)
+
+    def _enlarged(self) -> Automaton:
+        """The shared automaton, with more room from now on."""
+        with self._lock:
+            if not self._large:
+                self._large, self._prototype = True, None
+        return self._shared()
+
+    def _own(self, failed: LLMatcher | None) -> Automaton:
+        """An automaton of one matcher's own; the one that it shared with copies of `failed` is given up."""
+        with self._lock:
+            if failed is not None and self._prototype is failed:
+                self._prototype = None
+        return Automaton(self._build(REPLAY_FUEL, MAX_STATES), shared=False, next=lambda: self._own(None))
 
 
 class GrammarCompiler:
-    """Compiles for one model.
+    """Compiles grammars for one model.
 
     Args:
-        tokenizer: The bundle's.
-        vocab_size: Width of the model's logits; it may be wider than the tokenizer's.
-        eos_token_ids: What ends an answer.
+        tokenizer: The bundle's tokenizer.
+        vocab_size: Width of the model's logits; may exceed the tokenizer's vocabulary.
+        eos_token_ids: Tokens that end the output.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Collection[int]) -> None:
@@ -66,17 +133,18 @@ class GrammarCompiler:
         self._building = threading.Lock()
         self._built: tuple[Vocabulary, MatcherFactory] | EdgekitError | None = None
         self._cache: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
+        self._large: OrderedDict[Grammar, None] = OrderedDict()
 
     @property
     def prepared(self) -> bool:
-        """Whether the tokenizer's part has been built, or cannot be."""
+        """Whether the vocabulary has been built, or cannot be built."""
         return self._built is not None
 
     def prepare(self) -> None:
-        """Build the tokenizer's part if nobody has; who needs it meanwhile waits for it, and it is never built twice.
+        """Build the vocabulary unless it is there; concurrent callers wait, and it is built only once.
 
         Raises:
-            EdgekitError: `grammar_unavailable`, as `compile` will then.
+            EdgekitError: `grammar_unavailable`, which `compile` will then raise too.
         """
         self._prepared()
 
@@ -85,29 +153,29 @@ class GrammarCompiler:
 
         Raises:
             RequestError: `unsupported_schema`, `schema_too_complex` or `invalid_request`, with the path of the part.
-            EdgekitError: `grammar_unavailable`: this model's answers cannot be constrained.
+            EdgekitError: `grammar_unavailable`: this model's output cannot be constrained.
         """
         kind, value = response_format.kind, response_format.value
-        param = "response_format"
+        param = response_format.param
         if kind == "json_object":
             return self._compile_schema({"type": "object"}, param)
         if kind == "json_schema":
             return self._compile_schema(value, param)
         if kind == "grammar":
             if not isinstance(value, str) or not value:
-                raise RequestError("`grammar` is a text that is not empty", param=param)
+                raise RequestError("`grammar` must be a non-empty string", param=param)
             return self.compile_lark(to_lark(value, param=param), param=param)
         source = f"start: {format_rule(response_format)}\n"
         return self._cached("lark", source, lambda: self._build(LLMatcher.grammar_from_lark(source), param))
 
     def compile_lark(self, text: str, *, param: str) -> Grammar:
-        """Return a grammar that is written in Lark's syntax as llguidance reads it.
+        """Return the grammar of a source in llguidance's Lark syntax.
 
-        `%json` schemas are held to as by `compile`. `<name>` stands for a token: a special one for itself, another
-        added one for its text; `<[name]>` is for those with brackets in their name. End tokens are not named.
+        `%json` schemas are enforced as by `compile`. `<name>` is a token: a special token matches itself, another added
+        token its text; `<[name]>` is for names that contain brackets. End-of-sequence tokens must not be named.
 
         Args:
-            text: The grammar.
+            text: The source.
             param: The field of the request, for errors.
 
         Raises:
@@ -117,7 +185,7 @@ class GrammarCompiler:
 
         def build() -> Grammar:
             vocabulary, _ = self._prepared()
-            special = {name: number for name, number in vocabulary.added.items() if number in vocabulary.special}
+            special = {name: token for name, token in vocabulary.added.items() if token in vocabulary.special}
             source = prepare_lark(
                 text,
                 param=param,
@@ -137,9 +205,9 @@ class GrammarCompiler:
             try:
                 return self._build(_json(lowered, lowered.root), param)
             except RequestError as error:
-                raise RequestError(
-                    f"{self._culprit(lowered)}: {error.message}", hint=error.hint, code=error.code, param=param
-                ) from None
+                path = self._failing_path(lowered)
+                message = f"`{path}`: {error.message}" if path else error.message
+                raise RequestError(message, hint=error.hint, code=error.code, param=param) from None
 
         return self._cached("json", lowered.document(lowered.root, {}), build)
 
@@ -152,7 +220,10 @@ class GrammarCompiler:
         grammar = build()
         with self._lock:
             self._cache[kind, source] = grammar
-            while len(self._cache) > MAX_CACHED:
+            # The newest stays, whatever its size.
+            while len(self._cache) > 1 and (
+                len(self._cache) > MAX_CACHED or sum(len(text) for _, text in self._cache) > MAX_CACHED_CHARS
+            ):
                 self._cache.popitem(last=False)
         return grammar
 
@@ -161,7 +232,7 @@ class GrammarCompiler:
             if self._built is None:
                 self._built = self._build_vocabulary()
         if isinstance(self._built, EdgekitError):
-            # One of its own for each caller: raising notes where.
+            # A new instance per caller, since raising adds a traceback.
             raise EdgekitError(self._built.message, hint=self._built.hint, code=self._built.code)
         return self._built
 
@@ -174,49 +245,95 @@ class GrammarCompiler:
 
     def _build(self, source: str, param: str) -> Grammar:
         vocabulary, factory = self._prepared()
-        prototype = LLMatcher(vocabulary.trie, source, log_level=0, limits=_limits())
-        if not prototype.is_error():
-            # The first step shows what the construction does not: a start from which nothing leads on.
-            prototype.compute_bitmask()
-        if prototype.is_error():
-            raise _refused(prototype.get_error(), param)
-        return Grammar(factory, prototype)
 
-    def _culprit(self, lowered: LoweredSchema) -> str:
-        """The path of the smallest part of a schema that cannot be compiled on its own."""
-        part, path = lowered.root, lowered.place(lowered.root, "#")
+        def build(fuel: int, states: int) -> LLMatcher:
+            return _with_stack(lambda: LLMatcher(vocabulary.trie, source, log_level=0, limits=_limits(fuel, states)))
+
+        for states in sorted({min(SMALL_STATES, MAX_STATES), MAX_STATES}):
+            prototype = build(INITIAL_FUEL, states)
+            error = _first_step(prototype)
+            failure = error or try_out(prototype, factory.allowed, factory.closing)
+            if "states" not in failure:
+                break
+        if error or (failure and _is_limit(failure)):
+            raise _refusal(failure, param)
+        # Of a trial that failed nothing is kept: its automaton may be full.
+        kept = build(INITIAL_FUEL, states) if failure else prototype
+        return Grammar(factory, kept, build, large=states == MAX_STATES, on_large=self._keep_large)
+
+    def _keep_large(self, grammar: Grammar) -> None:
+        """Keep the automaton of a grammar that is used, and give up that of another if there are too many."""
+        with self._lock:
+            self._large[grammar] = None
+            self._large.move_to_end(grammar)
+            oldest = self._large.popitem(last=False)[0] if len(self._large) > MAX_LARGE else None
+        if oldest is not None:
+            oldest.release()
+
+    def _failing_path(self, lowered: LoweredSchema) -> str:
+        """Path of the innermost part of a schema that does not compile on its own; "" if that is all of it."""
+        part, path = lowered.root, lowered.path_of(lowered.root, "")
         seen = {id(part)}
+        inside = iter(lowered.parts(part))
         for _ in range(MAX_PROBES):
-            for inside in lowered.parts(part):
-                if id(inside) not in seen and self._fails(lowered, inside):
-                    seen.add(id(inside))
-                    part, path = inside, lowered.place(inside, path)
-                    break
-            else:
-                return path
+            probe = next((other for other in inside if id(other) not in seen), None)
+            if probe is None:
+                break
+            seen.add(id(probe))
+            if self._fails(lowered, probe):
+                part, path = probe, lowered.path_of(probe, path)
+                inside = iter(lowered.parts(part))
         return path
 
     def _fails(self, lowered: LoweredSchema, part: Any) -> bool:
-        return part is False or bool(LLMatcher.validate_grammar(_json(lowered, part), limits=_limits()))
+        if part is False:
+            return True
+        try:
+            self._build(_json(lowered, part), "")
+        except RequestError:
+            return True
+        return False
+
+
+def _first_step(prototype: LLMatcher) -> str:
+    """Return the error of a matcher, some of which appear only in the first step; empty if there is none."""
+    if not prototype.is_error():
+        # Such as a start without any continuation.
+        prototype.compute_bitmask()
+    return str(prototype.get_error()) if prototype.is_error() else ""
+
+
+def _with_stack(build: Callable[[], LLMatcher]) -> LLMatcher:
+    """Compile on a thread with a large stack; only what is used of it takes memory."""
+    built: list[LLMatcher] = []
+    thread = threading.Thread(target=lambda: built.append(build()), name="grammar")
+    with _STACK_SIZE:
+        usual = threading.stack_size(STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    thread.join()
+    return built[0]
 
 
 def _json(lowered: LoweredSchema, part: Any) -> str:
     return LLMatcher.grammar_from_json_schema(lowered.document(part, JSON_OPTIONS))
 
 
-def _limits() -> LLParserLimits:
+def _limits(fuel: int, states: int) -> LLParserLimits:
     return LLParserLimits(
-        initial_lexer_fuel=1_000_000,
+        initial_lexer_fuel=fuel,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
-        max_items_in_row=2000,
-        max_lexer_states=30_000,
-        max_grammar_size=200_000,
+        step_max_items=500_000,
+        max_items_in_row=10_000,
+        max_lexer_states=states,
+        max_grammar_size=500_000,
         verbose_errors=False,
     )
 
 
-_TOO_MUCH = (
+_LIMIT_WORDS = (
     "fuel",
     "limit",
     "too large",
@@ -225,12 +342,18 @@ _TOO_MUCH = (
     "too complex",
     "too deeply",
     "exceeded",
+    "max is",
+    "exhausted",
     "Unable to determine",
 )
 
 
-def _refused(message: str, param: str) -> RequestError:
+def _is_limit(message: str) -> bool:
+    return any(word in message for word in _LIMIT_WORDS)
+
+
+def _refusal(message: str, param: str) -> RequestError:
     line = one_line(message)
-    if any(word in line for word in _TOO_MUCH):
-        return RequestError(f"it is too complex to be enforced: {line}", code="schema_too_complex", param=param)
-    return RequestError(f"it cannot be enforced: {line}", code="unsupported_schema", param=param)
+    if _is_limit(line):
+        return RequestError(f"the grammar is too complex: {line}", code="schema_too_complex", param=param)
+    return RequestError(f"the grammar cannot be enforced: {line}", code="unsupported_schema", param=param)

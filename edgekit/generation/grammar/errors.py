@@ -1,17 +1,20 @@
-"""How a part of a schema or grammar is refused: first without its place, then with it."""
+"""Errors about parts of a schema or grammar: raised without a path, which the caller adds."""
 
 from __future__ import annotations
 
 from edgekit.errors import RequestError
 
-__all__ = ["PartError", "one_line", "refusal", "too_much"]
+__all__ = ["PartError", "one_line", "refusal", "too_large"]
 
 
 class PartError(Exception):
-    """What is wrong with a part; whoever knows where the part stands turns it into a `RequestError`.
+    """An error in a part of a schema or grammar; `refusal` turns it into a `RequestError` with the part's path.
 
     Args:
-        complex_: It is not wrong but too much.
+        message: One line, without the path.
+        complex_: The part exceeds a limit (`schema_too_complex`).
+        invalid: The part is malformed (`invalid_request`); otherwise it is `unsupported_schema`.
+        hint: What to do about it.
     """
 
     def __init__(self, message: str, *, complex_: bool = False, invalid: bool = False, hint: str | None = None) -> None:
@@ -21,19 +24,19 @@ class PartError(Exception):
         self.hint = hint
 
 
-def refusal(complaint: PartError, *, path: str, param: str) -> RequestError:
-    """Return the error for a request whose schema or grammar has this at `path`."""
-    where = f"{path}: " if path else ""
-    return RequestError(where + complaint.message, hint=complaint.hint, code=complaint.code, param=param)
+def refusal(error: PartError, *, path: str, param: str) -> RequestError:
+    """Return the error for a request whose schema or grammar has this error at `path`."""
+    where = f"`{path}`: " if path else ""
+    return RequestError(where + error.message, hint=error.hint, code=error.code, param=param)
 
 
-def too_much(what: str, most: int, unit: str) -> PartError:
-    """Return the complaint that a part is larger than it may be."""
-    return PartError(f"a {what} may have {most} {unit}", complex_=True)
+def too_large(what: str, limit: int, unit: str) -> PartError:
+    """Return the error for a part that exceeds its limit."""
+    return PartError(f"a {what} may have at most {limit} {unit}", complex_=True)
 
 
 def one_line(message: str) -> str:
-    """What llguidance says is wrong, without the state that it adds."""
+    """Return llguidance's error message on one line, without the state dump it appends."""
     for mark in ("<state>", "<non-verbose/>"):
         message = message.partition(mark)[0]
     return " ".join(message.split())[:300]

@@ -1,4 +1,4 @@
-"""The plain values in a schema: constants, names, bounds and counts. What cannot be written exactly is refused."""
+"""Checks the literal values in a schema: constants, names, bounds and counts. Inexact values are rejected."""
 
 from __future__ import annotations
 
@@ -10,34 +10,45 @@ from typing import Any
 
 from edgekit.generation.grammar.errors import PartError
 
-__all__ = ["check_literal", "check_text", "identity", "read_bound", "read_count", "type_name"]
+__all__ = [
+    "check_literal",
+    "check_text",
+    "distinct",
+    "identity",
+    "numeric_escape",
+    "read_bound",
+    "read_count",
+    "type_name",
+]
 
-# Doubles hold every integer up to here; llguidance reads numbers as doubles.
+# Doubles represent every integer up to here; llguidance reads numbers as doubles.
 EXACT = 2**53
 MAX_LITERAL_DEPTH = 16
-# Larger bounds have no place in the decimal automaton.
+# Larger bounds do not fit in the decimal automaton.
 MAX_BOUND = 10**15
 _SHORT_ESCAPES = frozenset("\b\t\n\f\r")
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that JSON can write as a numbered escape only, which the grammar does not use.
+    """Reject a string that JSON cannot write.
 
     Raises:
-        PartError: The text holds such a character.
+        PartError: The string contains half of a surrogate pair.
     """
-    for char in text:
-        if (char < " " and char not in _SHORT_ESCAPES) or char == "\x7f":
-            raise PartError(f"{what} holds the control character U+{ord(char):04X}, which is not enforced")
-        if "\ud800" <= char <= "\udfff":
-            raise PartError(f"{what} holds half of a surrogate pair", invalid=True)
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise PartError(f"{what} contains half of a surrogate pair", invalid=True)
+
+
+def numeric_escape(text: str) -> str | None:
+    """Return the first character that JSON can only write with a numeric escape, such as U+0001."""
+    return next((char for char in text if (char < " " and char not in _SHORT_ESCAPES) or char == "\x7f"), None)
 
 
 def check_literal(value: object, depth: int = 0) -> int:
-    """Check a constant and return how many values it holds, itself included.
+    """Check a constant and return the number of values in it, including itself.
 
     Raises:
-        PartError: It cannot be written exactly, or is nested too deeply.
+        PartError: The constant is not representable exactly, or is nested too deeply.
     """
     if depth > MAX_LITERAL_DEPTH:
         raise PartError("a constant is nested too deeply", complex_=True)
@@ -47,25 +58,25 @@ def check_literal(value: object, depth: int = 0) -> int:
         pass
     elif isinstance(value, int):
         if abs(value) > EXACT:
-            raise PartError(f"{value} is beyond the integers that a double holds exactly")
+            raise PartError(f"{_short(value)} is beyond the integers that a double represents exactly")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise PartError("a constant is not a number", invalid=True)
+            raise PartError("a constant is NaN or infinity", invalid=True)
         if not _is_exact(value):
             raise PartError(f"{value!r} has too many digits to be enforced")
     elif isinstance(value, list):
         return 1 + sum(check_literal(item, depth + 1) for item in value)
     elif isinstance(value, dict):
         for name in value:
-            check_text(name, "a property's name")
+            check_text(name, "a property name")
         return 1 + sum(check_literal(item, depth + 1) for item in value.values())
     else:
-        raise PartError(f"a constant is no JSON value but a {type(value).__name__}", invalid=True)
+        raise PartError(f"a constant must be a JSON value, not {type(value).__name__}", invalid=True)
     return 1
 
 
 def identity(value: Any) -> Hashable:
-    """Return what is equal for values that JSON Schema holds equal: 1 and 1.0, but not 1 and true."""
+    """Return a key that is equal for values that JSON Schema considers equal: 1 and 1.0, but not 1 and true."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return json.dumps(value)
     if isinstance(value, int | float):
@@ -86,16 +97,19 @@ def type_name(value: object) -> str:
     return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
-def read_count(value: object, most: int, name: str) -> int:
+def read_count(value: object, limit: int, name: str) -> int:
     """Read a length or a number of items.
 
     Raises:
-        PartError: It is no count, or more than `most`.
+        PartError: The value is not a count, or a minimum exceeds `limit`; a maximum is lowered to it.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
         raise PartError(f"`{name}` must be a whole number, not {_short(value)}", invalid=True)
-    if value > most:
-        raise PartError(f"`{name}` may be {most} at most, not {int(value)}", complex_=True)
+    if value > limit:
+        # A smaller maximum allows less, so it is no error.
+        if name.startswith("max"):
+            return limit
+        raise PartError(f"`{name}` may be at most {limit}, not {_short(int(value))}", complex_=True)
     return int(value)
 
 
@@ -103,9 +117,10 @@ def read_bound(value: object, name: str) -> int | float:
     """Read the bound of a number.
 
     Raises:
-        PartError: It is no number, or has too many digits to be enforced.
+        PartError: The value is not a number, or has too many digits to be enforced.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # An integer may be too large for `math.isfinite`.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (-math.inf < value < math.inf):
         raise PartError(f"`{name}` must be a number, not {_short(value)}", invalid=True)
     if isinstance(value, float) and value != int(value):
         if abs(value) > MAX_BOUND or not _is_exact(value):
@@ -115,7 +130,7 @@ def read_bound(value: object, name: str) -> int | float:
 
 
 def _is_exact(value: float) -> bool:
-    """Whether llguidance reads the number as it is: its parser is exact for a short one that is not far from 1."""
+    """Whether llguidance parses the number exactly: its parser is exact for few digits and small exponents."""
     _, digits, exponent = Decimal(repr(value)).as_tuple()
     return int("".join(map(str, digits))) <= EXACT and isinstance(exponent, int) and -16 <= exponent <= 16
 
@@ -126,5 +141,8 @@ def _short(value: object) -> str:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the values without repetitions, in order."""
-    return list({identity(value): value for value in reversed(list(values))}.values())[::-1]
+    """Return the values without duplicates, in the order of their first occurrences."""
+    found: dict[Hashable, Any] = {}
+    for value in values:
+        found.setdefault(identity(value), value)
+    return list(found.values())

@@ -1,7 +1,7 @@
-"""A response format as a rule of a grammar: all of it, or where a model may call a tool or else answer in that form.
+"""Turns a response format into a grammar rule: the whole grammar, or the part for answers without a tool call.
 
-What `regex` and `choice` may be is decided here alone. Both become one regular expression: its texts share an
-automaton, where llguidance holds 2000 alternatives of a rule at once.
+The values of `regex` and `choice` are validated only here. Both become one regular expression, whose strings share an
+automaton; as alternatives of a rule, llguidance would track 2000 choices at once.
 """
 
 from __future__ import annotations
@@ -9,59 +9,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekit.errors import RequestError
-from edgekit.generation.grammar.errors import PartError, refusal, too_much
+from edgekit.generation.grammar.errors import PartError, refusal, too_large
 from edgekit.generation.grammar.lark import lark_json
 from edgekit.generation.grammar.patterns import full_match, literal
-from edgekit.generation.request import ResponseFormat
+from edgekit.generation.types import ResponseFormat
 
 __all__ = ["format_rule"]
 
 MAX_CHOICES = 2000
 MAX_CHOICE_CHARS = 64 * 1024
 
-_PARAM = "response_format"
-
 
 def format_rule(response_format: ResponseFormat) -> str:
-    """Return the body of a rule, in Lark, that an answer in this format matches.
+    """Return the Lark rule body that output in this format matches.
 
     Raises:
-        RequestError: `unsupported_schema`, `schema_too_complex` or `invalid_request`, with the path of the part; or it
-            is a grammar of its own, whose names might be the other's too.
+        RequestError: `unsupported_schema`, `schema_too_complex` or `invalid_request`, with the path of the part; or
+            the format is itself a grammar, whose rule names might collide.
     """
-    kind, value = response_format.kind, response_format.value
+    kind, value, param = response_format.kind, response_format.value, response_format.param
     if kind == "json_object":
-        return lark_json({"type": "object"}, param=_PARAM)
+        return lark_json({"type": "object"}, param=param)
     if kind == "json_schema":
-        return lark_json(value, param=_PARAM)
+        return lark_json(value, param=param)
     if kind == "grammar":
         raise RequestError(
-            "a `grammar` goes neither with `tools` nor behind reasoning that the chat template has begun",
-            hint='leave the tools out, or send `"reasoning_effort": "none"`',
-            param=_PARAM,
+            "a `grammar` cannot be combined with `tools` or with reasoning opened by the chat template",
+            hint='remove the tools, or send `"reasoning_effort": "none"`',
+            param=param,
         )
     try:
         return f"/{_choice(value) if kind == 'choice' else _regex(value)}/"
-    except PartError as complaint:
-        raise refusal(complaint, path="", param=_PARAM) from None
+    except PartError as error:
+        raise refusal(error, path="", param=param) from None
 
 
-def _choice(texts: object) -> str:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise PartError("`choice` is a list of texts", invalid=True)
-    if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise PartError("`choice` is a list of texts that are not empty", invalid=True)
-    if len(texts) > MAX_CHOICES:
-        raise too_much("choice", MAX_CHOICES, "texts")
-    if sum(map(len, texts)) > MAX_CHOICE_CHARS:
-        raise too_much("choice", MAX_CHOICE_CHARS, "characters")
-    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
-        raise PartError("`choice` holds half of a surrogate pair", invalid=True)
-    return "|".join(literal(text) for text in dict.fromkeys(texts))
+def _choice(choices: object) -> str:
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise PartError("`choice` must be a list of strings", invalid=True)
+    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise PartError("`choice` must be a non-empty list of non-empty strings", invalid=True)
+    if len(choices) > MAX_CHOICES:
+        raise too_large("choice", MAX_CHOICES, "strings")
+    if sum(map(len, choices)) > MAX_CHOICE_CHARS:
+        raise too_large("choice", MAX_CHOICE_CHARS, "characters")
+    if any("\ud800" <= char <= "\udfff" for choice in choices for char in choice):
+        raise PartError("`choice` contains half of a surrogate pair", invalid=True)
+    return "|".join(literal(choice) for choice in dict.fromkeys(choices))
 
 
 def _regex(pattern: object) -> str:
     if not isinstance(pattern, str) or not pattern:
-        raise PartError("`regex` is a text that is not empty", invalid=True)
-    # A pattern that matches nothing but the empty text is one all the same: `^$`.
+        raise PartError("`regex` must be a non-empty string", invalid=True)
+    # A pattern that matches only the empty string, such as `^$`, translates to nothing.
     return full_match(pattern) or "(?:)"

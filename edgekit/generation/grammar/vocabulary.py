@@ -1,7 +1,7 @@
-"""A bundle's tokenizer as llguidance needs it: the bytes of every token, and how text in mid answer becomes tokens.
+"""Adapts a bundle's tokenizer to llguidance: the bytes of every token, and the encoding of text within an output.
 
-Special tokens have no bytes: a grammar reaches them by name or number, never as text. Ids that the model has and the
-tokenizer has not are no tokens at all.
+Special tokens have no bytes: a grammar refers to them by name or id, never as text. Ids that exist in the model but not
+in the tokenizer are never allowed.
 """
 
 from __future__ import annotations
@@ -15,61 +15,65 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from edgekit.errors import EdgekitError
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.chat.tokenizer import Tokenizer
 
 __all__ = ["Vocabulary", "token_bytes"]
 
-# llguidance's mark of a special token; no UTF-8 text holds this byte.
+# llguidance's prefix of special tokens; the byte does not occur in UTF-8.
 _SPECIAL = b"\xff"
 _SPACE = "\u2581"
 
 
 class Vocabulary:
-    """The tokens of a model.
+    """The tokens of a model, as a trie for llguidance.
 
     Args:
-        tokenizer: The bundle's.
+        tokenizer: The bundle's tokenizer.
         vocab_size: Width of the model's logits.
-        eos_token_ids: What ends an answer.
+        eos_token_ids: Tokens that end the output.
 
     Attributes:
-        added: Ids of tokens that have a text as a whole, special or not.
-        special: Ids of the special ones.
-        last: Ids from here on are none.
+        added: Ids of added tokens by content, special or not.
+        special: Ids of special tokens.
+        last: End of the tokenizer's ids, exclusive.
+        closing: Ids of tokens that begin with a quote or a closing bracket.
 
     Raises:
-        EdgekitError: `grammar_unavailable`: the tokens of this kind of tokenizer have no known bytes.
+        EdgekitError: `grammar_unavailable`: the bytes of this kind of tokenizer's tokens are unknown.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self.last = tokenizer.vocab_size
         self.special = tokenizer.special_ids
-        self.added = {token.content: number for number, token in tokenizer.backend.get_added_tokens_decoder().items()}
-        self.eos_token_ids = frozenset(number for number in eos_token_ids if number < vocab_size)
+        self.added = {
+            token.content: token_id for token_id, token in tokenizer.backend.get_added_tokens_decoder().items()
+        }
+        self.eos_token_ids = frozenset(token_id for token_id in eos_token_ids if token_id < vocab_size)
         if not self.eos_token_ids or vocab_size < self.last:
             raise EdgekitError(
-                "the model has no token that ends an answer"
+                "the model has no end-of-sequence token"
                 if vocab_size >= self.last
                 else f"the model has {vocab_size} tokens and its tokenizer {self.last}",
                 code="grammar_unavailable",
             )
         tokens = token_bytes(tokenizer)
-        for number in self.special:
-            tokens[number] = _SPECIAL + tokens[number]
+        for token_id in self.special:
+            tokens[token_id] = _SPECIAL + tokens[token_id]
         encode = _continuation(tokenizer)
-        _drop_repetitions(tokens, encode)
+        _drop_duplicates(tokens, encode)
         tokens += [b""] * (vocab_size - len(tokens))
+        self.closing = [token_id for token_id, token in enumerate(tokens) if token[:1] in {b'"', b"]", b"}"}]
         wrapper = _Tokens(tokens, min(self.eos_token_ids), encode)
         self.trie = LLTokenizer(wrapper, eos_token=sorted(self.eos_token_ids))
 
 
 class _Tokens(TokenizerWrapper):
-    """What llguidance asks of a tokenizer; it calls back to encode forced text."""
+    """llguidance's tokenizer interface; llguidance calls it to encode forced text."""
 
     is_tokenizer_wrapper = True
 
     def __init__(self, tokens: list[bytes], eos_token_id: int, encode: Callable[[str], list[int]]) -> None:
-        # Not the parent's: it asks for a tokenizer of the guidance library.
+        # Without super().__init__(), which needs a tokenizer of the guidance library.
         self.tokens = tokens
         self.eos_token_id = eos_token_id
         self.bos_token_id = None
@@ -81,12 +85,12 @@ class _Tokens(TokenizerWrapper):
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """Return the bytes that each token stands for; a special token's are its name.
+    """Return the bytes of each token; for a special token, its name.
 
     Raises:
         EdgekitError: `grammar_unavailable`, as `Vocabulary`.
     """
-    decoders = _components(_described(tokenizer.backend.decoder))
+    decoders = _components(_definition(tokenizer.backend.decoder))
     kinds = {decoder["type"] for decoder in decoders}
     to_bytes: Callable[[str], bytes]
     if "ByteLevel" in kinds:
@@ -104,89 +108,90 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
     else:
         raise EdgekitError(
-            f"answers cannot be constrained with this tokenizer (decoder: {', '.join(sorted(kinds)) or 'none'})",
+            f"output cannot be constrained with this tokenizer (decoder: {', '.join(sorted(kinds)) or 'none'})",
             code="grammar_unavailable",
         )
     added = tokenizer.backend.get_added_tokens_decoder()
     tokens = []
-    for number in range(tokenizer.vocab_size):
-        piece = tokenizer.backend.id_to_token(number)
-        if number in added:
-            tokens.append(added[number].content.encode())
+    for token_id in range(tokenizer.vocab_size):
+        piece = tokenizer.backend.id_to_token(token_id)
+        if token_id in added:
+            tokens.append(added[token_id].content.encode())
         elif piece is None:
             tokens.append(b"")
         else:
             try:
                 tokens.append(to_bytes(piece))
             except ValueError:
-                # A piece that no text leads to.
+                # No text encodes to this token.
                 tokens.append(b"")
     return tokens
 
 
-def _drop_repetitions(tokens: list[bytes], encode: Callable[[str], list[int]]) -> None:
-    """Leave one token for the same bytes: the one that text is encoded with, not SentencePiece's single bytes."""
+def _drop_duplicates(tokens: list[bytes], encode: Callable[[str], list[int]]) -> None:
+    """Keep one of several tokens with the same bytes: the one that text encodes to, not SentencePiece's byte token."""
     same: dict[bytes, list[int]] = {}
-    for number, token in enumerate(tokens):
+    for token_id, token in enumerate(tokens):
         if token:
-            same.setdefault(token, []).append(number)
-    for token, numbers in same.items():
-        if len(numbers) > 1:
+            same.setdefault(token, []).append(token_id)
+    for token, ids in same.items():
+        if len(ids) > 1:
             chosen = encode(token.decode(errors="replace"))
-            keep = chosen[0] if len(chosen) == 1 and chosen[0] in numbers else numbers[0]
-            for number in numbers:
-                if number != keep:
-                    tokens[number] = b""
+            keep = chosen[0] if len(chosen) == 1 and chosen[0] in ids else ids[0]
+            for token_id in ids:
+                if token_id != keep:
+                    tokens[token_id] = b""
 
 
 def _continuation(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """How text in mid answer is encoded: no blank is put before it, and it is not rewritten.
+    """Return an encoder for text within an output: no space is prepended, and text is not normalized.
 
-    The backend is a second one over the same model, with its own switches: special tokens in text stay text.
+    It uses a second backend over the same model, with its own switches: special tokens in text stay text.
     """
-    shell: dict[str, Any] = {
+    skeleton: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
-        "normalizer": _joined(_kept(_described(tokenizer.backend.normalizer)), "normalizers"),
-        "pre_tokenizer": _joined(
-            [_unprefixed(part) for part in _components(_described(tokenizer.backend.pre_tokenizer))], "pretokenizers"
+        "normalizer": _sequence(_space_replacements(_definition(tokenizer.backend.normalizer)), "normalizers"),
+        "pre_tokenizer": _sequence(
+            [_unprefixed(part) for part in _components(_definition(tokenizer.backend.pre_tokenizer))], "pretokenizers"
         ),
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
-    backend = Backend.from_str(json.dumps(shell))
+    backend = Backend.from_str(json.dumps(skeleton))
     backend.model = tokenizer.backend.model
     added = sorted(tokenizer.backend.get_added_tokens_decoder().items())
-    for number, token in added:
+    for token_id, token in added:
         copy = AddedToken(
             token.content,
             single_word=token.single_word,
             lstrip=False,
             rstrip=False,
             normalized=token.normalized,
-            special=number in tokenizer.special_ids,
+            special=token_id in tokenizer.special_ids,
         )
         (backend.add_special_tokens if copy.special else backend.add_tokens)([copy])
     backend.encode_special_tokens = True
-    # The second backend may number them otherwise.
-    original = {backend.token_to_id(token.content): number for number, token in added}
+    # The second backend may assign other ids to added tokens.
+    original = {backend.token_to_id(token.content): token_id for token_id, token in added}
 
     def encode(text: str) -> list[int]:
-        return [original.get(number, number) for number in backend.encode(text, add_special_tokens=False).ids]
+        return [original.get(token_id, token_id) for token_id in backend.encode(text, add_special_tokens=False).ids]
 
     return encode
 
 
-def _described(part: Any) -> dict[str, Any] | None:
-    """A part of a tokenizer as `tokenizer.json` has it.
+def _definition(part: Any) -> dict[str, Any] | None:
+    """Definition of a tokenizer component, as in `tokenizer.json`.
 
-    Parts are pickled as that. All of the definition has the vocabulary in it, half a second of text to read back.
+    Components are pickled in this form. The complete definition would include the vocabulary, which takes half a second
+    to parse.
     """
-    described: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
-    return described
+    definition: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
+    return definition
 
 
-def _kept(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Normalizers that write blanks as SentencePiece does; the rest would change the text."""
+def _space_replacements(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Normalizers that replace spaces by SentencePiece's U+2581; all others would change the text."""
     parts = _components(normalizer)
     return [part for part in parts if part["type"] == "Replace" and part.get("content") == _SPACE]
 
@@ -208,14 +213,14 @@ def _components(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [deeper for member in inside for deeper in _components(member)]
 
 
-def _joined(parts: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+def _sequence(parts: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
     return {"type": "Sequence", name: parts} if parts else None
 
 
 def _byte_level_table() -> dict[int, int]:
-    """The printable characters that byte-level BPE writes bytes with (GPT-2's table), for `str.translate`."""
+    """Map byte-level BPE's printable characters (GPT-2's table) to bytes, for `str.translate`."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(plain)]
-    # A character outside the table must not pass for a byte.
-    strangers = {byte: 0x100 + byte for byte in others}
-    return strangers | {byte: byte for byte in plain} | {256 + at: byte for at, byte in enumerate(others)}
+    # A character outside the table must not be taken for a byte.
+    foreign = {byte: 0x100 + byte for byte in others}
+    return foreign | {byte: byte for byte in plain} | {256 + at: byte for at, byte in enumerate(others)}

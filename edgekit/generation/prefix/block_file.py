@@ -1,14 +1,12 @@
-"""One block in one file, whole or not at all.
+"""Reads and writes block files: one block per file, written atomically.
 
     magic 8 | fingerprint 32 | key 32 | length of the payload 8, little-endian | SHA-256 32 | payload
 
-The SHA-256 covers everything else, so that a file cut short, damaged, renamed or left by another model is found out.
-It detects accidents and mix-ups; who may write into the folder can forge a file (the folder is its owner's alone).
-SHA-256 because it is the fastest of the standard library's strong hashes where the CPU has instructions for it, as
-x86-64 and ARMv8 have: 1.8 GB/s here, against 0.6 GB/s of BLAKE2b. Files are read, never mapped: reading a damaged
-medium gives an error, touching a mapping of it ends the process.
-
-It knows no eviction and no thread.
+The SHA-256 covers everything else, so a file that was truncated, damaged, renamed or left by another model is detected.
+It protects against accidents only: a process that can write to the folder can forge a file (only the owner can).
+SHA-256 is the fastest strong hash of the standard library where the CPU has instructions for it, as x86-64 and ARMv8
+do: 1.8 GB/s here, against 0.6 GB/s of BLAKE2b. Files are read, never mapped: reading a damaged medium gives an error,
+touching a mapping of it ends the process.
 """
 
 from __future__ import annotations
@@ -30,27 +28,27 @@ HEADER_BYTES = _FIELDS.size + _DIGEST_BYTES
 
 
 class DamagedBlockError(Exception):
-    """The file is not the block it is taken for."""
+    """The file does not contain the expected block."""
 
 
 def fingerprint_digest(fingerprint: str) -> bytes:
-    """Return a fingerprint as it stands in a header."""
+    """Return a fingerprint as stored in the header."""
     return hashlib.sha256(fingerprint.encode()).digest()
 
 
 def write_block(path: Path, *, fingerprint: bytes, key: bytes, payload: bytes, temporary: Path, time_ns: int) -> None:
-    """Write a file that has its name only once it is whole and on the medium.
+    """Write a file that gets its name only once it is complete and on the medium.
 
     Args:
-        path: Where it shall be; a file there is replaced.
-        fingerprint: `fingerprint_digest` of the model's.
-        key: The block's.
-        payload: Its KV cache.
-        temporary: Where it is until then, in the same folder; a file there is removed.
-        time_ns: When the block was last used: the file's time of modification.
+        path: Its final path; an existing file is replaced.
+        fingerprint: `fingerprint_digest` of the model's fingerprint.
+        key: The block's key.
+        payload: The block's KV cache.
+        temporary: Its path until it is complete, in the same folder; an existing file is removed.
+        time_ns: The block's last use, stored as the modification time.
 
     Raises:
-        OSError: It could not be written; nothing is at `temporary` then, if that could be helped.
+        OSError: It could not be written; `temporary` is removed if possible.
     """
     fields = _FIELDS.pack(_MAGIC, fingerprint, key, len(payload))
     temporary.unlink(missing_ok=True)
@@ -61,7 +59,7 @@ def write_block(path: Path, *, fingerprint: bytes, key: bytes, payload: bytes, t
                 _write_all(file.fileno(), part)
             os.utime(file.fileno(), ns=(time_ns, time_ns))
             os.fsync(file.fileno())
-        # The folder itself is not synced: a name lost in a power cut is a block to compute again.
+        # The folder itself is not synced: a name lost in a power cut is a block to recompute.
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -72,27 +70,27 @@ def read_block(path: Path, *, fingerprint: bytes, key: bytes) -> bytes:
     """Return the payload of a file written by `write_block`.
 
     Raises:
-        DamagedBlockError: The file is anything else.
+        DamagedBlockError: The file is not that block.
         OSError: It could not be read.
     """
-    # NONBLOCK: a pipe put in its place must not be waited for.
+    # NONBLOCK: a pipe in its place must not block.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise DamagedBlockError("not a file")
+            raise DamagedBlockError("not a regular file")
         header = file.read(HEADER_BYTES)
         if len(header) < HEADER_BYTES:
-            raise DamagedBlockError("cut short")
+            raise DamagedBlockError("truncated")
         fields, digest = header[: _FIELDS.size], header[_FIELDS.size :]
-        magic, written_by, written_as, length = _FIELDS.unpack(fields)
-        if (magic, written_by, written_as) != (_MAGIC, fingerprint, key):
-            raise DamagedBlockError("another block's header")
+        magic, found_fingerprint, found_key, length = _FIELDS.unpack(fields)
+        if (magic, found_fingerprint, found_key) != (_MAGIC, fingerprint, key):
+            raise DamagedBlockError("the header of another block")
         if status.st_size != HEADER_BYTES + length:
-            raise DamagedBlockError("of the wrong length")
+            raise DamagedBlockError("wrong length")
         payload = file.read(length)
     if len(payload) != length or _digest(fields, payload) != digest:
-        raise DamagedBlockError("its hash is another")
+        raise DamagedBlockError("hash mismatch")
     return payload
 
 

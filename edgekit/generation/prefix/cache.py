@@ -1,8 +1,8 @@
-"""The prefix cache: KV cache of prompts' beginnings, in memory and on disk, put back where computing would be slower.
+"""The prefix cache: KV cache of prompt prefixes, in memory and on disk, restored where recomputing would be slower.
 
-A prompt is cut into blocks of a fixed number of tokens; a block's name (`keys`) stands for everything up to its end,
-so conversations that begin alike share blocks, and tenants or models never do. It decides what to keep and whether to
-put it back; how a runner lays out its KV cache it does not know, nor who asks.
+A prompt is split into blocks of a fixed number of tokens. A block's key (`keys.py`) identifies all tokens up to its
+end, so prompts with a common prefix share blocks, while tenants and models never do. A block's bytes are opaque: only
+the runner that wrote them can read them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from edgekit.errors import RunnerError
-from edgekit.generation.prefix.ahead import ReadAhead
 from edgekit.generation.prefix.disk import DiskStats, DiskStore
 from edgekit.generation.prefix.keys import block_keys, root_key
 from edgekit.generation.prefix.lru import Lru
-from edgekit.generation.prefix.pace import Pace, Source
+from edgekit.generation.prefix.rates import Rates, Source
+from edgekit.generation.prefix.readahead import ReadAhead
 from edgekit.runners.base import Runner
 
 __all__ = ["BLOCK_TOKENS", "PrefixCache", "PrefixStats"]
@@ -27,29 +27,29 @@ __all__ = ["BLOCK_TOKENS", "PrefixCache", "PrefixStats"]
 logger = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 32
-"""Tokens of a block unless said otherwise.
+"""Default tokens per block.
 
-Half a block is lost where a prefix ends, on average, and computing those tokens costs more than finer blocks do: with
-blocks of 32 to 256 tokens, putting 1,472 tokens back took the same time.
+On average half a block is lost at the end of a prefix, and computing those tokens costs more than smaller blocks do:
+with blocks of 32 to 256 tokens, restoring 1,472 tokens took the same time.
 """
 
-# How long a block from disk is waited for before it is known how fast the model computes.
-_PATIENCE_S = 2.0
+# Timeout for a block from disk before the prefill speed is known.
+_DEFAULT_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixStats:
-    """Counters since the start, and what is there now. Tokens, unless the name says otherwise.
+    """Counters since the start, and current sizes.
 
     Attributes:
-        hits: Put back by `restore`.
-        misses: Of whole blocks `restore` was asked for and did not put back.
-        from_memory_bytes: KV cache put back from memory.
-        from_disk_bytes: KV cache put back from disk.
+        hits: Tokens restored.
+        misses: Tokens of complete blocks that were looked up and not restored.
+        from_memory_bytes: KV cache restored from memory.
+        from_disk_bytes: KV cache restored from disk.
         memory_bytes: KV cache in memory now.
-        memory_evictions: Blocks that memory gave up to make room.
-        slower: How often held blocks were left to be computed, because that was faster.
-        disk: The store's own; None without one.
+        memory_evictions: Blocks evicted from memory.
+        slower: How often cached blocks were recomputed because that was faster.
+        disk: The disk store's statistics; None without one.
     """
 
     hits: int
@@ -77,12 +77,12 @@ class PrefixCache:
     `lookup` and `stats` may be called from any thread; the rest from the runner's.
 
     Args:
-        store: The disk's part, which the cache closes; None keeps blocks in memory only.
-        memory_bytes: Most KV cache kept in memory; 0 keeps none there.
-        block_tokens: Tokens of a block; even, because a runner's exact way computes rows in pairs.
+        store: The disk store, which the cache closes; None keeps blocks in memory only.
+        memory_bytes: Maximum KV cache in memory; 0 keeps none there.
+        block_tokens: Tokens per block; even, because a runner's exact mode computes rows in pairs.
         kv_bytes_per_token: The runner's.
-        fingerprint: Of the model (`keys.model_fingerprint`).
-        pace: Tests bring their own.
+        fingerprint: The model's (`keys.model_fingerprint`).
+        rates: Replaceable in tests.
     """
 
     def __init__(
@@ -93,18 +93,18 @@ class PrefixCache:
         block_tokens: int = BLOCK_TOKENS,
         kv_bytes_per_token: int,
         fingerprint: str,
-        pace: Pace | None = None,
+        rates: Rates | None = None,
     ) -> None:
         if block_tokens < 2 or block_tokens % 2 or kv_bytes_per_token < 1:
-            raise ValueError("a block holds an even number of tokens, and a token some bytes of KV cache")
+            raise ValueError("`block_tokens` must be even, and `kv_bytes_per_token` positive")
         self._store = store
         self._block_tokens = block_tokens
         self._block_bytes = block_tokens * kv_bytes_per_token
         self._fingerprint = fingerprint
-        self._pace = pace or Pace()
+        self._rates = rates or Rates()
         self._memory: Lru[bytes] = Lru()
         self._memory_bytes = memory_bytes
-        # Blocks of one chain that fit at once: more would push out the chain's own beginning.
+        # Maximum blocks of one chain: more would evict the chain's own start.
         self._memory_fits = memory_bytes // self._block_bytes
         self._disk_fits = store.capacity(self._block_bytes) if store else 0
         self._counts = _Counts()
@@ -112,33 +112,33 @@ class PrefixCache:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of a block."""
+        """Tokens per block."""
         return self._block_tokens
 
     def lookup(self, tokens: Sequence[int], tenant: str) -> int:
-        """Return how many of a prompt's first tokens `restore` would put back.
+        """Return how many of a prompt's first tokens `restore` would restore.
 
-        At least one token of the prompt is left to compute, since its logits are wanted.
+        At least one token of the prompt is left to compute, for its logits.
 
         Args:
-            tokens: The whole prompt.
-            tenant: Whose it is.
+            tokens: The full prompt.
+            tenant: The prompt's tenant.
         """
         keys = self._keys(tokens[:-1], tenant)
         plan, _ = self._plan(keys, 0)
         return len(plan) * self._block_tokens
 
     def restore(self, runner: Runner, slot: int, tokens: Sequence[int], tenant: str) -> int:
-        """Put back what is held of a prompt, behind what the slot holds of it already.
+        """Append a prompt's cached blocks to a slot.
 
         Args:
-            runner: Of the model the fingerprint names.
-            slot: Holds nothing, or the first whole blocks of `tokens`.
-            tokens: The whole prompt; at least its last token is left to compute.
-            tenant: Whose it is.
+            runner: The runner of the model with this fingerprint.
+            slot: Empty, or filled with the first complete blocks of `tokens`.
+            tokens: The full prompt; at least its last token is left to compute.
+            tenant: The prompt's tenant.
 
         Returns:
-            Tokens the slot holds now: as before, if nothing fits or computing is faster.
+            The slot's new length: unchanged if nothing is cached, or computing is faster.
         """
         length = runner.length(slot)
         first, rest = divmod(length, self._block_tokens)
@@ -146,39 +146,39 @@ class PrefixCache:
         if rest or first >= len(keys):
             return length
         with self._lock:
-            # Before anything is added, so that nothing of this chain makes room for another part of it.
+            # Before any block is added, so that none of this chain is evicted for another of it.
             self._memory.touch(keys)
         plan, slower = self._plan(keys, first)
         self._counts.slower += slower
-        done = self._put_back(runner, slot, keys, first, plan)
-        held = keys[: first + done]
+        done = self._write_blocks(runner, slot, keys, first, plan)
+        used = keys[: first + done]
         with self._lock:
-            self._memory.touch(held)
+            self._memory.touch(used)
             self._counts.hits += done * self._block_tokens
             self._counts.misses += (len(keys) - first - done) * self._block_tokens
-        if self._store and held:
-            self._store.touch(held)
+        if self._store and used:
+            self._store.touch(used)
         return runner.length(slot)
 
     def save(
         self, runner: Runner, slot: int, tokens: Sequence[int], tenant: str, *, upto: int, memory: bool = True
     ) -> None:
-        """Keep the whole blocks of `tokens[:upto]` that are not held yet, read from the slot.
+        """Read the complete blocks of `tokens[:upto]` from the slot and cache those that are not cached yet.
 
-        What is kept will stand in for a computation, so it must have been computed exactly (`Chunk.exact`).
+        They replace a computation later, so they must have been computed exactly (`Chunk.exact`).
 
         Args:
-            runner: Of the model the fingerprint names.
-            slot: Holds at least `tokens[:upto]`.
-            tokens: What the slot holds.
-            tenant: Whose it is.
-            upto: Tokens to keep, from the first.
-            memory: Keep them in memory too, and not on disk alone: the slot will not hold them for long.
+            runner: The runner of the model with this fingerprint.
+            slot: Contains at least `tokens[:upto]`.
+            tokens: The slot's tokens.
+            tenant: The prompt's tenant.
+            upto: Number of tokens to cache, from the first.
+            memory: Cache them in memory too, not on disk alone, because the slot is about to be overwritten.
         """
         if not memory and self._store is None:
             return
         keys = self._keys(tokens[: min(upto, runner.length(slot))], tenant)
-        to_disk = self._store is not None and self._pace.pays("disk")
+        to_disk = self._store is not None and self._rates.should_restore("disk")
         with self._lock:
             self._memory.touch(keys)
         for number, key in enumerate(keys):
@@ -193,12 +193,12 @@ class PrefixCache:
                 try:
                     data = self._checked(runner.read_kv(slot, start, start + self._block_tokens))
                 except (RunnerError, MemoryError) as error:
-                    logger.warning("a prefix is not kept: %s", error)
+                    logger.warning("a prefix is not cached: %s", error)
                     break
             if to_memory:
                 self._remember(key, data)
             if to_disk and self._store:
-                # Once one is dropped the following ones would have nothing to follow.
+                # After a dropped block, the rest of the chain would be unreachable.
                 to_disk = self._store.put(key, data)
         with self._lock:
             self._memory.touch(keys)
@@ -206,8 +206,8 @@ class PrefixCache:
             self._store.touch(keys)
 
     def computed(self, tokens: int, seconds: float) -> None:
-        """Note how long a step of prefill took: what putting back is measured against."""
-        self._pace.computed(tokens, seconds)
+        """Record the duration of a prefill step, for comparison with restoring."""
+        self._rates.computed(tokens, seconds)
 
     def stats(self) -> PrefixStats:
         """Return the counters."""
@@ -225,7 +225,7 @@ class PrefixCache:
             )
 
     def close(self, flush_s: float = 5.0) -> None:
-        """Forget what is in memory, and let the store write what is queued, for at most so long."""
+        """Clear the memory, and let the store write queued blocks for at most `flush_s`."""
         with self._lock:
             self._memory = Lru()
         if self._store:
@@ -236,12 +236,12 @@ class PrefixCache:
         return block_keys(root, tokens, self._block_tokens)
 
     def _plan(self, keys: Sequence[bytes], first: int) -> tuple[list[bytes | None], bool]:
-        """What to put back from block `first` on.
+        """Plan which blocks to restore, from block `first` on.
 
         Returns:
-            Each block, or None where it is to be read from disk; and whether more is held that is faster computed.
+            The blocks, None for each one to read from disk; and whether the next one is cached but faster to compute.
         """
-        memory, disk = self._pace.pays("memory"), self._pace.pays("disk")
+        memory, disk = self._rates.should_restore("memory"), self._rates.should_restore("disk")
         plan: list[bytes | None] = []
         for key in keys[first:]:
             with self._lock:
@@ -251,14 +251,14 @@ class PrefixCache:
             elif data is None and disk and self._store is not None and key in self._store:
                 plan.append(None)
             else:
-                held = data is not None or (self._store is not None and key in self._store)
-                return plan, held
+                cached = data is not None or (self._store is not None and key in self._store)
+                return plan, cached
         return plan, False
 
-    def _put_back(
+    def _write_blocks(
         self, runner: Runner, slot: int, keys: Sequence[bytes], first: int, plan: Sequence[bytes | None]
     ) -> int:
-        """Write the plan's blocks behind what the slot holds; return how many."""
+        """Append the planned blocks to the slot; returns how many were written."""
         on_disk = [key for key, block in zip(keys[first:], plan, strict=False) if block is None]
         done: dict[Source, int] = {"memory": 0, "disk": 0}
         spent: dict[Source, float] = {"memory": 0.0, "disk": 0.0}
@@ -267,36 +267,36 @@ class PrefixCache:
             for number, planned in enumerate(plan, first):
                 source: Source = "disk" if planned is None else "memory"
                 started = time.monotonic()
-                limit = self._patience(len(on_disk) - done["disk"])
-                block = ahead.next(limit) if planned is None and ahead else planned
+                timeout = self._timeout_s(len(on_disk) - done["disk"])
+                block = ahead.next(timeout) if planned is None and ahead else planned
                 written = block is not None and self._write(runner, slot, number, block)
                 took = time.monotonic() - started
                 spent[source] += took
                 if not written:
-                    if block is None and took >= limit and self._store:
-                        self._pace.fetched("disk", self._block_tokens, took)
-                        self._store.late()
+                    if block is None and took >= timeout and self._store:
+                        self._rates.fetched("disk", self._block_tokens, took)
+                        self._store.mark_stalled()
                     break
                 done[source] += 1
                 if block is not None and source == "disk" and number < self._memory_fits:
                     self._remember(keys[number], block)
-                # A disk slower than the model is found out here; what it has brought so far is kept.
-                cost = self._pace.to_compute(done["disk"] * self._block_tokens)
+                # Stop if the disk is slower than the model; the blocks written so far stay.
+                cost = self._rates.compute_s(done["disk"] * self._block_tokens)
                 if source == "disk" and done["disk"] > 1 and cost is not None and spent["disk"] > cost:
                     self._counts.slower += 1
                     break
         for source, blocks in done.items():
-            self._pace.fetched(source, blocks * self._block_tokens, spent[source])
+            self._rates.fetched(source, blocks * self._block_tokens, spent[source])
             self._counts.restored[source] += blocks * self._block_bytes
         return sum(done.values())
 
     def _write(self, runner: Runner, slot: int, number: int, block: bytes) -> bool:
-        """Append one block to the slot; whether it went in."""
+        """Append one block to the slot; returns whether it was written."""
         start = number * self._block_tokens
         try:
             runner.write_kv(slot, start, self._checked(block))
         except RunnerError as error:
-            logger.warning("a cached prefix does not fit: %s", error)
+            logger.warning("a cached prefix cannot be restored: %s", error)
             if runner.length(slot) > start:
                 runner.truncate(slot, start)
             return False
@@ -307,10 +307,10 @@ class PrefixCache:
             raise RunnerError(f"a block has {self._block_bytes} bytes, not {len(block)}")
         return block
 
-    def _patience(self, blocks: int) -> float:
-        """Seconds to wait for a block from disk, while so many are to come: a part of what they save."""
-        one = self._pace.to_compute(self._block_tokens)
-        return _PATIENCE_S if one is None else max(2 * one, blocks * one / 4)
+    def _timeout_s(self, blocks: int) -> float:
+        """How long to wait for a block from disk while so many remain: a fraction of the time that they save."""
+        one = self._rates.compute_s(self._block_tokens)
+        return _DEFAULT_TIMEOUT_S if one is None else max(2 * one, blocks * one / 4)
 
     def _remember(self, key: bytes, data: bytes) -> None:
         with self._lock:

@@ -1,20 +1,20 @@
-"""Blocks of KV cache on disk: they outlive the process and are never needed.
+"""Stores blocks of KV cache on disk, as a cache that outlives the process.
 
     FOLDER/prefix/            0700
-        lock                  held while a process uses the folder; a second one goes without
-        MODEL-KEY.kv          0600, one block each; the time of modification is when it was last used
-        writing.tmp           the one being written; whatever a killed process left is removed at the next start
+        edgekit-prefix-cache  marks the folder as this cache's; locked while a process uses it
+        MODEL-KEY.kv          0600, one block each; the modification time is the time of last use
+        writing.tmp           the block being written; left by a killed process, it is removed at the next start
 
-The files are the index: at open their names, sizes and times are read, and their contents only when wanted (every one
-is verified then). What belongs to another model is removed. Writing is done by a thread of its own from a bounded
-queue; who saves never waits. If the disk is full, read-only or not ours, the store says so once and goes quiet.
+Only files with these names are removed, those of other models among them. A second process runs without the folder, and
+so does one that finds a folder which is not the cache's (see `folder`).
 
-It knows no tokens and no runner.
+The files are the index: opening the store reads their names, sizes and times; contents are read on demand, and verified
+each time. A separate thread writes from a bounded queue; saving never blocks. If the disk is full, read-only or
+inaccessible, the store logs it once and pauses writing.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -32,6 +32,7 @@ from edgekit.generation.prefix.block_file import (
     read_block,
     write_block,
 )
+from edgekit.generation.prefix.folder import MARKER, ForeignFolderError, lock_folder
 from edgekit.generation.prefix.lru import Lru
 
 __all__ = ["QUEUE_BYTES", "DiskStats", "DiskStore"]
@@ -39,25 +40,27 @@ __all__ = ["QUEUE_BYTES", "DiskStats", "DiskStore"]
 logger = logging.getLogger(__name__)
 
 _PAGE = 4096
-# After a failed write nothing is written for so long: disks are emptied, and remounted.
-_QUIET_S = 300.0
+# Pause after a failed write: disks get cleaned up, and remounted.
+_RETRY_S = 300.0
 _MIB = 1 << 20
 QUEUE_BYTES = 128 * _MIB
-"""KV cache that may wait to be written, unless said otherwise."""
+"""Default limit of the write queue."""
+_TEMPORARY = "writing.tmp"
+_BLOCK_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.kv")
 
 
 @dataclass(frozen=True, slots=True)
 class DiskStats:
-    """Counters since the start, and what is there now.
+    """Counters since the start, and current sizes.
 
     Attributes:
-        blocks: Blocks there now.
-        used_bytes: Bytes they take on disk, in whole pages.
-        read_bytes: KV cache read and found good.
+        blocks: Blocks on disk now.
+        used_bytes: Bytes that they occupy on disk, in full pages.
+        read_bytes: KV cache read and verified.
         written_bytes: KV cache written.
-        evictions: Blocks removed to make room.
-        damaged: Blocks removed because they were not what they should be, or could not be read.
-        dropped: Blocks not written because the queue was full, or the disk failed.
+        evictions: Blocks evicted.
+        damaged: Blocks removed because they were damaged or unreadable.
+        dropped: Blocks not written because the queue was full or the disk failed.
     """
 
     blocks: int
@@ -70,13 +73,13 @@ class DiskStats:
 
 
 class DiskStore:
-    """A folder of blocks; any thread may call.
+    """A folder of blocks; thread-safe.
 
     Args:
-        folder: Made if it is missing; the store keeps to the subfolder `prefix`, all of which is its own.
-        max_bytes: Never exceeded on disk, the block being written included.
-        fingerprint: Of the model; blocks of any other are removed.
-        queue_bytes: Most KV cache that waits to be written; beyond it blocks are dropped.
+        folder: Created if missing; the store uses its subfolder `prefix`, if that is missing, empty or its own.
+        max_bytes: Maximum bytes on disk at any time, the block being written included.
+        fingerprint: The model's; blocks of other models are removed.
+        queue_bytes: Maximum KV cache in the write queue; beyond it blocks are dropped.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, fingerprint: str, queue_bytes: int = QUEUE_BYTES) -> None:
@@ -87,18 +90,18 @@ class DiskStore:
         self._tag = self._fingerprint[:8].hex()
         self._changed = threading.Condition()
         self._index: Lru[None] = Lru()
-        # Files that should be gone and could not be removed: they count, and are not served.
-        self._undead: set[bytes] = set()
-        # A key: write its block. A chain: it was used.
+        # Files that could not be removed: they count towards the size, and are not served.
+        self._unremovable: set[bytes] = set()
+        # A key: write its block. A chain: touch its blocks.
         self._queue: deque[bytes | tuple[bytes, ...]] = deque()
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
         self._busy = False
         self._closing = False
         self._deadline = 0.0
-        self._quiet_until = 0.0
+        self._paused_until = 0.0
         self._reading = 0
-        self._late = False
+        self._stalled = False
         self._warned = False
         self._stamp = 0
         self._read_bytes = self._written_bytes = self._evictions = self._damaged = self._dropped = 0
@@ -106,39 +109,37 @@ class DiskStore:
         self._writer: threading.Thread | None = None
         try:
             self._open()
-        except OSError as error:
+        except (OSError, ForeignFolderError) as error:
             self._closing = True
             self._release()
-            taken = isinstance(error, BlockingIOError)
-            logger.warning(
-                "prefixes are not kept on disk: %s: %s",
-                self._folder,
-                "another process uses it" if taken else error.strerror or error,
-            )
+            reason: object = (isinstance(error, OSError) and error.strerror) or error
+            if isinstance(error, BlockingIOError):
+                reason = "another process uses it"
+            logger.warning("prefixes are not cached on disk: %s: %s", self._folder, reason)
             return
         self._writer = threading.Thread(target=self._work, name="prefix-writer", daemon=True)
         self._writer.start()
 
     @property
     def active(self) -> bool:
-        """Whether the folder could be opened, and `close` was not called."""
+        """Whether the folder was opened and `close` has not been called."""
         return not self._closing
 
     def __contains__(self, key: bytes) -> bool:
         with self._changed:
-            return not (self._closing or self._late) and (key in self._pending or self._has(key))
+            return not (self._closing or self._stalled) and (key in self._pending or self._has(key))
 
     def capacity(self, payload_bytes: int) -> int:
-        """Return how many blocks of this size there is room for in all."""
+        """Return how many blocks of this size fit."""
         return self._max_bytes // _on_disk(HEADER_BYTES + payload_bytes)
 
     def get(self, key: bytes) -> bytes | None:
-        """Return a block's KV cache, verified; None if it is not held, and from now on if it is damaged."""
+        """Return a block's KV cache, verified; None if it is absent. A damaged one is removed."""
         with self._changed:
-            waiting = self._pending.get(key)
-            if waiting is not None:
-                return waiting
-            if self._closing or self._late or not self._has(key):
+            queued = self._pending.get(key)
+            if queued is not None:
+                return queued
+            if self._closing or self._stalled or not self._has(key):
                 return None
             self._reading += 1
         try:
@@ -147,23 +148,23 @@ class DiskStore:
             with self._changed:
                 self._reading -= 1
                 if not self._reading:
-                    self._late = False
+                    self._stalled = False
         return payload
 
-    def late(self) -> None:
-        """Take note that a read does not end: nothing more is read until it does."""
+    def mark_stalled(self) -> None:
+        """Report a read that does not return: nothing more is read until it does."""
         with self._changed:
-            self._late = self._reading > 0
+            self._stalled = self._reading > 0
 
     def put(self, key: bytes, payload: bytes) -> bool:
-        """Queue a block to be written, and return at once.
+        """Queue a block for writing, without blocking.
 
         Returns:
-            Whether it is or will be there; False if the queue is full, the disk failed lately, or it is too large.
+            Whether it is stored or queued; False if the queue is full, writing is paused, or it is too large.
         """
         size = _on_disk(HEADER_BYTES + len(payload))
         with self._changed:
-            if self._closing or size > self._max_bytes or time.monotonic() < self._quiet_until:
+            if self._closing or size > self._max_bytes or time.monotonic() < self._paused_until:
                 return False
             if key in self._pending or self._has(key):
                 return True
@@ -177,14 +178,14 @@ class DiskStore:
             return True
 
     def touch(self, chain: Sequence[bytes]) -> None:
-        """Note that these blocks, in the order of their chain, were used now; takes effect after what is queued."""
+        """Record that these blocks, in the order of their chain, were used; takes effect after the queued writes."""
         with self._changed:
-            if not self._closing and len(self._queue) < 10_000 and time.monotonic() >= self._quiet_until:
+            if not self._closing and len(self._queue) < 10_000 and time.monotonic() >= self._paused_until:
                 self._queue.append(tuple(chain))
                 self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything queued is written or given up; False if that took too long."""
+        """Wait until the queue has been processed; returns False on timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout_s)
 
@@ -192,7 +193,7 @@ class DiskStore:
         """Return the counters."""
         with self._changed:
             return DiskStats(
-                blocks=len(self._index) - len(self._undead),
+                blocks=len(self._index) - len(self._unremovable),
                 used_bytes=self._index.used,
                 read_bytes=self._read_bytes,
                 written_bytes=self._written_bytes,
@@ -202,9 +203,9 @@ class DiskStore:
             )
 
     def close(self, flush_s: float = 5.0) -> None:
-        """Write what is queued, for at most so long, and release the folder. Calling it again does nothing.
+        """Write queued blocks for at most `flush_s`, and release the folder. Idempotent.
 
-        A write that hangs in the system is left behind with its thread.
+        A write that hangs in a system call is abandoned with its thread.
         """
         with self._changed:
             if self._closing:
@@ -216,29 +217,35 @@ class DiskStore:
             self._writer.join(flush_s + 0.5)
 
     def _open(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Prompts are private, whatever made the folder.
+        self._lock = lock_folder(self._folder)
+        # Prompts are private, even if the folder already existed.
         self._folder.chmod(0o700)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._lock = os.open(self._folder / "lock", flags, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        name = re.compile(rf"{self._tag}-([0-9a-f]{{64}})\.kv")
         found = []
+        removed = foreign = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name == "lock" or entry.is_dir(follow_symlinks=False):
+                if entry.name == MARKER:
                     continue
-                match = name.fullmatch(entry.name)
+                match = _BLOCK_NAME.fullmatch(entry.name)
+                if not (match or entry.name == _TEMPORARY) or entry.is_dir(follow_symlinks=False):
+                    foreign += 1
+                    continue
                 status = entry.stat(follow_symlinks=False)
-                if match and entry.is_file(follow_symlinks=False) and status.st_size > HEADER_BYTES:
-                    found.append((status.st_mtime_ns, bytes.fromhex(match[1]), status.st_size))
+                current = match is not None and match[1] == self._tag and status.st_size > HEADER_BYTES
+                if match and current and entry.is_file(follow_symlinks=False):
+                    found.append((status.st_mtime_ns, bytes.fromhex(match[2]), status.st_size))
                 else:
                     Path(entry.path).unlink()
+                    removed += 1
+        if removed:
+            logger.info("removed %d files of other models or unfinished ones from %s", removed, self._folder)
+        if foreign:
+            logger.warning("%s has %d entries that are not of the prefix cache; they stay", self._folder, foreign)
         for stamp, key, size in sorted(found):
             self._index.put(key, None, _on_disk(size))
-            # Later times follow the latest one there, even if the clock does not: small devices start in 1970.
+            # New times continue after the latest one, whatever the clock says: small devices boot in 1970.
             self._stamp = stamp
-        self._make_room(0)
+        self._evict_for(0)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -249,17 +256,17 @@ class DiskStore:
         return self._folder / f"{self._tag}-{key.hex()}.kv"
 
     def _has(self, key: bytes) -> bool:
-        return key in self._index and key not in self._undead
+        return key in self._index and key not in self._unremovable
 
     def _read(self, key: bytes) -> bytes | None:
         try:
             payload = read_block(self._path(key), fingerprint=self._fingerprint, key=key)
-        except FileNotFoundError:  # evicted meanwhile, or removed by somebody
+        except FileNotFoundError:  # evicted meanwhile, or removed from outside
             with self._changed:
                 self._index.remove(key)
             return None
         except (DamagedBlockError, OSError) as error:
-            logger.warning("a cached prefix on disk is unusable and is removed: %s", error)
+            logger.warning("a damaged prefix on disk is removed: %s", error)
             self._discard(key)
             return None
         with self._changed:
@@ -269,25 +276,25 @@ class DiskStore:
     def _discard(self, key: bytes) -> None:
         with self._changed:
             self._damaged += 1
-            self._undead.add(key)
+            self._unremovable.add(key)
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
             self._fail(error)
             return
         with self._changed:
-            self._undead.discard(key)
+            self._unremovable.discard(key)
             self._index.remove(key)
 
     def _work(self) -> None:
-        """The writer's thread."""
+        """Run the writer thread."""
         try:
             while (job := self._next()) is not None:
                 try:
                     if isinstance(job, bytes):
                         self._write(job)
                     else:
-                        self._mark(job)
+                        self._touch_files(job)
                 except OSError as error:
                     self._fail(error)
                 except Exception as error:
@@ -311,40 +318,40 @@ class DiskStore:
     def _write(self, key: bytes) -> None:
         with self._changed:
             payload = self._pending.get(key)
-        if payload is None:  # a failure elsewhere emptied the queue
+        if payload is None:  # another write failed and cleared the queue
             return
         size = _on_disk(HEADER_BYTES + len(payload))
-        self._make_room(size)
+        self._evict_for(size)
         self._stamp = max(time.time_ns(), self._stamp + 1)
         write_block(
             self._path(key),
             fingerprint=self._fingerprint,
             key=key,
             payload=payload,
-            temporary=self._folder / "writing.tmp",
+            temporary=self._folder / _TEMPORARY,
             time_ns=self._stamp,
         )
         with self._changed:
-            self._undead.discard(key)
+            self._unremovable.discard(key)
             self._index.put(key, None, size)
             self._forget_pending(key)
             self._written_bytes += len(payload)
             self._warned = False
 
-    def _make_room(self, size: int) -> None:
+    def _evict_for(self, size: int) -> None:
         while True:
             with self._changed:
                 oldest = self._index.oldest()
                 if oldest is None or self._index.used + size <= self._max_bytes:
                     return
-            # Outside the lock: a file system may take its time.
+            # Outside the lock: the file system may be slow.
             self._path(oldest).unlink(missing_ok=True)
             with self._changed:
                 self._index.remove(oldest)
-                self._undead.discard(oldest)
+                self._unremovable.discard(oldest)
                 self._evictions += 1
 
-    def _mark(self, chain: Sequence[bytes]) -> None:
+    def _touch_files(self, chain: Sequence[bytes]) -> None:
         for key in reversed(chain):
             with self._changed:
                 if key not in self._index:
@@ -358,14 +365,14 @@ class DiskStore:
                     self._index.remove(key)
 
     def _fail(self, error: Exception) -> None:
-        """Go quiet for a while; say so the first time."""
+        """Pause writing; log it the first time."""
         with self._changed:
-            self._quiet_until = time.monotonic() + _QUIET_S
+            self._paused_until = time.monotonic() + _RETRY_S
             self._drop_queue()
             first, self._warned = not self._warned, True
         if first:
             reason = (isinstance(error, OSError) and error.strerror) or error
-            logger.warning("prefixes are not kept on disk for now: %s: %s", self._folder, reason)
+            logger.warning("prefixes are not cached on disk for now: %s: %s", self._folder, reason)
 
     def _drop_queue(self) -> None:
         self._dropped += len(self._pending)

@@ -1,7 +1,4 @@
-"""What was used least recently, in bytes: the order in which both the memory and the disk give up blocks.
-
-It counts; it frees nothing and takes no lock.
-"""
+"""Least-recently-used order with byte counts, in which both memory and disk evict blocks. Not thread-safe."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ V = TypeVar("V")
 
 
 class Lru(Generic[V]):
-    """Values by key, oldest first, with the sum of their sizes.
+    """Values by key, least recently used first, with the sum of their sizes.
 
     Attributes:
         used: Bytes of all entries.
@@ -34,34 +31,34 @@ class Lru(Generic[V]):
         return len(self._entries)
 
     def get(self, key: bytes) -> V | None:
-        """Return the value; its age stays as it is."""
+        """Return the value without touching it."""
         entry = self._entries.get(key)
         return None if entry is None else entry[0]
 
     def put(self, key: bytes, value: V, size: int) -> None:
-        """Add or replace an entry, as the youngest."""
+        """Add or replace an entry, as the most recently used."""
         self.remove(key)
         self._entries[key] = (value, size)
         self.used += size
 
     def remove(self, key: bytes) -> None:
-        """Take an entry out, if it is there."""
+        """Remove an entry, if present."""
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.used -= entry[1]
 
     def touch(self, chain: Sequence[bytes]) -> None:
-        """Make the blocks of a chain the youngest, its first one youngest of all.
+        """Make a chain's blocks the most recently used, its first block last of all.
 
-        A block is thereby never younger than the one before it, so that the oldest of all is always the end of a
-        chain: nothing is given up while something that needs it stays.
+        A block is thus never more recent than the one before it, so the oldest entry is always the end of a chain: no
+        block is evicted while a later one of its chain remains.
         """
         for key in reversed(chain):
             if key in self._entries:
                 self._entries.move_to_end(key)
 
     def oldest(self) -> bytes | None:
-        """Return the key of the entry to give up first."""
+        """Return the key of the entry to evict next."""
         return next(iter(self._entries), None)
 
     def keys(self) -> list[bytes]:

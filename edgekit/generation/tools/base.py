@@ -1,60 +1,24 @@
-"""What a tool format is, and the pieces that its parser finds in a model's text."""
+"""The base class of tool-call formats."""
 
 from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from edgekit.generation.request import Tool, ToolChoice
+from edgekit.generation.tools.parser import ToolParser
+from edgekit.generation.types import Tool, ToolChoice
 
-if TYPE_CHECKING:
-    from edgekit.generation.tools.parser import ToolParser
-
-__all__ = ["CallArguments", "CallStart", "Piece", "TextPiece", "ToolFormat"]
-
-
-@dataclass(frozen=True, slots=True)
-class TextPiece:
-    """Text of the answer.
-
-    Attributes:
-        thinking: It belongs to the model's reasoning.
-        mark: It stands around reasoning, a tag or white space. Such pieces are there so that all together are what the
-            model wrote; whoever tells reasoning apart leaves them out.
-    """
-
-    text: str
-    thinking: bool = False
-    mark: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """A call begins; its arguments follow."""
-
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """A piece of the JSON text of the arguments of the call begun last."""
-
-    text: str
-
-
-Piece = TextPiece | CallStart | CallArguments
+__all__ = ["ToolFormat"]
 
 
 class ToolFormat(ABC):
-    """How one family of models writes its calls.
+    """How one family of models writes tool calls.
 
     Args:
         source: The chat template.
-        tokens: Special tokens of the tokenizer: text and id. What is not among them is written in characters.
+        tokens: The tokenizer's special tokens, text to id. Markers that are not among them are ordinary text.
     """
 
     MARKERS: ClassVar[tuple[str, ...]] = ()
@@ -67,11 +31,11 @@ class ToolFormat(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, source: str) -> bool:
-        """Whether a chat template, which mentions `tools`, teaches this format."""
+        """Whether a chat template that mentions `tools` uses this format."""
 
     @property
     def markers(self) -> frozenset[str]:
-        """Special tokens whose text the parser must see."""
+        """Markers that are special tokens; the detokenizer must pass their text to the parser."""
         return frozenset(marker for marker in self.MARKERS if marker in self.tokens)
 
     @abstractmethod
@@ -84,15 +48,15 @@ class ToolFormat(ABC):
         thinking: bool = False,
         content: str | None = None,
     ) -> str | None:
-        """Return the grammar of an answer in llguidance's Lark, or None if there is nothing to enforce.
+        """Return the grammar of the output in llguidance's Lark syntax, or None if there is nothing to enforce.
 
         Args:
-            tools: What may be called.
-            choice: Whether something is called. With `auto` text is free, and an opened call is held to its tool;
-                with `none` no call can be opened; `required` begins with a call, and a named tool is called once.
-            parallel: More than one call is allowed, if the format has it.
-            thinking: The prompt opens the model's reasoning, and the answer goes on with it.
-            content: A rule's body, in Lark, that an answer without calls must match; None leaves text free.
+            tools: Tools that may be called.
+            choice: Whether a tool is called. `auto`: text is free, and a call that has begun must match its tool;
+                `none`: no call can begin; `required`: the output starts with a call, and a named tool is called once.
+            parallel: Allow several calls, if the format supports it.
+            thinking: The prompt ends inside the model's reasoning, which the output continues.
+            content: Lark rule body that output without calls must match; None leaves text free.
         """
 
     def parser(
@@ -101,25 +65,27 @@ class ToolFormat(ABC):
         tools: Sequence[Tool],
         *,
         enforced: bool = False,
-        thinking: bool = False,  # noqa: ARG002  most models have none
+        required: bool = False,
+        thinking: bool = False,  # noqa: ARG002  most formats have no reasoning
         parallel: bool = True,
     ) -> ToolParser:
-        """Return a parser for one answer.
+        """Return a parser for one output.
 
         Args:
-            ids: Makes a call's id.
-            tools: What may be called; a call of anything else is text.
-            enforced: The answer is held to `lark(…)`, so a begun call is a good one: its arguments are passed on as
-                they come. Otherwise a call waits until it is complete, for it may turn out to be text.
+            ids: Generates call ids.
+            tools: Tools that may be called; a call to any other tool is text.
+            enforced: The output is constrained by `lark(…)`, so a call that has begun is valid and its arguments are
+                streamed. Otherwise a call is held back until it is complete, since it may turn out to be text.
+            required: The output starts with a call, by its grammar.
             thinking: As in `lark`.
-            parallel: More than one call is allowed; otherwise what follows the first is text.
+            parallel: Allow several calls; otherwise everything after the first is text.
         """
-        return self.PARSER(ids, tools, stream=enforced, parallel=parallel)
+        return self.PARSER(ids, tools, stream=enforced, required=required, parallel=parallel)
 
     def new_id(self) -> str:
-        """Return a new call's id, in the shape the format's templates ask for."""
+        """Return a new call id in the form that the format's templates expect."""
         return f"call_{secrets.token_hex(12)}"
 
     def prompt_id(self, call_id: str) -> str:
-        """Return the id that stands for a caller's one in the prompt; the same for the same."""
+        """Map a caller's call id to the id written in the prompt (deterministic)."""
         return call_id

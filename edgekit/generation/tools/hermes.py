@@ -1,12 +1,12 @@
-r"""Calls as Hermes 2 Pro and Qwen2.5 write them, any number in a row.
+r"""The tool-call format of Hermes 2 Pro and Qwen2.5; several calls may follow each other.
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
-Qwen2.5-Coder's published template shows the object in doubled braces by mistake, so models may write it so; and the
-Coder models, whatever they are shown, tend to put the object in a Markdown fence (```json). The parser takes both. A
-fence is no opening to the grammar, so a strict tool is not called by one.
+Qwen2.5-Coder's published template shows the object in doubled braces by mistake, so models may write that; the Coder
+models also tend to put the object in a Markdown fence (```json). The parser accepts both. The grammar does not treat a
+fence as an opening marker, so a strict tool cannot be called with one.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from edgekit.generation.grammar.lark import lark_text
-from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
 from edgekit.generation.tools.lark import ANY_TEXT, NEWLINE, call_objects, callable_tools, text_without, token
 from edgekit.generation.tools.parser import ToolParser
+from edgekit.generation.types import Tool, ToolChoice
 
 __all__ = ["Hermes", "HermesParser"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FENCE, FENCE_END = "```json\n", "```"
 # Qwen3-Coder and GLM write XML between the same tags.
-_OTHERS = ("<function=", "<arg_key>")
+_FOREIGN = ("<function=", "<arg_key>")
 _TAIL = "}\n"
 
 
 class HermesParser(ToolParser):
-    """Finds the tags and what is between them."""
+    """Finds `<tool_call>` tags and JSON fences."""
 
     OPENINGS = (OPEN, FENCE)
 
-    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
-        super().__init__(ids, tools, stream=stream, parallel=parallel)
+    def __init__(
+        self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, required: bool, parallel: bool
+    ) -> None:
+        super().__init__(ids, tools, stream=stream, required=required, parallel=parallel)
         self._lenient = frozenset(tool.name for tool in tools if not tool.strict)
         self._fenced = False
         self._doubled = False
@@ -51,12 +53,15 @@ class HermesParser(ToolParser):
             self._advance(self._buffer.index("{") + 1)
         return super()._opened()
 
+    def _begun(self) -> bool:
+        return super()._begun() and not self._fenced
+
     def _known(self, name: str) -> bool:
         return super()._known(name) and (name in self._lenient or not self._fenced)
 
-    def _pass_on(self) -> None:
+    def _stream_arguments(self) -> None:
         if not self._fenced:
-            super()._pass_on()
+            super()._stream_arguments()
 
     def _closing(self) -> bool:
         rest = self._buffer.lstrip()
@@ -82,8 +87,8 @@ class Hermes(ToolFormat):
 
     @classmethod
     def matches(cls, source: str) -> bool:
-        """It mentions the tag and one of the object's keys."""
-        return OPEN in source and "arguments" in source and not any(mark in source for mark in _OTHERS)
+        """Whether the template mentions the tag and the `arguments` key."""
+        return OPEN in source and "arguments" in source and not any(mark in source for mark in _FOREIGN)
 
     def lark(
         self,
@@ -114,26 +119,26 @@ class Hermes(ToolFormat):
         elif content is not None:
             rules.insert(0, f"start: {before}({content} | call{again}){unfinished}")
         elif OPEN in self.tokens:
-            # A special token has no characters, so text ends where it comes.
+            # A special token is not made of characters, so it ends the text.
             rules.insert(0, f"start: {before}TEXT (call{again})?{unfinished}")
         else:
-            # Lazy: the opening ends text as soon as it is complete.
+            # Lazy: a complete opening tag ends the text.
             rules.insert(0, f"start: {before}(TEXT | head opened{again}){unfinished}")
             rules += [f"head[lazy]: HEAD {lark_text(OPEN)}", f"HEAD: {ANY_TEXT}{self._not_before()}"]
         return "\n".join([*rules, ""])
 
     def _before(self, *, thinking: bool) -> str:  # noqa: ARG002
-        """What comes before text and calls: a rule's beginning."""
+        """Start of a rule: what precedes text and calls (reasoning)."""
         return ""
 
     def _unfinished(self, *, thinking: bool) -> str:  # noqa: ARG002
-        """An answer that ends within that: a rule's end."""
+        """End of a rule: the alternative for output that ends inside the reasoning."""
         return ""
 
     def _rules(self) -> list[str]:
-        """Further rules that this needs."""
+        """Additional rules for the reasoning."""
         return []
 
     def _not_before(self) -> str:
-        """How text must not begin, because it would be that: the end of a terminal."""
+        """End of a terminal: excludes text that would start as reasoning."""
         return ""

@@ -1,6 +1,6 @@
-"""JSON as it comes: where an object ends, and where its values are, character by character.
+"""Incremental JSON scanner: finds the end of an object and the spans of its values, character by character.
 
-It accepts what RFC 8259 does, and says so at the first character that does not fit.
+It accepts RFC 8259 and fails at the first character that does not conform.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["ObjectScanner"]
 
 _SPACE = " \t\n\r"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-_WORDS = ("true", "false", "null")
+_LITERALS = ("true", "false", "null")
 _MAX_DEPTH = 64
 
 
@@ -20,10 +20,10 @@ class ObjectScanner:
     """Scans one JSON object.
 
     Attributes:
-        size: Characters taken.
+        size: Characters consumed.
         done: The object is complete.
-        failed: The text is not a JSON object; the character that does not fit was not taken.
-        values: For each key of the object itself, where its value starts and, once it is complete, stops.
+        failed: The text is not a JSON object; the offending character was not consumed.
+        values: For each top-level key, the start of its value and, once it is complete, its end.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ObjectScanner:
         self.values: dict[str, tuple[int, int | None]] = {}
         self._stack: list[str] = []
         self._expect = "object"
-        # The string, number or word that is being read, and whether a string is a key.
+        # The string, number or literal being read, and whether a string is a key.
         self._atom: list[str] = []
         self._kind = ""
         self._is_key = False
@@ -41,7 +41,7 @@ class ObjectScanner:
         self._key = ""
 
     def push(self, text: str) -> int:
-        """Take characters until the object is complete or one does not fit; returns how many were taken."""
+        """Consume characters until the object is complete or one does not conform; return their count."""
         for taken, char in enumerate(text):
             if self.done or self.failed:
                 return taken
@@ -86,7 +86,7 @@ class ObjectScanner:
                 return self._open(char)
             if char == '"':
                 return self._begin("string", char)
-            return self._begin("number" if char in "-0123456789" else "word", char) and self._may_be_atom()
+            return self._begin("number" if char in "-0123456789" else "literal", char) and self._may_be_atom()
         return False
 
     def _open(self, char: str) -> bool:
@@ -129,7 +129,7 @@ class ObjectScanner:
             self._expect = "colon"
             if len(self._stack) == 1:
                 self._key = json.loads("".join(self._atom))
-                # A second value for a name would be read one way here and another way elsewhere.
+                # Parsers disagree about duplicate keys.
                 return self._key not in self.values
         return char >= " "
 
@@ -137,11 +137,11 @@ class ObjectScanner:
         text = "".join(self._atom)
         if self._kind == "number":
             return len(text) <= 400 and re.fullmatch(r"[-+.eE0-9]+", text) is not None
-        return any(word.startswith(text) for word in _WORDS)
+        return any(literal.startswith(text) for literal in _LITERALS)
 
     def _is_atom(self) -> bool:
         text = "".join(self._atom)
-        return _NUMBER.fullmatch(text) is not None if self._kind == "number" else text in _WORDS
+        return _NUMBER.fullmatch(text) is not None if self._kind == "number" else text in _LITERALS
 
     def _value_starts(self) -> None:
         if len(self._stack) == 1:

@@ -1,57 +1,87 @@
-"""Pieces of llguidance's Lark that the formats' grammars are made of.
+"""Building blocks of the formats' grammars, in llguidance's Lark syntax.
 
-A token is written by its id, because its text would be ordinary characters.
+A special token is written by its id, because its text would match ordinary characters.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from edgekit.errors import RequestError
 from edgekit.generation.grammar.lark import lark_json, lark_text
-from edgekit.generation.request import Tool, ToolChoice
+from edgekit.generation.types import Tool, ToolChoice
 
-__all__ = ["ANY_TEXT", "NEWLINE", "arguments", "call_objects", "callable_tools", "pattern", "text_without", "token"]
+__all__ = [
+    "ANY_OBJECT",
+    "ANY_TEXT",
+    "NEWLINE",
+    "arguments",
+    "call_objects",
+    "callable_tools",
+    "pattern",
+    "text_without",
+    "token",
+]
 
 ANY_TEXT = "/(?s:.*)/"
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 NEWLINE = r'"\n"'
 
 
 def token(tokens: Mapping[str, int], text: str) -> str:
-    """Return what matches a marker: its token if it is a special one, else its text."""
+    """Return an expression that matches a marker: its token if it is a special token, else its text."""
     return f"<[{tokens[text]}]>" if text in tokens else lark_text(text)
 
 
 def pattern(text: str) -> str:
-    """Return a regular expression's body, without slashes, that matches exactly this text."""
+    """Return a regular expression, without slashes, that matches exactly this text."""
     return "".join(char if char.isalnum() or char in " _\"'<>=,:" else f"\\x{{{ord(char):x}}}" for char in text)
 
 
 def text_without(*parts: str) -> str:
-    """Return a terminal's body: any text in which none of these texts stands."""
+    """Return a terminal's body: any text that contains none of these strings."""
     return " & ".join([ANY_TEXT, *(f"~/(?s:.*){pattern(part)}(?s:.*)/" for part in parts)])
 
 
 def arguments(tool: Tool) -> str:
-    """Return what matches a tool's arguments: a strict tool's schema, or else any JSON object.
+    """Return an expression for a tool's arguments: an object of its schema.
+
+    Where the schema cannot be enforced, a tool that is not strict takes any object.
 
     Raises:
-        RequestError: The schema asks for what cannot be enforced; the message has its place.
+        RequestError: A strict tool's schema cannot be enforced; the message contains the path.
     """
-    schema: Mapping[str, Any] = {"type": "object"}
     if tool.parameters is None:
-        schema = {"type": "object", "properties": {}, "additionalProperties": False}
-    elif tool.strict:
-        schema = tool.parameters
-    return lark_json(schema, param="tools", path=f"the parameters of `{tool.name}`: #")
+        return lark_json(
+            {"type": "object", "properties": {}, "additionalProperties": False}, param=tool.param, path=tool.param
+        )
+    # Many schemas leave out the type, as arguments are an object anyway.
+    schema: Mapping[str, Any] = {"type": "object"} | dict(tool.parameters)
+    if schema["type"] != "object" and not tool.strict:
+        schema = ANY_OBJECT
+    try:
+        return _checked(json.dumps(schema), tool.param)
+    except RequestError:
+        if tool.strict:
+            raise
+        return lark_json(ANY_OBJECT, param=tool.param, path=tool.param)
+
+
+@lru_cache(maxsize=1024)
+def _checked(schema: str, param: str) -> str:
+    """As `lark_json`; a client sends the same tools again and again."""
+    return lark_json(json.loads(schema), param=param, path=param)
 
 
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
-    """Return the tools that the choice leaves to call."""
+    """Return the tools that the choice allows."""
     return [tool for tool in tools if choice.name is None or tool.name == choice.name]
 
 
 def call_objects(tools: Sequence[Tool], key: str) -> str:
-    """Return what matches a call's object up to its closing brace: a tool's name, then its arguments under `key`."""
+    """Return an expression for a call object up to its closing brace; the arguments are at `key`."""
     heads = ((f'{{"name": "{tool.name}", "{key}": ', tool) for tool in tools)
     return " | ".join(f"{lark_text(head)} {arguments(tool)}" for head, tool in heads)

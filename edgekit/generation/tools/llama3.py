@@ -1,10 +1,10 @@
-r"""Calls as Llama 3.1 and 3.2 write them: an object instead of an answer, sometimes behind a token.
+r"""The tool-call format of Llama 3.1 and 3.2: a JSON object in place of an answer, sometimes after a special token.
 
     {"name": "get_weather", "parameters": {"city": "Paris"}}
     <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}
 
-The templates take back one call per turn, so the grammar lets no model make more; the parser takes several, parted by
-`;`. Python code behind the token is text.
+The templates accept only one call per turn, so the grammar allows only one; the parser accepts several, separated by
+`;`. Python code after the token is text.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from edgekit.generation.grammar.lark import lark_text
-from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
 from edgekit.generation.tools.lark import call_objects, callable_tools, pattern, text_without, token
 from edgekit.generation.tools.parser import ToolParser
+from edgekit.generation.types import Tool, ToolChoice
 
 __all__ = ["Llama3"]
 
@@ -23,14 +23,17 @@ TAG = "<|python_tag|>"
 
 
 class _Parser(ToolParser):
-    """Looks for an object at the start, and for the token anywhere."""
+    """Looks for an object at the start and for the token anywhere."""
 
     OPENINGS = (TAG,)
     ARGUMENTS = ("parameters", "arguments")
 
-    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
-        super().__init__(ids, tools, stream=stream, parallel=parallel)
+    def __init__(
+        self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, required: bool, parallel: bool
+    ) -> None:
+        super().__init__(ids, tools, stream=stream, required=required, parallel=parallel)
         self._state = self._begin if tools else self._text
+        self._quoted = frozenset(f'"{tool.name}"' for tool in tools)
 
     def _begin(self) -> bool:
         rest = self._buffer.lstrip()
@@ -47,6 +50,13 @@ class _Parser(ToolParser):
         else:
             self._state = self._text
         return True
+
+    def _begun(self) -> bool:
+        if self._raw.lstrip().startswith(TAG):
+            return True
+        # Without the token it is a call once it names a tool, and other JSON is text.
+        start, stop = self._scanner.values.get("name", (0, None))
+        return bool(self._raw) and stop is not None and self._object[start:stop] in self._quoted
 
     def _gap(self) -> bool:
         rest = self._buffer.lstrip().removeprefix(";").lstrip()
@@ -65,22 +75,22 @@ class Llama3(ToolFormat):
 
     @classmethod
     def matches(cls, source: str) -> bool:
-        """It shows the object with `parameters` between Llama 3's headers."""
+        """Whether the template has Llama 3's headers, `parameters` and `tool_calls`."""
         return "<|start_header_id|>" in source and "parameters" in source and "tool_calls" in source
 
     def lark(
         self,
         tools: Sequence[Tool],
         choice: ToolChoice,
-        parallel: bool,  # noqa: ARG002  there is never more than one
+        parallel: bool,  # noqa: ARG002  always a single call
         *,
-        thinking: bool = False,  # noqa: ARG002  these models have none
+        thinking: bool = False,  # noqa: ARG002  no reasoning
         content: str | None = None,
     ) -> str | None:
         """As `ToolFormat.lark`."""
         if not tools and content is None:
             return None
-        # Text that begins like a call of one of the tools would be taken for one; other JSON is text.
+        # Text that starts like a call to one of the tools would be parsed as one; other JSON is text.
         names = "|".join(pattern(tool.name) for tool in tools)
         free = text_without(TAG)
         if names:
@@ -95,6 +105,6 @@ class Llama3(ToolFormat):
         elif content is None:
             rules.insert(0, f"start: TEXT | {f'{tag}? ' if tag else ''}call")
         else:
-            # Content may be JSON too, and only the token tells it from a call.
+            # Content may be JSON too; only the token distinguishes a call from it.
             rules.insert(0, f"start: {content}{f' | {tag} call' if tag else ''}")
         return "\n".join([*rules, ""])

@@ -1,10 +1,10 @@
-r"""Calls as Mistral's models write them: the older ones a list, the newer ones a name and its arguments.
+r"""The tool-call formats of Mistral's models: a list in older ones, a name and its arguments in newer ones.
 
     [TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}}]
     [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}
     [TOOL_CALLS]get_weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Paris"}
 
-The markers are special tokens. The templates insist on ids of nine letters and digits.
+The markers are special tokens. The templates require ids of nine letters and digits.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import string
 from collections.abc import Sequence
 
 from edgekit.generation.grammar.lark import lark_text
-from edgekit.generation.request import Tool, ToolChoice
 from edgekit.generation.tools.base import ToolFormat
 from edgekit.generation.tools.lark import arguments, call_objects, callable_tools, text_without, token
 from edgekit.generation.tools.parser import ToolParser
+from edgekit.generation.types import Tool, ToolChoice
 
 __all__ = ["Mistral"]
 
@@ -29,7 +29,7 @@ _MAX_NAME = 200
 
 
 class _Parser(ToolParser):
-    """A list of objects or named arguments after the token."""
+    """Parses a list of objects, or a name with arguments, after the token."""
 
     OPENINGS = (CALLS,)
 
@@ -53,8 +53,8 @@ class _Parser(ToolParser):
             return self._reject()
         if not found:
             return False
-        name, _, number = head.partition(ID)
-        self._outer = name.strip(), number if re.fullmatch(r"[a-zA-Z0-9]{9}", number) else None
+        name, _, call_id = head.partition(ID)
+        self._outer = name.strip(), call_id if re.fullmatch(r"[a-zA-Z0-9]{9}", call_id) else None
         self._advance(len(self._buffer) - len(after))
         self._state = self._item
         return True
@@ -79,14 +79,14 @@ class _Parser(ToolParser):
 
 
 class Mistral(ToolFormat):
-    """Whatever follows `[TOOL_CALLS]`."""
+    """Calls after `[TOOL_CALLS]`."""
 
     MARKERS = (CALLS, ARGS, ID)
     PARSER = _Parser
 
     @classmethod
     def matches(cls, source: str) -> bool:
-        """It mentions the token."""
+        """Whether the template mentions the token."""
         return CALLS in source
 
     def lark(
@@ -95,7 +95,7 @@ class Mistral(ToolFormat):
         choice: ToolChoice,
         parallel: bool,
         *,
-        thinking: bool = False,  # noqa: ARG002  these models have none
+        thinking: bool = False,  # noqa: ARG002  no reasoning
         content: str | None = None,
     ) -> str | None:
         """As `ToolFormat.lark`."""
@@ -119,7 +119,7 @@ class Mistral(ToolFormat):
     def _listed(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
         objects = call_objects(tools, "arguments")
         again = f" ({lark_text(', ')} call)*" if more else ""
-        # Sentencepiece's tokens bring a space along, Tekken's do not; both follow the token.
+        # A SentencePiece tokenizer puts a space after the token, Tekken does not.
         return [
             f"calls: {token(self.tokens, CALLS)} / ?\\x5b/ call{again} {lark_text(']')}",
             f"call: object {lark_text('}')}",
@@ -127,9 +127,9 @@ class Mistral(ToolFormat):
         ]
 
     def _named(self, tools: Sequence[Tool], *, more: bool) -> list[str]:
-        number = f" ({token(self.tokens, ID)} /[a-zA-Z0-9]{{9}}/)?" if ID in self.source else ""
+        call_id = f" ({token(self.tokens, ID)} /[a-zA-Z0-9]{{9}}/)?" if ID in self.source else ""
         calls = " | ".join(
-            f"{lark_text(tool.name)}{number} {token(self.tokens, ARGS)} {arguments(tool)}" for tool in tools
+            f"{lark_text(tool.name)}{call_id} {token(self.tokens, ARGS)} {arguments(tool)}" for tool in tools
         )
         return [f"calls: call{'+' if more else ''}", f"call: {token(self.tokens, CALLS)} named", f"named: {calls}"]
 

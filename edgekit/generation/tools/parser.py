@@ -1,7 +1,7 @@
-"""Finds calls in a model's text as it comes.
+"""Streaming parser that finds tool calls in a model's output.
 
-What comes out does not depend on how the text is cut into pieces, and nothing comes out that a later piece could make
-something else: text that may become a call waits, and what does not become one comes out as it was written.
+The events do not depend on how the text is split into chunks, and none is ever revised: text that may become a call is
+held back, and if it does not become one, it is emitted verbatim.
 """
 
 from __future__ import annotations
@@ -10,42 +10,46 @@ import json
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from edgekit.generation.request import Tool
-from edgekit.generation.stops import overlap
-from edgekit.generation.tools.base import CallArguments, CallStart, Piece, TextPiece
+from edgekit.generation.chat.stop_strings import overlap
+from edgekit.generation.tools.events import ArgumentsDelta, CallStart, ParserEvent, TextDelta
 from edgekit.generation.tools.json_scan import ObjectScanner
+from edgekit.generation.types import Tool
 
 __all__ = ["ToolParser"]
 
 
 class ToolParser:
-    """The parser of one answer; formats say what opens a call and what stands around its JSON.
+    """Parses one output; subclasses define what opens a call and what surrounds its JSON.
 
-    It is a state machine over `_buffer`, the text not yet understood. A state is a method that takes from the buffer
-    and returns True, or returns False until there is more. `_raw` is the text of the call being read, from its
-    opening on: what comes out again if it is none.
+    A state machine over `_buffer`, the text not yet parsed. A state is a method that consumes text from the buffer and
+    returns True, or returns False if it needs more. `_raw` is the text of the current call, from its opening marker
+    on; it is emitted as text if the call is rejected.
 
     Args:
-        ids: Makes a call's id.
-        tools: Those there are; a call of anything else is text, and where there are none nothing is looked for.
-        stream: Pass arguments on as they come.
-        parallel: More than one call is allowed.
+        ids: Generates call ids.
+        tools: The available tools; a call to any other tool is text. Without tools no call is looked for.
+        stream: Emit arguments as they are generated; a grammar ensures that a call that has begun is valid.
+        required: The output starts with a call.
+        parallel: Allow several calls.
     """
 
     OPENINGS: ClassVar[tuple[str, ...]] = ()
-    """Texts that open a call; a single line feed before one belongs to it."""
+    """Markers that open a call; a single line feed before one belongs to it."""
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("arguments",)
-    """Keys under which a call's object may have its arguments."""
+    """Keys of a call object under which its arguments may be."""
 
-    def __init__(self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool) -> None:
+    def __init__(
+        self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, required: bool, parallel: bool
+    ) -> None:
         self._ids = ids
         self._names = frozenset(tool.name for tool in tools)
-        # What may open a call waits until it is one or none.
+        # Without tools no text is held back for a call.
         self._openings = self.OPENINGS if tools else ()
         self._stream = stream
+        self._required = required
         self._parallel = parallel
         self._called = False
-        self._pieces: list[Piece] = []
+        self._events: list[ParserEvent] = []
         self._buffer = ""
         self._raw = ""
         self._object = ""
@@ -54,45 +58,53 @@ class ToolParser:
         self._sent: int | None = None
         self._state: Callable[[], bool] = self._text
 
-    def push(self, text: str) -> list[Piece]:
-        """Take text and return what is now certain."""
+    def push(self, text: str) -> list[ParserEvent]:
+        """Add text and return the events that are now final."""
         self._buffer += text
         while self._state():
             pass
         return self._take()
 
-    def finish(self) -> list[Piece]:
-        """Return what still waits, at the end of the answer; a call that is not complete is text."""
+    def finish(self) -> list[ParserEvent]:
+        """Return the events for everything held back at the end of the output.
+
+        The start of a call whose arguments have not begun is dropped where a grammar makes sure that it is one;
+        otherwise it is text.
+        """
         if self._state == self._gap:
-            # White space around calls is part of them.
-            self._buffer = self._buffer.lstrip()
+            # White space around calls belongs to them, and by a grammar only calls follow a call.
+            self._buffer = "" if self._stream else self._buffer.lstrip()
         elif self._state == self._closing:
-            # What closes the call was cut short.
+            # The closing marker is incomplete.
             self._buffer = ""
-        if self._sent is None:
+        if self._sent is None and not (self._stream and (self._required or self._begun())):
             self._emit(self._raw + self._buffer)
         self._raw = self._buffer = ""
         return self._take()
 
-    def _take(self) -> list[Piece]:
-        pieces, self._pieces = self._pieces, []
-        return pieces
+    def _take(self) -> list[ParserEvent]:
+        events, self._events = self._events, []
+        return events
 
-    def _emit(self, text: str, *, thinking: bool = False, mark: bool = False) -> None:
+    def _begun(self) -> bool:
+        """Whether the text held back is the start of a call, as a grammar sees it."""
+        return bool(self._raw)
+
+    def _emit(self, text: str, *, thinking: bool = False, delimiter: bool = False) -> None:
         if text:
-            self._pieces.append(TextPiece(text, thinking, mark))
+            self._events.append(TextDelta(text, thinking, delimiter))
 
     # States.
 
     def _text(self) -> bool:
-        """Text, until something opens a call."""
+        """Text before an opening marker."""
         found = [(start, marker) for marker in self._openings if (start := self._buffer.find(marker)) >= 0]
         if not found:
-            marks = [mark for marker in self._openings for mark in (marker, f"\n{marker}")]
-            waiting = max((overlap(self._buffer, mark) for mark in marks), default=0)
-            keep = len(self._buffer) - waiting
-            self._emit(self._buffer[:keep])
-            self._buffer = self._buffer[keep:]
+            openings = [opening for marker in self._openings for opening in (marker, f"\n{marker}")]
+            held_back = max((overlap(self._buffer, opening) for opening in openings), default=0)
+            stop = len(self._buffer) - held_back
+            self._emit(self._buffer[:stop])
+            self._buffer = self._buffer[stop:]
             return False
         start, marker = min(found)
         before = self._buffer[:start].removesuffix("\n") if start else ""
@@ -103,7 +115,7 @@ class ToolParser:
         return True
 
     def _opened(self) -> bool:
-        """After what opens a call: white space and the object."""
+        """After an opening marker: white space, then the object."""
         return self._skip_to("{", self._begin_object)
 
     def _inside(self) -> bool:
@@ -113,7 +125,7 @@ class ToolParser:
         self._raw += self._buffer[:taken]
         self._buffer = self._buffer[taken:]
         if self._stream:
-            self._pass_on()
+            self._stream_arguments()
         if self._scanner.failed:
             return self._reject()
         if not self._scanner.done:
@@ -125,7 +137,7 @@ class ToolParser:
         return True
 
     def _closing(self) -> bool:
-        """After the object: what closes the call."""
+        """After the object: the closing marker."""
         self._state = self._gap
         return True
 
@@ -141,10 +153,10 @@ class ToolParser:
         self._state = self._text
         return True
 
-    # Steps that states share.
+    # Shared steps.
 
     def _skip_to(self, char: str, then: Callable[[], None]) -> bool:
-        """Take white space; go on if `char` follows, or else the call is none."""
+        """Consume white space; continue with `then` if `char` follows, else reject the call."""
         rest = self._buffer.lstrip()
         if not rest:
             return False
@@ -155,7 +167,7 @@ class ToolParser:
         return True
 
     def _advance(self, length: int) -> None:
-        """Take characters of the call that are not its object."""
+        """Consume characters of the call outside its object."""
         self._raw += self._buffer[:length]
         self._buffer = self._buffer[length:]
 
@@ -164,17 +176,17 @@ class ToolParser:
         self._state = self._inside
 
     def _reject(self) -> bool:
-        """What was read is no call: it is text, up to here. What follows is looked at anew."""
+        """Emit what was read of the call as text and parse the rest afresh."""
         self._emit(self._raw if self._sent is None else self._object[self._sent :])
         self._raw, self._sent = "", None
         self._state = self._text
         return True
 
     def _call(self) -> tuple[str, str | None, int, int | None] | None:
-        """Name, id and span of the arguments in the object; None if they are not known (yet)."""
+        """Name, id and span of the arguments in the object; None if not (yet) known."""
         if self._outer is not None:
-            name, number = self._outer
-            return name, number, 0, len(self._object) if self._scanner.done else None
+            name, call_id = self._outer
+            return name, call_id, 0, len(self._object) if self._scanner.done else None
         values = self._scanner.values
         start, stop = values.get("name", (0, None))
         span = next((values[key] for key in self.ARGUMENTS if key in values), None)
@@ -185,36 +197,36 @@ class ToolParser:
     def _known(self, name: str) -> bool:
         return name in self._names and (self._parallel or not self._called)
 
-    def _pass_on(self) -> None:
-        """Pass on what there is of the arguments of a call that a grammar vouches for."""
+    def _stream_arguments(self) -> None:
+        """Emit the available arguments of a call that is valid by its grammar."""
         call = self._call()
         if call is None or not self._known(call[0]):
             return
-        name, number, start, stop = call
+        name, call_id, start, stop = call
         if self._sent is None:
             if self._object[start : start + 1] != "{":
                 return
-            self._pieces.append(CallStart(number or self._ids(), name))
+            self._events.append(CallStart(call_id or self._ids(), name))
             self._sent = start
         stop = len(self._object) if stop is None else stop
         if stop > self._sent:
-            self._pieces.append(CallArguments(self._object[self._sent : stop]))
+            self._events.append(ArgumentsDelta(self._object[self._sent : stop]))
             self._sent = stop
 
     def _accept(self) -> bool:
-        """Let a complete call out, if it is one."""
+        """Emit a complete call if it is valid."""
         call = self._call()
         if call is None or not self._known(call[0]):
             return False
-        name, number, start, stop = call
+        name, call_id, start, stop = call
         arguments = self._object[start:stop]
         if arguments[0] == '"':
-            # Some models write the arguments as a string that holds their JSON.
+            # Some models write the arguments as a string that contains their JSON.
             arguments = json.loads(arguments)
             inner = ObjectScanner()
             if inner.push(arguments) < len(arguments) or not inner.done:
                 return False
         if arguments[0] != "{":
             return False
-        self._pieces += [CallStart(number or self._ids(), name), CallArguments(arguments)]
+        self._events += [CallStart(call_id or self._ids(), name), ArgumentsDelta(arguments)]
         return True

@@ -1,41 +1,41 @@
-r"""Calls as Qwen3 writes them: Hermes' calls, and before them, between `<think>` tags, the model's reasoning.
+r"""The tool-call format of Qwen3: Hermes' calls, preceded by the model's reasoning in `<think>` tags.
 
-Reasoning comes as pieces of text, tags included; `TextPiece.thinking` tells it apart. Calls in it are thoughts and
-never made. Other models reason between the same tags, so without tools this is their format too.
+Reasoning is emitted as text, tags included, and marked by `TextDelta.thinking`. Calls inside it are not executed. Other
+models put their reasoning in the same tags, so this is also their format without tools.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from edgekit.generation.chat.stop_strings import overlap
 from edgekit.generation.grammar.lark import lark_text
-from edgekit.generation.request import Tool
-from edgekit.generation.stops import overlap
-from edgekit.generation.tools.base import Piece
+from edgekit.generation.tools.events import ParserEvent
 from edgekit.generation.tools.hermes import Hermes, HermesParser
 from edgekit.generation.tools.lark import pattern, token
 from edgekit.generation.tools.parser import ToolParser
+from edgekit.generation.types import Tool
 
 __all__ = ["Qwen3"]
 
 THINK, DONE = "<think>", "</think>"
-# As the template writes it; free, it would be one more place where text may begin.
+# Fixed as in the template; if it were free, text could also start here.
 _GAP = "\n\n"
 
 
 class Qwen3(Hermes):
-    """`<think>` tags, then Hermes' calls."""
+    """Reasoning in `<think>` tags, then Hermes' calls."""
 
     MARKERS = (*Hermes.MARKERS, THINK, DONE)
 
     @classmethod
     def matches(cls, source: str) -> bool:
-        """It is Hermes' and mentions reasoning."""
+        """Whether the template matches Hermes and mentions reasoning."""
         return super().matches(source) and cls.reasons(source)
 
     @staticmethod
     def reasons(source: str) -> bool:
-        """Whether a chat template knows reasoning between these tags, tools or none."""
+        """Whether a chat template uses reasoning tags, with or without tools."""
         return DONE in source
 
     def parser(
@@ -44,11 +44,12 @@ class Qwen3(Hermes):
         tools: Sequence[Tool],
         *,
         enforced: bool = False,
+        required: bool = False,
         thinking: bool = False,
         parallel: bool = True,
     ) -> ToolParser:
         """As `ToolFormat.parser`."""
-        return _Parser(ids, tools, stream=enforced, parallel=parallel, thinking=thinking)
+        return _Parser(ids, tools, stream=enforced, required=required, parallel=parallel, thinking=thinking)
 
     def _before(self, *, thinking: bool) -> str:
         thoughts = f"thoughts {lark_text(_GAP)} "
@@ -66,26 +67,33 @@ class Qwen3(Hermes):
 
 
 class _Parser(HermesParser):
-    """Takes reasoning first."""
+    """Parses reasoning first."""
 
     def __init__(
-        self, ids: Callable[[], str], tools: Sequence[Tool], *, stream: bool, parallel: bool, thinking: bool
+        self,
+        ids: Callable[[], str],
+        tools: Sequence[Tool],
+        *,
+        stream: bool,
+        required: bool,
+        parallel: bool,
+        thinking: bool,
     ) -> None:
-        super().__init__(ids, tools, stream=stream, parallel=parallel)
+        super().__init__(ids, tools, stream=stream, required=required, parallel=parallel)
         self._state = self._think if thinking else self._begin
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[ParserEvent]:
         """As `ToolParser.finish`."""
         if self._state in {self._think, self._thought}:
-            self._emit(self._buffer, thinking=True, mark=self._state == self._thought)
+            self._emit(self._buffer, thinking=True, delimiter=self._state == self._thought)
             self._buffer = ""
         return super().finish()
 
     def _begin(self) -> bool:
         rest = self._buffer.lstrip()
         if rest.startswith(THINK):
-            self._emit(self._buffer[: -len(rest)], thinking=True, mark=True)
-            self._emit(THINK, thinking=True, mark=True)
+            self._emit(self._buffer[: -len(rest)], thinking=True, delimiter=True)
+            self._emit(THINK, thinking=True, delimiter=True)
             self._buffer = rest[len(THINK) :]
             self._state = self._think
         elif THINK.startswith(rest):
@@ -97,12 +105,12 @@ class _Parser(HermesParser):
     def _think(self) -> bool:
         start = self._buffer.find(DONE)
         if start < 0:
-            keep = len(self._buffer) - overlap(self._buffer, DONE)
-            self._emit(self._buffer[:keep], thinking=True)
-            self._buffer = self._buffer[keep:]
+            stop = len(self._buffer) - overlap(self._buffer, DONE)
+            self._emit(self._buffer[:stop], thinking=True)
+            self._buffer = self._buffer[stop:]
             return False
         self._emit(self._buffer[:start], thinking=True)
-        self._emit(DONE, thinking=True, mark=True)
+        self._emit(DONE, thinking=True, delimiter=True)
         self._buffer = self._buffer[start + len(DONE) :]
         self._state = self._thought
         return True
@@ -110,7 +118,7 @@ class _Parser(HermesParser):
     def _thought(self) -> bool:
         """White space between reasoning and answer."""
         rest = self._buffer.lstrip()
-        self._emit(self._buffer[: len(self._buffer) - len(rest)], thinking=True, mark=True)
+        self._emit(self._buffer[: len(self._buffer) - len(rest)], thinking=True, delimiter=True)
         self._buffer = rest
         if not rest:
             return False

@@ -1,1 +1,1 @@
-"""Runs the `onnxruntime` dialect's bundles on plain CPUs with kernels of our own."""
+"""CPU kernels in C that run bundles of the `onnxruntime` dialect on plain CPUs."""

@@ -1,4 +1,4 @@
-"""The library's functions, with their types: the one place that csrc/model.c and Python must agree in."""
+"""ctypes signatures of the functions that csrc/ exports, besides those of dispatch.c; both must change together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPES: dict[str, tuple[Any, list[Any]]] = {
     "matrix_new": (_POINTER, [_POINTER, _TEXT, *[_INT] * 4, _POINTER, _POINTER, _POINTER, _INT, _INT, _POINTER]),
     "matrix_free": (None, [_POINTER]),
     "model_new": (_POINTER, [_TEXT, *[_INT] * 9, _FLOAT, _INT, _FLOAT]),
-    "model_tables": (None, [_POINTER, _POINTER, _POINTER]),
+    "model_embeddings": (None, [_POINTER, _POINTER, _POINTER]),
     "model_matrix": (None, [_POINTER, _INT, _INT, _POINTER]),
     "model_norm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER]),
     "model_layer": (None, [_POINTER, _INT, _INT, _FLOAT, *[_POINTER] * 4]),
@@ -28,7 +28,7 @@ _TYPES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Functions:
-    """`ek_<name>` of the library as attributes; arrays are given by address."""
+    """The library's `ek_<name>` functions as attributes. Arrays are passed by address."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, (result, arguments) in _TYPES.items():

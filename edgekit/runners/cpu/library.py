@@ -1,7 +1,7 @@
-"""Finds and loads the compiled kernels, and says why there are none.
+"""Finds and loads the compiled kernels, or reports why they are unavailable.
 
-The library knows which of its variants this processor runs; nothing here looks at a processor. $EDGEKIT_CPU_KERNELS
-names another than the best (to measure, or to find a fault), or `off`: onnxruntime then runs everything.
+The library itself detects which of its variants this processor supports. $EDGEKIT_CPU_KERNELS selects a variant other
+than the best (for measuring or debugging), or `off`: onnxruntime then runs everything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from edgekit.errors import ConfigError
 from edgekit.runners.cpu import build
 
-__all__ = ["VARIABLE", "Absent", "Kernels", "load"]
+__all__ = ["VARIABLE", "Kernels", "Unavailable", "load"]
 
 VARIABLE = "EDGEKIT_CPU_KERNELS"
 
@@ -26,10 +26,10 @@ class Kernels:
     """The loaded library.
 
     Attributes:
-        library: As ctypes sees it.
-        variant: The kernels to use, of `variants`.
-        variants: Those that this processor runs, best first: `avx512vnni`, `avx2`, `dotprod`, `plain`.
-        digest: SHA-256 of the library's file: another compiler makes other last bits of the same sources.
+        library: The ctypes handle.
+        variant: The variant to use, one of `variants`.
+        variants: Variants that this processor supports, best first: `avx512vnni`, `avx2`, `dotprod`, `plain`.
+        digest: SHA-256 of the library's file: the last bits of results depend on the compiler.
     """
 
     library: ctypes.CDLL
@@ -39,55 +39,57 @@ class Kernels:
 
 
 @dataclass(frozen=True, slots=True)
-class Absent:
-    """No kernels here.
+class Unavailable:
+    """The kernels cannot be used.
 
     Attributes:
-        reason: Why, as the rest of a sentence.
+        reason: Why, phrased to follow a colon.
     """
 
     reason: str
 
 
-def load(env: Mapping[str, str] | None = None, folder: Path | None = None) -> Kernels | Absent:
+def load(env: Mapping[str, str] | None = None, folder: Path | None = None) -> Kernels | Unavailable:
     """Load the kernels for this processor.
 
     Args:
-        env: The environment; this process's unless given.
-        folder: Where the library is; beside this file unless given.
+        env: The environment; default: this process's.
+        folder: Where the library is; default: beside this file.
 
     Raises:
-        ConfigError: $EDGEKIT_CPU_KERNELS names kernels that there are not, or that this processor cannot run.
+        ConfigError: $EDGEKIT_CPU_KERNELS names an unknown variant, or one that this processor does not support.
     """
     wanted = (os.environ if env is None else env).get(VARIABLE, "")
     if wanted == "off":
-        return Absent(f"switched off by ${VARIABLE}")
+        return Unavailable(f"switched off by ${VARIABLE}")
     found = _load(folder or build.FOLDER)
     if not wanted:
         return found
-    if isinstance(found, Absent):
-        raise ConfigError(f"${VARIABLE} is `{wanted}`, and there are no kernels: {found.reason}", hint="unset it")
+    if isinstance(found, Unavailable):
+        raise ConfigError(f"${VARIABLE} is `{wanted}`, but there are no CPU kernels: {found.reason}", hint="unset it")
     if wanted not in found.variants:
-        here = ", ".join(found.variants)
-        raise ConfigError(f"${VARIABLE} is `{wanted}`, which is not to be had here", hint=f"here: {here}, or off")
+        choices = ", ".join(found.variants)
+        raise ConfigError(
+            f"${VARIABLE} is `{wanted}`, which is not available here", hint=f"available: {choices}, or off"
+        )
     return replace(found, variant=wanted)
 
 
-def _load(folder: Path) -> Kernels | Absent:
+def _load(folder: Path) -> Kernels | Unavailable:
     path = folder / build.LIBRARY
     if not path.is_file():
-        return Absent("they are not compiled")
+        return Unavailable("they are not compiled")
     try:
-        # Functions that are called as they no longer are would take the process with them.
-        if not build.is_made_of(path, folder / build.SOURCES):
-            return Absent("they are not those of the sources beside them")
+        # A call with an outdated signature would crash the process.
+        if not build.is_built_from(path, folder / build.SOURCES):
+            return Unavailable("they were compiled from other sources")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         library = ctypes.CDLL(str(path))
         library.ek_variants.restype = library.ek_best.restype = ctypes.c_char_p
         variants = tuple(library.ek_variants().decode("ascii").split())
         best = library.ek_best().decode("ascii")
     except (OSError, AttributeError) as error:
-        return Absent(f"they cannot be loaded: {error}")
+        return Unavailable(f"they cannot be loaded: {error}")
     if not variants:
-        return Absent("this processor runs none of those that were compiled")
+        return Unavailable("this processor supports none of the compiled variants")
     return Kernels(library, best, variants, digest)

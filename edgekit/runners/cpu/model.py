@@ -1,7 +1,6 @@
-"""What a model is to kernels of our own: matrices, norms and layers. It knows no file and computes nothing.
+"""Describes a model to the CPU kernels: matrices, norms and layers.
 
-The arrays are the data file's own bytes, mapped into memory and read-only; nothing of them is copied, but for what is
-smaller than a page.
+The arrays are read-only views of the memory-mapped data file. Only arrays smaller than a page are copied.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A quantized matrix: `w = scale * (code - zero_point) + rest`, per group along the inputs.
+    """A quantized matrix: `w = scale * (code - zero_point) + float_offset`, per group along the inputs.
 
     Attributes:
-        name: As the artifact calls it.
+        name: Its name in the artifact.
         codes: `[out, groups, group_size * bits / 8]`, of two 4-bit codes the first in the low nibble.
         scales: `[out, groups]`.
-        zero_points: 8 bits: `[out, groups]`. 4 bits: two in a byte along the groups, `[out, ceil(groups / 2)]`.
-            None where all are the middle, 8 or 128.
-        rest: What is added to that, `[out, groups]`: it may be the transpose of an array `[groups, out]`. None
-            where it is nothing.
+        zero_points: 8 bits: `[out, groups]`. 4 bits: two per byte along the groups, `[out, ceil(groups / 2)]`.
+            None if all are the middle, 8 or 128.
+        float_offsets: `[out, groups]`, perhaps a transposed view of an array `[groups, out]`. None if all are zero.
         bits: 4 or 8.
         group_size: Inputs that share a scale.
         shape: `(out, in)`.
@@ -41,14 +39,14 @@ class Matrix:
     codes: Bytes
     scales: FloatArray
     zero_points: Bytes | None
-    rest: FloatArray | None
+    float_offsets: FloatArray | None
     bits: int
     group_size: int
     shape: tuple[int, int]
     bias: FloatArray | None = None
 
     def offsets(self) -> FloatArray:
-        """Return `[out, groups]` so that `w = scale * code + offset`; computed anew each time."""
+        """Compute `[out, groups]` such that `w = scale * code + offset`."""
         groups = self.scales.shape[1]
         offsets: FloatArray
         if self.zero_points is None:
@@ -59,8 +57,8 @@ class Matrix:
             points = np.stack([self.zero_points & 15, self.zero_points >> 4], axis=-1)
             points = points.reshape(len(points), -1)[:, :groups]
             offsets = self.scales * -points.astype(np.float32)
-        if self.rest is not None:
-            offsets += self.rest
+        if self.float_offsets is not None:
+            offsets += self.float_offsets
         return offsets
 
 
@@ -69,19 +67,19 @@ class LayerDescription:
     """One decoder layer.
 
     Attributes:
-        input_norm: `[hidden]`, with what an architecture adds to its norms already in it.
+        input_norm: `[hidden]`; includes the constant that some architectures add to norm weights.
         mlp_norm: `[hidden]`.
-        attention_out_norm: `[hidden]`, of what attention gives, before it is added; None where there is none.
-        mlp_out_norm: `[hidden]`, likewise of the MLP.
-        q_norm: `[head_dim]`, of each head of the queries.
-        k_norm: `[head_dim]`.
-        qkv: One joined matrix, or three.
-        o: Output of attention.
-        gate_up: One joined matrix, gate first, or two.
-        down: Output of the MLP.
+        attention_out_norm: `[hidden]`, applied to the attention output before the residual addition, or None.
+        mlp_out_norm: `[hidden]`, applied to the MLP output likewise, or None.
+        q_norm: `[head_dim]`, applied to each query head, or None.
+        k_norm: `[head_dim]`, applied to each key head, or None.
+        qkv: One fused matrix, or three.
+        o: Output projection of attention.
+        gate_up: One fused matrix, gate first, or two.
+        down: Output projection of the MLP.
         rope: Index into `ModelDescription.ropes`.
-        window: Tokens that one looks back over; -1 where it sees all before it.
-        scale: Of attention scores.
+        window: Size of the sliding window, the token itself included; -1 for full attention.
+        scale: Factor of attention scores.
     """
 
     input_norm: FloatArray
@@ -101,27 +99,27 @@ class LayerDescription:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A whole model.
+    """A full model.
 
     Attributes:
-        vocab_size: Rows of the token table.
+        vocab_size: Rows of the embedding.
         hidden: Width of the residual stream.
         intermediate: Width of the MLP.
-        heads: Of the queries.
-        kv_heads: Of keys and values.
-        head_dim: Width of each.
-        rms_norm_eps: Of all norms.
-        activation: Of the gate.
-        embedding: The token table, `[vocab, hidden]`.
-        embedding_scale: What its rows are multiplied by; None: nothing.
-        layers: In order.
+        heads: Number of query heads.
+        kv_heads: Number of KV heads.
+        head_dim: Width of a head.
+        rms_norm_eps: Epsilon of all norms.
+        activation: Activation of the MLP's gate.
+        embedding: The token embedding, `[vocab, hidden]`.
+        embedding_scale: Factor of its rows, or None.
+        layers: First to last.
         final_norm: `[hidden]`.
-        head: `[vocab, hidden]`; `embedding` itself where the bytes are the same.
-        ropes: Cosines and sines `[positions, head_dim / 2]`: element i of a head turns with i + head_dim / 2.
+        head: The LM head, `[vocab, hidden]`; the same object as `embedding` if they share their bytes.
+        ropes: Cosines and sines `[positions, head_dim / 2]`: element i of a head is rotated with i + head_dim / 2.
         positions: Rows of these tables.
-        context_length: Tokens that the model was exported for.
-        metadata: Of the graph.
-        let_go: Gives back the memory of what was read of the data file's arrays; they can be read again.
+        context_length: Context length that the model was exported for, tokens.
+        metadata: The graph's metadata.
+        release_pages: Drops the pages of the mapped data file from memory; they are read again on the next access.
     """
 
     vocab_size: int
@@ -141,11 +139,11 @@ class ModelDescription:
     positions: int
     context_length: int
     metadata: Mapping[str, str]
-    let_go: Callable[[], None]
+    release_pages: Callable[[], None]
 
     def matrices(self) -> list[Matrix]:
-        """All of them, each once."""
-        tables = [self.embedding] if self.head is self.embedding else [self.embedding, self.head]
+        """All matrices, a tied head only once."""
+        found = [self.embedding] if self.head is self.embedding else [self.embedding, self.head]
         for layer in self.layers:
-            tables += [*layer.qkv, layer.o, *layer.gate_up, layer.down]
-        return tables
+            found += [*layer.qkv, layer.o, *layer.gate_up, layer.down]
+        return found

@@ -1,52 +1,53 @@
-"""Runs bundles of the `onnxruntime` dialect with kernels of our own: several slots in one pass, nothing padded.
+"""Runs bundles of the `onnxruntime` dialect with the CPU kernels: several slots in one pass, without padding.
 
-Weights are put into the kernels' form when the model is loaded, and the file is let go of. Keys and values are kept as
-float16; keys lie in tiles of 16 positions, so that a query is multiplied by 16 of them at once. Every row is computed
-alike whatever is beside it, so that `Chunk.exact` costs nothing. It knows no graph: `description.py` reads that.
+Weights are repacked into the layout of the kernels at load time, and the data file is closed. The KV cache is float16,
+with keys in tiles of 16 positions, so that a query is multiplied by 16 keys at once. Every row is computed alike
+whatever the rest of the batch is (batch-invariant), so `Chunk.exact` costs nothing.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.cores import usable_cores
 from edgekit.errors import RunnerError
 from edgekit.runners.base import Backend, Chunk, Limits
-from edgekit.runners.cores import usable_cores
 from edgekit.runners.cpu.functions import Functions
+from edgekit.runners.cpu.kv_cache import TiledKvCache
 from edgekit.runners.cpu.library import Kernels
-from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription
-from edgekit.runners.cpu.sizes import check_sizes
-from edgekit.runners.cpu.tiles import TiledKvCache
+from edgekit.runners.cpu.limits import check_limits
+from edgekit.runners.cpu.model import ModelDescription
+from edgekit.runners.cpu.parallel import run_parallel
 from edgekit.runners.cpu.weights import Weights
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 
 __all__ = ["CpuRunner"]
 
-# Of csrc/model.c.
+# The enums of csrc/model.h.
 _QUERY, _KEY, _VALUE, _OUT, _GATE, _UP, _DOWN = range(7)
 _INPUT_NORM, _BRANCH_NORM, _MLP_NORM, _MLP_OUT_NORM, _QUERY_NORM, _KEY_NORM = range(6)
 
 
 class CpuRunner(SlotRunner):
-    """A `Runner` over the kernels.
+    """A `Runner` over the CPU kernels.
 
     Args:
-        description: Of the model; its arrays are not kept.
+        description: The model; its arrays are not kept.
         kernels: From `library.load`.
-        context_length: Tokens per slot; None takes the model's own.
-        sequence_slots: How many sequences may live at the same time.
-        max_chunk: Most tokens of one slot in one step.
-        threads: None takes one per physical core.
+        context_length: Tokens per slot; default: the model's context length.
+        sequence_slots: Maximum number of sequences at a time.
+        max_chunk: Maximum tokens of one slot in one step.
+        threads: Default: one per usable core (`cores.py`).
 
     Raises:
-        Unsupported: The kernels cannot compute with such sizes.
-        RunnerError: The context is longer than the model's, or there is no memory.
+        Unsupported: The kernels do not support the model's sizes.
+        RunnerError: The context is longer than the model's, or memory cannot be allocated.
     """
 
     _backend, _runtime = "cpu kernels", "cpu"
@@ -69,24 +70,24 @@ class CpuRunner(SlotRunner):
                 hint=f"the model was exported for {longest} tokens",
             )
         self._variant, self._digest = kernels.variant, kernels.digest
-        check_sizes(model)
+        check_limits(model)
         self._call = Functions(kernels.library)
         self._resources = ExitStack()
         self._release = weakref.finalize(self, self._resources.close)
-        # Not at exit: a thread may be in the middle of a step.
+        # Not at interpreter exit: a thread may be in the middle of a step.
         self._release.atexit = False
         try:
             self._load(model, context, sequence_slots, threads or usable_cores())
         except BaseException as error:
             self._release()
-            # From a mapping, an array, a size that no address has, a thread that cannot be started.
+            # From mmap, an array, a size beyond the address space, or a thread that cannot be started.
             if isinstance(error, OSError | MemoryError | OverflowError | RuntimeError):
                 raise RunnerError(
-                    f"there is no memory for the model with {sequence_slots} x {context} tokens",
-                    hint="serve fewer sequence slots, or a shorter context",
+                    f"not enough memory for the model with {sequence_slots} x {context} tokens",
+                    hint="use fewer sequence slots or a shorter context",
                 ) from error
             raise
-        self._most_rows = max(max_chunk, sequence_slots) + 64
+        self._max_rows = max(max_chunk, sequence_slots) + 64
         self._limits = Limits(
             context_length=context,
             sequence_slots=sequence_slots,
@@ -98,28 +99,28 @@ class CpuRunner(SlotRunner):
 
     @property
     def backend(self) -> Backend:
-        """What computes: these kernels, of this library."""
+        """The variant of the kernels, and the digest of their library."""
         return Backend(self._runtime, self._variant, self._digest)
 
     def close(self) -> None:
-        """Release the model and the KV cache; done anyway when the runner is dropped."""
+        """Release the model and the KV cache. Also happens when the runner is garbage-collected."""
         self._closed = True
         self._release()
 
     def _load(self, model: ModelDescription, context: int, slots: int, threads: int) -> None:
-        """Make everything there is, and tell `_resources` how to let go of it."""
-        call, held = self._call, self._resources
+        """Allocate everything, and register with `_resources` how to free it."""
+        call, resources = self._call, self._resources
         self._kv = TiledKvCache(
             len(model.layers), slots, heads=model.kv_heads, positions=context, head_dim=model.head_dim
         )
-        held.callback(self._kv.close)
+        resources.callback(self._kv.close)
         self._lengths = [0] * slots
-        # Of a row each that is asked for most; reused from step to step.
+        # One row per slot, as in decoding; reused from step to step.
         self._logits = np.empty((slots, model.vocab_size), np.float32)
-        # Copies: what is mapped would keep the file open, and the process at the mercy of who writes to it.
+        # Copies: a mapping would keep the file open, and truncating the file would kill the process.
         self._ropes = [tuple(np.array(table[:context], order="C") for table in tables) for tables in model.ropes]
         self._weights = Weights(call, self._variant, model.matrices())
-        held.callback(self._weights.close)
+        resources.callback(self._weights.close)
         self._model = call.model_new(
             self._variant.encode(),
             threads,
@@ -137,41 +138,21 @@ class CpuRunner(SlotRunner):
         )
         if not self._model:
             raise MemoryError
-        held.callback(call.model_free, self._model)
-        with ThreadPoolExecutor(threads) as pool:
-            self._fill(model, pool)
-
-    def _fill(self, model: ModelDescription, pool: ThreadPoolExecutor) -> None:
-        """Give the kernels all numbers; a layer at a time, so that the file's pages come and go."""
-        call = self._call
-
-        def table(matrix: Matrix) -> int:
-            made = self._weights.matrix(matrix)
-            model.let_go()
-            return made
-
-        def filled(index: int) -> dict[int, int]:
-            made = self._layer(index, model.layers[index])
-            model.let_go()
-            return made
-
-        # The largest first, while there is little else in memory.
-        embedding = pool.submit(table, model.embedding)
-        head = embedding if model.head is model.embedding else pool.submit(table, model.head)
-        layers = [pool.submit(filled, index) for index in range(len(model.layers))]
-        for index, done in enumerate(layers):
-            for which, matrix in done.result().items():
-                call.model_matrix(self._model, index, which, matrix)
-        call.model_tables(self._model, embedding.result(), head.result())
+        resources.callback(call.model_free, self._model)
+        # The largest first, while little else is in memory.
+        layers = [partial(self._layer, model, index) for index in range(len(model.layers))]
+        run_parallel([partial(self._embeddings, model), *layers], threads)
         self._norm(-1, 0, model.final_norm)
 
-    def _layer(self, index: int, layer: LayerDescription) -> dict[int, int]:
-        matrices = {
-            **dict(zip((_QUERY, _KEY, _VALUE), layer.qkv, strict=False)),
-            _OUT: layer.o,
-            **dict(zip((_GATE, _UP), layer.gate_up, strict=False)),
-            _DOWN: layer.down,
-        }
+    def _embeddings(self, model: ModelDescription) -> None:
+        embedding = head = self._weights.matrix(model.embedding)
+        if model.head is not model.embedding:
+            head = self._weights.matrix(model.head)
+        self._call.model_embeddings(self._model, embedding, head)
+        model.release_pages()
+
+    def _layer(self, model: ModelDescription, index: int) -> None:
+        layer = model.layers[index]
         norms = {
             _INPUT_NORM: layer.input_norm,
             _BRANCH_NORM: layer.attention_out_norm,
@@ -187,7 +168,16 @@ class CpuRunner(SlotRunner):
         keys, values = (array.ctypes.data for array in self._kv.of_layer(index))
         window = max(layer.window, 0)
         self._call.model_layer(self._model, index, window, layer.scale, cosines, sines, keys, values)
-        return {which: self._weights.matrix(matrix) for which, matrix in matrices.items()}
+        matrices = {
+            **dict(zip((_QUERY, _KEY, _VALUE), layer.qkv, strict=False)),
+            _OUT: layer.o,
+            **dict(zip((_GATE, _UP), layer.gate_up, strict=False)),
+            _DOWN: layer.down,
+        }
+        for which, matrix in matrices.items():
+            self._call.model_matrix(self._model, index, which, self._weights.matrix(matrix))
+        # A layer at a time, to bound the file's pages in memory.
+        model.release_pages()
 
     def _norm(self, index: int, which: int, weights: FloatArray) -> None:
         weights = np.ascontiguousarray(weights, np.float32)
@@ -198,9 +188,9 @@ class CpuRunner(SlotRunner):
         results: list[FloatArray] = [self._logits[:0]] * len(chunks)
         low = 0
         while low < len(chunks):
-            # A pass of so many rows at most, so that its activations have a bound.
+            # At most `_max_rows` rows per pass, to bound the memory of activations.
             high, rows = low + 1, tokens[low].size
-            while high < len(chunks) and rows + tokens[high].size <= self._most_rows:
+            while high < len(chunks) and rows + tokens[high].size <= self._max_rows:
                 rows += tokens[high].size
                 high += 1
             results[low:high] = self._pass(chunks[low:high], tokens[low:high], low)
@@ -209,16 +199,17 @@ class CpuRunner(SlotRunner):
 
     def _pass(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray], before: int) -> list[FloatArray]:
         ids = np.concatenate(tokens).astype(np.int32)
-        places = np.empty((len(chunks), 4), np.int32)
+        # The struct `chunk` of csrc/model.h.
+        table = np.empty((len(chunks), 4), np.int32)
         wanted: list[npt.NDArray[np.int32]] = []
         row = 0
-        for place, chunk, part in zip(places, chunks, tokens, strict=True):
-            place[:] = chunk.slot, self._lengths[chunk.slot], row, part.size
+        for entry, chunk, part in zip(table, chunks, tokens, strict=True):
+            entry[:] = chunk.slot, self._lengths[chunk.slot], row, part.size
             row += part.size
             first = {"none": row, "last": row - 1, "all": row - part.size}[chunk.logits]
             wanted.append(np.arange(first, row, dtype=np.int32))
         rows = np.concatenate(wanted)
-        # Single rows have places that no other pass of this step overwrites.
+        # Single rows go to a range that no other pass of this step overwrites.
         logits = self._logits[before : before + rows.size]
         if rows.size > len(chunks):
             logits = np.empty((rows.size, self._limits.vocab_size), np.float32)
@@ -227,22 +218,22 @@ class CpuRunner(SlotRunner):
             ids.size,
             ids.ctypes.data,
             len(chunks),
-            places.ctypes.data,
+            table.ctypes.data,
             rows.size,
             rows.ctypes.data,
             logits.ctypes.data,
         )
         if failed:
-            raise MemoryError("there is no memory for a step of this size")
+            raise MemoryError("not enough memory for a step of this size")
         for chunk, part in zip(chunks, tokens, strict=True):
             self._lengths[chunk.slot] += part.size
         ends = np.cumsum([part.size for part in wanted])
         return [logits[end - part.size : end] for part, end in zip(wanted, ends, strict=True)]
 
-    def _held(self, slot: int) -> int:
+    def _length(self, slot: int) -> int:
         return self._lengths[slot]
 
-    def _cut(self, slot: int, length: int) -> None:
+    def _truncate(self, slot: int, length: int) -> None:
         self._lengths[slot] = length
         if length == 0:
             self._kv.release(slot)

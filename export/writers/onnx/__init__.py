@@ -1,4 +1,4 @@
-"""The ONNX writer: one class, one file per dialect."""
+"""The ONNX writer; one file per dialect."""
 
 from __future__ import annotations
 

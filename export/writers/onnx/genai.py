@@ -1,4 +1,4 @@
-"""A second graph over the same weights, for onnxruntime-genai: it counts by itself what our runner is told.
+"""A second graph over the same weights, for onnxruntime-genai: it computes lengths from an attention mask.
 
     input_ids               int64 [batch, sequence]
     attention_mask          int64 [batch, total]    1 for every token in the cache after this step, 0 for padding
@@ -7,11 +7,11 @@
     logits                  fp32  [batch, 1, vocab] of the last token of each sequence
     present.N.key, .value
 
-Two graphs and not one, because a mask grows with every token: our runner's shapes stay the same, which lets
-onnxruntime plan its memory once. Each is a file of some hundred kilobytes; the weights are in one data file.
+The two graphs are separate because a mask grows with every token, while the inputs of our runner keep their shapes,
+which lets onnxruntime plan its memory once. Each is a file of a few hundred kilobytes; they share one data file.
 
-Sources: the names, onnxruntime-genai's src/config.h; that a `1` in the declared shape says that only the last
-position's logits come, its `Model::IsPruned` in src/models/model.cpp (0.18).
+Sources: onnxruntime-genai's src/config.h for the names; `Model::IsPruned` in src/models/model.cpp (0.18) for the `1` in
+the declared shape, which means that only the last position's logits are returned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx import TensorProto
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.writers.onnx.graph import Graph
 
-__all__ = ["DIALECT", "GENAI_FILE", "count_by_mask"]
+__all__ = ["DIALECT", "GENAI_FILE", "with_attention_mask"]
 
 DIALECT = "onnxruntime-genai"
 GENAI_FILE = "model_genai.onnx"
@@ -35,13 +35,13 @@ _F32, _I32, _I64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 #                           └─ Sub ─┐   │
 # input_ids ─────── sequence ─┘    Sub ─┘ ─ Max 0 ─ Unsqueeze ─▶ logits_index [batch, 1, 1]
 #
-# Prompts of a batch are padded on the right: a shorter one ends before the last position. From then on the mask has
-# more ones after its zeros, the sequence is one token, and the difference may be negative.
-def count_by_mask(graph: Graph, decoder: Decoder) -> None:
-    """Turn the `onnxruntime` dialect's graph into one that takes an attention mask in place of counts."""
+# Prompts of a batch are right-padded, so a shorter one ends before the last position. In later steps the sequence is
+# one token, the mask has ones after the zeros of the padding, and the difference may be negative.
+def with_attention_mask(graph: Graph, decoder: Decoder) -> None:
+    """Convert the `onnxruntime` dialect's graph to take an attention mask instead of lengths."""
     g, path = graph, "/model/counts"
-    g.forget("seqlens_k", "total_sequence_length", "logits_index", "logits")
-    with g.in_front():
+    g.undeclare("seqlens_k", "total_sequence_length", "logits_index", "logits")
+    with g.prepend():
         mask = g.input("attention_mask", _I64, ("batch", "total"))
         g.output("logits", _F32, ("batch", 1, decoder.vocab_size))
         axis = g.constant("axis.1", np.array([1], np.int64))

@@ -1,4 +1,4 @@
-"""The `genai_config.json` that lets onnxruntime-genai open a bundle as it is.
+"""Writes the `genai_config.json` that lets onnxruntime-genai open a bundle.
 
 Source of the keys: onnxruntime-genai's src/config.h and src/config.cpp (0.18).
 """
@@ -10,23 +10,22 @@ from pathlib import Path
 
 from edgekit.export.architectures.decoder import Decoder
 from edgekit.export.checkpoints.base import TokenizerFiles
-from edgekit.export.text import read_tokenizer
+from edgekit.export.checkpoints.tokenizer_files import read_tokenizer
 from edgekit.export.writers.onnx.genai import GENAI_FILE
 
 __all__ = ["write_genai_config"]
 
-# genai sets the KV cache aside, and fills it with zeros, for `max_length` at once: its user may ask for up to the
-# context length, but must ask.
+# genai allocates and zeroes the KV cache for all of `max_length` at once. Users can raise it up to the context length.
 _MAX_LENGTH = 4096
 
 
 def write_genai_config(folder: Path, decoder: Decoder, tokenizer: TokenizerFiles) -> None:
-    """Write `genai_config.json` beside the graph that it names.
+    """Write `genai_config.json` next to its graph.
 
     Args:
         folder: The bundle's folder.
         decoder: The model.
-        tokenizer: The checkpoint's text side.
+        tokenizer: The checkpoint's tokenizer files.
     """
     config = genai_config(decoder, tokenizer)
     (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -38,11 +37,11 @@ def genai_config(decoder: Decoder, tokenizer: TokenizerFiles) -> dict[str, objec
     vocabulary = read_tokenizer(tokenizer.tokenizer_json)
 
     def token(name: str, default: int) -> int:
-        found = vocabulary.token_to_id(tokenizer.special.get(name, ""))
-        return default if found is None else int(found)
+        token_id = vocabulary.token_to_id(tokenizer.special.get(name, ""))
+        return default if token_id is None else int(token_id)
 
-    # genai takes `phi3` for a model whose RoPE changes at token 4097, and computes everything again there; ours does
-    # not change. `decoder` is its name for a model with nothing of its own.
+    # For `phi3` genai assumes a RoPE that changes at token 4097, where it recomputes the cache; that of our graph does
+    # not change. `decoder` is its name for a generic model.
     kind = "decoder" if decoder.model_type == "phi3" else decoder.model_type
     return {
         "model": {

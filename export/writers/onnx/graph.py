@@ -1,7 +1,7 @@
-"""A small builder of ONNX graphs that streams weights to one external data file.
+"""A small ONNX graph builder that streams weights to one external data file.
 
-`model.onnx` holds structure only; `model.onnx.data` is appended to, tensor by tensor, so that the whole model
-is never in memory. It knows no transformer and no quantization.
+`model.onnx` holds only the graph; tensors are appended to `model.onnx.data` one by one, so the full model is never in
+memory.
 
 Source of the file format: onnx/docs/IR.md and onnx/docs/ExternalData.md.
 """
@@ -29,24 +29,24 @@ DATA_FILE = "model.onnx.data"
 Dims = Sequence[int | str]
 Attribute = Any
 
-# Constants below this stay in the model file: shapes, axes, scalars.
+# Smaller constants are stored in the model file: shapes, axes, scalars.
 _INLINE_BYTES = 256
-# Large tensors start on a page, so that a runtime can map them; small ones on a cache line.
+# Large tensors are page-aligned so that a runtime can map them; small ones are aligned to a cache line.
 _PAGE, _LINE, _LARGE = 4096, 64, 65_536
 
 
 class Graph:
     """Collects nodes, inputs, outputs and initializers; `save` writes the model file.
 
-    Used as a context manager, so that the data file is closed whatever happens.
+    A context manager, which closes the data file.
 
     Attributes:
-        data_sha256: Of `model.onnx.data`, once the graph is closed.
+        data_sha256: SHA-256 of `model.onnx.data`, once the graph is closed.
 
     Args:
-        folder: Receives `model.onnx` and `model.onnx.data`.
+        folder: The folder for `model.onnx` and `model.onnx.data`.
         opsets: Operator set version by domain.
-        ir_version: Of the ONNX file format; 10 is the first with INT4 and the last that TensorRT 10.3 knows.
+        ir_version: Version of the ONNX file format; 10 is the first with INT4 and the last that TensorRT 10.3 supports.
     """
 
     def __init__(self, folder: Path, opsets: Mapping[str, int], *, ir_version: int = 10) -> None:
@@ -54,7 +54,7 @@ class Graph:
         self._opsets = dict(opsets)
         self._ir_version = ir_version
         self._proto = onnx.GraphProto(name="decoder")
-        self._places: dict[str, tuple[int, int]] = {}
+        self._locations: dict[str, tuple[int, int]] = {}
         self._values: set[str] = set()
         self.data_sha256 = ""
         self._data = StreamedFile(folder / DATA_FILE)
@@ -68,7 +68,7 @@ class Graph:
         self.data_sha256 = self._data.close()
 
     def input(self, name: str, dtype: int, dims: Dims) -> str:
-        """Declare a graph input; `dtype` is a `TensorProto.DataType`, a text in `dims` is a symbolic dimension."""
+        """Declare a graph input; `dtype` is a `TensorProto.DataType`, a string in `dims` is a symbolic dimension."""
         self._proto.input.append(helper.make_tensor_value_info(name, dtype, list(dims)))
         return name
 
@@ -100,18 +100,18 @@ class Graph:
         domain: str = "",
         **attributes: Attribute,
     ) -> tuple[str, ...]:
-        """Add a node with several outputs; an empty name in `inputs` or `outputs` leaves that one out."""
+        """Add a node with several outputs; an empty name omits that input or output."""
         self._proto.node.append(
             helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain or None, **attributes)
         )
         return tuple(outputs)
 
     def copy(self, node: onnx.NodeProto) -> None:
-        """Add a node of another graph as it is."""
+        """Add a copy of a node from another graph."""
         self._proto.node.append(node)
 
     def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
-        """Add an initializer from an array; asking again for the same name returns the first one."""
+        """Add an initializer from an array; a name that exists already is not added again."""
         if name in self._values:
             return name
         values = np.asarray(values)
@@ -123,41 +123,41 @@ class Graph:
         return self.stream(name, dtype, values.shape, (np.ascontiguousarray(values),))
 
     def stream(self, name: str, dtype: int, shape: Sequence[int], parts: Iterable[npt.NDArray[np.generic]]) -> str:
-        """Add an initializer whose bytes come in contiguous parts, each forgotten once it is in the data file."""
+        """Add an initializer from contiguous parts, each released once it is in the data file."""
         start = self._align(dtype, shape)
         for part in parts:
             self._data.write(part.reshape(-1).view(np.uint8).data)
-        self._places[name] = (start, self._data.tell() - start)
-        self._external(self._initializer(name, dtype, shape), self._places[name])
+        self._locations[name] = (start, self._data.tell() - start)
+        self._external(self._initializer(name, dtype, shape), self._locations[name])
         return name
 
     def alias(self, name: str, dtype: int, shape: Sequence[int], of: str) -> str:
-        """Add an initializer that reads the bytes of another one under its own shape: one table, stored once."""
-        self._places[name] = self._places[of]
-        self._external(self._initializer(name, dtype, shape), self._places[name])
+        """Add an initializer that shares the bytes of another one, with its own name and shape."""
+        self._locations[name] = self._locations[of]
+        self._external(self._initializer(name, dtype, shape), self._locations[name])
         return name
 
-    def forget(self, *names: str) -> None:
-        """Take back the declarations of inputs and outputs; what they named stays where nodes use it."""
+    def undeclare(self, *names: str) -> None:
+        """Remove the declarations of inputs and outputs; nodes may still use these names."""
         for declared in (self._proto.input, self._proto.output):
             kept = [value for value in declared if value.name not in names]
             del declared[:]
             declared.extend(kept)
 
     def nodes_of(self, op: str) -> list[onnx.NodeProto]:
-        """The nodes of an operator, to be changed in place."""
+        """Return the nodes of an operator, which may be modified in place."""
         return [node for node in self._proto.node if node.op_type == op]
 
     @contextmanager
-    def in_front(self) -> Iterator[None]:
-        """Put the nodes that are added meanwhile before those that are there: they may make what was an input."""
-        there = list(self._proto.node)
+    def prepend(self) -> Iterator[None]:
+        """Insert nodes added within the context before the existing ones, so they can replace graph inputs."""
+        existing = list(self._proto.node)
         del self._proto.node[:]
         yield
-        self._proto.node.extend(there)
+        self._proto.node.extend(existing)
 
     def save(self, metadata: Mapping[str, str], *, producer_version: str, file: str = MODEL_FILE) -> None:
-        """Write the model file; the bytes depend on nothing but what was added. Several may share the data file."""
+        """Write the model file, deterministically. Several model files may share the data file."""
         self._data.flush()
         model = helper.make_model(
             self._proto,
@@ -185,7 +185,8 @@ class Graph:
         return self._data.tell()
 
     @staticmethod
-    def _external(tensor: TensorProto, place: tuple[int, int]) -> None:
+    def _external(tensor: TensorProto, location: tuple[int, int]) -> None:
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", DATA_FILE), ("offset", str(place[0])), ("length", str(place[1]))):
+        offset, length = location
+        for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=key, value=value)

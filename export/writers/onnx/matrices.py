@@ -1,7 +1,7 @@
-"""Weight matrices and the token table as TensorRT takes them; what its two dialects share. It knows no transformer.
+"""Weight matrices and the embedding in both TensorRT dialects.
 
-A quantized matrix is INT4 `[in, out]` behind a block `DequantizeLinear` along axis 0, with no transposition before the
-product, which TensorRT keeps as INT4 up to there. Its scales and all float weights are FP16.
+A quantized matrix is INT4 `[in, out]` with a block-wise `DequantizeLinear` along axis 0 and no transpose before the
+product, so TensorRT keeps it in INT4 up to there. Scales and float weights are FP16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear
-from edgekit.export.float_rows import FloatRows
+from edgekit.export.quantization.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
 from edgekit.export.writers.base import Progress, Weights
 from edgekit.export.writers.onnx.graph import Graph
@@ -22,24 +22,24 @@ from edgekit.export.writers.onnx.offsets import OffsetTerms
 from edgekit.export.writers.onnx.packed_table import gather_packed
 from edgekit.export.writers.onnx.packing import int4_columns, int4_planes
 
-__all__ = ["Half", "Matrices", "Stored"]
+__all__ = ["Floats", "Matrices", "Stored"]
 
 FloatArray = npt.NDArray[np.float32]
 
-Half = npt.NDArray[np.float16 | np.float32]
-"""What `dtype` says: half precision, or single for parity tests."""
+Floats = npt.NDArray[np.float16 | np.float32]
+"""Numbers in the writer's `dtype`: float16, or float32 for parity tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A matrix whose bytes are written already: what of it the graph can name.
+    """The initializer names of a written matrix.
 
     Attributes:
-        weight: A float matrix `[in, out]`; None where it is quantized.
+        weight: A float matrix `[in, out]`; None if it is quantized.
         planes: Name prefix, INT4 weights and scales of each plane.
-        offsets: What the planes leave of the offsets, `[groups, out]`; None where that is nothing.
-        groups: Groups along the inputs.
-        size: Inputs in a group.
+        offsets: The residual offsets that the planes do not represent, `[groups, out]`; None if there are none.
+        groups: Number of groups along the inputs.
+        size: Group size.
     """
 
     weight: str | None
@@ -53,10 +53,10 @@ class Matrices:
     """Writes matrices into a graph and multiplies by them.
 
     Args:
-        graph: Where to.
-        weights: The numbers.
+        graph: The graph.
+        weights: The model's weights.
         progress: Called with the name of each tensor once it is written.
-        dtype: Of activations, float weights and scales: float16, or float32 for parity tests.
+        dtype: Dtype of activations, float weights and scales: float16, or float32 for parity tests.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Matrices:
 
     # ids ─ Gather ─ Cast ─ (Mul scale) ─▶ fp32 [batch, sequence, hidden]
     #
-    # A tied head is stored here too, so that the table, which is the largest tensor, is forgotten before the layers.
-    # A float table serves both ends as it is: TensorRT multiplies by a transposed constant without copying it. A
-    # quantized one is written a second time, because the head wants INT4 [hidden, vocab] and the embedding int32 rows.
+    # A tied head is stored here too, so that the table, which is the largest tensor, is released before the layers.
+    # A float table is shared by both: TensorRT multiplies by a transposed constant without copying it. A quantized one
+    # is written a second time, because the head needs INT4 [hidden, vocab] and the embedding int32 rows.
     def embed(self, ids: str, decoder: Decoder) -> tuple[str, Stored | None]:
-        """Look up the rows of tokens, int64 `[batch, sequence]`; with the head where the embedding is that too."""
+        """Embed tokens, int64 `[batch, sequence]`; also returns the head if it is tied to the embedding."""
         g, name, path = self._g, decoder.embedding.weight, "/model/embed_tokens"
         table, head = self._w.table(decoder.embedding), None
         if isinstance(table, GroupedTensor):
@@ -95,7 +95,7 @@ class Matrices:
         return rows, head
 
     def store_all(self, decoder: Decoder) -> None:
-        """Write the matrices in the order in which they come fastest, before the nodes that multiply by them."""
+        """Write the matrices in their fastest reading order, before the nodes that multiply by them."""
         for linear in self._w.order:
             if linear == decoder.head:
                 self._stored[linear.weight] = self._write_head(linear)
@@ -103,7 +103,7 @@ class Matrices:
                 self._stored[linear.weight] = self._write(linear)
 
     def head(self, linear: Linear) -> Stored:
-        """Return an output head of its own, written now if it was not before."""
+        """Return an untied output head, writing it if necessary."""
         return self._stored.pop(linear.weight, None) or self._write_head(linear)
 
     def _write(self, linear: Linear) -> Stored:
@@ -125,7 +125,7 @@ class Matrices:
         return self._g.stream(name, dtype, table.shape, (self.cast(part) for part in table.parts()))
 
     def _transposed(self, weight: str) -> Stored:
-        """A float head `[vocab, hidden]` as it is stored: no pass over its rows could turn it."""
+        """A float head stored as `[vocab, hidden]`: it is streamed by rows, so it cannot be transposed on the way."""
         return Stored(self._g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
 
     def linear(self, x: str, linear: Linear, path: str) -> str:
@@ -144,34 +144,34 @@ class Matrices:
         if not isinstance(matrix, GroupedTensor):
             return Stored(g.constant(name, self.cast(matrix).T))
         stored = []
-        planes, centre = int4_planes(matrix)
+        planes, residual = int4_planes(matrix)
         columns, inner = matrix.shape
         for plane, label in zip(planes, ("", "low_"), strict=False):
             parts = int4_columns(plane.codes)
             weight = g.stream(f"{name}.{label}qweight", TensorProto.INT4, (inner, columns), parts)
-            # TensorRT 10.3's parser refuses a scale that is not positive. Zero (often one too small for FP16)
-            # becomes the smallest positive number, which moves no weight by more than 5e-7.
+            # TensorRT 10.3's parser rejects scales that are not positive. Zero (often a scale too small for FP16)
+            # becomes the smallest positive number, which changes no weight by more than 5e-7.
             positive = np.maximum(self.cast(plane.scales), self._np(2.0**-24))
             stored.append((label, weight, g.constant(f"{name}.{label}scales", positive.T)))
-        offsets = None if centre is None else g.constant(f"{name}.offsets", self.cast(centre).T)
+        offsets = None if residual is None else g.constant(f"{name}.offsets", self.cast(residual).T)
         return Stored(None, tuple(stored), offsets, matrix.scales.shape[1], matrix.group_size)
 
     # weight (INT4 [in, out]) ─ DequantizeLinear(axis=0, block_size) ─┐
     # x ─┬──────────────────────────────────────────────────── MatMul ┴─ (Add) ─ (Add bias) ─▶
     #    └─ (sums of x over each group) ─ (MatMul offsets [groups, out]) ─┘
     #
-    # TensorRT's INT4 has no offset: what a grid has of it (GGUF Q4_1, AWQ) is added apart, see OffsetTerms. An 8-bit
-    # matrix is two INT4 planes, the high and the low halves of its codes.
+    # TensorRT's INT4 has no offsets: those of a grid (GGUF Q4_1, AWQ) are added separately, see OffsetTerms. An 8-bit
+    # matrix becomes two INT4 planes, the high and the low nibbles of its codes.
     def apply(self, x: str, stored: Stored, path: str) -> str:
-        """Multiply by a matrix that is written already."""
+        """Multiply by a written matrix."""
         g = self._g
         if stored.weight is not None:
             return g.node("MatMul", [x, stored.weight], f"{path}/MatMul")
         terms = []
         for label, weight, scales in stored.planes:
-            whole = f"{path}/{label}DequantizeLinear"
-            whole = g.node("DequantizeLinear", [weight, scales], whole, axis=0, block_size=stored.size)
-            terms.append(g.node("MatMul", [x, whole], f"{path}/{label}MatMul"))
+            name = f"{path}/{label}DequantizeLinear"
+            dequantized = g.node("DequantizeLinear", [weight, scales], name, axis=0, block_size=stored.size)
+            terms.append(g.node("MatMul", [x, dequantized], f"{path}/{label}MatMul"))
         if stored.offsets is not None:
             terms.append(self._offsets.term(x, stored.offsets, stored.groups, stored.size, path))
         total = terms[0]
@@ -179,17 +179,17 @@ class Matrices:
             total = g.node("Add", [total, term], f"{path}/sum{i}/Add")
         return total
 
-    def cast(self, values: FloatArray) -> Half:
-        """Put numbers into `dtype`.
+    def cast(self, values: FloatArray) -> Floats:
+        """Convert numbers to `dtype`.
 
         Raises:
-            ExportError: One of them is too large for it.
+            ExportError: A number is out of range.
         """
         if self._np is np.float32:
             return values.astype(np.float32, copy=False)
-        from edgekit.export.halves import TOO_LARGE, as_halves
+        from edgekit.export.quantization.float16 import TOO_LARGE, to_float16
 
-        cast, lost = as_halves(values)
+        cast, lost = to_float16(values)
         if lost == TOO_LARGE:
             raise ExportError(
                 "a weight or a scale is too large for FP16", hint="export for a target that computes in FP32"

@@ -3,13 +3,13 @@
     input_ids               int64 [batch, sequence]
     seqlens_k               int32 [batch]                  tokens in the cache after this step, minus one
     total_sequence_length   int32 []                       the largest of them, plus one
-    logits_index            int64 [batch, rows, 1]         positions of `sequence` whose logits are wanted
+    logits_index            int64 [batch, rows, 1]         positions of `sequence` whose logits are computed
     past_key_values.N.key, .value   fp32 [batch, kv_heads, capacity, head_dim]
         ▼
     logits                  fp32  [batch, rows, vocab]
     present.N.key, .value   fp32 [batch, kv_heads, capacity, head_dim]   bound to the same buffers as past
 
-Activations and the cache are FP32, which is what this provider computes in.
+Activations and the cache are FP32, in which this provider computes.
 
 Source of the operators: onnxruntime's docs/ContribOperators.md.
 """
@@ -19,12 +19,12 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Layer, Rope
 from edgekit.export.writers.base import Progress, Weights
+from edgekit.export.writers.limits import check_onnxruntime_support
 from edgekit.export.writers.onnx.graph import Graph
 from edgekit.export.writers.onnx.ort_matrices import Matrices
-from edgekit.export.writers.onnx.whole_heads import WholeHeads, whole_tables
+from edgekit.export.writers.onnx.partial_rotary import FullRotaryWeights, full_rotary_tables
 
 __all__ = ["OPSETS", "OnnxRuntime"]
 
@@ -35,12 +35,12 @@ _F32, _I32, _I64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 
 def _window(layer: Layer, decoder: Decoder) -> int:
-    """The operator's `local_window_size`: -1 where a token sees all before it."""
+    """The operator's `local_window_size`: -1 for full attention."""
     return -1 if layer.window is None or layer.window >= decoder.max_position else layer.window
 
 
 def _positions(decoder: Decoder) -> int:
-    """Positions of RoPE's tables: one more than the context, where a runner may put a token of padding."""
+    """Number of positions in the RoPE tables: the context length, and one for the runner's padding tokens."""
     return decoder.max_position + 1
 
 
@@ -48,12 +48,12 @@ class OnnxRuntime:
     """Writes one model into one graph.
 
     Args:
-        graph: Where to.
+        graph: The graph.
         decoder: The model.
-        weights: Its numbers.
+        weights: The model's weights.
         progress: Called with the name of each tensor once it is written.
-        accuracy_level: Of `MatMulNBits`: 4 rounds activations to 8 bits per block, which is several times faster;
-            1 computes in FP32.
+        accuracy_level: Attribute of `MatMulNBits`: 4 rounds activations to 8 bits per block, which is several times
+            faster; 1 computes in FP32.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class OnnxRuntime:
     ) -> None:
         self._g = graph
         self._d = decoder
-        self._w = WholeHeads(weights, decoder)
+        self._w = FullRotaryWeights(weights, decoder)
         self._progress = progress
         self._matrices = Matrices(graph, self._w, progress, accuracy_level)
         self._tables: dict[Rope, tuple[str, str]] = {}
@@ -70,19 +70,15 @@ class OnnxRuntime:
         """Write inputs, layers and outputs.
 
         Returns:
-            Metadata: the positions that RoPE's tables have, and the onnxruntime that the graph needs. A window of n
-            tokens was one of n + 1 before 1.24 (measured: 1.23.2 against 1.24.4); see `lookup_needs` too.
+            Metadata: the number of positions in the RoPE tables, and the onnxruntime version that the graph needs.
+            Before 1.24, a window of n tokens was computed as n + 1 (measured: 1.23.2 against 1.24.4); see also
+            `lookup_needs`.
 
         Raises:
-            ExportError: The heads are of a size, or a tensor on a grid, that onnxruntime does not take.
+            ExportError: onnxruntime does not support the head size or a tensor's grid.
         """
         g, d = self._g, self._d
-        if d.head_dim % 16:
-            raise ExportError(
-                f"onnxruntime turns heads of a multiple of 16 elements; this model's have {d.head_dim}",
-                hint="export for another target",
-                code="unsupported_configuration",
-            )
+        check_onnxruntime_support(d)
         ids = g.input("input_ids", _I64, ("batch", "sequence"))
         g.input("seqlens_k", _I32, ("batch",))
         g.input("total_sequence_length", _I32, ())
@@ -106,13 +102,13 @@ class OnnxRuntime:
         metadata = {"edgekit.positions": str(_positions(d))}
         if any(_window(layer, d) > 0 for layer in d.layers):
             metadata["edgekit.onnxruntime"] = "1.24"
-        return metadata | self._matrices.needs
+        return metadata | self._matrices.metadata
 
     # normed ─ attention ─ o_proj ─ (norm) ─ SkipNorm ─ mlp ─ (norm) ─ SkipNorm ─▶ normed of the next layer
     # residual ──────────────────────────────┘    └────────────────────┘    └─▶ residual
     #
-    # A SkipNorm adds its two inputs and gives the sum and its norm. The last layer drops, after its attention,
-    # every position whose logits nobody wants.
+    # A SkipNorm adds its two inputs and returns the sum and its norm. After its attention, the last layer drops all
+    # positions whose logits are not requested.
     def _layer(self, layer: Layer, normed: str, residual: str, following: str, rows: str | None) -> tuple[str, str]:
         g, path = self._g, f"/model/layers.{layer.index}"
         attended = self._attention(layer, normed, f"{path}/attn")
@@ -122,23 +118,23 @@ class OnnxRuntime:
         branch = self._matrices.linears(attended, [layer.o], f"{path}/attn/o_proj")[0]
         if layer.attention_out_norm is not None:
             branch = self._norm(branch, layer.attention_out_norm, f"{path}/post_attention_layernorm")
-        place = "post_attention_layernorm" if layer.attention_out_norm is None else "pre_feedforward_layernorm"
-        normed, residual = self._skip_norm(branch, residual, layer.mlp_norm, f"{path}/{place}")
+        name = "post_attention_layernorm" if layer.attention_out_norm is None else "pre_feedforward_layernorm"
+        normed, residual = self._skip_norm(branch, residual, layer.mlp_norm, f"{path}/{name}")
         branch = self._mlp(layer, normed, f"{path}/mlp")
         if layer.mlp_out_norm is not None:
             branch = self._norm(branch, layer.mlp_out_norm, f"{path}/post_feedforward_layernorm")
-        place = "/model/norm" if rows is not None else f"/model/layers.{layer.index + 1}/input_layernorm"
-        return self._skip_norm(branch, residual, following, place)
+        norm_path = "/model/norm" if rows is not None else f"/model/layers.{layer.index + 1}/input_layernorm"
+        return self._skip_norm(branch, residual, following, norm_path)
 
-    # x ─ qkv_proj ─┬────────── (joined: one input) ──────────┬─ GroupQueryAttention ─▶
+    # x ─ qkv_proj ─┬─────────── (fused: one input) ──────────┬─ GroupQueryAttention ─▶
     #               └─ Split ─┬─ q ─ heads ─ norm ─ joined ───┤
     #                         ├─ k ─ heads ─ norm ─ joined ───┤
     #                         └─ v ───────────────────────────┘
     #
-    # The operator turns q and k itself, appends k and v to the cache, and looks back over `local_window_size` tokens.
+    # The operator applies RoPE to q and k, appends k and v to the cache, and attends to `local_window_size` tokens.
     def _attention(self, layer: Layer, x: str, path: str) -> str:
         g, d = self._g, self._d
-        parts = self._matrices.linears(x, [layer.q, layer.k, layer.v], path, joined="qkv_proj")
+        parts = self._matrices.linears(x, [layer.q, layer.k, layer.v], path, fused_name="qkv_proj")
         if layer.q_norm is not None or layer.k_norm is not None:
             parts = self._normed_heads(layer, parts, path)
         past = [f"past_key_values.{layer.index}.{part}" for part in ("key", "value")]
@@ -172,17 +168,19 @@ class OnnxRuntime:
             if weight is None:
                 normed.append(part)
                 continue
-            place, apart = f"{path}/{name}_norm", self._int64(f"shape.{heads}_heads", [0, 0, heads, d.head_dim])
-            split = g.node("Reshape", [part, apart], f"{place}/heads/Reshape")
-            together = self._int64("shape.joined_heads", [0, 0, -1])
-            normed.append(g.node("Reshape", [self._norm(split, weight, place), together], f"{place}/joined/Reshape"))
+            norm_path = f"{path}/{name}_norm"
+            split_shape = self._int64(f"shape.{heads}_heads", [0, 0, heads, d.head_dim])
+            split = g.node("Reshape", [part, split_shape], f"{norm_path}/heads/Reshape")
+            joined_shape = self._int64("shape.joined_heads", [0, 0, -1])
+            values = self._norm(split, weight, norm_path)
+            normed.append(g.node("Reshape", [values, joined_shape], f"{norm_path}/joined/Reshape"))
         return normed
 
     def _rope_tables(self, rope: Rope) -> tuple[str, str]:
-        """Cosines and sines; layers that turn alike share them."""
+        """Write cosines and sines; layers with the same RoPE share them."""
         if rope not in self._tables:
             suffix = f".{len(self._tables)}" if self._tables else ""
-            cos, sin = whole_tables(rope, self._d.head_dim, _positions(self._d))
+            cos, sin = full_rotary_tables(rope, self._d.head_dim, _positions(self._d))
             self._tables[rope] = (
                 self._g.constant(f"cos_cache{suffix}", cos),
                 self._g.constant(f"sin_cache{suffix}", sin),
@@ -192,10 +190,10 @@ class OnnxRuntime:
     # x ─ gate_up_proj ─ Split ─┬─ gate ─ act ─┐
     #                           └─ up ──── Mul ┴─ down_proj ─▶
     #
-    # QuickGelu is x · sigmoid(alpha · x): with alpha 1 it is SiLU in one pass. FastGelu is GELU by its tanh formula.
+    # QuickGelu is x · sigmoid(alpha · x): with alpha 1 it is SiLU. FastGelu is the tanh approximation of GELU.
     def _mlp(self, layer: Layer, x: str, path: str) -> str:
         g = self._g
-        parts = self._matrices.linears(x, [layer.gate, layer.up], path, joined="gate_up_proj")
+        parts = self._matrices.linears(x, [layer.gate, layer.up], path, fused_name="gate_up_proj")
         if len(parts) == 1:
             names = [f"{path}/gate", f"{path}/up"]
             parts = list(g.nodes("Split", parts, f"{path}/Split", names, axis=-1, num_outputs=2))
@@ -207,7 +205,7 @@ class OnnxRuntime:
         return self._matrices.linears(g.node("Mul", [gate, up], f"{path}/Mul"), [layer.down], f"{path}/down_proj")[0]
 
     def _norm(self, x: str, weight: str, path: str) -> str:
-        """An RMSNorm over the last axis."""
+        """RMSNorm over the last axis."""
         return self._g.node(
             "SimplifiedLayerNormalization",
             [x, self._norm_weight(weight)],

@@ -1,7 +1,7 @@
-"""Matrices of the `onnxruntime` dialect: how a product with quantized or float weights is said in its operators.
+"""Products with quantized or float matrices in the `onnxruntime` dialect.
 
-Weights are 4- or 8-bit `MatMulNBits`; the token table is read by `GatherBlockQuantized`. Matrices that read the same
-input are joined, because every call costs a fork and a join of the threads. It knows no layer.
+Quantized matrices are 4- or 8-bit `MatMulNBits`; the embedding is read by `GatherBlockQuantized`. Matrices that read
+the same input are fused, because every call costs a fork and join of the threads.
 
 Source of the operators: onnxruntime's docs/ContribOperators.md.
 """
@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Linear
-from edgekit.export.float_rows import FloatRows
+from edgekit.export.quantization.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.base import Progress, Weights
 from edgekit.export.writers.onnx.graph import Graph
@@ -42,15 +42,15 @@ Matrix = GroupedTensor | FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A matrix whose bytes are written already: what of it the graph can name.
+    """The initializer names of a written matrix.
 
     Attributes:
-        weight: A float matrix `[in, out]`; None where it is quantized.
-        packed: Weights, scales and, unless they are the middle, zero points, as `MatMulNBits` takes them.
+        weight: A float matrix `[in, out]`; None if it is quantized.
+        packed: Inputs of `MatMulNBits`: weights, scales and, unless they are the middle code, zero points.
         shape: `(out, in)`.
         bits: Bits per code.
-        size: Inputs in a group.
-        offsets: What the zero points leave of the offsets, `[groups, out]`; None where that is nothing.
+        size: Group size.
+        offsets: The residual offsets that the zero points do not represent, `[groups, out]`; None if there are none.
     """
 
     weight: str | None
@@ -65,14 +65,14 @@ class Matrices:
     """Writes matrices and the nodes that multiply by them.
 
     Args:
-        graph: Where to.
-        weights: The numbers.
+        graph: The graph.
+        weights: The model's weights.
         progress: Called with the name of each tensor once it is written.
-        accuracy_level: Of `MatMulNBits`: 4 rounds activations to 8 bits per block, which is several times faster;
-            1 computes in FP32.
+        accuracy_level: Attribute of `MatMulNBits`: 4 rounds activations to 8 bits per block, which is several times
+            faster; 1 computes in FP32.
 
     Attributes:
-        needs: Metadata: the onnxruntime that the token table needs.
+        metadata: The onnxruntime version that the embedding needs, if not all versions do.
     """
 
     def __init__(self, graph: Graph, weights: Weights, progress: Progress, accuracy_level: int) -> None:
@@ -81,14 +81,14 @@ class Matrices:
         self._progress = progress
         self._accuracy_level = accuracy_level
         self._offsets = OffsetTerms(graph)
-        self.needs: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
 
     # ids ─ GatherBlockQuantized ─▶ residual
     #
-    # A tied head reads the embedding's own bytes: they are stored once, and the table, which is the largest tensor,
-    # is forgotten before the layers.
+    # A tied head shares the embedding's bytes, which are stored once, and the table, which is the largest tensor,
+    # is released before the layers.
     def embed(self, decoder: Decoder, ids: str) -> tuple[str, Stored | None]:
-        """Return the rows `ids` of the token table, float32 `[batch, sequence, hidden]`, and where tied the head."""
+        """Embed tokens, float32 `[batch, sequence, hidden]`; also returns the head if it is tied to the embedding."""
         g, d, name, path = self._g, decoder, decoder.embedding.weight, "/model/embed_tokens"
         table, head = self._w.table(d.embedding), None
         if isinstance(table, FloatRows):
@@ -97,14 +97,14 @@ class Matrices:
                 head = self._transposed(name)
             self._progress(name)
             return rows, head
-        points, rest = self._points(table, name)
+        zero_points, residual = self._zero_points(table, name)
         vocab, hidden = table.shape
-        self.needs = lookup_needs(table.bits, table.scales.shape[1], zero_points=bool(points))
+        self.metadata = lookup_needs(table.bits, table.scales.shape[1], zero_points=bool(zero_points))
         packed = g.stream(f"{name}.qweight", _U8, (vocab, hidden * table.bits // 8), pack_rows(table.codes, table.bits))
         scales = g.constant(f"{name}.scales", table.scales)
         rows = g.node(
             "GatherBlockQuantized",
-            [packed, ids, scales, *points],
+            [packed, ids, scales, *zero_points],
             f"{path}/GatherBlockQuantized",
             domain=_MICROSOFT,
             gather_axis=0,
@@ -113,20 +113,20 @@ class Matrices:
             bits=table.bits,
         )
         offsets = None
-        if rest is not None:
-            offsets = g.constant(f"{name}.offsets", rest)
-            rows = self._embed_offsets(rows, ids, offsets, rest.shape[1], table.group_size)
+        if residual is not None:
+            offsets = g.constant(f"{name}.offsets", residual)
+            rows = self._embed_offsets(rows, ids, offsets, residual.shape[1], table.group_size)
         if d.tied:
             if offsets is not None:
                 offsets = g.node("Transpose", [offsets], "/lm_head/offsets/Transpose", perm=[1, 0])
             shape = (vocab, table.scales.shape[1], table.group_size * table.bits // 8)
-            again = g.alias(f"{d.head.weight}.qweight", _U8, shape, packed)
-            head = Stored(None, (again, scales, *points), table.shape, table.bits, table.group_size, offsets)
+            alias = g.alias(f"{d.head.weight}.qweight", _U8, shape, packed)
+            head = Stored(None, (alias, scales, *zero_points), table.shape, table.bits, table.group_size, offsets)
         self._progress(name)
         return rows, head
 
     def head(self, linear: Linear) -> Stored:
-        """Write an output head of its own."""
+        """Write an untied output head."""
         table = self._w.table(linear)
         if isinstance(table, FloatRows):
             stored = self._transposed(self._g.stream(linear.weight, _F32, table.shape, table.parts()))
@@ -136,10 +136,10 @@ class Matrices:
         return stored
 
     def _transposed(self, weight: str) -> Stored:
-        """A float head `[vocab, hidden]` as it is stored: no pass over its rows could turn it."""
+        """A float head stored as `[vocab, hidden]`: it is streamed by rows, so it cannot be transposed on the way."""
         return Stored(self._g.node("Transpose", [weight], "/lm_head/Transpose", perm=[1, 0]))
 
-    # What the zero point leaves of an offset is added to the gathered rows:
+    # The residual offsets are added to the gathered rows:
     #
     # ids ─ Gather(offsets) ─ Unsqueeze ─┐
     # rows ─ Reshape [.., groups, size] ─ Add ─ Reshape ─▶
@@ -152,28 +152,28 @@ class Matrices:
         return g.node("Reshape", [rows, self._ints("shape.hidden", [0, 0, groups * size])], f"{path}/Reshape")
 
     def linears(
-        self, x: str, linears: Sequence[Linear], path: str, *, joined: str = "", output: str | None = None
+        self, x: str, linears: Sequence[Linear], path: str, *, fused_name: str = "", output: str | None = None
     ) -> list[str]:
-        """Apply matrices that read one input: by one node called `joined` if their grids agree, else one by one.
+        """Apply matrices that read the same input: fused into one node if their grids agree, else one by one.
 
         Args:
             x: The input, float32 `[.., in]`.
-            linears: Which; their biases are added too.
-            path: Of the nodes.
-            joined: What several are called together.
-            output: Name of the only output.
+            linears: The matrices; their biases are added too.
+            path: Path of the nodes.
+            fused_name: Name of the fused matrix.
+            output: Name of the output, for a single matrix.
 
         Returns:
-            One output per matrix, or one for all, joined along the last axis.
+            One output per matrix, or a single one, concatenated along the last axis.
 
         Raises:
-            ExportError: A matrix is on a grid that onnxruntime does not take.
+            ExportError: onnxruntime does not support a matrix's grid.
         """
         matrices = [self._w.matrix(linear) for linear in linears]
         biases = [self._w.vector(linear.bias_name) if linear.bias else None for linear in linears]
         if len(linears) == 1:
             outputs = [self._matmul(x, matrices[0], linears[0].weight, path, bias=biases[0], output=output)]
-        elif (whole := _join(matrices)) is not None:
+        elif (fused := _fuse(matrices)) is not None:
             bias = None
             if any(part is not None for part in biases):
                 bias = np.concatenate(
@@ -183,7 +183,7 @@ class Matrices:
                     ]
                 )
             prefix = linears[0].name.rpartition(".")[0]
-            outputs = [self._matmul(x, whole, f"{prefix}.{joined}.weight", f"{path}/{joined}", bias=bias)]
+            outputs = [self._matmul(x, fused, f"{prefix}.{fused_name}.weight", f"{path}/{fused_name}", bias=bias)]
         else:
             outputs = [
                 self._matmul(x, matrix, linear.weight, f"{path}/{linear.name.rpartition('.')[2]}", bias=bias)
@@ -198,7 +198,7 @@ class Matrices:
     # x ─┬─ MatMulNBits (bias within) ────────────────────────────── (Add) ─▶
     #    └─ (sums of x over each group) ─ (MatMul offsets [groups, out]) ─┘
     #
-    # A zero point is an integer: what it leaves of an offset (GGUF Q4_1, MLX) is added apart, see OffsetTerms.
+    # Zero points are integers: the residual of other offsets (GGUF Q4_1, MLX) is added separately, see OffsetTerms.
     def _matmul(
         self, x: str, matrix: Matrix, name: str, path: str, *, bias: FloatArray | None, output: str | None = None
     ) -> str:
@@ -209,22 +209,22 @@ class Matrices:
         g = self._g
         if not isinstance(matrix, GroupedTensor):
             return Stored(g.constant(name, matrix.T))
-        points, rest = self._points(matrix, name)
+        zero_points, residual = self._zero_points(matrix, name)
         shape = (matrix.shape[0], matrix.scales.shape[1], matrix.group_size * matrix.bits // 8)
         packed = g.stream(f"{name}.qweight", _U8, shape, pack_rows(matrix.codes, matrix.bits))
-        inputs = (packed, g.constant(f"{name}.scales", matrix.scales), *points)
-        offsets = None if rest is None else g.constant(f"{name}.offsets", rest.T)
+        inputs = (packed, g.constant(f"{name}.scales", matrix.scales), *zero_points)
+        offsets = None if residual is None else g.constant(f"{name}.offsets", residual.T)
         return Stored(None, inputs, matrix.shape, matrix.bits, matrix.group_size, offsets)
 
     def apply(self, x: str, stored: Stored, path: str, *, bias: str | None = None, output: str | None = None) -> str:
-        """Multiply by a matrix whose bytes are written already."""
+        """Multiply by a written matrix."""
         g = self._g
         if stored.weight is not None:
             product = g.node("MatMul", [x, stored.weight], f"{path}/MatMul", output=None if bias else output)
             return product if bias is None else g.node("Add", [product, bias], f"{path}/Add", output=output)
         inputs = [x, *stored.packed]
         if bias is not None:
-            # Inputs 3 and 4 are the zero points and an index of groups.
+            # Inputs 3 and 4 are the zero points and the group indices (g_idx).
             inputs += [""] * (5 - len(inputs)) + [bias]
         columns, inner = stored.shape
         product = g.node(
@@ -244,31 +244,31 @@ class Matrices:
         term = self._offsets.term(x, stored.offsets, inner // stored.size, stored.size, path)
         return g.node("Add", [product, term], f"{path}/offsets/Add", output=output)
 
-    def _points(self, tensor: GroupedTensor, name: str) -> tuple[list[str], FloatArray | None]:
-        """The zero points as an input (absent where they are the middle, which is the default), and what they leave."""
+    def _zero_points(self, tensor: GroupedTensor, name: str) -> tuple[list[str], FloatArray | None]:
+        """Return the zero points as an input (absent if all are the middle code, the default), and residual offsets."""
         size = tensor.group_size
         if tensor.bits not in {4, 8} or size < 16 or size & (size - 1):
             raise ExportError(
-                f"`{name}` has {tensor.bits}-bit codes in groups of {size}, which onnxruntime does not take",
-                hint="it takes 4 or 8 bits, in groups of 16, 32, 64 or 128",
+                f"`{name}` has {tensor.bits}-bit codes in groups of {size}, which onnxruntime does not support",
+                hint="supported: 4 or 8 bits, in groups of 16, 32, 64 or 128",
             )
         kind = offset_kind(tensor)
         if kind is Offset.SYMMETRIC:
             return [], None
-        points, rest = nearest_zero_points(tensor)
-        rows, groups = points.shape
+        zero_points, residual = nearest_zero_points(tensor)
+        rows, groups = zero_points.shape
         if tensor.bits == 4:
             if groups % 2:
-                points = np.concatenate([points, np.zeros((rows, 1), np.uint8)], axis=1)
-            points = nibbles(points)
-        return [self._g.constant(f"{name}.zero_points", points)], rest if kind is Offset.FLOAT else None
+                zero_points = np.concatenate([zero_points, np.zeros((rows, 1), np.uint8)], axis=1)
+            zero_points = nibbles(zero_points)
+        return [self._g.constant(f"{name}.zero_points", zero_points)], residual if kind is Offset.FLOAT else None
 
     def _ints(self, name: str, values: list[int]) -> str:
         return self._g.constant(name, np.array(values, np.int64))
 
 
-def _join(matrices: Sequence[Matrix]) -> Matrix | None:
-    """Stack matrices along their outputs, if one node can hold them all."""
+def _fuse(matrices: Sequence[Matrix]) -> Matrix | None:
+    """Concatenate matrices along their outputs, or return None if their grids differ."""
     if all(isinstance(matrix, np.ndarray) for matrix in matrices):
         return np.concatenate([matrix for matrix in matrices if isinstance(matrix, np.ndarray)])
     grouped = [matrix for matrix in matrices if isinstance(matrix, GroupedTensor)]

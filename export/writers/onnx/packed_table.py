@@ -1,8 +1,8 @@
-"""A quantized token table in primitive operators.
+"""A quantized embedding in primitive operators.
 
-TensorRT gathers rows of neither INT4 nor INT8, and an FP16 table of a large vocabulary is the largest tensor of a
-small model. So codes are stored as int32 words, 4 or 8 to a word, and taken apart by integer division, for the
-gathered rows only.
+TensorRT cannot gather rows of INT4 or INT8, and an FP16 embedding of a large vocabulary is the largest tensor of a
+small model. So codes are stored as int32 words, 4 or 8 per word, and only the gathered rows are unpacked, by integer
+division.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def gather_packed(
     """Return the rows `ids` of a table `[vocab, hidden]`, as float32 `[batch, sequence, hidden]`.
 
     Args:
-        graph: Where to.
+        graph: The graph.
         ids: A value, int64 `[batch, sequence]`.
-        table: 4 or 8 bits, with any offset.
-        name: Of the initializers.
-        path: Of the nodes.
-        cast: Puts scales and offsets into the dtype they are stored in.
+        table: The table, with 4 or 8 bits and any offsets.
+        name: Name prefix of the initializers.
+        path: Path of the nodes.
+        cast: Converts scales and offsets to their stored dtype.
 
     Raises:
-        ExportError: A row does not fill whole words.
+        ExportError: The row size is not a multiple of a word.
     """
     g, per_word = graph, 32 // table.bits
     vocab, hidden = table.shape
@@ -78,8 +78,8 @@ def _gather(g: Graph, table: str, ids: str, path: str) -> str:
     return g.node("Cast", [rows], f"{path}/Cast", to=_F32)
 
 
-# The topmost code of a word carries the sign bit. It is moved out first, so that every division is of a number
-# that is not negative, where rounding down and rounding towards zero agree:
+# The highest code of a word contains the sign bit, which is removed first: all divisions are then of non-negative
+# numbers, for which rounding down and rounding toward zero agree.
 #
 # words ─┬─ Less 0 ─ Cast (sign) ─ Mul -2³¹ ─┐
 #        └─────────────────────────── Sub ───┴─ (rest) ─ Div 2^(bits·i) ─ minus 2^bits × the next ─ + sign ─▶ codes
@@ -92,7 +92,7 @@ def _unpack(g: Graph, words: str, bits: int, path: str) -> str:
     sign = g.node("Unsqueeze", [sign, _last(g)], f"{path}/sign/Unsqueeze")
     powers = np.array([1 << (bits * i) for i in range(per_word)], np.int32)
     shifted = g.node("Div", [rest, g.constant("unpack.powers", powers)], f"{path}/Div")
-    # The next code up, times 2^bits; nothing lies above the topmost.
+    # The next higher code, times 2^bits; zero for the highest code.
     following = np.append(powers[1:], np.int32(2**31 - 1))
     above = g.node("Div", [rest, g.constant("unpack.following", following)], f"{path}/above/Div")
     keep = np.array([1 << bits] * (per_word - 1) + [0], np.int32)

@@ -1,14 +1,18 @@
 """The `portable` dialect: opset 21, primitive operators only, for TensorRT 10.3 and later (and any ONNX runtime).
 
-Besides what `edgekit.export.writers.onnx.tensorrt` says of both dialects:
+In addition to the inputs and outputs in `edgekit.export.writers.onnx.tensorrt`:
 
-    past_key_values.N.key, .value   fp16 [batch, kv_heads, past, head_dim]
+    past_key_values.N.key, .value   fp16 [batch, kv_heads, blocks, 8, head_dim]
         ▼
     present.N.key, .value           fp16 [batch, kv_heads, sequence, head_dim]
 
-with total = past + sequence. `present` holds the rows of the new tokens *only*: the graph reads the cache where it
-lies and never copies it, and the runner puts the new rows behind it. `past` may be padded to a bucket, so long as
-the masks hide the padding: positions come from `position_ids` alone.
+with total = 8 · blocks + sequence. `present` holds *only* the rows of the new tokens: the graph reads the cache in
+place without copying it, and the runner appends the new rows. The cache may end in padding, which the masks hide:
+positions depend only on `position_ids`.
+
+TensorRT copies an operand whose layout its matrix product does not take, in every step. It takes both halves of the
+cache as they lie, because the keys are the left operand (`K · qᵀ`, and the small product is transposed), and because a
+length in blocks of 8 is known to be aligned (`edgekit verify --build` shows the layers).
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ import numpy as np
 from edgekit.export.architectures.decoder import Layer, Rope
 from edgekit.export.writers.onnx.tensorrt import F32, TensorRtDialect
 
-__all__ = ["Portable"]
+__all__ = ["BLOCK", "Portable"]
+
+BLOCK = 8
+"""Positions in one block of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """Values that every layer reads: RoPE of these positions, the masks, and the shapes attention moves between."""
+    """Values that all layers read: RoPE tables of the positions, the masks, and the shapes used by attention."""
 
     angles: Mapping[Rope, tuple[str, str]]
     masks: Mapping[str, str]
@@ -48,7 +55,7 @@ class Portable(TensorRtDialect):
         for layer in self._d.layers:
             for part in ("key", "value"):
                 name = f"{layer.index}.{part}"
-                self._g.input(f"past_key_values.{name}", self._type, ("batch", heads, "past", size))
+                self._g.input(f"past_key_values.{name}", self._type, ("batch", heads, "blocks", BLOCK, size))
                 self._g.output(f"present.{name}", self._type, ("batch", heads, "sequence", size))
 
     # position_ids ─ Gather(cos, sin) ─ Unsqueeze ─▶ [batch, 1, sequence, dim / 2]
@@ -69,19 +76,23 @@ class Portable(TensorRtDialect):
         for mask in masks:
             value = g.node("Cast", [mask], f"/model/{mask}/Cast", to=F32)
             wide[mask] = g.node("Unsqueeze", [value, self._int64("axis.2", [2])], f"/model/{mask}/Unsqueeze")
+        # From the shapes of the operands themselves: the builder does not know that a mask is as long.
         path = "/model/shape"
-        shape = g.node("Shape", masks[:1], f"{path}/Shape")
-        batch, sequence, total = (
-            g.node("Gather", [shape, self._int64(f"index.{i}", [i])], f"{path}/{dim}", axis=0)
-            for i, dim in ((0, "batch"), (2, "sequence"), (3, "total"))
+        batch, sequence = (
+            g.node("Shape", [positions], f"{path}/{name}/Shape", start=axis, end=axis + 1)
+            for axis, name in enumerate(("batch", "sequence"))
         )
+        cache = f"past_key_values.{d.layers[0].index}.key"
+        blocks = g.node("Shape", [cache], f"{path}/blocks/Shape", start=2, end=3)
+        past = g.node("Mul", [blocks, self._int64("block", [BLOCK])], f"{path}/past/Mul")
+        total = g.node("Add", [past, sequence], f"{path}/total/Add")
         heads = self._int64("kv_heads", [d.num_kv_heads])
         group = self._int64("group", [d.num_heads // d.num_kv_heads])
         free = self._int64("axis.last", [-1])
         self._shared = _Shared(
             angles=angles,
             masks=wide,
-            past=g.node("Sub", [total, sequence], f"{path}/past"),
+            past=past,
             grouped=g.node("Concat", [batch, heads, group, sequence, total], f"{path}/grouped", axis=0),
             flat=g.node("Concat", [batch, heads, free, total], f"{path}/flat", axis=0),
         )
@@ -99,32 +110,37 @@ class Portable(TensorRtDialect):
         normed = g.node("Div", [x, g.node("Sqrt", [mean], f"{path}/Sqrt")], f"{path}/Div")
         return g.node("Mul", [normed, scale], f"{path}/Mul")
 
-    #  q ─ heads ─ RoPE ─ Mul scale ─ [kv_heads, group·sequence, d] ─┬─ MatMul past_keyᵀ ─┐
-    #  k ─ heads ─ RoPE ─▶ present.key ─ᵀ────────────────── MatMul ──┘                    │
-    #                                                         └─────────── Concat ────────┘
-    #  Concat ─ Cast fp32 ─ + mask ─ Softmax ─ Cast fp16 ─┬─ Slice past ─ MatMul past_value ─┐
-    #                                                     └─ Slice new ── MatMul value ─ Add ┴▶ o_proj
+    #  q ─ heads ─ RoPE ─ Mul scale ─ [kv_heads, group·sequence, d] ─ᵀ─┬─ past_key MatMul ─┐
+    #  k ─ heads ─ RoPE ─▶ present.key ─────────────────────────── MatMul ──┘                │
+    #                                                              └──────────── Concat ─────┘
+    #  Concat ─ᵀ─ Cast fp32 ─ + mask ─ Softmax ─ Cast fp16 ─┬─ Slice past ─ MatMul past_value ─┐
+    #                                                       └─ Slice new ── MatMul value ─ Add ┴▶ o_proj
     #  v ─ heads ─▶ present.value
     #
-    # The query heads that share a key/value head become rows of one matrix: no copy of K or V is ever repeated, and
-    # past and new are multiplied apart, so none is concatenated either.
+    # The query heads that share a key/value head become rows of one matrix, so K and V are not repeated; past and new
+    # are multiplied separately, so they are not concatenated either.
     def _attention(self, layer: Layer, x: str, path: str) -> str:
         g, d, shared = self._g, self._d, self._shared
-        past_key, past_value = (f"past_key_values.{layer.index}.{part}" for part in ("key", "value"))
+        span = self._int64("shape.cache", [0, d.num_kv_heads, -1, d.head_dim])
+        past_key, past_value = (
+            g.node("Reshape", [f"past_key_values.{layer.index}.{part}", span], f"{path}/past_{part}/Reshape")
+            for part in ("key", "value")
+        )
         query = self._heads(x, layer.q, layer.q_norm, f"{path}/q_proj")
         query = self._rope(query, layer.rope, f"{path}/q_rotary")
         query = g.node("Mul", [query, self._scale()], f"{path}/scale/Mul")
-        rows = self._int64("shape.rows", [0, d.num_kv_heads, -1, d.head_dim])
-        query = g.node("Reshape", [query, rows], f"{path}/q_rows/Reshape")
+        query = g.node("Reshape", [query, span], f"{path}/q_rows/Reshape")
+        query = g.node("Transpose", [query], f"{path}/q_rows/Transpose", perm=[0, 1, 3, 2])
         key = self._heads(x, layer.k, layer.k_norm, f"{path}/k_proj")
         key = self._rope(key, layer.rope, f"{path}/k_rotary", output=f"present.{layer.index}.key")
         value = self._heads(x, layer.v, None, f"{path}/v_proj", output=f"present.{layer.index}.value")
 
-        scores = []
-        for part, keys in (("past", past_key), ("new", key)):
-            turned = g.node("Transpose", [keys], f"{path}/{part}_key/Transpose", perm=[0, 1, 3, 2])
-            scores.append(g.node("MatMul", [query, turned], f"{path}/{part}_scores/MatMul"))
-        joined = g.node("Concat", scores, f"{path}/scores/Concat", axis=-1)
+        scores = [
+            g.node("MatMul", [keys, query], f"{path}/{part}_scores/MatMul")
+            for part, keys in (("past", past_key), ("new", key))
+        ]
+        joined = g.node("Concat", scores, f"{path}/scores/Concat", axis=-2)
+        joined = g.node("Transpose", [joined], f"{path}/scores/Transpose", perm=[0, 1, 3, 2])
         joined = g.node("Cast", [joined], f"{path}/scores/Cast", to=F32)
         joined = g.node("Reshape", [joined, shared.grouped], f"{path}/scores/Reshape")
         joined = g.node("Add", [joined, shared.masks[self._mask_of(layer)]], f"{path}/mask/Add")

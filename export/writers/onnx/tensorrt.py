@@ -1,16 +1,15 @@
-"""What the two TensorRT dialects share: inputs, the residual stream, the MLP and the head.
+"""The base of both TensorRT dialects: inputs, residual stream, MLP and output head.
 
     input_ids        int64 [batch, sequence]
     position_ids     int64 [batch, sequence]
-    attention_mask   fp16  [batch, 1, sequence, total]      additive: 0 where a token may look, else -65504
-    window_mask      the same for layers that see a sliding window; a graph has the masks that its layers read
-    logits_index     int64 [rows]                           positions of `sequence` whose logits are wanted
+    attention_mask   fp16  [batch, 1, sequence, total]      additive: 0 where a token may attend, else -65504
+    window_mask      the same for sliding-window layers; a graph has only the masks that its layers read
+    logits_index     int64 [rows]                           positions of `sequence` whose logits are computed
         ▼
     logits           fp32  [batch, rows, vocab]
 
-The network is strongly typed: what enters a matrix product is FP16. The residual stream, the norms and the softmax are
-FP32: Qwen2.5 and Gemma have activations that FP16 cannot add up. A dialect adds the KV cache, norms, RoPE and
-attention.
+The network is strongly typed: matrix products take FP16. The residual stream, norms and softmax are FP32, because
+residual activations of Qwen2.5 and Gemma overflow FP16. A dialect adds the KV cache, norms, RoPE and attention.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from typing import ClassVar
 import numpy as np
 from onnx import TensorProto
 
-from edgekit.errors import ExportError
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear, Rope
 from edgekit.export.writers.base import Progress, Weights
+from edgekit.export.writers.limits import check_tensorrt_support
 from edgekit.export.writers.onnx.graph import Graph
 from edgekit.export.writers.onnx.matrices import Matrices
 from edgekit.export.writers.onnx.rope import rope_tables
@@ -40,17 +39,19 @@ class TensorRtDialect(ABC):
     """Writes one model into one graph.
 
     Args:
-        graph: Where to.
+        graph: The graph.
         decoder: The model.
-        weights: Its numbers.
+        weights: The model's weights.
         progress: Called with the name of each tensor once it is written.
-        dtype: Of activations, float weights, scales and the KV cache: float16, or float32 for parity tests.
+        dtype: Dtype of activations, float weights, scales and the KV cache: float16, or float32 for parity tests.
 
     Raises:
-        ExportError: Two layers see windows of different sizes.
+        ExportError: Two layers have sliding windows of different sizes.
     """
 
     opsets: ClassVar[Mapping[str, int]]
+    total: ClassVar[str] = "total"
+    """Name of the dimension of the positions that a mask hides or shows."""
 
     def __init__(
         self,
@@ -67,27 +68,22 @@ class TensorRtDialect(ABC):
         self._np = dtype
         self._type = TensorProto.FLOAT16 if dtype is np.float16 else TensorProto.FLOAT
         self._matrices = Matrices(graph, weights, progress, dtype)
+        check_tensorrt_support(decoder)
         windows = {layer.window for layer in decoder.layers if _slides(layer, decoder)} - {None}
-        if len(windows) > 1:
-            raise ExportError(
-                f"layers see windows of {', '.join(map(str, sorted(filter(None, windows))))} tokens; "
-                "TensorRT graphs have one window",
-                code="unsupported_configuration",
-            )
         self._window = next(iter(windows), None)
 
     def write(self) -> dict[str, str]:
         """Write inputs, layers and outputs.
 
         Returns:
-            The dialect's own metadata: `edgekit.window`, the tokens that `window_mask` lets a token see.
+            The dialect's metadata: `edgekit.window`, the window size of `window_mask` in tokens.
         """
         g, d = self._g, self._d
         ids = g.input("input_ids", INT64, ("batch", "sequence"))
         positions = g.input("position_ids", INT64, ("batch", "sequence"))
         masks = sorted({self._mask_of(layer) for layer in d.layers})
         for mask in masks:
-            g.input(mask, self._type, ("batch", 1, "sequence", "total"))
+            g.input(mask, self._type, ("batch", 1, "sequence", self.total))
         rows = g.input("logits_index", INT64, ("rows",))
         g.output("logits", F32, ("batch", "rows", d.vocab_size))
         self._declare_cache()
@@ -103,11 +99,11 @@ class TensorRtDialect(ABC):
 
     @abstractmethod
     def _declare_cache(self) -> None:
-        """Declare the inputs and outputs of the KV cache, and what else the dialect has."""
+        """Declare the inputs and outputs of the KV cache, and other inputs of the dialect."""
 
     @abstractmethod
     def _begin(self, positions: str, masks: list[str]) -> None:
-        """Write what all layers share; there is at least one mask."""
+        """Write the values that all layers share; there is at least one mask."""
 
     @abstractmethod
     def _norm(self, x: str, weight: str, path: str) -> str:
@@ -115,11 +111,11 @@ class TensorRtDialect(ABC):
 
     @abstractmethod
     def _attention(self, layer: Layer, x: str, path: str) -> str:
-        """From the normed input to what `o_proj` reads, `[batch, sequence, heads · head_dim]`."""
+        """Attention from the normalized input to the input of `o_proj`, `[batch, sequence, heads · head_dim]`."""
 
     # residual ─┬─ norm ─ attention ─ o_proj ─ Cast ─ (norm) ─ Add ─┬─ norm ─ mlp ─ Cast ─ (norm) ─ Add ─▶ residual
     #           └───────────────────────────────────────────────────┘└──────────────────────────────┘
-    # The last layer drops, after its attention, every position whose logits nobody wants.
+    # After its attention, the last layer drops all positions whose logits are not requested.
     def _layer(self, layer: Layer, residual: str, rows: str | None) -> str:
         g, path = self._g, f"/model/layers.{layer.index}"
         normed = self._normed(residual, layer.input_norm, f"{path}/input_layernorm")
@@ -166,17 +162,17 @@ class TensorRtDialect(ABC):
         return self._matrices.linear(g.node("Mul", [gate, up], f"{path}/Mul"), layer.down, f"{path}/down_proj")
 
     def _normed(self, x: str, weight: str, path: str) -> str:
-        """RMSNorm from FP32 to the dtype of matrix products."""
+        """RMSNorm, cast from FP32 to the dtype of matrix products."""
         return self._g.node("Cast", [self._norm(x, weight, path)], f"{path}/Cast", to=self._type)
 
     def _norm_weight(self, name: str) -> str:
-        """Write the weight of a norm, FP32, and return its name."""
+        """Write a norm's weight in FP32 and return its name."""
         weight = self._g.constant(name, self._w.vector(name).astype(np.float32) + np.float32(self._d.norm_offset))
         self._progress(name)
         return weight
 
     def _tables(self) -> dict[Rope, tuple[str, str]]:
-        """Write cosine and sine of every different RoPE, `[positions, dim / 2]`, and return their names."""
+        """Write the tables of each distinct RoPE, `[positions, dim / 2]`, and return their names."""
         tables: dict[Rope, tuple[str, str]] = {}
         for layer in self._d.layers:
             if layer.rope not in tables:
@@ -192,7 +188,7 @@ class TensorRtDialect(ABC):
         return WINDOW_MASK if _slides(layer, self._d) else FULL_MASK
 
     def _scale(self) -> str:
-        """What queries are multiplied by: before the product with keys, which could leave FP16's range."""
+        """The scale of the queries, applied before the product with the keys, which could overflow FP16."""
         return self._g.constant("attn.scale", np.array(self._d.attention_scale, self._np))
 
     def _int64(self, name: str, values: list[int]) -> str:
@@ -200,5 +196,5 @@ class TensorRtDialect(ABC):
 
 
 def _slides(layer: Layer, decoder: Decoder) -> bool:
-    """Whether a layer's window is shorter than the longest sequence."""
+    """Whether a layer's window is shorter than the maximum sequence length."""
     return layer.window is not None and layer.window < decoder.max_position

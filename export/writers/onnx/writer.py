@@ -1,4 +1,4 @@
-"""Writes a model as ONNX in one of the dialects. It knows files and metadata; a dialect knows operators."""
+"""Writes a model as ONNX in one of the dialects: its files and metadata."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from edgekit.export.writers.onnx.tensorrt import TensorRtDialect
 __all__ = ["OnnxWriter"]
 
 _TENSORRT: dict[str, type[TensorRtDialect]] = {"portable": Portable, "native": Native}
-# The first version of the file format with INT4, and the last that TensorRT 10.3 knows; opset 24 asks for a later one.
+# Version 10 is the first with INT4 and the last that TensorRT 10.3 supports; opset 24 requires a later one.
 _IR_VERSIONS = {"portable": 10, "onnxruntime": 10, "native": 12}
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxWriter:
-    """A `Writer` of `model.onnx` and `model.onnx.data`, and for the CPU of further graphs over the same data.
+    """Writes `model.onnx` and `model.onnx.data`, and for the CPU further graphs over the same data.
 
     Attributes:
         dialect: `portable` (primitive operators, for any TensorRT), `native` (one operator for each part of a
             layer, for TensorRT 10.15 and later) or `onnxruntime` (its fused operators, for the CPU).
-        dtype: What the TensorRT dialects compute in; float32 is for parity tests. `onnxruntime` computes in float32
-            always.
-        accuracy_level: Of the `onnxruntime` dialect's matrix multiplications: 4 rounds activations to 8 bits per
+        dtype: Compute dtype of the TensorRT dialects; float32 is for parity tests. `onnxruntime` always computes in
+            float32.
+        accuracy_level: Attribute of the `onnxruntime` dialect's matrix products: 4 rounds activations to 8 bits per
             block, 1 computes in float32 and is slow.
     """
 
@@ -46,9 +46,9 @@ class OnnxWriter:
         """Write the artifact into `folder`.
 
         Raises:
-            ExportError: A tensor is on a grid that the dialect cannot hold.
+            ExportError: The dialect does not support a tensor's grid.
         """
-        computes = "float32" if self.dialect == "onnxruntime" else self.dtype
+        compute_dtype = "float32" if self.dialect == "onnxruntime" else self.dtype
         dialect = _TENSORRT.get(self.dialect)
         opsets = ort.OPSETS if dialect is None else dialect.opsets
         files = [MODEL_FILE, DATA_FILE]
@@ -61,13 +61,13 @@ class OnnxWriter:
                 metadata |= dialect(graph, decoder, weights, progress, dtype).write()
             graph.save(metadata, producer_version=__version__)
             if dialect is None:
-                with batched.counted_rows(graph):
+                with batched.with_query_seqlens(graph):
                     graph.save(
                         {**metadata, **batched.METADATA}, producer_version=__version__, file=batched.BATCHED_FILE
                     )
-                genai.count_by_mask(graph, decoder)
+                genai.with_attention_mask(graph, decoder)
                 metadata["edgekit.dialect"] = genai.DIALECT
                 graph.save(metadata, producer_version=__version__, file=genai.GENAI_FILE)
                 files[1:1] = [batched.BATCHED_FILE, genai.GENAI_FILE]
         hashes = {DATA_FILE: graph.data_sha256}
-        return Artifact(files=tuple(files), config=hf_config(decoder, computes), sha256=hashes)
+        return Artifact(files=tuple(files), config=hf_config(decoder, compute_dtype), sha256=hashes)

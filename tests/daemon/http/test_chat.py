@@ -1,4 +1,4 @@
-"""Chats through OpenAI's own client, in front of a scheduler that plays a script."""
+"""Chats through OpenAI's own client, in front of a worker that plays a script."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from edgekit.generation.request import Delta, ToolChoice
 from edgekit.generation.tools import find_reasoning
+from edgekit.generation.types import Delta, ToolChoice
 from tests.daemon.http.conftest import ASK, Played, Serve
 from tests.daemon.mqtt.scripted import (
     ARGUMENTS,
@@ -36,31 +36,31 @@ TOOLS: Any = [
 
 
 def test_calls_come_with_ids_names_and_arguments(played: Played) -> None:
-    played.scheduler.script = call_tools
+    played.worker.script = call_tools
     reply = played.openai.chat.completions.create(model="tiny", messages=HELLO, tools=TOOLS, tool_choice="required")
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
     assert choice.message.tool_calls is not None
-    told = [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls]  # type: ignore[union-attr]
-    assert told == [("call_0", "function", "weather", ARGUMENTS[0]), ("call_1", "function", "time", ARGUMENTS[1])]
-    request = played.scheduler.played[0].request
+    calls = [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls]  # type: ignore[union-attr]
+    assert calls == [("call_0", "function", "weather", ARGUMENTS[0]), ("call_1", "function", "time", ARGUMENTS[1])]
+    request = played.worker.played[0].request
     assert [tool.name for tool in request.tools] == ["weather", "time"]
     assert (request.tools[0].parameters, request.tools[0].strict) == (SCHEMA, True)
     assert request.tool_choice == ToolChoice("required")
 
 
 def test_an_answer_with_calls_can_be_sent_back_with_their_results(played: Played) -> None:
-    played.scheduler.script = call_tools
+    played.worker.script = call_tools
     message = played.openai.chat.completions.create(model="tiny", messages=HELLO, tools=TOOLS).choices[0].message
     turns = [*HELLO, message, {"role": "tool", "tool_call_id": "call_0", "content": "sunny"}]
     played.openai.chat.completions.create(model="tiny", messages=turns, tools=TOOLS)
-    asked = played.scheduler.played[1].request.messages
-    assert [call.arguments for call in asked[1].tool_calls] == [*ARGUMENTS]
-    assert (asked[2].role, asked[2].tool_call_id, asked[2].content) == ("tool", "call_0", "sunny")
+    messages = played.worker.played[1].request.messages
+    assert [call.arguments for call in messages[1].tool_calls] == [*ARGUMENTS]
+    assert (messages[2].role, messages[2].tool_call_id, messages[2].content) == ("tool", "call_0", "sunny")
 
 
-def test_streamed_calls_join_to_the_whole_ones(played: Played) -> None:
-    played.scheduler.script = call_tools
+def test_streamed_calls_join_to_the_full_ones(played: Played) -> None:
+    played.worker.script = call_tools
     with played.openai.chat.completions.stream(model="tiny", messages=HELLO, tools=TOOLS) as stream:
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
         message = stream.get_final_completion().choices[0].message
@@ -69,28 +69,28 @@ def test_streamed_calls_join_to_the_whole_ones(played: Played) -> None:
     assert [call.id for call in message.tool_calls or ()] == ["call_0", "call_1"]
 
 
-def test_the_first_piece_of_a_streamed_call_alone_names_it(played: Played) -> None:
-    played.scheduler.script = call_tools
+def test_only_the_first_delta_of_a_streamed_call_names_it(played: Played) -> None:
+    played.worker.script = call_tools
     chunks = list(played.openai.chat.completions.create(model="tiny", messages=HELLO, tools=TOOLS, stream=True))
     assert (chunks[0].choices[0].delta.role, chunks[0].choices[0].delta.content) == ("assistant", None)
-    pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    named = [(piece.index, piece.id, piece.function.name) for piece in pieces if piece.id and piece.function]
+    deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    named = [(delta.index, delta.id, delta.function.name) for delta in deltas if delta.id and delta.function]
     assert named == [(0, "call_0", "weather"), (1, "call_1", "time")]
-    assert all(piece.function and piece.function.name is None for piece in pieces if not piece.id)
+    assert all(delta.function and delta.function.name is None for delta in deltas if not delta.id)
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_each_of_several_answers_has_its_own_text_and_reason(played: Played) -> None:
-    played.scheduler.script = answer_twice
+def test_each_of_several_choices_has_its_own_text_and_finish_reason(played: Played) -> None:
+    played.worker.script = answer_twice
     reply = played.openai.chat.completions.create(model="tiny", messages=HELLO, n=2)
-    told = [(choice.index, choice.message.content, choice.finish_reason) for choice in reply.choices]
+    choices = [(choice.index, choice.message.content, choice.finish_reason) for choice in reply.choices]
     said = "".join(WORDS)
-    assert told == [(0, said, "stop"), (1, said.upper(), "length")]
-    assert played.scheduler.played[0].request.n == 2
+    assert choices == [(0, said, "stop"), (1, said.upper(), "length")]
+    assert played.worker.played[0].request.n == 2
 
 
-def test_streamed_answers_are_told_apart_by_their_index(played: Played) -> None:
-    played.scheduler.script = answer_twice
+def test_streamed_choices_are_distinguished_by_their_index(played: Played) -> None:
+    played.worker.script = answer_twice
     texts: dict[int, str] = defaultdict(str)
     ends = {}
     roles = []
@@ -105,8 +105,8 @@ def test_streamed_answers_are_told_apart_by_their_index(played: Played) -> None:
     assert (roles, ends) == ([0, 1], {0: "stop", 1: "length"})
 
 
-def test_an_answer_that_ends_early_has_its_last_chunk_while_the_other_goes_on(played: Played) -> None:
-    played.scheduler.script = answer_in_turn
+def test_a_choice_that_finishes_early_has_its_last_chunk_while_the_other_continues(played: Played) -> None:
+    played.worker.script = answer_in_turn
     ends = []
     options: Any = {"include_usage": True}
     ask: Any = {"model": "tiny", "messages": HELLO, "n": 2, "stream_options": options}
@@ -114,27 +114,27 @@ def test_an_answer_that_ends_early_has_its_last_chunk_while_the_other_goes_on(pl
         for choice in chunk.choices:
             if choice.finish_reason:
                 assert not choice.delta.content
-                # The other one goes on for as long as nobody takes it back.
-                ends.append((choice.index, choice.finish_reason, played.scheduler.queue_length()))
-                played.scheduler.played[0].cancel()
+                # The other choice continues until it is cancelled.
+                ends.append((choice.index, choice.finish_reason, played.worker.queue_length()))
+                played.worker.played[0].cancel()
     assert ends[0] == (1, "length", 1)
     assert [end[:2] for end in ends[1:]] == [(0, "cancelled")]
     assert chunk.usage is not None
 
 
-def test_the_end_of_each_answer_of_a_real_scheduler_is_told_before_the_next_one_speaks(serve: Serve) -> None:
+def test_each_choice_of_a_real_worker_finishes_before_the_next_one_begins(serve: Serve) -> None:
     served = serve(echo_model("Paris is the capital."))
     body = {**ASK, "n": 3, "stream": True, "max_tokens": 9}
     lines = served.http.post(CHAT, json=body).text.split("\n\n")
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
-    # There is one slot, so they come one after another.
-    told = [(choice["index"], choice["finish_reason"]) for chunk in chunks[3:] for choice in chunk["choices"]]
-    assert [index for index, _ in told] == sorted(index for index, _ in told)
-    assert [(index, reason) for index, reason in told if reason] == [(0, "length"), (1, "length"), (2, "length")]
+    # There is one sequence slot, so they are generated one after another.
+    chunked = [(choice["index"], choice["finish_reason"]) for chunk in chunks[3:] for choice in chunk["choices"]]
+    assert [index for index, _ in chunked] == sorted(index for index, _ in chunked)
+    assert [(index, reason) for index, reason in chunked if reason] == [(0, "length"), (1, "length"), (2, "length")]
     assert ["timings" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
-def test_thoughts_are_reasoning_content_unless_they_are_wanted_in_the_answer(serve: Serve) -> None:
+def test_reasoning_is_reasoning_content_unless_requested_inline(serve: Serve) -> None:
     model = echo_model("<think>\nHm.</think>\n\nParis")
     served = serve(replace(model, reasoning=find_reasoning("</think>", {})))
     message = served.http.post(CHAT, json=ASK).json()["choices"][0]["message"]
@@ -151,7 +151,7 @@ def test_thoughts_are_reasoning_content_unless_they_are_wanted_in_the_answer(ser
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_come_token_by_token(played: Played, *, stream: bool) -> None:
-    played.scheduler.script = tell_logprobs
+    played.worker.script = tell_logprobs
     tokens: list[Any] = []
     ask: Any = {"model": "tiny", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
     if stream:
@@ -162,17 +162,17 @@ def test_log_probabilities_come_token_by_token(played: Played, *, stream: bool) 
     assert [token.logprob for token in tokens] == [-0.5, -1.0, 0.0]
     assert bytes(byte for token in tokens for byte in token.bytes or ()).decode() == "Hi 🗼"
     assert [(top.token, top.logprob) for top in tokens[0].top_logprobs] == [("Hi", -0.5), ("Ho", -1.5)]
-    assert played.scheduler.played[0].request.logprobs == 2
+    assert played.worker.played[0].request.logprobs == 2
 
 
-def test_log_probabilities_are_null_unless_asked_for(played: Played) -> None:
-    played.scheduler.script = tell_logprobs
+def test_log_probabilities_are_null_unless_requested(played: Played) -> None:
+    played.worker.script = tell_logprobs
     assert played.http.post(CHAT, json=ASK).json()["choices"][0]["logprobs"] is None
     assert '"logprobs":{' not in played.http.post(CHAT, json={**ASK, "stream": True}).text
 
 
 class Place(BaseModel):
-    """What an answer is to look like."""
+    """The response format."""
 
     city: str
 
@@ -182,7 +182,7 @@ def test_a_pydantic_model_is_the_schema_and_the_answer_is_read_into_it(played: P
         playing.on_event(Delta(0, '{"city": "Paris"}'))
         playing.on_event(finish())
 
-    played.scheduler.script = obey
+    played.worker.script = obey
     reply = played.openai.chat.completions.parse(
         model="tiny",
         messages=HELLO,
@@ -190,14 +190,14 @@ def test_a_pydantic_model_is_the_schema_and_the_answer_is_read_into_it(played: P
         extra_body={"repeat_penalty": 1.1, "speculation": False},
     )
     assert reply.choices[0].message.parsed == Place(city="Paris")
-    request = played.scheduler.played[0].request
+    request = played.worker.played[0].request
     assert request.response_format is not None
     assert (request.response_format.kind, request.response_format.name) == ("json_schema", "Place")
     assert request.response_format.value["properties"]["city"]["type"] == "string"
     assert (request.sampling.repetition_penalty, request.speculation) == (1.1, False)
 
 
-def test_usage_and_timings_tell_what_was_cached_and_guessed(played: Played) -> None:
+def test_usage_and_timings_count_cached_and_draft_tokens(played: Played) -> None:
     reply = played.openai.chat.completions.create(model="tiny", messages=HELLO)
     assert reply.usage is not None
     assert reply.usage.prompt_tokens_details is not None
@@ -210,7 +210,7 @@ def test_usage_and_timings_tell_what_was_cached_and_guessed(played: Played) -> N
     assert (timings["drafted_tokens"], timings["accepted_tokens"], timings["kv_bytes"]) == (3, 2, 4096)
 
 
-def test_headers_tell_what_a_whole_answer_took_and_the_last_chunk_what_a_stream_did(played: Played) -> None:
+def test_a_full_reply_has_cost_headers_and_the_last_chunk_of_a_stream_has_timings(played: Played) -> None:
     headers = played.http.post(CHAT, json=ASK).headers
     assert headers["server-timing"] == "queue;dur=250.000, prefill;dur=500.000, decode;dur=1000.000"
     names = ["prompt-tokens", "cached-tokens", "completion-tokens", "drafted-tokens", "accepted-tokens", "kv-bytes"]
@@ -223,16 +223,16 @@ def test_headers_tell_what_a_whole_answer_took_and_the_last_chunk_what_a_stream_
     assert sum('"timings"' in event for event in events) == 1
 
 
-def test_what_is_wrong_with_a_tool_reaches_openais_client_as_param(played: Played) -> None:
+def test_an_invalid_tool_choice_reaches_openais_client_as_param(played: Played) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         played.openai.chat.completions.create(
             model="tiny", messages=HELLO, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "x"}}
         )
     assert caught.value.param == "tool_choice"
-    assert played.scheduler.played == []
+    assert played.worker.played == []
 
 
-def test_how_many_messages_a_long_chat_went_without_is_told_in_either_dialect(serve: Serve) -> None:
+def test_the_number_of_messages_left_out_of_a_long_chat_is_reported_in_either_dialect(serve: Serve) -> None:
     served = serve(echo_model("Hi", context_length=400))
     turns = [{"role": "user", "content": "x" * 60} for _ in range(8)]
     body = {"messages": [*turns, *HELLO], "max_tokens": 9, "truncation": "auto"}
@@ -240,8 +240,8 @@ def test_how_many_messages_a_long_chat_went_without_is_told_in_either_dialect(se
     left_out = reply.json()["timings"]["left_out_messages"]
     assert 0 < left_out < len(turns)
     assert reply.headers["x-edgekit-left-out-messages"] == str(left_out)
-    asked = {"model": "echo", "messages": body["messages"], "options": {"num_predict": 9}, "stream": False}
-    assert served.http.post("/api/chat", json=asked).json()["left_out_messages"] == left_out
-    short = {**asked, "messages": HELLO}
+    chat = {"model": "echo", "messages": body["messages"], "options": {"num_predict": 9}, "stream": False}
+    assert served.http.post("/api/chat", json=chat).json()["left_out_messages"] == left_out
+    short = {**chat, "messages": HELLO}
     assert "left_out_messages" not in served.http.post("/api/chat", json=short).json()
     assert served.http.post(CHAT, json={**body, "truncation": "disabled"}).status_code == 400

@@ -1,4 +1,4 @@
-"""What `docs/http.md` names is what there is."""
+"""`docs/http.md` agrees with the code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from edgekit.config import HttpConfig
-from edgekit.daemon.http.door import HttpDoor
-from edgekit.daemon.metrics import Metrics
-from edgekit.daemon.wire import chat, completion, ollama, parse_chat
-from edgekit.generation.engine import EngineStats
+from edgekit.daemon.api import chat, completion, ollama, parse_chat
+from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED
+from edgekit.daemon.http.server import HttpServer
+from edgekit.daemon.metrics import Metrics, MqttStats
+from edgekit.generation.engine.engine import EngineStats
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.prefix import DiskStats, PrefixStats
-from edgekit.generation.request import Finish, Timings, Usage
+from edgekit.generation.types import Finished
+from edgekit.generation.usage import Timings, Usage
 from tests.daemon.http.conftest import MODEL, Played
 from tests.daemon.mqtt.scripted import WORDS
 
@@ -38,28 +40,34 @@ def rows(title: str) -> set[str]:
 def test_the_python_examples_print_the_answer(played: Played, number: int) -> None:
     example = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[number]
     assert "http://127.0.0.1:8090" in example
-    example = example.replace("http://127.0.0.1:8090", played.door.url).replace("smollm2-135m-instruct", MODEL.name)
+    example = example.replace("http://127.0.0.1:8090", played.server.url).replace("smollm2-135m-instruct", MODEL.name)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, timeout=60, check=True)
     assert done.stdout.decode() == "".join(WORDS) + "\n"
 
 
-def test_every_field_of_a_chat_is_on_the_page_and_no_other() -> None:
-    assert rows("What may be asked") == set(chat._Body.model_fields)
+def test_every_parameter_of_a_chat_is_on_the_page_and_no_other() -> None:
+    assert rows("Request parameters") == set(chat._Body.model_fields)
 
 
-def test_every_field_of_a_completion_is_on_the_page_and_no_other() -> None:
+def test_every_parameter_of_a_completion_is_on_the_page_and_no_other() -> None:
     own = set(completion._Body.model_fields) - set(chat._Body.model_fields)
-    assert own | {"max_tokens", "logprobs"} | set(completion._NEUTRAL) == rows("Completions")
+    assert own | {"max_tokens", "logprobs"} == rows("Completions")
 
 
-def test_every_option_of_ollamas_is_on_the_page() -> None:
-    named = set(re.findall(r"`(\w+)`", section("Ollama")))
+def test_every_field_of_other_servers_is_on_the_page_and_no_other() -> None:
+    named = set(re.findall(r"`(\w+)`", section("Fields of other servers")))
+    others = {"unsupported_parameter", "functions", "function_call", "tools", "tool_choice"}
+    assert named == {*IGNORED, *CHAT_NOOP, *COMPLETION_NOOP} | others
+
+
+def test_every_option_of_ollama_is_on_the_page() -> None:
+    named = set(re.findall(r"`(\w+)`", section("Ollama API")))
     assert set(ollama._Options.model_fields) <= named
     assert (set(ollama._Chat.model_fields) | set(ollama._Generate.model_fields)) - {"model", "messages"} <= named
 
 
-def test_every_format_of_the_page_is_understood() -> None:
-    (block,) = re.findall(r"^```json\n(.*?)^```", section("Formats"), re.MULTILINE | re.DOTALL)
+def test_every_format_of_the_page_is_parsed() -> None:
+    (block,) = re.findall(r"^```json\n(.*?)^```", section("Response formats"), re.MULTILINE | re.DOTALL)
     messages = [{"role": "user", "content": "Hello"}]
     kinds = [
         parse_chat({"messages": messages, "response_format": given}, request_id="r")[0].response_format
@@ -69,18 +77,20 @@ def test_every_format_of_the_page_is_understood() -> None:
 
 
 def test_every_path_of_the_page_is_served_and_no_other() -> None:
-    door = HttpDoor(HttpConfig(), None, None, Metrics())
-    served = {route.path.split("/{")[0] for route in door._application().routes}  # type: ignore[attr-defined]
-    table = PAGE.split("| Path | What |", 1)[1].split("\n\n", 1)[0]
-    assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9/]+(?:/NAME)?)[`,]", table)}
+    server = HttpServer(HttpConfig(), None, None, Metrics())
+    served = {route.path.split("/{")[0] for route in server._application().routes}  # type: ignore[attr-defined]
+    table = PAGE.split("| Path | Purpose |", 1)[1].split("\n\n", 1)[0]
+    assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9/]*(?:/NAME)?)[`,]", table)}
 
 
 STATE = EngineStats(0, 0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))
+MQTT = MqttStats(connected=True, reconnects=0, unacknowledged=0, dropped=0, repeated=0, no_subscribers=0)
 
 
 def test_every_metric_is_on_the_page_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=lambda: STATE)
-    metrics.track("http", lambda _: None)(Finish("stop", Usage(1, 1), Timings(0, 0, 0)))
+    metrics.watch_mqtt(lambda: MQTT)
+    metrics.track("http", lambda _: None)(Finished("stop", Usage(1, 1), Timings(0, 0, 0)))
     shown = set(re.findall(r"^# TYPE (\w+)", metrics.render()[0].decode(), re.MULTILINE))
     assert {name for name in shown if not name.endswith("_created")} == rows("Metrics")

@@ -1,4 +1,4 @@
-"""The Ollama dialect through Ollama's own client, in front of a scheduler that plays a script."""
+"""The Ollama dialect through Ollama's own client, in front of a worker that plays a script."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from edgekit import __version__
 from edgekit.config import HttpConfig
 from edgekit.daemon.http import events
-from edgekit.daemon.http.door import HttpDoor
+from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError
-from edgekit.generation.request import Delta, Failure, Message, ResponseFormat, ToolCallDelta
 from edgekit.generation.tools import find_reasoning
+from edgekit.generation.types import Delta, Failure, Message, ResponseFormat, ToolCallDelta
 from tests.daemon.http.conftest import Played, Serve
 from tests.daemon.mqtt.scripted import WORDS, Playing, call_tools, finish, tell_logprobs, wait_for_cancel
 from tests.generation.tiny import echo_model
@@ -28,7 +28,7 @@ SAID = "".join(WORDS)
 
 
 class Place(BaseModel):
-    """What an answer is to look like."""
+    """The response format."""
 
     city: str
     people: int
@@ -43,7 +43,7 @@ def weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-def test_a_chat_is_answered_in_one_piece_with_its_cost_in_nanoseconds(played: Played) -> None:
+def test_a_full_reply_has_its_durations_in_nanoseconds(played: Played) -> None:
     reply = played.ollama.chat("tiny", HELLO)
     assert (reply.message.role, reply.message.content) == ("assistant", SAID)
     assert (reply.model, reply.done, reply.done_reason) == ("tiny", True, "stop")
@@ -53,10 +53,10 @@ def test_a_chat_is_answered_in_one_piece_with_its_cost_in_nanoseconds(played: Pl
     assert reply.created_at is not None
 
 
-def test_a_streamed_chat_joins_to_the_whole_one(played: Played) -> None:
-    *pieces, last = played.ollama.chat("tiny:latest", HELLO, stream=True)
-    assert "".join(piece.message.content or "" for piece in pieces) == SAID
-    assert not any(piece.done for piece in pieces)
+def test_a_streamed_chat_joins_to_the_full_one(played: Played) -> None:
+    *chunks, last = played.ollama.chat("tiny:latest", HELLO, stream=True)
+    assert "".join(chunk.message.content or "" for chunk in chunks) == SAID
+    assert not any(chunk.done for chunk in chunks)
     assert (last.done, last.done_reason, last.message.content, last.eval_count) == (True, "stop", "", 8)
 
 
@@ -67,16 +67,16 @@ def test_a_stream_is_the_default_and_one_object_per_line(played: Played) -> None
     assert [line["done"] for line in lines] == [False] * len(WORDS) + [True]
 
 
-def test_a_model_that_reasons_is_asked_to_think_and_its_thoughts_are_apart(serve: Serve) -> None:
+def test_a_model_that_reasons_can_be_asked_to_think_and_its_thinking_is_separate(serve: Serve) -> None:
     model = echo_model("<think>\nHm.</think>\n\nParis")
     info = replace(model.info, capabilities=("completion", "thinking"))
     served = serve(replace(model, info=info, reasoning=find_reasoning("</think>", {})))
-    with ollama.Client(served.door.url, timeout=20) as client:
+    with ollama.Client(served.server.url, timeout=20) as client:
         message = client.chat("echo", HELLO, think=True).message
     assert (message.thinking, message.content) == ("\nHm.", "Paris")
 
 
-def test_a_model_that_does_not_reason_is_not_asked_to_think(played: Played) -> None:
+def test_a_model_that_does_not_reason_cannot_be_asked_to_think(played: Played) -> None:
     with pytest.raises(ollama.ResponseError, match="think") as caught:
         played.ollama.chat("tiny", HELLO, think=True)
     assert caught.value.status_code == 400
@@ -87,17 +87,17 @@ def test_a_schema_of_a_pydantic_model_is_the_format(played: Played) -> None:
         playing.on_event(Delta(0, '{"city": "Paris", "people": 2}'))
         playing.on_event(finish())
 
-    played.scheduler.script = obey
+    played.worker.script = obey
     reply = played.ollama.chat("tiny", HELLO, format=Place.model_json_schema())
     assert Place.model_validate_json(reply.message.content or "") == Place(city="Paris", people=2)
-    asked = played.scheduler.played[0].request.response_format
-    assert asked == ResponseFormat("json_schema", Place.model_json_schema())
+    requested = played.worker.played[0].request.response_format
+    assert requested == ResponseFormat("json_schema", Place.model_json_schema())
     played.ollama.chat("tiny", HELLO, format="json")
-    assert played.scheduler.played[1].request.response_format == ResponseFormat("json_object")
+    assert played.worker.played[1].request.response_format == ResponseFormat("json_object")
 
 
 def test_a_python_function_is_a_tool_and_its_call_comes_as_an_object(played: Played) -> None:
-    played.scheduler.script = call_tools
+    played.worker.script = call_tools
     reply = played.ollama.chat("tiny", HELLO, tools=[weather])
     calls = reply.message.tool_calls or ()
     assert [(call.function.name, call.function.arguments) for call in calls] == [
@@ -105,23 +105,23 @@ def test_a_python_function_is_a_tool_and_its_call_comes_as_an_object(played: Pla
         ("time", {"zone": "CET"}),
     ]
     assert reply.done_reason == "stop"
-    (tool,) = played.scheduler.played[0].request.tools
+    (tool,) = played.worker.played[0].request.tools
     assert (tool.name, tool.description) == ("weather", "Tell the weather.")
     assert tool.parameters is not None
     assert tool.parameters["properties"]["city"]["type"] == "string"
     turns: list[Any] = [*HELLO, reply.message, {"role": "tool", "tool_name": "weather", "content": "sunny"}]
     played.ollama.chat("tiny", turns, tools=[weather])
-    asked = played.scheduler.played[1].request.messages
-    assert json.loads(asked[1].tool_calls[0].arguments) == {"city": "Orléans"}
-    assert (asked[2].tool_call_id, asked[2].name) == (asked[1].tool_calls[0].id, "weather")
+    messages = played.worker.played[1].request.messages
+    assert json.loads(messages[1].tool_calls[0].arguments) == {"city": "Orléans"}
+    assert (messages[2].tool_call_id, messages[2].name) == (messages[1].tool_calls[0].id, "weather")
 
 
-def test_streamed_calls_come_one_by_one_and_whole(played: Played) -> None:
-    played.scheduler.script = call_tools
-    pieces = list(played.ollama.chat("tiny", HELLO, tools=[weather], stream=True))
-    calls = [[call.function.name for call in piece.message.tool_calls or ()] for piece in pieces]
+def test_streamed_calls_come_one_by_one_and_complete(played: Played) -> None:
+    played.worker.script = call_tools
+    chunks = list(played.ollama.chat("tiny", HELLO, tools=[weather], stream=True))
+    calls = [[call.function.name for call in chunk.message.tool_calls or ()] for chunk in chunks]
     assert calls == [["weather"], ["time"], []]
-    assert pieces[-1].done
+    assert chunks[-1].done
 
 
 def test_a_call_that_was_cut_off_is_left_out(played: Played) -> None:
@@ -129,35 +129,35 @@ def test_a_call_that_was_cut_off_is_left_out(played: Played) -> None:
         playing.on_event(ToolCallDelta(0, 0, '{"city": "Or', id="c", name="weather"))
         playing.on_event(finish("length"))
 
-    played.scheduler.script = cut
+    played.worker.script = cut
     reply = played.ollama.chat("tiny", HELLO, tools=[weather])
     assert (reply.message.tool_calls, reply.done_reason) == (None, "length")
     (last,) = played.ollama.chat("tiny", HELLO, tools=[weather], stream=True)
     assert (last.message.tool_calls, last.done_reason) == (None, "length")
 
 
-def test_log_probabilities_come_with_the_pieces(played: Played) -> None:
-    played.scheduler.script = tell_logprobs
+def test_log_probabilities_come_with_the_chunks(played: Played) -> None:
+    played.worker.script = tell_logprobs
     reply = played.ollama.chat("tiny", HELLO, logprobs=True, top_logprobs=2)
     assert [token.logprob for token in reply.logprobs or ()] == [-0.5, -1.0, 0.0]
-    pieces = list(played.ollama.generate("tiny", "Hello", logprobs=True, stream=True))
-    assert next(token.token for piece in pieces for token in piece.logprobs or ()) == "Hi"
+    chunks = list(played.ollama.generate("tiny", "Hello", logprobs=True, stream=True))
+    assert next(token.token for chunk in chunks for token in chunk.logprobs or ()) == "Hi"
 
 
-def test_generate_answers_one_question_or_continues_a_raw_text(played: Played) -> None:
+def test_generate_answers_one_message_or_continues_a_raw_prompt(played: Played) -> None:
     reply = played.ollama.generate("tiny", "Why?", system="Be brief.")
     assert (reply.response, reply.done_reason, reply.eval_count) == (SAID, "stop", 8)
-    pieces = list(played.ollama.generate("tiny", "Once", raw=True, stream=True, options={"num_predict": 4}))
-    assert "".join(piece.response or "" for piece in pieces) == SAID
-    first, second = (playing.request for playing in played.scheduler.played)
+    chunks = list(played.ollama.generate("tiny", "Once", raw=True, stream=True, options={"num_predict": 4}))
+    assert "".join(chunk.response or "" for chunk in chunks) == SAID
+    first, second = (playing.request for playing in played.worker.played)
     assert first.messages == (Message("system", "Be brief."), Message("user", "Why?"))
     assert (second.prompt, second.max_tokens) == ("Once", 4)
 
 
-def test_asking_for_nothing_loads_the_model_as_ollama_would(played: Played) -> None:
+def test_an_empty_request_loads_the_model_as_in_ollama(played: Played) -> None:
     assert played.ollama.generate("tiny", "").done_reason == "load"
     assert played.ollama.chat("tiny", []).done_reason == "load"
-    assert played.scheduler.played == []
+    assert played.worker.played == []
 
 
 def test_the_model_is_listed_shown_and_running(played: Played) -> None:
@@ -169,19 +169,35 @@ def test_the_model_is_listed_shown_and_running(played: Played) -> None:
     assert shown.capabilities == ["completion", "tools"]
     assert (shown.modelinfo or {})["llama.context_length"] == 2048
     assert [running.context_length for running in played.ollama.ps().models] == [2048]
+    assert played.http.head("/").status_code == played.http.get("/").status_code == 200
     assert played.http.get("/api/version").json() == {"version": __version__}
 
 
-def test_what_is_refused_is_raised_with_message_and_status(played: Played) -> None:
-    with pytest.raises(ollama.ResponseError, match="there is no model `other` here") as caught:
+def test_rejected_requests_are_raised_with_message_and_status(played: Played) -> None:
+    with pytest.raises(ollama.ResponseError, match="model `other` is not served here") as caught:
         played.ollama.chat("other", HELLO)
     assert caught.value.status_code == 404
-    with pytest.raises(ollama.ResponseError, match="did you mean `temperature`"):
-        played.ollama.chat("tiny", HELLO, options={"temprature": 1})
-    with pytest.raises(ollama.ResponseError, match=r"nothing at this path") as caught:
+    with pytest.raises(ollama.ResponseError, match=r"`options\.temperature` must be between"):
+        played.ollama.generate("tiny", "x", options={"temperature": 9})
+    with pytest.raises(ollama.ResponseError, match="unknown endpoint") as caught:
         played.ollama.pull("tiny")
     assert caught.value.status_code == 404
-    assert 'edgekit_refusals_total{code="model_not_found",door="http"} 1.0' in played.http.get("/metrics").text
+    assert 'edgekit_refusals_total{code="model_not_found",transport="http"} 1.0' in played.http.get("/metrics").text
+
+
+def test_a_longer_context_and_unknown_options_are_answered_with_warnings(played: Played) -> None:
+    options = {"num_ctx": 100_000, "temprature": 1}
+    last = json.loads(
+        played.http.post("/api/chat", json={"model": "tiny", "messages": HELLO, "options": options}).text.splitlines()[
+            -1
+        ]
+    )
+    assert [warning.split("`")[1] for warning in last["warnings"]] == ["temprature", "num_ctx"]
+    body = {"model": "tiny", "prompt": "x", "stream": False, "options": options}
+    assert played.http.post("/api/generate", json=body).json()["warnings"] == last["warnings"]
+    reply = played.ollama.chat("tiny", HELLO, options=options)
+    assert reply.message.content == SAID
+    assert "warnings" not in played.http.post("/api/chat", json={"model": "tiny", "messages": HELLO}).text
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_raised(played: Played) -> None:
@@ -189,7 +205,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_raised(played: Played) -> None:
         playing.on_event(Delta(0, "Par"))
         playing.on_event(Failure(EdgekitError("the runner broke", code="runner_failed")))
 
-    played.scheduler.script = fail
+    played.worker.script = fail
     with pytest.raises(ollama.ResponseError, match="the runner broke"):
         list(played.ollama.chat("tiny", HELLO, stream=True))
     with pytest.raises(ollama.ResponseError, match="the runner broke") as caught:
@@ -197,44 +213,44 @@ def test_a_failure_in_the_middle_of_a_stream_is_raised(played: Played) -> None:
     assert caught.value.status_code == 500
 
 
-def test_a_silent_stream_is_kept_open_by_pieces_without_text(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_stream_is_kept_open_by_chunks_without_text(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     def think(playing: Playing) -> None:
         time.sleep(0.5)
         playing.on_event(Delta(0, "42"))
         playing.on_event(finish())
 
     monkeypatch.setattr(events, "_KEEP_ALIVE_S", 0.1)
-    played.scheduler.script = think
-    pieces = list(played.ollama.chat("tiny", HELLO, stream=True))
-    assert len(pieces) > 3
-    assert "".join(piece.message.content or "" for piece in pieces) == "42"
+    played.worker.script = think
+    chunks = list(played.ollama.chat("tiny", HELLO, stream=True))
+    assert len(chunks) > 3
+    assert "".join(chunk.message.content or "" for chunk in chunks) == "42"
 
 
-def test_hanging_up_cancels_the_request(played: Played) -> None:
-    played.scheduler.script = wait_for_cancel
+def test_closing_the_stream_cancels_the_request(played: Played) -> None:
+    played.worker.script = wait_for_cancel
     stream = played.ollama.chat("tiny", HELLO, stream=True)
     next(iter(stream))
     stream.close()  # type: ignore[attr-defined]  # a generator, behind an Iterator
-    assert played.scheduler.played[0].cancelled.wait(5)
+    assert played.worker.played[0].cancelled.wait(5)
 
 
-def test_ollamas_client_is_answered_by_the_real_scheduler(serve: Serve) -> None:
+def test_ollamas_client_is_answered_by_the_real_worker(serve: Serve) -> None:
     served = serve(echo_model("Grüße 👩‍💻"))
-    with ollama.Client(served.door.url) as client:
+    with ollama.Client(served.server.url) as client:
         assert client.chat("echo", HELLO).message.content == "Grüße 👩‍💻"
-        said = "".join(piece.response or "" for piece in client.generate("echo", "Hello", stream=True))
+        said = "".join(chunk.response or "" for chunk in client.generate("echo", "Hello", stream=True))
     assert said == "Grüße 👩‍💻"
 
 
-def test_a_door_without_a_model_lists_none_and_says_it_is_loading() -> None:
-    door = HttpDoor(HttpConfig(port=0), None, None, Metrics())
-    door.start()
+def test_a_server_without_a_model_lists_none_and_reports_that_it_is_loading() -> None:
+    server = HttpServer(HttpConfig(port=0), None, None, Metrics())
+    server.start()
     try:
-        with ollama.Client(door.url) as client:
+        with ollama.Client(server.url) as client:
             assert client.list().models == []
             assert client.ps().models == []
             with pytest.raises(ollama.ResponseError, match="still loading") as caught:
                 client.chat("tiny", HELLO)
             assert caught.value.status_code == 503
     finally:
-        door.stop()
+        server.stop()

@@ -1,4 +1,4 @@
-"""A broker, a scripted scheduler and a door of each test's own."""
+"""A broker, a scripted worker and an MQTT service for each test."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from edgekit.config import MqttConfig
-from edgekit.daemon.mqtt.door import MqttDoor
+from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.model import ModelInfo
 from tests.broker import Broker
-from tests.daemon.mqtt.scripted import ScriptedScheduler
+from tests.daemon.mqtt.scripted import ScriptedWorker
 
 MODEL = ModelInfo("tiny-instruct", created=1_700_000_000, context_length=2048)
 REQUEST = "edgekit/box/chat/request"
@@ -34,6 +34,12 @@ def eventually(check: Callable[[], bool], within_s: float = 10.0) -> bool:
     return True
 
 
+def outcomes(service: MqttService) -> dict[str, float]:
+    """How many requests ended in which way, by the service's metrics."""
+    samples = (sample for metric in service.metrics._registry.collect() for sample in metric.samples)
+    return {sample.labels["outcome"]: sample.value for sample in samples if sample.name == "edgekit_requests_total"}
+
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     with Broker(tmp_path) as running:
@@ -41,32 +47,32 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def scheduler() -> Iterator[ScriptedScheduler]:
-    scripted = ScriptedScheduler()
+def worker() -> Iterator[ScriptedWorker]:
+    scripted = ScriptedWorker()
     yield scripted
     scripted.stop()
 
 
-MakeDoor = Callable[..., MqttDoor]
+MakeService = Callable[..., MqttService]
 
 
 @pytest.fixture
-def make_door(broker: Broker, scheduler: ScriptedScheduler) -> Iterator[MakeDoor]:
-    made: list[MqttDoor] = []
+def make_service(broker: Broker, worker: ScriptedWorker) -> Iterator[MakeService]:
+    started: list[MqttService] = []
 
-    def make(*, wait: bool = True, **config: Any) -> MqttDoor:
+    def make(*, wait: bool = True, state: Path | None = None, **config: Any) -> MqttService:
         settings = {"host": "127.0.0.1", "port": broker.port, "device_id": "box", **config}
-        door = MqttDoor(MqttConfig(**settings), scheduler, MODEL)
-        made.append(door)
-        door.start()
-        assert not wait or eventually(lambda: door.connected), "the door did not connect"
-        return door
+        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state)
+        started.append(service)
+        service.start()
+        assert not wait or eventually(lambda: service.connected), "the service did not connect"
+        return service
 
     yield make
-    for door in made:
-        door.stop()
+    for service in started:
+        service.stop()
 
 
 @pytest.fixture
-def door(make_door: MakeDoor) -> MqttDoor:
-    return make_door()
+def service(make_service: MakeService) -> MqttService:
+    return make_service()

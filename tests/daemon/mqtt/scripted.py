@@ -1,4 +1,4 @@
-"""A scheduler that plays a script: a door's only dependency, made to do whatever a test needs, when it needs it."""
+"""A worker that plays a script: the only dependency of a transport, under the control of a test."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from edgekit.generation.request import (
+from edgekit.generation.types import (
     ChatRequest,
+    ChoiceFinished,
     Delta,
-    Ended,
     Event,
     Failure,
-    Finish,
+    Finished,
     FinishReason,
-    Timings,
     TokenLogprob,
     ToolCallDelta,
-    Usage,
 )
+from edgekit.generation.usage import Timings, Usage
 
 __all__ = [
     "ARGUMENTS",
     "WORDS",
     "Playing",
-    "ScriptedScheduler",
+    "ScriptedWorker",
     "answer_in_turn",
     "answer_twice",
     "call_tools",
@@ -40,7 +39,7 @@ WORDS = ("Paris", " is", " the", " capital", " of", " France", " (法国", "的�
 
 @dataclass
 class Playing:
-    """One accepted request; a ticket."""
+    """One accepted request; stands in for `RequestState`."""
 
     request: ChatRequest
     on_event: Callable[[Event], None]
@@ -53,8 +52,8 @@ class Playing:
 Script = Callable[[Playing], None]
 
 
-def finish(reason: FinishReason = "stop", words: int = len(WORDS)) -> Finish:
-    return Finish(
+def finish(reason: FinishReason = "stop", words: int = len(WORDS)) -> Finished:
+    return Finished(
         reason,
         Usage(11, words, cached_tokens=4, accepted_tokens=2, rejected_tokens=1, left_out_messages=6),
         Timings(queue_s=0.25, prefill_s=0.5, decode_s=1.0, slowest_token_s=0.5, steps=5, kv_bytes=4096),
@@ -62,24 +61,24 @@ def finish(reason: FinishReason = "stop", words: int = len(WORDS)) -> Finish:
 
 
 def speak(playing: Playing) -> None:
-    """Say all the words, then finish."""
+    """Send all words, then finish."""
     for seq, word in enumerate(WORDS):
         playing.on_event(Delta(seq, word))
     playing.on_event(finish())
 
 
 def wait_for_cancel(playing: Playing) -> None:
-    """Say a word every few milliseconds until cancelled; fail if nobody does so for ten seconds."""
+    """Send a word every few milliseconds until cancelled; fail after ten seconds."""
     for seq in range(1000):
         playing.on_event(Delta(seq, "word "))
         if playing.cancelled.wait(0.01):
             playing.on_event(finish("cancelled", seq + 1))
             return
-    playing.on_event(Failure(AssertionError("nobody cancelled")))  # type: ignore[arg-type]
+    playing.on_event(Failure(AssertionError("not cancelled")))  # type: ignore[arg-type]
 
 
 def call_tools(playing: Playing) -> None:
-    """Call `weather` and `time`, in pieces."""
+    """Call `weather` and `time`, in several deltas."""
     seq = 0
     for number, (name, arguments) in enumerate(zip(("weather", "time"), ARGUMENTS, strict=True)):
         playing.on_event(ToolCallDelta(seq, number, "", id=f"call_{number}", name=name))
@@ -91,7 +90,7 @@ def call_tools(playing: Playing) -> None:
 
 
 def answer_twice(playing: Playing) -> None:
-    """Two answers, in turns; the second is cut off."""
+    """Send two answers, alternating; the second is cut off."""
     for seq, word in enumerate(WORDS):
         playing.on_event(Delta(2 * seq, word))
         playing.on_event(Delta(2 * seq + 1, word.upper(), index=1))
@@ -99,17 +98,17 @@ def answer_twice(playing: Playing) -> None:
 
 
 def answer_in_turn(playing: Playing) -> None:
-    """Two answers; the second is cut off after a word, and the first has not ended until it is cancelled."""
+    """Send two answers; the second is cut off after a word, the first goes on until it is cancelled."""
     playing.on_event(Delta(0, "Paris"))
     playing.on_event(Delta(1, "PARIS", index=1))
-    playing.on_event(Ended(1, "length"))
+    playing.on_event(ChoiceFinished(1, "length"))
     playing.cancelled.wait(10)
     playing.on_event(Delta(2, " is"))
     playing.on_event(replace(finish("cancelled"), reasons=("cancelled", "length")))
 
 
 def tell_logprobs(playing: Playing) -> None:
-    """Say "Hi 🗼", the tower in two tokens."""
+    """Send "Hi 🗼", the tower in two tokens, with log probabilities."""
     tower = "🗼".encode()
     hi = TokenLogprob(5, b"Hi", -0.5, top=((5, b"Hi", -0.5), (6, b"Ho", -1.5)))
     halves = (TokenLogprob(7, b" " + tower[:2], -1.0), TokenLogprob(8, tower[2:], -0.0))
@@ -118,8 +117,8 @@ def tell_logprobs(playing: Playing) -> None:
     playing.on_event(finish())
 
 
-class ScriptedScheduler:
-    """Plays `script` for each request, on a thread of its own."""
+class ScriptedWorker:
+    """Plays `script` for each request, each on its own thread."""
 
     def __init__(self, script: Script = speak) -> None:
         self.script = script

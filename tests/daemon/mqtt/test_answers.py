@@ -1,4 +1,4 @@
-"""Calls, several answers and log probabilities, through a real mosquitto."""
+"""Tool calls, several answers and log probabilities, through a real mosquitto."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from edgekit.daemon.mqtt.door import MqttDoor
-from edgekit.generation.request import Delta, ResponseFormat, TokenLogprob, Tool, ToolChoice
+from edgekit.daemon.mqtt.service import MqttService
+from edgekit.generation.types import Delta, ResponseFormat, TokenLogprob, Tool, ToolChoice
 from tests.broker import Broker, Caller
-from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeDoor, chat
+from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeService, chat
 from tests.daemon.mqtt.scripted import (
     ARGUMENTS,
     WORDS,
     Playing,
-    ScriptedScheduler,
+    ScriptedWorker,
     answer_in_turn,
     answer_twice,
     call_tools,
@@ -30,23 +30,23 @@ TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather"
 
 
 def joined(deltas: list[Any]) -> dict[int, dict[str, Any]]:
-    """The calls that streamed pieces make, by their number, as a caller would put them together."""
+    """Join streamed tool call deltas by index, as a caller would."""
     calls: dict[int, dict[str, Any]] = {}
-    for piece in (piece for message in deltas for piece in message.get("tool_calls", ())):
-        call = calls.setdefault(piece["index"], {"function": {"arguments": ""}})
-        call["function"]["arguments"] += piece["function"]["arguments"]
-        if "id" in piece:
-            call |= {"id": piece["id"], "type": piece["type"]}
-            call["function"]["name"] = piece["function"]["name"]
+    for delta in (delta for message in deltas for delta in message.get("tool_calls", ())):
+        call = calls.setdefault(delta["index"], {"function": {"arguments": ""}})
+        call["function"]["arguments"] += delta["function"]["arguments"]
+        if "id" in delta:
+            call |= {"id": delta["id"], "type": delta["type"]}
+            call["function"]["name"] = delta["function"]["name"]
     return calls
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.usefixtures("door")
-def test_calls_are_in_the_final_message_and_streamed_pieces_join_to_them(
-    broker: Broker, scheduler: ScriptedScheduler, *, stream: bool
+@pytest.mark.usefixtures("service")
+def test_tool_calls_are_in_the_final_message_and_their_deltas_join_to_them(
+    broker: Broker, worker: ScriptedWorker, *, stream: bool
 ) -> None:
-    scheduler.script = call_tools
+    worker.script = call_tools
     with Caller(broker.port, "caller/t") as caller:
         body = chat(tools=TOOLS, tool_choice="required", stream=stream)
         caller.publish(REQUEST, body, ResponseTopic="caller/t")
@@ -63,46 +63,48 @@ def test_calls_are_in_the_final_message_and_streamed_pieces_join_to_them(
     assert "choices" not in final
     if stream:
         assert [message["seq"] for message in [*deltas, final]] == list(range(len(deltas) + 1))
-        # A caller that knows no calls sees text, and none of it.
+        # A caller that does not support tool calls sees only empty text.
         assert {message["text"] for message in deltas} == {""}
         assert [joined(deltas)[number] for number in (0, 1)] == final["message"]["tool_calls"]
-    request = scheduler.played[0].request
+    request = worker.played[0].request
     assert request.tools == (Tool("weather"), Tool("time"))
     assert request.tool_choice == ToolChoice("required")
 
 
 def test_each_of_several_answers_is_streamed_under_its_index(
-    broker: Broker, make_door: MakeDoor, scheduler: ScriptedScheduler
+    broker: Broker, make_service: MakeService, worker: ScriptedWorker
 ) -> None:
-    scheduler.script = answer_twice
-    make_door(coalesce_ms=0)
+    worker.script = answer_twice
+    make_service(coalesce_ms=0)
     with Caller(broker.port, "caller/n") as caller:
         caller.publish(REQUEST, chat(n=2, stream=True), ResponseTopic="caller/n")
         *deltas, final = caller.until("final")
     texts: dict[int, str] = defaultdict(str)
     for message in deltas:
         texts[message.get("index", 0)] += message["text"]
-    said = "".join(WORDS)
-    assert texts == {0: said, 1: said.upper()}
+    text = "".join(WORDS)
+    assert texts == {0: text, 1: text.upper()}
     assert [message["seq"] for message in [*deltas, final]] == list(range(len(deltas) + 1))
     assert [(choice["index"], choice["message"]["content"]) for choice in final["choices"]] == [
-        (0, said),
-        (1, said.upper()),
+        (0, text),
+        (1, text.upper()),
     ]
     assert [choice["finish_reason"] for choice in final["choices"]] == ["stop", "length"]
-    assert (final["message"]["content"], final["finish_reason"]) == (said, "stop")
+    assert (final["message"]["content"], final["finish_reason"]) == (text, "stop")
 
 
-@pytest.mark.usefixtures("door")
-def test_an_answer_that_ends_early_says_so_in_its_last_delta(broker: Broker, scheduler: ScriptedScheduler) -> None:
-    scheduler.script = answer_in_turn
+@pytest.mark.usefixtures("service")
+def test_an_answer_that_ends_early_has_its_finish_reason_in_its_last_delta(
+    broker: Broker, worker: ScriptedWorker
+) -> None:
+    worker.script = answer_in_turn
     with Caller(broker.port, "caller/e") as caller:
         caller.publish(REQUEST, chat(n=2, stream=True, id="e"), ResponseTopic="caller/e")
         deltas = [caller.next()]
         while "finish_reason" not in deltas[-1]:
             deltas.append(caller.next())
-        # The first one goes on until it is taken back.
-        assert scheduler.queue_length() == 1
+        # The first one goes on until it is cancelled.
+        assert worker.queue_length() == 1
         caller.publish(CANCEL, {"id": "e"}, ResponseTopic="caller/e")
         *rest, final = caller.until("final")
     assert (deltas[-1]["index"], deltas[-1]["finish_reason"]) == (1, "length")
@@ -111,11 +113,9 @@ def test_an_answer_that_ends_early_says_so_in_its_last_delta(broker: Broker, sch
     assert [choice["finish_reason"] for choice in final["choices"]] == ["cancelled", "length"]
 
 
-@pytest.mark.usefixtures("door")
-def test_log_probabilities_are_in_deltas_and_whole_in_the_final_message(
-    broker: Broker, scheduler: ScriptedScheduler
-) -> None:
-    scheduler.script = tell_logprobs
+@pytest.mark.usefixtures("service")
+def test_log_probabilities_are_in_deltas_and_all_in_the_final_message(broker: Broker, worker: ScriptedWorker) -> None:
+    worker.script = tell_logprobs
     with Caller(broker.port, "caller/p") as caller:
         caller.publish(REQUEST, chat(logprobs=True, top_logprobs=2, stream=True), ResponseTopic="caller/p")
         *deltas, final = caller.until("final")
@@ -129,38 +129,36 @@ def test_log_probabilities_are_in_deltas_and_whole_in_the_final_message(
 
 
 def test_log_probabilities_that_exceed_a_packet_take_several_messages(
-    broker: Broker, scheduler: ScriptedScheduler, door: MqttDoor
+    broker: Broker, worker: ScriptedWorker, service: MqttService
 ) -> None:
     def burst(playing: Playing) -> None:
         for seq in range(300):
             playing.on_event(Delta(seq, "a", logprobs=(TOKEN,)))
         playing.on_event(finish())
 
-    scheduler.script = burst
+    worker.script = burst
     with Caller(broker.port, "caller/m") as caller:
         caller.publish(REQUEST, chat(logprobs=True, top_logprobs=20, stream=True), ResponseTopic="caller/m")
         *deltas, final = caller.until("final")
-    assert door.dropped == 0
+    assert service.stats().dropped == 0
     assert sum(len(message["logprobs"]["content"]) for message in deltas) == len(final["logprobs"]["content"]) == 300
     assert max(len(message["logprobs"]["content"]) for message in deltas) < 10
     assert "".join(message["text"] for message in deltas) == "a" * 300
 
 
-@pytest.mark.usefixtures("door")
-def test_a_text_is_continued_where_there_is_a_prompt_in_place_of_messages(
-    broker: Broker, scheduler: ScriptedScheduler
-) -> None:
+@pytest.mark.usefixtures("service")
+def test_a_prompt_in_place_of_messages_is_completed(broker: Broker, worker: ScriptedWorker) -> None:
     with Caller(broker.port, "caller/c") as caller:
         body = {"prompt": "Once", "max_tokens": 9, "echo": True, "logprobs": 1, "id": "c"}
         caller.publish(REQUEST, body, ResponseTopic="caller/c")
         final = caller.next()
     assert final["message"]["content"] == "".join(WORDS)
-    request = scheduler.played[0].request
+    request = worker.played[0].request
     assert (request.prompt, request.max_tokens, request.echo, request.logprobs) == ("Once", 9, True, 1)
 
 
-@pytest.mark.usefixtures("door")
-def test_the_same_fields_are_read_as_over_http(broker: Broker, scheduler: ScriptedScheduler) -> None:
+@pytest.mark.usefixtures("service")
+def test_the_same_fields_are_read_as_over_http(broker: Broker, worker: ScriptedWorker) -> None:
     fields = {
         "response_format": {"type": "regex", "regex": "a+"},
         "repeat_penalty": 1.2,
@@ -173,7 +171,7 @@ def test_the_same_fields_are_read_as_over_http(broker: Broker, scheduler: Script
     with Caller(broker.port, "caller/h") as caller:
         caller.publish(REQUEST, chat(**fields), ResponseTopic="caller/h")
         caller.next()
-    request = scheduler.played[0].request
+    request = worker.played[0].request
     assert request.response_format == ResponseFormat("regex", "a+")
     assert (request.sampling.repetition_penalty, request.sampling.logit_bias) == (1.2, {7: -100})
     assert (request.priority, request.truncation, request.speculation, request.cache_prompt) == (
@@ -185,17 +183,17 @@ def test_the_same_fields_are_read_as_over_http(broker: Broker, scheduler: Script
     assert (request.tenant, request.client) == ("", "caller/h")
 
 
-def test_an_answer_that_nobody_asked_for_fails_its_request_and_leaves_the_door_working(
-    broker: Broker, scheduler: ScriptedScheduler, door: MqttDoor
+def test_an_answer_beyond_n_fails_its_request_and_leaves_the_service_working(
+    broker: Broker, worker: ScriptedWorker, service: MqttService
 ) -> None:
     def stray(playing: Playing) -> None:
         playing.on_event(Delta(0, "?", index=5))
 
     with Caller(broker.port, "caller/s") as caller:
-        scheduler.script = stray
+        worker.script = stray
         caller.publish(REQUEST, chat(), ResponseTopic="caller/s")
         assert caller.next()["error"]["code"] == "internal_error"
-        scheduler.script = answer_twice
+        worker.script = answer_twice
         caller.publish(REQUEST, chat(n=2), ResponseTopic="caller/s")
         assert len(caller.next()["choices"]) == 2
-    assert door.connections == 1
+    assert service.stats().reconnects == 0

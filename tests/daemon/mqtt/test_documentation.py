@@ -1,4 +1,4 @@
-"""What `docs/mqtt.md` shows is what happens."""
+"""The messages, programs and access list in `docs/mqtt.md` match the real behaviour."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from edgekit.generation.request import Delta, Ended, TokenLogprob, ToolCallDelta
+from edgekit.generation.types import ChoiceFinished, Delta, TokenLogprob, ToolCallDelta
 from tests.broker import Broker, Caller, tool
-from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeDoor, chat
-from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedScheduler, finish, wait_for_cancel
+from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeService, chat
+from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedWorker, finish, wait_for_cancel
 
 pytestmark = pytest.mark.broker
 
@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 
 def documented(kind: str) -> list[dict[str, Any]]:
-    """The page's messages of a type, the plainest first."""
+    """The page's messages of a type, the simplest first."""
     return [message for message in map(json.loads, blocks("json")) if message.get("type") == kind]
 
 
@@ -40,7 +40,7 @@ def shape(value: Any) -> Any:
     return type(value)
 
 
-@pytest.mark.usefixtures("door")
+@pytest.mark.usefixtures("service")
 def test_every_message_of_the_page_has_the_fields_and_types_of_the_real_one(broker: Broker) -> None:
     with Caller(broker.port, "edgekit/box/#", "replies/a") as caller:
         real = [caller.next(), caller.next()]
@@ -52,32 +52,32 @@ def test_every_message_of_the_page_has_the_fields_and_types_of_the_real_one(brok
             real.append(caller.next())
     for message in real:
         if "type" not in message:
-            continue  # our own requests, which come along on `edgekit/box/#`
+            continue  # our own requests, which also arrive on `edgekit/box/#`
         expected = shape(documented(message["type"])[0])
         if message["type"] == "error":
-            # This error names a parameter, and waiting would not help; the page's is the other way about.
+            # This error has a parameter and no retry time; the page's has a retry time and no parameter.
             expected["error"] |= {"param": str, "hint": type(None)}
             del expected["error"]["retry_after_s"]
         assert shape(message) == expected
 
 
 def call_then_say(playing: Playing) -> None:
-    """What the page's second `final` shows, in the pieces that its deltas show."""
+    """The page's second `final`, in the deltas that the page shows."""
     token = TokenLogprob(7, b" Paris", -0.02, top=((7, b" Paris", -0.02),))
     for event in (
         ToolCallDelta(0, 0, '{"city": "Par', id="call_8d1f", name="weather"),
         ToolCallDelta(1, 0, 'is"}'),
         Delta(2, " Paris", index=1, logprobs=(token,)),
-        Ended(1, "length"),
+        ChoiceFinished(1, "length"),
     ):
         playing.on_event(event)
         playing.cancelled.wait(0.2)
     playing.on_event(replace(finish("tool_calls"), reasons=("tool_calls", "length")))
 
 
-@pytest.mark.usefixtures("door")
-def test_calls_answers_and_log_probabilities_look_as_on_the_page(broker: Broker, scheduler: ScriptedScheduler) -> None:
-    scheduler.script = call_then_say
+@pytest.mark.usefixtures("service")
+def test_calls_answers_and_log_probabilities_look_as_on_the_page(broker: Broker, worker: ScriptedWorker) -> None:
+    worker.script = call_then_say
     tools = [{"type": "function", "function": {"name": "weather"}}]
     with Caller(broker.port, "replies/a") as caller:
         body = chat(stream=True, tools=tools, n=2, logprobs=True, top_logprobs=1)
@@ -99,8 +99,8 @@ def test_calls_answers_and_log_probabilities_look_as_on_the_page(broker: Broker,
     assert (final["message"], final["choices"]) == (expected["message"], expected["choices"])
 
 
-def test_the_python_example_prints_the_answer(broker: Broker, make_door: MakeDoor) -> None:
-    make_door(device_id="kitchen")
+def test_the_python_example_prints_the_answer(broker: Broker, make_service: MakeService) -> None:
+    make_service(device_id="kitchen")
     (example,) = blocks("python")
     assert 'connect("broker.local")' in example
     example = example.replace('connect("broker.local")', f'connect("127.0.0.1", {broker.port})')
@@ -110,7 +110,7 @@ def test_the_python_example_prints_the_answer(broker: Broker, make_door: MakeDoo
 
 
 def test_the_access_list_of_the_page_lets_callers_ask_and_keeps_them_apart(
-    tmp_path: Path, make_door: MakeDoor, scheduler: ScriptedScheduler
+    tmp_path: Path, make_service: MakeService, worker: ScriptedWorker
 ) -> None:
     folder = tmp_path / "acl"
     folder.mkdir()
@@ -123,7 +123,7 @@ def test_the_access_list_of_the_page_lets_callers_ask_and_keeps_them_apart(
     config = ("allow_anonymous false", f"password_file {folder}/users", f"acl_file {folder}/acl")
     (tmp_path / "password").write_text("kitchen")
     with Broker(folder, config=config) as broker:
-        door = make_door(
+        service = make_service(
             port=broker.port,
             device_id="kitchen",
             username="kitchen",
@@ -138,23 +138,23 @@ def test_the_access_list_of_the_page_lets_callers_ask_and_keeps_them_apart(
             request = "edgekit/kitchen/chat/request"
             ann.publish(request, chat(id="1"), ResponseTopic="replies/ann/1")
             assert ann.next()["message"]["content"] == "".join(WORDS)
-            scheduler.script = wait_for_cancel
+            worker.script = wait_for_cancel
             ann.publish(request, chat(id="2"), ResponseTopic="replies/ann/2")
             ann.publish(request.replace("request", "cancel"), chat(id="2"), ResponseTopic="replies/ann/2")
             assert ann.next()["finish_reason"] == "cancelled"
-            # Bob sees presence and cards, whatever he subscribes to, and cannot speak for the device.
+            # Bob receives only status and info, whatever he subscribes to, and cannot publish as the device.
             assert {bob.message().topic for _ in range(2)} == {"edgekit/kitchen/status", "edgekit/kitchen/info"}
             bob.publish("edgekit/kitchen/status", {"state": "offline"}, retain=True)
             assert bob.silent()
             assert ann.silent(0.1)
-        door.stop()
+        service.stop()
 
 
 def test_the_cancellation_of_the_page_cancels_the_request_of_the_page(
-    broker: Broker, make_door: MakeDoor, scheduler: ScriptedScheduler
+    broker: Broker, make_service: MakeService, worker: ScriptedWorker
 ) -> None:
-    make_door()
-    scheduler.script = wait_for_cancel
+    make_service()
+    worker.script = wait_for_cancel
     (cancel,) = [message for message in map(json.loads, blocks("json")) if set(message) == {"id", "reply_to"}]
     with Caller(broker.port, cancel["reply_to"]) as caller:
         caller.publish(REQUEST, chat(**cancel))

@@ -1,8 +1,8 @@
-"""Damaged and hostile checkpoints by the thousand: what is changed, and what may come of reading it.
+"""Generates damaged and hostile checkpoints by the thousand, and reads them.
 
-An input is a kind of checkpoint and a number; the same two always make the same bytes. Reading it must end in values or
-in an `EdgekitError`, in little memory and little time. `tests/export/checkpoints/test_hostile.py` runs a few thousand,
-`benchmarks/fuzz_checkpoints.py` as many as are asked for.
+An input is a kind of checkpoint and a number; the same two always give the same bytes. Reading it must return values or
+raise an `EdgekitError`, in little memory and little time. `tests/export/checkpoints/test_hostile.py` runs a few
+thousand, `benchmarks/fuzz_checkpoints.py` any number.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import numpy as np
 
 from edgekit.errors import EdgekitError
 from edgekit.export.architectures import describe
-from edgekit.export.checkpoints import open_checkpoint
-from edgekit.export.checkpoints.gguf_blocks import BLOCKS
+from edgekit.export.checkpoints.gguf.blocks import BLOCKS
 from edgekit.export.checkpoints.safetensors import INDEX
-from tests.export.checkpoints.gguf_files import rope_tables, write_gguf
+from edgekit.export.sources.open import open_checkpoint
+from tests.export.checkpoints.gguf.files import rope_tables, write_gguf
 from tests.export.checkpoints.packed_files import pack_checkpoint
 from tests.variants import variant
 
-# The kinds, and which of the tiny models each is; between them they have every way of reading a configuration.
+# The tiny model behind each kind; together they cover every way of reading a configuration.
 _MODELS = {
     "gguf": "llama",
     "gguf-k": "gemma3_text",
@@ -43,8 +43,8 @@ _MODELS = {
     "awq": "llama3",
 }
 KINDS = tuple(_MODELS)
-ROOM = 1 << 30
-PATIENCE_S = 10
+MAX_GROWTH = 1 << 30
+TIMEOUT_S = 10
 _Change = Callable[[random.Random, bytes], bytes]
 
 _INTEGERS = (
@@ -80,7 +80,7 @@ class Input:
 
     Attributes:
         kind: One of `KINDS`.
-        number: Which of its inputs.
+        number: Number of the input among those of its kind.
     """
 
     kind: str
@@ -88,22 +88,22 @@ class Input:
 
 
 def seeded(seed: int | str) -> random.Random:
-    """A generator that gives the same numbers for the same seed."""
+    """A random generator with a fixed seed."""
     return random.Random(seed)  # noqa: S311  nothing here is secret
 
 
 def write_seeds(folder: Path) -> None:
-    """Write one sound checkpoint of every kind, each in a folder of its name."""
+    """Write one valid checkpoint of every kind, each in a folder of its name."""
     sizes = {"layers": 1, "hidden": 64, "intermediate": 32, "heads": 2, "kv_heads": 1, "vocab": 300}
     for kind, model in _MODELS.items():
         own = {"layer_types": ["sliding_attention"]} if model.startswith("gemma3") else {}
-        place = variant(model, folder / kind, **sizes, **own)
+        written = variant(model, folder / kind, **sizes, **own)
         if kind in {"gptq", "awq"}:
-            pack_checkpoint(place, kind)
+            pack_checkpoint(written, kind)
         elif kind == "shards":
-            _shard(place)
+            _shard(written)
         elif kind.startswith("gguf"):
-            _to_gguf(place, kind)
+            _to_gguf(written, kind)
 
 
 def _shard(folder: Path) -> None:
@@ -111,19 +111,19 @@ def _shard(folder: Path) -> None:
 
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
         name = f"model-{number:05}-of-00002.safetensors"
         save_file({key: tensors[key] for key in names}, folder / name)
-        where |= dict.fromkeys(names, name)
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+        weight_map |= dict.fromkeys(names, name)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
 
 
 def _to_gguf(folder: Path, kind: str) -> None:
     path, parts = folder.parent / f"{kind}.gguf", 2 if kind == "gguf-split" else 1
     others = [name for name in BLOCKS if name not in {"F32", "F16", "Q4_0"}] if kind == "gguf-k" else []
     rng = np.random.default_rng(0)
-    # Bytes below 60 make any two of them a finite float16, whichever of them are a block's scale.
+    # Any two bytes below 60 form a finite float16, so every block's scale is finite.
     blocks = {
         name: rng.integers(0, 60, (2, 256 // BLOCKS[name].length * BLOCKS[name].size), np.uint8) for name in others
     }
@@ -137,7 +137,7 @@ def _to_gguf(folder: Path, kind: str) -> None:
 
 
 def changed(which: Input, folder: Path) -> dict[str, bytes | None]:
-    """The files of a sound checkpoint that an input changes; None for one that it takes away."""
+    """The files of a valid checkpoint that an input changes; None for one that it deletes."""
     rng = seeded(f"{which.kind} {which.number}")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix in {".gguf", ".safetensors"}]
@@ -161,32 +161,32 @@ def _changes(path: Path) -> list[_Change]:
         return [*general, *[_near_a_name] * 5]
     if path.suffix == ".safetensors":
         return [*general, *[_header_changed] * 5]
-    return [*general, *[_document_changed] * 5]
+    return [*general, *[document_changed] * 5]
 
 
-def _place(rng: random.Random, data: bytes, width: int = 1) -> int:
-    """Somewhere in the data; more often in its first part, where the structure is."""
+def _position(rng: random.Random, data: bytes, width: int = 1) -> int:
+    """A random position in the data, more often near the start, where the structure is."""
     return rng.randrange(max(1, min(len(data), rng.choice((64, 600, 6000, 1 << 40))) - width))
 
 
 def _flipped(rng: random.Random, data: bytes) -> bytes:
     out = bytearray(data)
     for _ in range(rng.randrange(1, 9) if data else 0):
-        out[_place(rng, data)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+        out[_position(rng, data)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
     return bytes(out)
 
 
 def _cut(rng: random.Random, data: bytes) -> bytes:
-    return data[: _place(rng, data)]
+    return data[: _position(rng, data)]
 
 
 def _grown(rng: random.Random, data: bytes) -> bytes:
-    at = rng.choice((len(data), _place(rng, data)))
+    at = rng.choice((len(data), _position(rng, data)))
     return data[:at] + rng.choice((bytes, rng.randbytes))(rng.choice((1, 8, 33, 4096))) + data[at:]
 
 
 def _numbered(rng: random.Random, data: bytes) -> bytes:
-    return _overwritten(rng, data, _place(rng, data, 8))
+    return _overwritten(rng, data, _position(rng, data, 8))
 
 
 def _near_a_name(rng: random.Random, data: bytes) -> bytes:
@@ -214,23 +214,23 @@ def _overwritten(rng: random.Random, data: bytes, at: int, width: int | None = N
 
 def _header_changed(rng: random.Random, data: bytes) -> bytes:
     length = int.from_bytes(data[:8], "little")
-    header = _document_changed(rng, data[8 : 8 + length])
+    header = document_changed(rng, data[8 : 8 + length])
     stated = len(header) if rng.random() < 0.9 else rng.choice(_INTEGERS)
     return stated.to_bytes(8, "little") + header + data[8 + length :]
 
 
-def _document_changed(rng: random.Random, data: bytes) -> bytes:
+def document_changed(rng: random.Random, data: bytes) -> bytes:
     """Change values or keys of a JSON document."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
         return _flipped(rng, data)
     for _ in range(rng.choice((1, 1, 2))):
-        places = list(_places(document))
-        if not places:
+        items = list(_items(document))
+        if not items:
             return json.dumps(rng.choice(_VALUES)).encode()
-        inside, key = rng.choice(places)
-        _change_place(rng, inside, key)
+        inside, key = rng.choice(items)
+        _change_item(rng, inside, key)
     text = json.dumps(document)
     if rng.random() < 0.05:
         depth = rng.choice((10, 5000, 200_000))
@@ -238,7 +238,7 @@ def _document_changed(rng: random.Random, data: bytes) -> bytes:
     return text.encode()
 
 
-def _change_place(rng: random.Random, inside: Any, key: Any) -> None:
+def _change_item(rng: random.Random, inside: Any, key: Any) -> None:
     action, value = rng.random(), inside[key]
     if action < 0.15:
         del inside[key]
@@ -252,29 +252,29 @@ def _change_place(rng: random.Random, inside: Any, key: Any) -> None:
         inside[key] = rng.choice(_VALUES)
 
 
-def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+def _items(document: Any) -> Iterator[tuple[Any, Any]]:
     items: Any = document.items() if isinstance(document, dict) else enumerate(document)
     if not isinstance(document, dict | list):
         return
     for key, value in list(items)[:200]:
         yield document, key
         if isinstance(value, dict | list):
-            yield from _places(value)
+            yield from _items(value)
 
 
 class TooSlow(BaseException):
-    """An input took longer than it may. No `Exception`, so that nothing that is read can swallow it."""
+    """An input took too long. Not an `Exception`, so that no reader can swallow it."""
 
 
 @contextmanager
 def bounds() -> Iterator[None]:
-    """Let this process grow by a gigabyte at most: a larger allocation raises MemoryError."""
+    """Limit this process's growth to a gigabyte: a larger allocation raises MemoryError."""
     if sys.platform != "linux":
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_GROWTH, before[1]))
     try:
         yield
     finally:
@@ -289,7 +289,7 @@ def attempt(folder: Path, rng: random.Random) -> str:
 
     Raises:
         AssertionError: A message would not print on one line.
-        Exception: Whatever the readers let through, which is what this looks for.
+        Exception: Anything else that the readers raise, which is what this looks for.
     """
     try:
         with warnings.catch_warnings():
@@ -306,7 +306,7 @@ def _read_all(folder: Path, rng: random.Random) -> None:
     with closing(open_checkpoint(rng.choice(ggufs) if ggufs else folder)) as checkpoint:
         for name, info in checkpoint.tensors.items():
             if info.encoding[0] in "IU" and not info.encoding.startswith("IQ"):
-                continue  # integers are for whoever asks for them
+                continue  # integers are not weights
             rows = info.shape[0] if info.shape else 1
             cut = rng.randint(0, rows)
             checkpoint.read(name, 0, cut)
@@ -318,13 +318,13 @@ def _read_all(folder: Path, rng: random.Random) -> None:
 
 
 def run(which: Input, seeds: Path) -> str:
-    """Make an input of a sound checkpoint's folder, read it, and put the folder back.
+    """Turn a valid checkpoint's folder into an input, read it, and restore the folder.
 
     Returns:
         See `attempt`.
 
     Raises:
-        TooSlow: It took longer than `PATIENCE_S`.
+        TooSlow: It took longer than `TIMEOUT_S`.
     """
     folder = seeds / which.kind
     changes = changed(which, folder)
@@ -338,7 +338,7 @@ def run(which: Input, seeds: Path) -> str:
         if data is not None:
             (folder / name).write_bytes(data)
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S)
     try:
         return attempt(folder, seeded(which.number))
     finally:

@@ -1,7 +1,7 @@
 """GPTQ and AWQ checkpoints written the long way, from the formats' descriptions, and what their weights must be.
 
-Independent of the readers: codes are placed one after the other, in loops that follow the words of the packers'
-authors (AutoGPTQ's and AutoAWQ's `pack`).
+Independent of the readers: codes are packed one after the other, in loops that follow the original packers
+(AutoGPTQ's and AutoAWQ's `pack`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 Array = npt.NDArray[Any]
-AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Packed:
 
     Attributes:
         codes: `[out, in]`.
-        zeros: `[out, groups]`, the zero points that are meant.
+        zeros: `[out, groups]`, the true zero points.
         scales: `[out, groups]`, in the type they are stored in.
         groups_of: The group of every input.
         bits: Bits per code.
@@ -89,17 +89,17 @@ def in_words(rows: Array, bits: int) -> Array:
         per_word = 32 // bits
         for first in range(0, len(columns), per_word):
             word = np.zeros(columns.shape[1], dtype=np.uint64)
-            for place, row in enumerate(columns[first : first + per_word]):
-                word |= row << np.uint64(place * bits)
+            for index, row in enumerate(columns[first : first + per_word]):
+                word |= row << np.uint64(index * bits)
             words.append(word)
-    else:  # 32 codes in three words; the 11th and the 22nd lie across two
+    else:  # 32 codes in three words; the 11th and the 22nd span two
         for first in range(0, len(columns), 32):
             one, two, three = (np.zeros(columns.shape[1], dtype=np.uint64) for _ in range(3))
             code = columns[first : first + 32]
-            for place in range(10):
-                one |= code[place] << np.uint64(3 * place)
-                two |= code[11 + place] << np.uint64(3 * place + 1)
-                three |= code[22 + place] << np.uint64(3 * place + 2)
+            for index in range(10):
+                one |= code[index] << np.uint64(3 * index)
+                two |= code[11 + index] << np.uint64(3 * index + 1)
+                three |= code[22 + index] << np.uint64(3 * index + 2)
             one |= (code[10] & np.uint64(0b011)) << np.uint64(30)
             two |= code[10] >> np.uint64(2)
             two |= (code[21] & np.uint64(0b001)) << np.uint64(31)
@@ -128,8 +128,8 @@ def awq_parts(name: str, layer: Packed) -> dict[str, Array]:
         out, count = values.shape
         packed = np.zeros((count, out // 8), dtype=np.uint64)
         for column in range(out // 8):
-            for lane, place in enumerate(AWQ_PLACES):
-                packed[:, column] |= values[column * 8 + place].astype(np.uint64) << np.uint64(4 * lane)
+            for lane, row in enumerate(AWQ_ORDER):
+                packed[:, column] |= values[column * 8 + row].astype(np.uint64) << np.uint64(4 * lane)
         return packed.astype(np.uint32).view(np.int32)
 
     return {
@@ -153,7 +153,7 @@ def pack_checkpoint(
         **settings: Further keys of `quantization_config`.
 
     Returns:
-        What every tensor must read as.
+        The values that every tensor must read as.
     """
     stored: dict[str, Array] = {}
     expected: dict[str, npt.NDArray[np.float32]] = {}

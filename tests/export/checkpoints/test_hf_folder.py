@@ -38,25 +38,18 @@ def test_a_folder_is_a_checkpoint(folder: Path) -> None:
             np.testing.assert_array_equal(checkpoint.read(name), values)
 
 
-def test_the_text_side_is_read_as_it_stands(folder: Path) -> None:
+def test_tokenizer_and_template_are_read_unchanged(folder: Path) -> None:
     text = FolderCheckpoint(folder).tokenizer()
     assert text.tokenizer_json == (folder / "tokenizer.json").read_bytes()
     assert text.chat_template == CHATML
     assert text.special == dict(zip(("bos_token", "eos_token", "pad_token", "unk_token"), SPECIAL_TOKENS, strict=True))
-    assert text.eos_token_ids == (2,)
+    assert text.eos_token_ids == (2, 0)
 
 
-def test_every_stated_end_of_an_answer_counts_once(folder: Path) -> None:
+def test_every_end_token_counts_once(folder: Path) -> None:
     change(folder / "generation_config.json", eos_token_id=[0, 2])
     change(folder / "config.json", eos_token_id=[1])
     assert FolderCheckpoint(folder).tokenizer().eos_token_ids == (0, 2, 1)
-
-
-def test_a_checkpoint_that_states_no_end_of_an_answer_is_refused(folder: Path) -> None:
-    change(folder / "config.json", eos_token_id=None)
-    change(folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(ExportError, match="ends an answer"):
-        FolderCheckpoint(folder).tokenizer()
 
 
 def test_a_template_file_goes_before_the_one_in_the_configuration(folder: Path) -> None:

@@ -38,21 +38,21 @@ def gptq(bits: int = 4, group_size: int = 32, **settings: Any) -> Gptq:
     return Gptq.of({"bits": bits, "group_size": group_size, **settings})
 
 
-def check(shards: PackedShards, layer: Packed, *, kept: bool = True) -> None:
+def check(shards: PackedShards, layer: Packed, *, grouped: bool = True) -> None:
     """Every way of reading gives the same values, which are the format's."""
-    whole = shards.read("x.weight")
+    full = shards.read("x.weight")
     expected = layer.weight()
-    assert isinstance(whole, GroupedTensor) == kept
-    if isinstance(whole, GroupedTensor):
-        assert whole.codes.dtype == np.uint8
-        np.testing.assert_array_equal(whole.codes, layer.codes)
-        np.testing.assert_array_equal(whole.scales, layer.scales.astype(np.float32))
-        assert whole.bits == layer.bits
-    np.testing.assert_array_equal(as_floats(whole), expected)
+    assert isinstance(full, GroupedTensor) == grouped
+    if isinstance(full, GroupedTensor):
+        assert full.codes.dtype == np.uint8
+        np.testing.assert_array_equal(full.codes, layer.codes)
+        np.testing.assert_array_equal(full.scales, layer.scales.astype(np.float32))
+        assert full.bits == layer.bits
+    np.testing.assert_array_equal(as_floats(full), expected)
     out = len(expected)
     for start, stop in ((0, 0), (0, 1), (1, out // 2 + 3), (out // 2 + 3, out), (0, None)):
         found = shards.read("x.weight", start, stop)
-        assert isinstance(found, GroupedTensor) == kept
+        assert isinstance(found, GroupedTensor) == grouped
         np.testing.assert_array_equal(as_floats(found), expected[start:stop])
 
 
@@ -92,13 +92,13 @@ def test_scales_of_sixteen_bits_keep_a_tensor_on_its_grid(tmp_path: Path, encodi
 
 def test_scales_too_fine_for_a_grid_give_the_exact_values_as_floats(tmp_path: Path) -> None:
     layer = random_layer(32, 64, dtype=np.float32)
-    check(opened(tmp_path, gptq_parts("x", layer), gptq()), layer, kept=False)
+    check(opened(tmp_path, gptq_parts("x", layer), gptq()), layer, grouped=False)
 
 
 def test_reordered_inputs_are_read_as_floats(tmp_path: Path) -> None:
     layer = random_layer(32, 128)
     layer = replace(layer, groups_of=np.random.default_rng(3).permutation(layer.groups_of))
-    check(opened(tmp_path, gptq_parts("x", layer), gptq(desc_act=True)), layer, kept=False)
+    check(opened(tmp_path, gptq_parts("x", layer), gptq(desc_act=True)), layer, grouped=False)
 
 
 def test_desc_act_without_reordering_changes_nothing(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_index_that_is_left_out_or_empty_means_groups_in_order(tmp_path: Path
 
 
 @pytest.mark.parametrize("index", [None, 0])
-def test_reordered_inputs_without_the_index_that_says_how_are_refused(tmp_path: Path, index: int | None) -> None:
+def test_reordered_inputs_without_their_index_are_refused(tmp_path: Path, index: int | None) -> None:
     layer = random_layer(32, 128)
     parts = gptq_parts("x", layer, index=False)
     if index is not None:
@@ -129,7 +129,7 @@ def test_reordered_inputs_without_the_index_that_says_how_are_refused(tmp_path: 
 @pytest.mark.parametrize("index", [True, False])
 def test_a_last_group_that_is_short_is_read_as_floats(tmp_path: Path, index: bool) -> None:
     layer = random_layer(32, 96, group_size=64)
-    check(opened(tmp_path, gptq_parts("x", layer, index=index), gptq(group_size=64)), layer, kept=False)
+    check(opened(tmp_path, gptq_parts("x", layer, index=index), gptq(group_size=64)), layer, grouped=False)
 
 
 def test_a_module_may_have_bits_and_groups_of_its_own(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_early_checkpoints_keep_their_settings_in_a_file_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"quant_method": "gptq", "bits": 5}, "GPTQ codes of 5 bits"),
         ({"quant_method": "gptq", "bits": "4"}, "GPTQ codes of 4 bits"),
@@ -198,43 +198,45 @@ def test_early_checkpoints_keep_their_settings_in_a_file_of_their_own(
         ("yes", "already .unknown."),
     ],
 )
-def test_a_layout_that_is_not_read_is_named(tmp_path: Path, settings: Any, says: str) -> None:
+def test_a_layout_that_is_not_read_is_named(tmp_path: Path, settings: Any, message: str) -> None:
     folder = tiny_checkpoint(tmp_path / "tiny", layers=1)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
-    with pytest.raises(ExportError, match=says):
+    with pytest.raises(ExportError, match=message):
         FolderCheckpoint(folder)
 
 
 def changed(**parts: Any) -> dict[str, Any]:
-    """The parts of a sound layer, some replaced or (None) left out."""
+    """The parts of a valid layer, some replaced or (None) left out."""
     every = gptq_parts("x", random_layer(32, 128)) | {f"x.{name}": value for name, value in parts.items()}
     return {name: value for name, value in every.items() if value is not None}
 
 
 @pytest.mark.parametrize(
-    ("parts", "says"),
+    ("parts", "message"),
     [
         (changed(qzeros=None), "no `x.qzeros`"),
         (changed(scales=None), "no `x.scales`"),
-        (changed(scales=np.ones((4, 32), np.int32)), r"its scales is I32 shaped \[4, 32\]"),
-        (changed(scales=np.ones(4, np.float16)), "its scales is F16"),
-        (changed(scales=np.ones((4, 64), np.float16)), "shaped for different layers"),
-        (changed(scales=np.ones((5, 32), np.float16)), "shaped for different layers"),
-        (changed(qweight=np.ones((16, 32), np.float32)), "its qweight is F32"),
-        (changed(qweight=np.ones((7, 32), np.int32)), "no number of bits fits"),
-        (changed(qzeros=np.ones((4, 5), np.int32)), "no number of bits fits"),
-        (changed(g_idx=np.zeros((1, 128), np.int32)), "its g_idx is I32"),
-        (changed(g_idx=np.zeros(64, np.int32)), "no number of bits fits"),
+        (changed(scales=np.ones((4, 32), np.int32)), r"`scales` is I32 with shape \[4, 32\]"),
+        (changed(scales=np.ones(4, np.float16)), "`scales` is F16"),
+        (changed(scales=np.ones((4, 64), np.float16)), "zero points do not match"),
+        (changed(scales=np.ones((5, 32), np.float16)), "zero points do not match"),
+        (changed(qweight=np.ones((16, 32), np.float32)), "`qweight` is F32"),
+        (changed(qweight=np.ones((7, 32), np.int32)), "no bit width fits"),
+        (changed(qzeros=np.ones((4, 5), np.int32)), "no bit width fits"),
+        (changed(g_idx=np.zeros((1, 128), np.int32)), "`g_idx` is I32"),
+        (changed(g_idx=np.zeros(64, np.int32)), "no bit width fits"),
         (changed(g_idx=np.full(128, 4, np.int32)), "beyond its 4"),
         (changed(g_idx=np.full(128, -1, np.int32)), "beyond its 4"),
-        (changed(scales=np.full((4, 32), np.nan, np.float16)), "no usable number"),
+        (changed(scales=np.full((4, 32), np.nan, np.float16)), "contains NaN"),
         (changed(scales=np.ones((3, 32), np.float16), qzeros=np.ones((3, 4), np.int32)), "do not make 3 groups"),
-        (changed(weight=np.ones((32, 128), np.float16)), "packed and as it is"),
+        (changed(weight=np.ones((32, 128), np.float16)), "both packed and unpacked"),
     ],
 )
-def test_parts_that_contradict_each_other_are_refused_by_name(tmp_path: Path, parts: dict[str, Any], says: str) -> None:
-    with pytest.raises(ExportError, match=says):
+def test_parts_that_contradict_each_other_are_refused_by_name(
+    tmp_path: Path, parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
         opened(tmp_path, parts, gptq()).read("x.weight")
 
 
@@ -242,7 +244,7 @@ def test_awq_parts_that_contradict_each_other_are_refused_by_name(tmp_path: Path
     parts = awq_parts("x", random_layer(32, 128))
     with pytest.raises(ExportError, match="128 inputs do not make 4 groups of 64"):
         opened(tmp_path, parts, Awq.of({"group_size": 64}))
-    with pytest.raises(ExportError, match="different layers"):
+    with pytest.raises(ExportError, match="zero points do not match"):
         opened(tmp_path, parts | {"x.qzeros": np.zeros((4, 3), np.int32)}, Awq.of({"group_size": 32}))
 
 

@@ -15,14 +15,14 @@ from edgekit.export.checkpoints.safetensors import INDEX, Shards
 
 
 def header_file(path: Path, header: Any, data: bytes = b"") -> Path:
-    """Write a file whose header is whatever the test wants."""
+    """Write a file with any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
 
 
 def save(tensors: dict[str, Any], path: Path) -> None:
-    """Write a file of any type that `ml_dtypes` has; the reference library's numpy side knows no float8."""
+    """Write a file of any type that `ml_dtypes` has; the reference library's numpy side has no float8."""
     names = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
     names |= {"float16": "F16", "float32": "F32", "float64": "F64"}
     header, data = {}, b""
@@ -144,7 +144,7 @@ def test_a_tensor_that_the_index_promises_and_no_shard_has_is_named(tmp_path: Pa
 def test_no_path_of_an_index_leaves_the_folder(tmp_path: Path, name: Any) -> None:
     shard(tmp_path, index=True)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(ExportError, match="no safetensors file beside it"):
+    with pytest.raises(ExportError, match="not a safetensors file beside it"):
         Shards(tmp_path)
 
 
@@ -158,28 +158,28 @@ def test_a_truncated_file_names_itself_and_the_tensor_it_ends_in(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("header", "says"),
+    ("header", "message"),
     [
-        (b"", "no JSON"),
-        (b"[]", "no JSON object"),
-        (b"{" * 5000, "no JSON"),
-        (b'{"a":' * 5000, "no JSON"),
+        (b"", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{" * 5000, "not JSON"),
+        (b'{"a":' * 5000, "not JSON"),
         (b'{"w": 1, "w": 2}', "twice"),
-        ({"w": 1}, "no object"),
+        ({"w": 1}, "not an object"),
         ({"w": entry("F33")}, "unknown type 'F33'"),
-        ({"w": entry(shape="2")}, "no usable shape"),
-        ({"w": entry(shape=[-2])}, "no usable shape"),
-        ({"w": entry(shape=[True, 2])}, "no usable shape"),
-        ({"w": entry(offsets=[8, 0])}, "no usable offsets"),
-        ({"w": entry(offsets=[0, 8, 8])}, "no usable offsets"),
+        ({"w": entry(shape="2")}, "an invalid shape"),
+        ({"w": entry(shape=[-2])}, "an invalid shape"),
+        ({"w": entry(shape=[True, 2])}, "an invalid shape"),
+        ({"w": entry(offsets=[8, 0])}, "invalid offsets"),
+        ({"w": entry(offsets=[0, 8, 8])}, "invalid offsets"),
         ({"w": entry(offsets=[0, 4])}, "takes 4 bytes"),
         ({"w": entry(shape=[1 << 61, 1 << 61])}, "takes 8 bytes"),
         ({"w": entry(shape=[1 << 40], offsets=[0, 1 << 42])}, "truncated"),
     ],
 )
-def test_a_header_that_lies_is_refused_with_the_reason(tmp_path: Path, header: Any, says: str) -> None:
+def test_a_header_that_lies_is_refused_with_the_reason(tmp_path: Path, header: Any, message: str) -> None:
     header_file(tmp_path / "model.safetensors", header, bytes(8))
-    with pytest.raises(ExportError, match=says):
+    with pytest.raises(ExportError, match=message):
         Shards(tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, contents: byte
         Shards(tmp_path)
 
 
-def test_a_tensor_that_is_no_float_is_listed_and_refused_when_read(tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_a_float_is_listed_and_refused_when_read(tmp_path: Path) -> None:
     save_file({"w": np.zeros(4, np.int32)}, tmp_path / "model.safetensors")
     shards = Shards(tmp_path)
     assert shards.infos["w"].encoding == "I32"

@@ -1,4 +1,4 @@
-"""`edgekit export --exporter optimum`: from a checkpoint that edgekit does not know to an answer."""
+"""`edgekit export --exporter optimum`: from a checkpoint that edgekit does not support to an answer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from safetensors.numpy import save_file
 
 from edgekit.bundle.bundle import open_bundle, verify_bundle
 from edgekit.errors import ConfigError, EdgekitError, ExportError
-from edgekit.export.checkpoints import open_checkpoint
 from edgekit.export.optimum import artifact
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.quantization.grid import as_floats
+from edgekit.export.sources.open import open_checkpoint
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 from edgekit.target import load_target
 from tests.cli.test_errors import refused
 from tests.conftest import SMALL, edgekit
-from tests.export.checkpoints.gguf_files import write_gguf
+from tests.export.checkpoints.gguf.files import write_gguf
 from tests.export.optimum.graphs import checkpoint, float_graph
 from tests.models import tiny_checkpoint
 from tests.oracle import transformers_logits
@@ -43,8 +43,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.optimum
 def test_the_bundle_computes_what_transformers_computes(bundle: Path) -> None:
-    made = open_bundle(bundle).manifest.artifact
-    runner = open_runner(bundle, made.kind, made.dialect, context_length=60, threads=1)
+    written = open_bundle(bundle).manifest.artifact
+    runner = open_runner(bundle, written.kind, written.dialect, context_length=60, threads=1)
     rows = [runner.run([Chunk(0, TOKENS[:30], "all")])[0].copy()]
     rows += [runner.run([Chunk(0, [token])])[0].copy() for token in TOKENS[30:]]
     runner.close()
@@ -52,7 +52,7 @@ def test_the_bundle_computes_what_transformers_computes(bundle: Path) -> None:
 
 
 @pytest.mark.optimum
-def test_the_manifest_says_what_the_bundle_is(bundle: Path) -> None:
+def test_the_manifest_describes_the_bundle(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     verify_bundle(open_bundle(bundle))
     assert (manifest.artifact.kind, manifest.artifact.dialect) == ("onnx", "optimum")
@@ -84,12 +84,18 @@ def test_it_answers(bundle: Path) -> None:
 def test_a_model_that_optimum_cannot_export_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(checkpoint("gpt2"), source)
-    config = json.loads((source / "config.json").read_text())
-    del config["n_positions"]
-    (source / "config.json").write_text(json.dumps({**config, "model_type": "bloom", "hidden_size": 128}))
-    said = refused("export", source, "--target", "cpu", "--exporter", "optimum", "-o", tmp_path / "out", status=1)
-    assert "names no longest context" in said
-    assert "max_position_embeddings" in said
+    config = {
+        "model_type": "bloom",
+        "hidden_size": 128,
+        "n_layer": 2,
+        "n_head": 4,
+        "vocab_size": 512,
+        "eos_token_id": 2,
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    stderr = refused("export", source, "--target", "cpu", "--exporter", "optimum", "-o", tmp_path / "out", status=1)
+    assert "states no maximum context length" in stderr
+    assert "max_position_embeddings" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -98,8 +104,8 @@ def test_the_context_can_be_shorter_than_the_models_and_not_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = float_graph("gpt2")
-    # The exporter takes seconds, and has made this very graph before.
-    monkeypatch.setattr(artifact, "export_graph", lambda *_: graph)
+    # The exporter takes seconds, and this graph exists already.
+    monkeypatch.setattr(artifact, "export_graph", lambda *_, **__: graph)
     export(checkpoint("gpt2"), tmp_path / "out", context_length=40)
     manifest = open_bundle(tmp_path / "out").manifest
     assert (manifest.context_length, manifest.recipe["matrices"]) == (40, {"lsq 4-bit, group 32": 9})
@@ -109,16 +115,16 @@ def test_the_context_can_be_shorter_than_the_models_and_not_longer(
 
 
 @pytest.mark.parametrize("option", ["--yarn", "--eval"])
-def test_what_only_our_own_exporter_can_is_refused(option: str, tmp_path: Path) -> None:
+def test_options_of_edgekits_own_exporter_are_refused(option: str, tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "model")
-    (tmp_path / "4").write_text("a text to measure on")
+    (tmp_path / "4").write_text("text to measure on")
     value = "4" if option == "--yarn" else str(tmp_path / "4")
     options = ("--target", "cpu", "--exporter", "optimum", option, value, "-o", tmp_path / "out")
     assert f"{option} is for edgekit's own exporter" in refused("export", source, *options, status=2)
 
 
 @pytest.mark.parametrize("target", ["orin", "m2"])
-def test_a_target_that_takes_no_such_graph_is_refused(target: str, tmp_path: Path) -> None:
+def test_a_target_that_needs_another_artifact_is_refused(target: str, tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "model")
     with pytest.raises(ConfigError, match=f"target `{target}.*which Optimum does not write") as caught:
         export(source, tmp_path / "out", target=target)
@@ -129,16 +135,16 @@ def test_a_gguf_file_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tiny_checkpoint(tmp_path / "model"), tmp_path / "model.gguf")
     with pytest.raises(EdgekitError, match="Optimum cannot read") as caught:
         export(path, tmp_path / "out")
-    assert "leave out --exporter optimum" in str(caught.value.hint)
+    assert "leave out `exporter='optimum'`" in str(caught.value.hint)
 
 
-def test_an_architecture_we_do_not_know_is_pointed_to_optimum(tmp_path: Path) -> None:
+def test_the_error_for_an_unsupported_architecture_points_to_optimum(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "model")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    said = refused("export", source, "--target", "cpu", "-o", tmp_path / "out", status=1)
-    assert "unsupported architecture `gpt2`" in said
-    assert "--exporter optimum" in said
+    stderr = refused("export", source, "--target", "cpu", "-o", tmp_path / "out", status=1)
+    assert "unsupported architecture `gpt2`" in stderr
+    assert "--exporter optimum" in stderr
 
 
 @pytest.mark.slow
@@ -155,7 +161,7 @@ def test_a_real_model_answers_through_optimum(tmp_path: Path) -> None:
     write(source / "tokenizer_config.json", {"chat_template": text.chat_template, **text.special})
     write(source / "generation_config.json", {"eos_token_id": list(text.eos_token_ids)})
     model.close()
-    edgekit("export", source, "--target", "cpu", "--exporter", "optimum", "-o", tmp_path / "out", timeout_s=600)
+    edgekit("export", source, "--target", "cpu", "--exporter", "optimum", "-o", tmp_path / "out")
     assert open_bundle(tmp_path / "out").manifest.memory.weights < 95e6
     assert "Paris" in edgekit("run", tmp_path / "out", "What is the capital of France?", "--max-tokens", "20").stdout
 

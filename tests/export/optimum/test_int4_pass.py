@@ -1,4 +1,4 @@
-"""The INT4 pass over graphs that Optimum really wrote, compared with models that have the dequantized weights."""
+"""The INT4 pass over graphs written by Optimum, compared with models that have the dequantized weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.export.architectures.decoder import Linear
 from edgekit.export.optimum.int4_pass import quantize_graph
 from edgekit.export.optimum.source import Source
 from edgekit.export.quantization.grid import as_floats
-from edgekit.export.recipe import Recipe, recipe_for
+from edgekit.export.recipes.recipe import Recipe, recipe_for
 from edgekit.runners.base import Chunk
 from edgekit.runners.optimum import OptimumRunner
 from edgekit.target import load_target
@@ -58,15 +58,15 @@ def dequantized(name: str, folder: Path, method: str) -> Path:
     shutil.copytree(checkpoint(name), folder)
     tensors = load_file(folder / "model.safetensors")
     for key, value in tensors.items():
-        # Tables of positions are not quantized, nor what no group size fits.
+        # Position tables are not quantized, nor matrices that no group size divides.
         if value.ndim != 2 or "wpe" in key or "embed_positions" in key:
             continue
-        turned = name == "gpt2" and "wte" not in key
-        matrix = np.ascontiguousarray(value.T if turned else value)
+        transposed = name == "gpt2" and "wte" not in key
+        matrix = np.ascontiguousarray(value.T if transposed else value)
         if matrix.shape[1] % 32 == 0:
             linear = Linear(key.removesuffix(".weight"), matrix.shape[1], matrix.shape[0])
             matrix = as_floats(recipe(method).apply(linear, matrix, "F32")[0])
-        tensors[key] = np.ascontiguousarray(matrix.T if turned else matrix)
+        tensors[key] = np.ascontiguousarray(matrix.T if transposed else matrix)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -112,7 +112,7 @@ def test_without_quantization_the_graph_computes_the_same_to_the_last_bit(tmp_pa
 
 
 def test_what_no_group_size_fits_stays_in_floating_point_and_is_counted(tmp_path: Path) -> None:
-    # Two layers of q, k, v, o and the first matrix of the MLP, the table, and its copy as the head.
+    # Two layers of q, k, v, o and the first matrix of the MLP, the embedding, and its copy as the head.
     assert quantized("opt", tmp_path) == {"lsq 4-bit, group 32": 11, "floating point, no group size fits": 2}
 
 

@@ -1,4 +1,4 @@
-"""Graphs made by hand, of the kinds the exporter writes for other models or other settings, and of no such kind."""
+"""Handmade graphs, of kinds that the exporter writes for other models or settings, and of other kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgekit.export.architectures.decoder import Linear
 from edgekit.export.optimum.int4_pass import quantize_graph
 from edgekit.export.optimum.source import Source
 from edgekit.export.quantization.grid import GroupedTensor
-from edgekit.export.recipe import recipe_for
+from edgekit.export.recipes.recipe import recipe_for
 from edgekit.runners.base import Chunk
 from edgekit.runners.optimum import OptimumRunner
 from edgekit.target import load_target
@@ -40,7 +40,7 @@ def model(
     inputs: Sequence[str] = (),
     cache: Sequence[int | str] = ("batch", 1, "past", HIDDEN),
 ) -> Path:
-    """Write a graph that embeds tokens as `x` and hands `x` to the cache; `nodes` make `logits` of it."""
+    """Write a graph that embeds tokens as `x` and appends `x` to the cache; `nodes` compute `logits` from it."""
     around = [
         helper.make_node("Gather", ["table", "input_ids"], ["x"], name="/embed/Gather"),
         helper.make_node("Unsqueeze", ["x", "one"], ["row"], name="/cache/Unsqueeze"),
@@ -101,8 +101,8 @@ def names(folder: Path) -> tuple[list[str], set[str]]:
 def test_a_head_that_reads_the_table_through_transpose_and_identity_shares_its_codes(tmp_path: Path) -> None:
     nodes = [
         node("Identity", ["table"], "same"),
-        node("Transpose", ["same"], "turned", perm=[1, 0]),
-        node("MatMul", ["x", "turned"], "logits"),
+        node("Transpose", ["same"], "transposed", perm=[1, 0]),
+        node("MatMul", ["x", "transposed"], "logits"),
     ]
     assert quantized(model(tmp_path, nodes)) == {"lsq 4-bit, group 32": 1}
     operators, initializers = names(tmp_path)
@@ -113,7 +113,7 @@ def test_a_head_that_reads_the_table_through_transpose_and_identity_shares_its_c
 
 
 @pytest.mark.parametrize(("width", "needed"), [(96, "1.27"), (128, None)])
-def test_a_table_with_an_odd_number_of_groups_asks_for_an_onnxruntime_that_looks_it_up_right(
+def test_a_table_with_an_odd_number_of_groups_requires_an_onnxruntime_with_correct_lookups(
     width: int, needed: str | None, tmp_path: Path
 ) -> None:
     table = RNG.standard_normal((VOCAB, width), dtype=np.float32)
@@ -173,12 +173,12 @@ def test_a_product_that_is_more_than_a_matrix_and_a_bias_is_left_alone(product: 
     np.testing.assert_allclose(run(tmp_path, [5, 6, 7, 8]), hidden @ table.T, atol=2e-3)
 
 
-def test_only_the_wanted_rows_reach_the_head_also_through_a_softcap(tmp_path: Path) -> None:
+def test_only_the_requested_rows_reach_the_head_also_through_a_softcap(tmp_path: Path) -> None:
     nodes = [
         node("MatMul", ["x", "head"], "raw"),
         node("Div", ["raw", "cap"], "small"),
-        node("Tanh", ["small"], "bent"),
-        node("Mul", ["bent", "cap"], "logits"),
+        node("Tanh", ["small"], "capped"),
+        node("Mul", ["capped", "cap"], "logits"),
     ]
     values = {"head": np.ascontiguousarray(TABLE.T), "cap": np.array(30, np.float32)}
     quantized(model(tmp_path, nodes, initializers=values))
@@ -209,8 +209,8 @@ def test_logits_that_mix_positions_are_computed_for_all_of_them(tmp_path: Path) 
 def test_a_table_of_positions_is_left_alone_however_long_it_is(tmp_path: Path) -> None:
     positions = RNG.standard_normal((4 * VOCAB, HIDDEN), dtype=np.float32)
     nodes = [
-        node("Gather", ["positions", "position_ids"], "place"),
-        node("Add", ["x", "place"], "h"),
+        node("Gather", ["positions", "position_ids"], "embedded"),
+        node("Add", ["x", "embedded"], "h"),
         node("MatMul", ["h", "head"], "logits"),
     ]
     values = {"positions": positions, "head": np.ascontiguousarray(TABLE.T)}
@@ -221,16 +221,16 @@ def test_a_table_of_positions_is_left_alone_however_long_it_is(tmp_path: Path) -
     np.testing.assert_allclose(run(tmp_path, [5, 6, 7, 8]), expected, atol=1e-3)
 
 
-def test_an_input_nobody_knows_how_to_fill_is_named(tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_filled_is_named(tmp_path: Path) -> None:
     model(tmp_path, [node("MatMul", ["x", "first"], "logits")], inputs=["pixel_values"])
-    with pytest.raises(ExportError, match="`pixel_values`, which edgekit does not know"):
+    with pytest.raises(ExportError, match="`pixel_values`, which edgekit cannot fill"):
         Source(tmp_path)
 
 
 @pytest.mark.parametrize("cache", [("batch", "past", HIDDEN), ("batch", "heads", "past", HIDDEN), (1, 1, "p", "d")])
 def test_a_cache_of_another_kind_is_named_with_its_shape(cache: tuple[int | str, ...], tmp_path: Path) -> None:
     model(tmp_path, [node("MatMul", ["x", "first"], "logits")], cache=cache)
-    with pytest.raises(ExportError, match=r"cache `past_key_values\.0\.key` shaped"):
+    with pytest.raises(ExportError, match=r"cache `past_key_values\.0\.key` with shape"):
         Source(tmp_path)
 
 

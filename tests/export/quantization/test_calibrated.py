@@ -1,4 +1,4 @@
-"""GPTQ, AWQ and the weighted fit, judged by what they are for: the error of a layer's outputs."""
+"""GPTQ, AWQ and the weighted fit, judged by the error of a layer's outputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from edgekit.errors import ExportError
 from edgekit.export.quantization.awq import ScaledLayer, awq, input_scales
-from edgekit.export.quantization.exact import fits
-from edgekit.export.quantization.gptq import factor_moments
-from edgekit.export.quantization.gptq import gptq as gptq_of_factored
+from edgekit.export.quantization.exact import convert_exactly
+from edgekit.export.quantization.gptq import factor_hessian
+from edgekit.export.quantization.gptq import gptq as gptq_with_factor
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.quantization.rtn import rtn
@@ -47,7 +47,7 @@ def sizes(inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def gptq(weight: FloatArray, grid: Grid, hessian: FloatArray, damping: float = 0.01) -> GroupedTensor:
-    return gptq_of_factored(weight, grid, factor_moments(hessian, grid.group_size, damping=damping))
+    return gptq_with_factor(weight, grid, factor_hessian(hessian, grid.group_size, damping=damping))
 
 
 def output_error(weight: FloatArray, tensor: GroupedTensor, inputs: FloatArray) -> float:
@@ -87,7 +87,7 @@ def test_calibrated_recipes_give_only_what_the_grid_can_store(
     ):
         assert tensor.codes.dtype == np.uint8
         assert tensor.codes.max() < 1 << bits
-        assert fits(tensor, grid) is tensor
+        assert convert_exactly(tensor, grid) is tensor
 
 
 @pytest.mark.parametrize("offset", Offset)
@@ -114,7 +114,7 @@ def test_uncorrelated_inputs_of_one_size_leave_gptq_nothing_to_feed_back() -> No
 
 
 def test_gptq_minimises_column_by_column_what_an_exhaustive_feedback_would() -> None:
-    """Two inputs that are always equal: the second makes good what rounding the first left over."""
+    """Two inputs that are always equal: the second compensates the rounding error of the first."""
     rng = np.random.default_rng(5)
     weight = (rng.standard_normal((64, 32)) * 0.02).astype(np.float32)
     inputs = np.repeat(rng.standard_normal((400, 16)).astype(np.float32), 2, axis=1)
@@ -140,7 +140,7 @@ def test_gptq_does_not_mind_inputs_that_were_never_active_or_are_few() -> None:
 
 def test_the_factor_gives_the_second_moments_back() -> None:
     hessian = moments(correlated_inputs(600))
-    factored = factor_moments(hessian, 8, damping=1e-6)
+    factored = factor_hessian(hessian, 8, damping=1e-6)
     upper = np.triu(factored.upper, 1).astype(np.float64) + np.eye(600)
     product = (upper * factored.cost) @ upper.T
     expected = hessian[np.ix_(factored.order, factored.order)]
@@ -149,19 +149,19 @@ def test_the_factor_gives_the_second_moments_back() -> None:
     assert (np.diff(factored.order.reshape(-1, 8) // 8, axis=1) == 0).all()
 
 
-def test_gptq_makes_good_what_earlier_layers_did_wrong() -> None:
-    """The inputs have drifted: the matrix is to give the outputs it gave for the inputs as they were."""
+def test_gptq_corrects_the_error_of_earlier_layers() -> None:
+    """The inputs have drifted: the matrix must give the outputs of the original inputs."""
     weight, grid = gaussian(), Grid(4, 64, Offset.FLOAT, np.float16)
     before = correlated_inputs()
-    turn = np.eye(WIDTH) + np.random.default_rng(8).standard_normal((WIDTH, WIDTH)) * 0.01
-    after = before @ turn.astype(np.float32)
-    factored = factor_moments(moments(after), 64)
+    change = np.eye(WIDTH) + np.random.default_rng(8).standard_normal((WIDTH, WIDTH)) * 0.01
+    after = before @ change.astype(np.float32)
+    factored = factor_hessian(moments(after), 64)
     drift = weight @ ((before - after).T @ after) / np.float32(len(after))
 
     def error(tensor: GroupedTensor) -> float:
         return float(np.square(after @ tensor.dequantize().T - before @ weight.T).sum(dtype=np.float64))
 
-    plain, corrected = (gptq_of_factored(weight, grid, factored, drift=given) for given in (None, drift))
+    plain, corrected = (gptq_with_factor(weight, grid, factored, drift=given) for given in (None, drift))
     assert error(corrected) < 0.3 * error(plain)
 
 
@@ -174,7 +174,9 @@ def test_gptq_makes_good_what_earlier_layers_did_wrong() -> None:
         ((8, 128), -np.eye(128), "not positive"),
     ],
 )
-def test_what_gptq_cannot_use_is_refused(shape: tuple[int, int], hessian: npt.NDArray[np.float64], words: str) -> None:
+def test_inputs_that_gptq_cannot_use_are_refused(
+    shape: tuple[int, int], hessian: npt.NDArray[np.float64], words: str
+) -> None:
     with pytest.raises(ExportError, match=words):
         gptq(np.ones(shape, np.float32), Grid(4, 32, Offset.FLOAT), hessian.astype(np.float32))
 
@@ -192,7 +194,7 @@ def test_awq_scales_lower_the_output_error_of_any_fit(
     assert scaled < 0.8 * output_error(weight, recipe(weight, grid), inputs)
 
 
-def test_awq_leaves_alone_what_it_cannot_better() -> None:
+def test_awq_does_not_scale_what_it_cannot_improve() -> None:
     weight, grid = gaussian(), Grid(8, 32, Offset.FLOAT, np.float32)
     on_grid = lsq(weight, Grid(4, 32, Offset.FLOAT, np.float32)).dequantize()
     even = np.ones((50, WIDTH), np.float32)
@@ -201,10 +203,10 @@ def test_awq_leaves_alone_what_it_cannot_better() -> None:
         np.testing.assert_array_equal(input_scales([on_grid], *sizes(inputs), lambda w, _: rtn(w, grid)), 1)
 
 
-@pytest.mark.parametrize("heads_are_shared", [True, False])
-def test_an_awq_layer_computes_what_the_layer_did(heads_are_shared: bool) -> None:
+@pytest.mark.parametrize("shared_kv_heads", [True, False])
+def test_an_awq_layer_computes_what_the_layer_did(shared_kv_heads: bool) -> None:
     rng = np.random.default_rng(6)
-    hidden, inner, kv = 64, 96, 32 if heads_are_shared else 64
+    hidden, inner, kv = 64, 96, 32 if shared_kv_heads else 64
     shapes = {
         "q": (64, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, 64),
         "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),
@@ -218,14 +220,14 @@ def test_an_awq_layer_computes_what_the_layer_did(heads_are_shared: bool) -> Non
     inputs = {site: correlated_inputs(width, 100) for site, width in widths.items()}
     grid = Grid(4, 32, Offset.SYMMETRIC, np.float16)
     magnitudes, squares = ({site: sizes(x)[which] for site, x in inputs.items()} for which in (0, 1))
-    scaled = awq(layer, magnitudes, squares, lambda w, h: weighted_lsq(w, grid, h), heads_are_shared=heads_are_shared)
+    scaled = awq(layer, magnitudes, squares, lambda w, h: weighted_lsq(w, grid, h), shared_kv_heads=shared_kv_heads)
 
     def outputs(some: ScaledLayer) -> list[FloatArray]:
         x = np.random.default_rng(7).standard_normal((10, hidden)).astype(np.float32)
         m, b = some.matrices, some.biases
         first, second = x * some.norms["attention"], x * some.norms["mlp"]
         value = first @ m["v"].T + b["v"]
-        mixed = np.concatenate([value, value], axis=1) if heads_are_shared else value
+        mixed = np.concatenate([value, value], axis=1) if shared_kv_heads else value
         gate = np.tanh(second @ m["gate"].T)
         up = second @ m["up"].T + b["up"]
         return [first @ m["q"].T, first @ m["k"].T, mixed @ m["o"].T, (gate * up) @ m["down"].T]
@@ -234,4 +236,4 @@ def test_an_awq_layer_computes_what_the_layer_did(heads_are_shared: bool) -> Non
         np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
     # And something was scaled: the inputs differ in size.
     assert np.ptp(scaled.norms["attention"] / layer.norms["attention"]) > 0.1
-    assert np.array_equal(scaled.matrices["o"], layer.matrices["o"]) == heads_are_shared
+    assert np.array_equal(scaled.matrices["o"], layer.matrices["o"]) == shared_kv_heads

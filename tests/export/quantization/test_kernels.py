@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +32,7 @@ def groups(count: int, size: int) -> FloatArray:
 
 
 def importances(period: int, size: int) -> FloatArray:
-    """Weights of inputs that are of very different size, `[period, size]`; each row's sum is one."""
+    """Weights of inputs of very different size, `[period, size]`; each row sums to one."""
     weights = np.exp(2 * np.random.default_rng(size).standard_normal((period, size)))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
@@ -120,16 +124,16 @@ def test_the_compiled_search_leaves_the_error_of_the_same_search_in_double_preci
 
 
 @pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
-def test_a_group_is_searched_alike_wherever_it_stands(kind: int) -> None:
+def test_a_group_gives_the_same_result_at_any_position(kind: int) -> None:
     # Sixteen are searched side by side; 37 leave an incomplete batch.
     block, weights = groups(37, 64), importances(3, 64)
     for each in (None, weights):
-        whole = searched(block, kind, weights=each)
+        full = searched(block, kind, weights=each)
         for first in (0, 1, 5, 16, 36):
-            turned = None if each is None else np.roll(each, -first, axis=0)
-            part = searched(np.ascontiguousarray(block[first:]), kind, weights=turned)
-            np.testing.assert_array_equal(part[0], whole[0][first:])
-            np.testing.assert_array_equal(part[1], whole[1][first:])
+            rolled = None if each is None else np.roll(each, -first, axis=0)
+            part = searched(np.ascontiguousarray(block[first:]), kind, weights=rolled)
+            np.testing.assert_array_equal(part[0], full[0][first:])
+            np.testing.assert_array_equal(part[1], full[1][first:])
 
 
 @pytest.mark.parametrize("kind", [SYMMETRIC, ZERO_POINT, FLOAT])
@@ -146,10 +150,10 @@ def test_refining_lowers_the_error() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [(0, 0), (3, 31), (20, 63)])
-def test_a_weight_that_is_not_finite_stops_the_work(value: float, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("position", [(0, 0), (3, 31), (20, 63)])
+def test_a_weight_that_is_not_finite_stops_the_work(value: float, position: tuple[int, int]) -> None:
     block = groups(21, 64)
-    block[place] = value
+    block[position] = value
     lows, highs = np.empty(21, np.float32), np.empty(21, np.float32)
     assert not group_ranges(block, lows, highs)
     assert not fit_lines(block, 4, FLOAT, STARTS, 2, lows, highs)
@@ -180,14 +184,39 @@ def test_codes_are_the_nearest_ones_and_stay_within_their_bits(bits: int) -> Non
     assert codes.max() == (1 << bits) - 1
 
 
-def test_rows_quantized_apart_are_the_rows_of_the_whole() -> None:
+def test_rows_quantized_separately_are_the_rows_of_the_full_matrix() -> None:
     weight = groups(90, 320)
     grid = Grid(4, 64, Offset.FLOAT, np.float16)
-    whole = lsq(weight, grid)
+    full = lsq(weight, grid)
     for start, stop in ((0, 1), (17, 60), (89, 90)):
         part = lsq(weight[start:stop], grid)
-        np.testing.assert_array_equal(part.codes, whole.codes[start:stop])
-        np.testing.assert_array_equal(part.offsets, whole.offsets[start:stop])
+        np.testing.assert_array_equal(part.codes, full.codes[start:stop])
+        np.testing.assert_array_equal(part.offsets, full.offsets[start:stop])
+
+
+def run_every_kernel(cache: Path) -> dict[str, dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.export.quantization.run_kernels"],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return facts
+
+
+def test_a_kernel_gives_the_same_bytes_in_the_process_that_compiles_it_and_when_loaded_from_the_cache(
+    tmp_path: Path,
+) -> None:
+    compiled, loaded = run_every_kernel(tmp_path), run_every_kernel(tmp_path)
+    assert not any(fact["loaded"] for fact in compiled.values())
+    assert all(fact["loaded"] for fact in loaded.values())
+    assert [name for name, fact in compiled.items() if fact["output"] != loaded[name]["output"]] == []
+    # The cause, which shows on every processor: of a helper that is not inlined there are two compiled copies, its own
+    # and the kernel's, and the first that a process loads is called.
+    assert [name for name, fact in compiled.items() if fact["apart"]] == []
 
 
 def test_where_nothing_can_be_cached_kernels_are_compiled_all_the_same() -> None:
@@ -195,7 +224,7 @@ def test_where_nothing_can_be_cached_kernels_are_compiled_all_the_same() -> None
 import numba.core.caching as caching
 for locator in caching.CacheImpl._locator_classes:
     locator.from_function = classmethod(lambda cls, function, path: None)
-from edgekit.export.compiled import kernel
+from edgekit.export.quantization.jit import kernel
 assert kernel("int64(int64)")(lambda n: n + 1)(41) == 42
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

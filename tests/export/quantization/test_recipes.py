@@ -72,14 +72,14 @@ def test_no_other_code_would_be_nearer_to_the_weight(recipe: Recipe, grid: Grid)
 
 @pytest.mark.parametrize("weights", [gaussian, heavy_tailed])
 @pytest.mark.parametrize(
-    ("offset", "at_most"), [(Offset.SYMMETRIC, 0.93), (Offset.ZERO_POINT, 0.95), (Offset.FLOAT, 0.88)]
+    ("offset", "max_ratio"), [(Offset.SYMMETRIC, 0.93), (Offset.ZERO_POINT, 0.95), (Offset.FLOAT, 0.88)]
 )
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_lsq_leaves_less_4_bit_error_than_rtn(
-    weights: Callable[[], npt.NDArray[np.float32]], offset: Offset, at_most: float, group_size: int
+    weights: Callable[[], npt.NDArray[np.float32]], offset: Offset, max_ratio: float, group_size: int
 ) -> None:
     grid = Grid(4, group_size, offset, np.float16)
-    assert mean_square_error(lsq, weights(), grid) < at_most * mean_square_error(rtn, weights(), grid)
+    assert mean_square_error(lsq, weights(), grid) < max_ratio * mean_square_error(rtn, weights(), grid)
 
 
 @pytest.mark.parametrize("offset", Offset)
@@ -158,9 +158,9 @@ def test_a_width_that_does_not_divide_into_groups_is_refused(recipe: Recipe) -> 
 def test_threads_and_block_borders_do_not_change_a_row(recipe: Recipe) -> None:
     weight = heavy_tailed(2100, 2048)
     grid = Grid(4, 64, Offset.FLOAT, np.float16)
-    whole, part = recipe(weight, grid), recipe(weight[2000:2010], grid)
-    np.testing.assert_array_equal(whole.codes[2000:2010], part.codes)
-    np.testing.assert_array_equal(whole.scales[2000:2010], part.scales)
+    full, part = recipe(weight, grid), recipe(weight[2000:2010], grid)
+    np.testing.assert_array_equal(full.codes[2000:2010], part.codes)
+    np.testing.assert_array_equal(full.scales[2000:2010], part.scales)
 
 
 @pytest.mark.parametrize("recipe", [rtn, lsq])

@@ -42,7 +42,7 @@ def write(
 
 
 def unpack(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint32]:
-    """Codes of packed rows, written from the format's description: the first code in the lowest bits."""
+    """Unpack codes according to the format's description: the first code in the lowest bits."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     codes: npt.NDArray[np.uint32] = (words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
     return codes.reshape(words.shape[0], -1)
@@ -82,7 +82,7 @@ def test_vectors_are_stored_in_the_writers_dtype_under_their_own_names(tmp_path:
         np.testing.assert_array_equal(stored[name], tiny_tensors(source)[name].astype(np.float16))
 
 
-def test_the_configuration_says_what_mlx_lm_and_transformers_read(tmp_path: Path) -> None:
+def test_the_configuration_has_the_keys_that_mlx_lm_and_transformers_read(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf", model_type="llama", tied=True)
     config = write(source, tmp_path / "mlx", TensorWeights(tiny_tensors(source), four_bits)).config
     original = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -131,9 +131,9 @@ def test_one_file_and_its_index_list_every_tensor(tmp_path: Path) -> None:
 
 def test_a_large_model_is_cut_into_shards_that_mlx_lm_loads(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
-    whole = write(source, tmp_path / "whole")
+    full = write(source, tmp_path / "full")
     parts = write(source, tmp_path / "parts", writer=MlxWriter(max_shard_bytes=200_000))
-    assert whole.files[0] == "model.safetensors"
+    assert full.files[0] == "model.safetensors"
     assert len(parts.files) > 4
     count = len(parts.files) - 1
     assert parts.files[:-1] == tuple(f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1))
@@ -144,7 +144,7 @@ def test_a_large_model_is_cut_into_shards_that_mlx_lm_loads(tmp_path: Path) -> N
         assert len(shard) == 1 or sum(value.nbytes for value in shard.values()) <= 200_000
         assert not gathered.keys() & shard.keys()
         gathered |= shard
-    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    expected = load_file(tmp_path / "full" / "model.safetensors")
     assert gathered.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(gathered[name], value)
@@ -174,23 +174,23 @@ def test_a_failure_in_the_middle_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (Grid(4, 16, Offset.FLOAT, np.float16), "no 4-bit codes in groups of 16"),
-        (Grid(5, 32, Offset.FLOAT, np.float16), "no 5-bit codes"),
+        (Grid(4, 16, Offset.FLOAT, np.float16), "does not support 4-bit codes in groups of 16"),
+        (Grid(5, 32, Offset.FLOAT, np.float16), "does not support 5-bit codes"),
         (Grid(4, 32, Offset.FLOAT, np.float32), "would change when stored as float16"),
     ],
 )
-def test_a_grid_that_mlx_cannot_hold_is_refused(tmp_path: Path, grid: Grid, message: str) -> None:
+def test_a_grid_that_mlx_does_not_support_is_refused(tmp_path: Path, grid: Grid, message: str) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: rtn(weight, grid))
     with pytest.raises(ExportError, match=message):
         write(source, tmp_path / "mlx", weights)
 
 
-def test_a_weight_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
+def test_a_weight_too_large_for_float16_is_reported_by_name(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     tensors = tiny_tensors(source)
     tensors["model.norm.weight"][3] = 1e6
-    with pytest.raises(ExportError, match=r"`model\.norm\.weight` has values that float16 cannot hold"):
+    with pytest.raises(ExportError, match=r"`model\.norm\.weight` has values out of float16's range"):
         write(source, tmp_path / "mlx", TensorWeights(tensors))
 
 

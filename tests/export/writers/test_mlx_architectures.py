@@ -23,7 +23,7 @@ from tests.reference import forward
 from tests.variants import VARIANTS, variant
 
 TOKENS = [int(token) for token in np.random.default_rng(7).integers(0, 500, 150)]
-# mlx-lm would load these and see more than the window.
+# mlx-lm would load these and attend to more than the window.
 WITHOUT_WINDOWS = {"qwen2-window", "mistral-window", "phi3"}
 FAITHFUL = sorted(VARIANTS.keys() - WITHOUT_WINDOWS)
 
@@ -39,9 +39,9 @@ def write(decoder: Decoder, weights: TensorWeights, folder: Path) -> Path:
     return folder
 
 
-def logits(folder: Path, pieces: list[int]) -> npt.NDArray[np.float32]:
+def logits(folder: Path, chunks: list[int]) -> npt.NDArray[np.float32]:
     runner, done, rows = MlxRunner(folder, context_length=200), 0, []
-    for count in pieces:
+    for count in chunks:
         rows.append(runner.run([Chunk(0, TOKENS[done : done + count], "all")])[0])
         done += count
     runner.close()
@@ -80,7 +80,7 @@ def test_a_window_that_mlx_lm_would_not_see_is_refused_unless_the_context_is_wit
     with pytest.raises(ExportError, match=f"cannot compute a sliding window of {window} tokens") as caught:
         write(described(source), TensorWeights(tiny_tensors(source)), tmp_path / "refused")
     assert caught.value.hint is not None
-    assert f"--context {window}" in caught.value.hint
+    assert f"`context_length={window}`" in caught.value.hint
     decoder, tensors = described(source, window), tiny_tensors(source)
     folder = write(decoder, TensorWeights(tensors), tmp_path / "mlx")
     expected = forward(decoder, tensors.__getitem__, TOKENS[:window])
@@ -88,7 +88,7 @@ def test_a_window_that_mlx_lm_would_not_see_is_refused_unless_the_context_is_wit
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "says"),
+    ("name", "keys", "message"),
     [
         ("qwen3", {"attention_bias": True}, "attention_bias"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -96,16 +96,16 @@ def test_a_window_that_mlx_lm_would_not_see_is_refused_unless_the_context_is_wit
         ("phi3", {"sliding_window": None, "head_dim": 64}, "head_dim"),
     ],
 )
-def test_what_mlx_lm_would_drop_in_silence_is_refused(
-    name: str, keys: dict[str, object], says: str, tmp_path: Path
+def test_configurations_that_mlx_lm_silently_ignores_are_refused(
+    name: str, keys: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     source = variant(name, tmp_path / "hf", **keys)
-    with pytest.raises(ExportError, match=says):
+    with pytest.raises(ExportError, match=message):
         write(described(source), TensorWeights(tiny_tensors(source)), tmp_path / "mlx")
 
 
 class Late:
-    """The cache of a layer that saw nothing before position 40,000."""
+    """The empty cache of a layer at position 40,000."""
 
     offset = 40_000
 
@@ -117,7 +117,7 @@ class Late:
 
 
 def test_yarn_beyond_32768_positions_is_what_the_reference_computes(tmp_path: Path) -> None:
-    import mlx.core as mx
+    mx = pytest.importorskip("mlx.core")
     from mlx_lm.utils import load_model
 
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -126,7 +126,7 @@ def test_yarn_beyond_32768_positions_is_what_the_reference_computes(tmp_path: Pa
     assert decoder.max_position == 131_072
     folder = write(decoder, TensorWeights(tensors), tmp_path / "mlx")
     got = np.array(load_model(folder)[0](mx.array([TOKENS[:40]]), cache=[Late()] * 3)[0])
-    # MLX turns by angles in float32: at this position they are off by up to 0.002.
+    # MLX computes RoPE angles in float32: at this position they are off by up to 0.002.
     np.testing.assert_allclose(got, forward(decoder, tensors.__getitem__, TOKENS[:40], first=40_000), atol=2e-2)
     plain = described(variant("qwen2", tmp_path / "plain"))
     assert np.abs(got - forward(plain, tensors.__getitem__, TOKENS[:40], first=40_000)).max() > 0.5

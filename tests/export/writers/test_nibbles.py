@@ -15,7 +15,7 @@ def test_pairs_have_the_first_code_in_the_low_nibble() -> None:
     np.testing.assert_array_equal(packed >> 4, codes[1::2])
 
 
-# Whole words go through the compiled transposition; the others must give the same bytes.
+# Multiples of 64-bit words use the compiled transposition; other shapes must give the same bytes.
 @pytest.mark.parametrize("shape", [(16, 64), (32, 320), (160, 576), (1008, 64), (7, 64), (24, 96), (16, 40), (3, 5)])
 def test_columns_are_the_transposed_matrix_as_int4(shape: tuple[int, int]) -> None:
     codes = np.random.default_rng(shape[0]).integers(0, 16, shape).astype(np.uint8)

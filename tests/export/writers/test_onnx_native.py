@@ -14,7 +14,7 @@ from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
-from edgekit.runners.masks import Masks
+from edgekit.runners.masks import PADDING, Masks
 from edgekit.runners.native import NativeRunner
 from edgekit.runners.portable import PortableRunner
 from edgekit.runners.session import open_session
@@ -41,9 +41,9 @@ def write(source: Path, folder: Path, weights: TensorWeights, dtype: Dtype = "fl
     return folder
 
 
-def in_pieces(runner: NativeRunner, pieces: list[int], slot: int = 0) -> FloatArray:
+def in_chunks(runner: NativeRunner, chunks: list[int], slot: int = 0) -> FloatArray:
     got, done = [], 0
-    for count in pieces:
+    for count in chunks:
         got.append(runner.run([Chunk(slot, TOKENS[done : done + count], "all")])[0])
         done += count
     return np.concatenate(got)
@@ -63,7 +63,7 @@ def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dty
 
 @EVERY
 @native_runs
-def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_and_token_by_token(
+def test_int4_weights_give_the_logits_of_the_dequantized_model_at_once_in_chunks_and_token_by_token(
     tmp_path: Path, name: str
 ) -> None:
     source = variant(name, tmp_path / "hf")
@@ -71,9 +71,9 @@ def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_a
     weights = TensorWeights(tiny_tensors(source), lambda _, w: lsq(w, INT4))
     expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
     runner = NativeRunner(write(source, tmp_path / "onnx", weights), threads=1)
-    for pieces in ([37], [1] * 37, [20, 1, 1, 15]):
+    for chunks in ([37], [1] * 37, [20, 1, 1, 15]):
         runner.truncate(0, 0)
-        np.testing.assert_allclose(in_pieces(runner, pieces), expected, atol=FP16)
+        np.testing.assert_allclose(in_chunks(runner, chunks), expected, atol=FP16)
 
 
 @DTYPES
@@ -86,12 +86,13 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
     write(source, tmp_path / "onnx", TensorWeights(tensors), dtype)
     # Twenty tokens at the start, ten behind the trained length and seven at the very end.
     gaps = np.repeat(np.array([0, 40_000 - 20, 131_072 - 37]), (20, 10, 7))
+    columns = np.where(np.arange(48) < 37, np.arange(48), PADDING)
     feeds: dict[str, npt.NDArray[np.generic]] = {
         "input_ids": np.array([TOKENS]),
         "position_ids": (gaps + np.arange(37))[None],
         "write_indices": np.array([0]),
         "logits_index": np.arange(37),
-        **Masks(full=True, window=None, dtype=np.dtype(dtype)).step(0, 37),
+        **Masks(full=True, window=None, dtype=np.dtype(dtype)).step(0, 37, columns),
     }
     for layer in decoder.layers:
         for part in ("key", "value"):
@@ -102,7 +103,7 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
 
 
 @native_runs
-def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) -> None:
+def test_a_residual_stream_beyond_fp16_does_not_overflow(tmp_path: Path) -> None:
     # Gemma's norms behind a branch scale it to hundreds of thousands; FP16 ends at 65504.
     source = variant("gemma3_text", tmp_path / "hf")
     tensors = tiny_tensors(source)
@@ -114,28 +115,28 @@ def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) 
 
 
 @native_runs
-def test_a_step_writes_its_rows_into_the_cache_that_it_was_given_and_nothing_else(tmp_path: Path) -> None:
+def test_a_step_writes_only_its_rows_into_the_given_cache(tmp_path: Path) -> None:
     source = variant("qwen2", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
     runner = NativeRunner(tmp_path / "onnx", context_length=64, sequence_slots=2, threads=1)
-    place = runner._kv.arrays[0].ctypes.data
-    in_pieces(runner, [20], slot=1)
+    address = runner._kv.arrays[0].ctypes.data
+    in_chunks(runner, [20], slot=1)
     before = runner.read_kv(1, 0, 20)
     runner.run([Chunk(1, TOKENS[20:25])])
     assert runner.read_kv(1, 0, 20) == before
     assert all(cache[1, :, 20:25].any() and not cache[1, :, 25:].any() for cache in runner._kv.arrays)
     assert not any(cache[0].any() for cache in runner._kv.arrays)
-    assert runner._kv.arrays[0].ctypes.data == place
+    assert runner._kv.arrays[0].ctypes.data == address
 
 
 @native_runs
-def test_what_a_truncated_slot_held_is_not_seen_again(tmp_path: Path) -> None:
+def test_tokens_cut_off_a_truncated_slot_are_not_attended_to(tmp_path: Path) -> None:
     source = variant("gemma3_text", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)), "float32")
     runner = NativeRunner(tmp_path / "onnx", threads=1)
-    whole = in_pieces(runner, [37])
+    full = in_chunks(runner, [37])
     runner.truncate(0, 10)
-    np.testing.assert_allclose(runner.run([Chunk(0, TOKENS[10:], "all")])[0], whole[10:], atol=1e-5)
+    np.testing.assert_allclose(runner.run([Chunk(0, TOKENS[10:], "all")])[0], full[10:], atol=1e-5)
 
 
 @native_runs
@@ -168,19 +169,19 @@ def test_the_graph_is_made_of_the_operators_that_tensorrt_fuses(tmp_path: Path) 
     assert not {"Softmax", "Sqrt", "ReduceMean", "Split"} & set(kinds)
     for node in model.graph.node:
         if node.op_type == "Attention":
-            # TensorRT takes neither a cache of its own, nor a length, nor a softmax precision.
+            # TensorRT supports neither the operator's own cache, nor a length, nor a softmax precision.
             assert len(node.input) == 4
             assert {attribute.name for attribute in node.attribute} == {"scale"}
     positions = next(value for value in model.graph.input if value.name == "position_ids")
     assert positions.type.tensor_type.elem_type == onnx.TensorProto.INT64
 
 
-def test_a_part_of_each_head_is_turned_where_the_model_says_so(tmp_path: Path) -> None:
+def test_partial_rope_rotates_only_a_part_of_each_head(tmp_path: Path) -> None:
     source = variant("phi3-partial", tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
     graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
-    turned = {a.i for n in graph.node if n.op_type == "RotaryEmbedding" for a in n.attribute if "dim" in a.name}
-    assert turned == {24}
+    rotary_dims = {a.i for n in graph.node if n.op_type == "RotaryEmbedding" for a in n.attribute if "dim" in a.name}
+    assert rotary_dims == {24}
 
 
 @native_runs

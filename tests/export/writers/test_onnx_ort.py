@@ -39,9 +39,9 @@ def write(
     return writer(tiny_decoder(source), weights, folder, written.append), written
 
 
-def logits(folder: Path, pieces: tuple[int, ...] = (len(TOKENS),)) -> FloatArray:
+def logits(folder: Path, chunks: tuple[int, ...] = (len(TOKENS),)) -> FloatArray:
     runner, done, got = OnnxRuntimeRunner(folder, threads=1), 0, []
-    for count in pieces:
+    for count in chunks:
         got.append(runner.run([Chunk(0, TOKENS[done : done + count], "all")])[0].copy())
         done += count
     return np.concatenate(got)
@@ -53,13 +53,15 @@ def kl(reference: FloatArray, other: FloatArray) -> float:
 
 
 @ALL
-def test_float_weights_give_the_references_logits_whole_in_pieces_and_token_by_token(tmp_path: Path, name: str) -> None:
+def test_float_weights_give_the_references_logits_at_once_in_chunks_and_token_by_token(
+    tmp_path: Path, name: str
+) -> None:
     source = variant(name, tmp_path / "hf")
     tensors = tiny_tensors(source)
     write(source, tmp_path / "onnx", TensorWeights(tensors))
     expected = forward(tiny_decoder(source), tensors.__getitem__, TOKENS)
-    for pieces in ((100,), (11, 40, 1, 1, 30, 17), (1,) * 100):
-        np.testing.assert_allclose(logits(tmp_path / "onnx", pieces), expected, atol=2e-3)
+    for chunks in ((100,), (11, 40, 1, 1, 30, 17), (1,) * 100):
+        np.testing.assert_allclose(logits(tmp_path / "onnx", chunks), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_positions_beyond_the_trained_length_agree_with_yarn(tmp_path: Path) -> 
 
 
 def last_rows(source: Path, tensors: dict[str, FloatArray], tokens: npt.NDArray[np.int64], count: int) -> FloatArray:
-    """Logits of the last tokens of a one-layer model: only they ask, so the cost grows with the length alone."""
+    """Logits of the last tokens of a one-layer model: only they need queries, so the cost is linear in the length."""
     decoder, get = tiny_decoder(source), tensors.__getitem__
     layer, dim = decoder.layers[0], decoder.head_dim
     x = tensors[decoder.embedding.weight][tokens]
@@ -128,7 +130,7 @@ def last_rows(source: Path, tensors: dict[str, FloatArray], tokens: npt.NDArray[
     return reference._linear(decoder.head, get, reference._rms_norm(decoder, get, x, decoder.final_norm))
 
 
-def test_matrices_on_different_grids_are_not_joined_and_still_right(tmp_path: Path) -> None:
+def test_matrices_on_different_grids_are_not_fused_and_still_right(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     decoder = tiny_decoder(source)
 
@@ -169,22 +171,22 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3_text"])
-def test_every_tensor_is_asked_for_once_and_reported(tmp_path: Path, name: str) -> None:
+def test_every_tensor_is_read_once_and_reported(tmp_path: Path, name: str) -> None:
     source = variant(name, tmp_path / "hf")
-    asked: list[str] = []
+    read: list[str] = []
     tensors = tiny_tensors(source)
 
     class Counting(TensorWeights):
         def vector(self, name: str) -> FloatArray:
-            asked.append(name)
+            read.append(name)
             return super().vector(name)
 
         def matrix(self, linear: Linear) -> GroupedTensor | FloatArray:
-            asked.append(linear.weight)
+            read.append(linear.weight)
             return super().matrix(linear)
 
     _, written = write(source, tmp_path / "onnx", Counting(tensors))
-    assert sorted(asked) == sorted(written) == sorted(tensors)
+    assert sorted(read) == sorted(written) == sorted(tensors)
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_the_model_files_hold_no_weights_and_say_what_they_are(tmp_path: Path) -> None:
+def test_the_model_files_have_no_weights_but_their_metadata(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     write(source, tmp_path / "onnx", TensorWeights(tiny_tensors(source)))
     needed = {"edgekit.onnxruntime": "1.32"}
@@ -217,7 +219,7 @@ def test_the_model_files_hold_no_weights_and_say_what_they_are(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("window", "needed"), [(12, "1.24"), (255, "1.24"), (256, None), (None, None)])
-def test_a_window_shorter_than_the_context_asks_for_an_onnxruntime_that_counts_it_right(
+def test_a_window_shorter_than_the_context_requires_an_onnxruntime_that_computes_it_correctly(
     tmp_path: Path, window: int | None, needed: str | None
 ) -> None:
     source = tiny_checkpoint(tmp_path / "hf", model_type="mistral", sliding_window=window, layers=1)
@@ -235,7 +237,7 @@ def test_a_window_shorter_than_the_context_asks_for_an_onnxruntime_that_counts_i
         (4, 128, Offset.SYMMETRIC, None),
     ],
 )
-def test_a_table_with_an_odd_number_of_groups_asks_for_an_onnxruntime_that_looks_it_up_right(
+def test_a_table_with_an_odd_number_of_groups_requires_an_onnxruntime_that_reads_it_correctly(
     tmp_path: Path, bits: int, size: int, offset: Offset, needed: str | None
 ) -> None:
     source = tiny_checkpoint(tmp_path / "hf", layers=1)
@@ -248,14 +250,14 @@ def test_a_table_with_an_odd_number_of_groups_asks_for_an_onnxruntime_that_looks
     assert {prop.key: prop.value for prop in model.metadata_props}.get("edgekit.onnxruntime") == needed
 
 
-def test_a_group_size_that_onnxruntime_does_not_take_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_group_size_that_onnxruntime_does_not_support_is_refused_by_name(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 8, Offset.SYMMETRIC)))
     with pytest.raises(ExportError, match=r"model\.embed_tokens\.weight.*groups of 8"):
         write(source, tmp_path / "onnx", weights)
 
 
-def test_layers_that_turn_alike_share_their_tables(tmp_path: Path) -> None:
+def test_layers_with_the_same_rope_share_their_tables(tmp_path: Path) -> None:
     for name, tables in (("llama", 1), ("gemma3_text", 2)):
         source = variant(name, tmp_path / name)
         write(source, tmp_path / f"{name}-onnx", TensorWeights(tiny_tensors(source)))
@@ -263,7 +265,7 @@ def test_layers_that_turn_alike_share_their_tables(tmp_path: Path) -> None:
         assert sum(tensor.name.startswith("cos_cache") for tensor in graph.initializer) == tables
 
 
-def test_heads_that_onnxruntime_cannot_turn_are_refused_before_anything_is_quantized(tmp_path: Path) -> None:
+def test_head_sizes_that_onnxruntime_cannot_rotate_are_refused_before_anything_is_quantized(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf", head_dim=40)
-    with pytest.raises(ExportError, match="multiple of 16 elements; this model's have 40"):
+    with pytest.raises(ExportError, match="a multiple of 16; this model's is 40"):
         write(source, tmp_path / "onnx", TensorWeights({}))

@@ -37,10 +37,10 @@ def write(source: Path, folder: Path, weights: TensorWeights, dtype: Dtype = "fl
     OnnxWriter("portable", dtype=dtype)(tiny_decoder(source), weights, folder, lambda _: None)
 
 
-def in_pieces(runner: PortableRunner, tokens: list[int], pieces: list[int]) -> FloatArray:
-    """The logits of a prompt that comes in pieces."""
+def in_chunks(runner: PortableRunner, tokens: list[int], chunks: list[int]) -> FloatArray:
+    """The logits of a prompt that runs in chunks."""
     got, done = [], 0
-    for count in pieces:
+    for count in chunks:
         got.append(runner.run([Chunk(0, tokens[done : done + count], "all")])[0])
         done += count
     return np.concatenate(got)
@@ -58,7 +58,7 @@ def test_float_weights_give_the_references_logits(tmp_path: Path, name: str, dty
 
 
 @EVERY
-def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_and_token_by_token(
+def test_int4_weights_give_the_logits_of_the_dequantized_model_at_once_in_chunks_and_token_by_token(
     tmp_path: Path, name: str
 ) -> None:
     source = variant(name, tmp_path / "hf")
@@ -67,9 +67,9 @@ def test_int4_weights_give_the_logits_of_the_dequantized_model_whole_in_pieces_a
     write(source, tmp_path / "onnx", weights)
     expected = forward(decoder, weights.stored(decoder).__getitem__, TOKENS)
     runner = PortableRunner(tmp_path / "onnx", threads=1)
-    for pieces in ([37], [1] * 37, [20, 1, 1, 15]):
+    for chunks in ([37], [1] * 37, [20, 1, 1, 15]):
         runner.truncate(0, 0)
-        np.testing.assert_allclose(in_pieces(runner, TOKENS, pieces), expected, atol=FP16)
+        np.testing.assert_allclose(in_chunks(runner, TOKENS, chunks), expected, atol=FP16)
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "llama"])
@@ -93,7 +93,7 @@ def test_every_grid_gives_the_logits_of_the_dequantized_model(
         assert np.abs(got - forward(decoder, weights.tensors.__getitem__, TOKENS)).max() > 2 * FP16
 
 
-def test_negative_and_zero_scales_are_held_although_tensorrt_takes_positive_ones_only(tmp_path: Path) -> None:
+def test_negative_and_zero_scales_are_stored_as_positive_ones_for_tensorrt(tmp_path: Path) -> None:
     source = tiny_checkpoint(tmp_path / "hf")
     decoder = tiny_decoder(source)
 
@@ -129,11 +129,11 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
         "input_ids": np.array([TOKENS]),
         "position_ids": (gaps + np.arange(37))[None],
         "logits_index": np.arange(37),
-        **Masks(full=True, window=None, dtype=np.dtype(dtype)).step(0, 37),
+        **Masks(full=True, window=None, dtype=np.dtype(dtype)).step(0, 37, np.arange(37)),
     }
     for layer in decoder.layers:
         for part in ("key", "value"):
-            feeds[f"past_key_values.{layer.index}.{part}"] = np.zeros((1, 2, 0, 32), dtype)
+            feeds[f"past_key_values.{layer.index}.{part}"] = np.zeros((1, 2, 0, 8, 32), dtype)
     got = open_session(tmp_path / "onnx", "portable", threads=1).run(["logits"], feeds)[0][0]
     expected = forward(decoder, tensors.__getitem__, TOKENS, gaps)
     np.testing.assert_allclose(got, expected, atol=FP16 if dtype == "float16" else 2e-3)
@@ -148,7 +148,7 @@ def test_tokens_far_beyond_the_trained_length_look_back_to_the_first_ones(tmp_pa
         ("gemma3_text", "12", {"attention_mask", "window_mask"}),
     ],
 )
-def test_a_graph_asks_for_the_masks_that_its_layers_read(
+def test_a_graph_has_the_mask_inputs_that_its_layers_read(
     tmp_path: Path, name: str, window: str | None, masks: set[str]
 ) -> None:
     source = variant(name, tmp_path / "hf")
@@ -183,7 +183,7 @@ def test_layers_of_one_rope_share_its_tables(tmp_path: Path) -> None:
     assert tables == ["cos_cache", "cos_cache.1"]
 
 
-def test_a_residual_stream_beyond_fp16_is_added_up_all_the_same(tmp_path: Path) -> None:
+def test_a_residual_stream_beyond_fp16_does_not_overflow(tmp_path: Path) -> None:
     # Gemma's norms behind a branch scale it to hundreds of thousands; FP16 ends at 65504.
     source = variant("gemma3_text", tmp_path / "hf")
     tensors = tiny_tensors(source)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.export import page_cache
-from edgekit.export.direct_io import BLOCK
+from edgekit.export.io import page_cache
+from edgekit.export.io.direct_io import BLOCK
 from edgekit.export.writers import streamed
 from edgekit.export.writers.safetensors import ShardWriter
 from edgekit.export.writers.streamed import StreamedFile
@@ -20,7 +20,7 @@ from edgekit.export.writers.streamed import StreamedFile
 def test_a_streamed_file_has_the_bytes_and_the_hash_of_its_parts(
     before: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if refused:  # as file systems do that write only through the page cache
+    if refused:  # like file systems that write only through the page cache
         monkeypatch.delattr(os, "O_DIRECT", raising=False)
     data = np.random.default_rng(0).bytes(3 * BLOCK + 1)
     file = StreamedFile(tmp_path / "data", before=before)
@@ -48,7 +48,7 @@ def test_what_is_replaced_stays_replaced(size: int, offset: int, tmp_path: Path)
     assert (tmp_path / "data").read_bytes() == wanted
 
 
-def test_a_full_disk_is_told_and_the_file_is_closed(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_file_is_closed(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -77,8 +77,8 @@ def test_shards_are_hashed_as_they_are_closed(tmp_path: Path) -> None:
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == sha256
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
-def test_what_a_large_checkpoint_was_read_from_is_forgotten_behind_the_reader(
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no posix_fadvise")
+def test_pages_of_a_large_checkpoint_are_dropped_behind_the_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[tuple[int, int]] = []

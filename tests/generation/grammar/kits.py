@@ -1,4 +1,4 @@
-"""Tokenizers of both kinds, trained on a little text, and a walker that answers at random under a grammar's mask."""
+"""Tokenizers of both kinds, trained on a little text, and a random walk under a grammar's mask."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.grammar import Grammar, GrammarCompiler, Matcher
-from edgekit.generation.request import ResponseFormat
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.types import ResponseFormat
 
 __all__ = ["KINDS", "Kit", "allowed", "bits", "kit", "walk"]
 
@@ -28,13 +28,13 @@ CORPUS = (
     "The capital of France is Paris, and the answer is 2024-02-29T12:00:00Z or 192.168.0.1.",
     "Größe: 法国的首都是巴黎。 👍🏽 name value kind key item true false null",
 )
-# The model's logits are wider than the tokenizer, and no multiple of 32.
+# The model's logits are wider than the tokenizer's vocabulary, and their width is not a multiple of 32.
 PADDING = 37
 
 
 @dataclass(frozen=True)
 class Kit:
-    """A tokenizer and a compiler over it."""
+    """A tokenizer and a compiler for it."""
 
     tokenizer: Tokenizer
     compiler: GrammarCompiler
@@ -46,15 +46,15 @@ class Kit:
         return self.compiler.compile(ResponseFormat("json_schema", schema))
 
     def id(self, token: str) -> int:
-        """The number of a token."""
-        number = self.tokenizer.backend.token_to_id(token)
-        assert number is not None
-        return number
+        """The id of a token."""
+        token_id = self.tokenizer.backend.token_to_id(token)
+        assert token_id is not None
+        return token_id
 
 
 @cache
 def kit(kind: str) -> Kit:
-    """One of each kind for the whole run; they are read only."""
+    """Return the kit of a kind; one per test run, read-only."""
     backend = _byte_level() if kind == "byte_level" else _sentencepiece()
     backend.add_special_tokens(list(SPECIAL))
     backend.add_tokens([AddedToken(PLAIN, special=False, normalized=False)])
@@ -78,13 +78,13 @@ def _byte_level() -> Backend:
 
 
 def _sentencepiece() -> Backend:
-    """Like Llama 2's: a blank is put before a text, blanks are written ▁, unknown characters are bytes."""
+    """Like Llama 2's: a space is prepended, spaces are replaced by ▁, unknown characters fall back to bytes."""
     trained = Backend(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))
     model = json.loads(trained.to_str())["model"]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocab = {piece: number for number, piece in enumerate(["<unk>", *bytes_, *model["vocab"]])}
+    vocab = {piece: token_id for token_id, piece in enumerate(["<unk>", *bytes_, *model["vocab"]])}
     merges = [tuple(merge) for merge in model["merges"]]
     backend = Backend(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))  # noqa: S106
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -108,30 +108,29 @@ def allowed(matcher: Matcher) -> npt.NDArray[np.intp]:
 
 
 def walk(
-    used: Kit, grammar: Grammar, seed: int, *, most: int = 4000, hurry: float = 0.5, forced: bool = True
+    used: Kit, grammar: Grammar, seed: int, *, max_tokens: int = 4000, hurry: float = 0.5, forced: bool = True
 ) -> tuple[list[int], bool]:
-    """Answer at random under the mask.
+    """Generate random tokens under the mask.
 
     Args:
-        hurry: How often a token is chosen that closes something, where one may come.
-        forced: Take forced tokens as they are, once the mask agrees.
+        hurry: Probability of preferring a token that closes something.
+        forced: Accept forced tokens after checking them against the mask.
 
     Returns:
-        The tokens, without the last, and whether the answer ended.
+        The tokens without the end token, and whether the output ended.
     """
-    chance = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
     closing = {used.tokenizer.backend.token_to_id(char) for char in '"}]'} | used.eos
     matcher = grammar.matcher()
     tokens: list[int] = []
-    while len(tokens) < most:
-        ahead = matcher.forced() if forced else []
-        for token in ahead:
+    while len(tokens) < max_tokens:
+        for token in matcher.forced() if forced else []:
             assert list(allowed(matcher)) == [token], "a forced token is the only one"
             matcher.accept(token)
             tokens.append(token)
         choices = allowed(matcher)
         closers = [token for token in choices if int(token) in closing]
-        token = int(chance.choice(closers if closers and chance.random() < hurry else choices))
+        token = int(rng.choice(closers if closers and rng.random() < hurry else choices))
         matcher.accept(token)
         if token in used.eos:
             return tokens, True
@@ -140,7 +139,7 @@ def walk(
 
 
 def text_of(used: Kit, tokens: Sequence[int]) -> str:
-    """What tokens in mid answer say."""
-    # A token before them, as the prompt is, keeps SentencePiece's decoder from dropping a first blank.
+    """Decode tokens within an output."""
+    # A preceding token, as in a prompt, keeps SentencePiece's decoder from dropping a leading space.
     lead = used.tokenizer.encode("a", obey_special=False)
     return used.tokenizer.decode([*lead, *tokens]).removeprefix(used.tokenizer.decode(lead))

@@ -1,4 +1,4 @@
-"""Hypothesis strategies of JSON schemas that edgekit says it enforces."""
+"""Hypothesis strategies for JSON schemas that edgekit enforces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["PATTERNS", "schemas"]
 
 Schema = dict[str, Any]
 NAMES = st.sampled_from(["a", "b", "name", "käse", 'q"uote', "sl/ash", "with space", "$ref", "enum", "\n"])
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=5) | NAMES
+STRINGS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=5) | NAMES
 PATTERNS = (
     r"^\d{3}-[A-Z]+$",
     r"^(foo|ba[rz])*$",
@@ -74,7 +74,7 @@ def _leaves() -> st.SearchStrategy[Schema | bool]:
         | st.booleans()
         | st.integers(-1000, 1000)
         | st.integers(-9999, 9999).map(lambda number: number / 1000)
-        | TEXTS
+        | STRINGS
     )
     nested = constant | st.lists(constant, max_size=2) | st.dictionaries(NAMES, constant, max_size=2)
     return st.one_of(
@@ -124,7 +124,7 @@ def _arrays(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> Schema:
 
 @st.composite
 def _composed(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> Schema:
-    """Schemas that hold together, or of which exactly one does."""
+    """Schemas that must all match, or of which exactly one must."""
     one, other = draw(_objects(inner)), draw(_objects(inner))
     kind = draw(st.integers(0, 4))
     if kind == 0:

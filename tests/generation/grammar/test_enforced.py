@@ -1,4 +1,4 @@
-"""What comes out under a schema's grammar, chosen at random token by token, satisfies the schema."""
+"""Random output under a schema's grammar satisfies the schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_random_answer_satisfies_its_schema(kind: str, schema: Any, seed: int)
     try:
         grammar = used.schema(schema)
     except RequestError as error:
-        # What is generated here is enforced, but not all of it can be satisfied, and merged objects are not counted.
+        # All generated schemas are enforced, but some are unsatisfiable, and merged objects are not counted.
         assert "satisf" in error.message or "maxProperties" in error.message  # noqa: PT017
         return
     tokens, ended = walk(used, grammar, seed)

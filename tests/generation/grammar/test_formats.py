@@ -1,4 +1,4 @@
-"""Texts made for a format are read by the libraries that read such texts."""
+"""Strings generated for a format are accepted by libraries that parse it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgekit.generation.grammar.keywords import FORMATS
 from tests.generation.grammar.kits import kit, text_of, walk
 
 
-def _moment(read: Callable[[str], object]) -> Callable[[str], object]:
+def _moment(parse: Callable[[str], object]) -> Callable[[str], object]:
     def check(text: str) -> object:
-        # Python 3.10 reads neither Z nor other than three or six digits of a second.
-        return read(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
+        # Python 3.10 parses neither Z nor fractions other than three or six digits.
+        return parse(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
 
     return check
 
@@ -36,7 +36,40 @@ def _hostname(text: str) -> object:
     )
 
 
-READERS: dict[str, Callable[[str], object]] = {
+def _uri(text: str) -> object:
+    return urlsplit(text).scheme and re.fullmatch(r"[!-~]+", text)
+
+
+def _reference(text: str) -> object:
+    urlsplit(text)
+    return re.fullmatch(r"(?:[!#-;=?-Z_a-z~\[\]]|%[0-9A-Fa-f]{2})*", text)
+
+
+def _iri(text: str) -> object:
+    return urlsplit(text).scheme and _iri_reference(text)
+
+
+def _iri_reference(text: str) -> object:
+    return _reference(re.sub(r"[^\x00-\x9f\ue000-\uf8ff]", "a", text))
+
+
+def _template(text: str) -> object:
+    return _reference(re.sub(r"\{[+#./;?&]?[\w%.]+(?::\d+|\*)?(?:,[\w%.]+(?::\d+|\*)?)*\}", "a", text, flags=re.ASCII))
+
+
+def _pointer(text: str) -> object:
+    return not text or (text.startswith("/") and not re.search(r"~(?![01])", text))
+
+
+# With and without an authority.
+ABSOLUTE = (
+    *("https://u:p@example.org:80/a/b?c=d&e#f", "http://a", "file:///etc/x", "mailto:a@b.org", "data:text/plain,A%20B"),
+    *("urn:uuid:123e4567-e89b-12d3-a456-426614174000", "arn:aws:s3:::bucket", "x:", "tag:x@y.org,2020:z/a"),
+)
+RELATIVE = ("", "a", "../a#b", "/a//b", "//host:80/path", "?q", "#f", "a/b:c")
+NO_ADDRESSES = ("x y", "%4", "a%zz", "http://a:b:c/", "http://a#b#c", "http://[::1", "1a:b", "http://a/{b}", '"', "<a>")
+
+PARSERS: dict[str, Callable[[str], object]] = {
     "date": date.fromisoformat,
     "time": _moment(time.fromisoformat),
     "date-time": _moment(datetime.fromisoformat),
@@ -48,26 +81,37 @@ READERS: dict[str, Callable[[str], object]] = {
     "ipv4": ipaddress.IPv4Address,
     "ipv6": ipaddress.IPv6Address,
     "uuid": uuid.UUID,
-    "uri": lambda text: urlsplit(text).scheme and re.fullmatch(r"[!-~]+", text),
+    "uri": _uri,
+    "iri": _iri,
+    "uri-reference": _reference,
+    "iri-reference": _iri_reference,
+    "uri-template": _template,
+    "idn-email": _email,
+    "idn-hostname": _hostname,
+    "json-pointer": _pointer,
+    "relative-json-pointer": lambda text: (
+        (found := re.match(r"0|[1-9]\d*", text)) and (text[found.end() :] == "#" or _pointer(text[found.end() :]))
+    ),
+    "regex": re.compile,
 }
 
 
-def test_every_format_is_read() -> None:
-    assert READERS.keys() == FORMATS.keys()
+def test_every_format_is_tested() -> None:
+    assert PARSERS.keys() == FORMATS.keys()
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_text_of_a_format_is_read_by_those_who_know_it(name: str) -> None:
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_string_of_a_format_is_accepted_by_a_library_for_it(name: str) -> None:
     used = kit("byte_level")
     grammar = used.schema({"type": "string", "format": name})
     ended = 0
     for seed in range(60):
-        tokens, end = walk(used, grammar, seed, most=300)
+        tokens, end = walk(used, grammar, seed, max_tokens=300)
         if end:
             ended += 1
             text = json.loads(text_of(used, tokens))
-            assert READERS[name](text) is not None, text
-            assert READERS[name](text) is not False, text
+            assert PARSERS[name](text) is not None, text
+            assert PARSERS[name](text) is not False, text
     assert ended > 20
 
 
@@ -86,10 +130,18 @@ def test_a_text_of_a_format_is_read_by_those_who_know_it(name: str) -> None:
         ("ipv4", "256.1.1.1", False),
         ("uuid", "123e4567-e89b-12d3-a456-42661417400", False),
         ("hostname", "-a.example", False),
+        *((name, text, True) for name in ("uri", "uri-reference", "iri", "iri-reference") for text in ABSOLUTE),
+        *((name, text, True) for name in ("uri-reference", "iri-reference") for text in RELATIVE),
+        *((name, text, False) for name in ("uri", "iri") for text in RELATIVE),
+        *((name, text, True) for name in ("iri", "iri-reference") for text in ("http://é.org/ü?日#本", "urn:é")),
+        *((name, text, False) for name in ("uri", "uri-reference") for text in ("http://é.org/ü?日#本", "urn:é")),
+        *((name, text, False) for name in ("uri", "uri-reference", "iri", "iri-reference") for text in NO_ADDRESSES),
+        *(("uri-template", text, True) for text in ("/x/{id}/y{?q,r*}", "{+path:3}", "http://a.org/{a.b}", "a")),
+        *(("uri-template", text, False) for text in ("{", "{}", "/x/{a", "{a,}", "{a:0}", "{?}", "a b")),
     ],
 )
-def test_a_format_takes_what_it_should(name: str, text: str, good: bool) -> None:
+def test_a_format_accepts_what_it_should(name: str, text: str, good: bool) -> None:
     used = kit("byte_level")
     matcher = used.schema({"type": "string", "format": name}).matcher()
-    tokens = used.tokenizer.encode(json.dumps(text), obey_special=False)
+    tokens = used.tokenizer.encode(json.dumps(text, ensure_ascii=False), obey_special=False)
     assert (matcher.fits(tokens) == len(tokens)) is good

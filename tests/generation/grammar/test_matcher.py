@@ -1,4 +1,4 @@
-"""Masks, forced tokens and drafts agree with each other, and what goes wrong ends the answer."""
+"""Masks, forced tokens and drafts agree with each other, and an error ends the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.grammar import Grammar, Matcher
 from edgekit.generation.grammar import compiler as compiler_module
-from edgekit.generation.request import ResponseFormat
+from edgekit.generation.types import ResponseFormat
 from tests.generation.grammar.kits import KINDS, Kit, allowed, bits, kit, text_of, walk
 from tests.generation.grammar.schemas import schemas
 
@@ -26,7 +26,7 @@ PERSON: dict[str, Any] = {
 
 
 def one_by_one(matcher: Matcher, tokens: list[int], used: Kit) -> int:
-    """How many tokens fit, each looked up in the mask of its place."""
+    """Length of the allowed prefix, with each token checked against the mask at its position."""
     for count, token in enumerate(tokens):
         if token in used.eos or token not in allowed(matcher):
             return count
@@ -43,13 +43,13 @@ def test_a_draft_fits_as_far_as_masks_allow_it(kind: str, schema: Any, seed: int
         grammar = used.schema(schema)
     except RequestError:
         return
-    tokens, _ = walk(used, grammar, seed, most=60)
-    chance = random.Random(seed)  # noqa: S311
+    tokens, _ = walk(used, grammar, seed, max_tokens=60)
+    rng = random.Random(seed)  # noqa: S311
     for _ in range(4):
         draft = tokens.copy()
-        for _ in range(chance.randrange(2)):
-            draft.insert(chance.randrange(len(draft) + 1), chance.randrange(used.vocab_size))
-        start = chance.randrange(len(tokens) + 1)
+        for _ in range(rng.randrange(2)):
+            draft.insert(rng.randrange(len(draft) + 1), rng.randrange(used.vocab_size))
+        start = rng.randrange(len(tokens) + 1)
         matcher, other = grammar.matcher(), grammar.matcher()
         for token in tokens[:start]:
             matcher.accept(token)
@@ -58,7 +58,7 @@ def test_a_draft_fits_as_far_as_masks_allow_it(kind: str, schema: Any, seed: int
         count = matcher.fits(draft[start:])
         assert count == one_by_one(other, draft[start:], used)
         assert before is not None
-        # Asking changes nothing, not even what is computed anew.
+        # `fits` does not change the state, not even of a mask computed later.
         fresh = grammar.matcher()
         for token in tokens[:start]:
             fresh.accept(token)
@@ -165,7 +165,7 @@ def test_a_grammar_that_becomes_too_complex_fails_the_answer() -> None:
     assert caught.value.code == "grammar_failed"
 
 
-def test_matchers_of_one_grammar_do_not_know_of_each_other() -> None:
+def test_matchers_of_one_grammar_are_independent() -> None:
     used = kit("byte_level")
     grammar = used.schema(PERSON)
     first = grammar.matcher()
@@ -177,18 +177,34 @@ def test_matchers_of_one_grammar_do_not_know_of_each_other() -> None:
     assert np.array_equal(start, second)
 
 
-def test_what_is_compiled_is_kept_whatever_remarks_stand_beside() -> None:
+def test_a_compiled_schema_is_cached_whatever_its_annotations() -> None:
     used = kit("byte_level")
     grammar = used.schema(PERSON)
     assert used.schema({"title": "Person", "$comment": "again", **PERSON}) is grammar
     assert used.schema(PERSON | {"required": ["name"]}) is not grammar
 
 
-def test_no_more_is_kept_than_there_is_room_for() -> None:
+def test_the_cache_is_bounded() -> None:
     used = kit("byte_level")
     for number in range(compiler_module.MAX_CACHED + 10):
         used.schema({"const": number})
     assert len(used.compiler._cache) == compiler_module.MAX_CACHED
+
+
+def test_large_grammars_leave_the_cache_before_they_are_many() -> None:
+    used = kit("byte_level")
+    fresh = compiler_module.GrammarCompiler(used.tokenizer, vocab_size=used.vocab_size, eos_token_ids=used.eos)
+
+    def large(number: int, properties: int) -> Grammar:
+        names = {f"{number}-{at}-{'x' * 90}": {"type": "null"} for at in range(properties)}
+        return fresh.compile(ResponseFormat("json_schema", {"type": "object", "properties": names}))
+
+    grammars = [large(number, 1000) for number in range(6)]
+    sizes = [len(source) for _, source in fresh._cache]
+    assert 1 < len(sizes) < 6
+    assert sum(sizes) <= compiler_module.MAX_CACHED_CHARS < sum(sizes) + max(sizes)
+    assert large(5, 1000) is grammars[5]
+    assert large(0, 1000) is not grammars[0]
 
 
 def test_several_threads_compile_and_walk_at_once() -> None:
@@ -208,3 +224,18 @@ def test_several_threads_compile_and_walk_at_once() -> None:
     for thread in threads:
         thread.join()
     assert len(texts) == 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_follows_an_end_token_even_where_the_answer_could_have_gone_on(kind: str) -> None:
+    used = kit(kind)
+    matcher = used.compiler.compile(ResponseFormat("regex", "ab?")).matcher()
+    matcher.accept(used.id("a"))
+    assert matcher.fits([used.id("b")]) == 1
+    matcher.accept(min(used.eos))
+    assert (matcher.accepting, matcher.complete) == (True, True)
+    assert set(allowed(matcher).tolist()) == used.eos
+    assert matcher.forced() == []
+    assert matcher.fits([used.id("b")]) == 0
+    with pytest.raises(EdgekitError, match=r"token \d+ is not allowed"):
+        matcher.accept(used.id("b"))

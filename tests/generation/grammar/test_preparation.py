@@ -1,4 +1,4 @@
-"""What grammars need of a tokenizer is built once, whoever asks for it first, and so is the news that it cannot be."""
+"""The vocabulary is built once, whichever caller needs it first; so is the error if it cannot be built."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from edgekit.errors import EdgekitError
+from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.grammar import GrammarCompiler, compiler
 from edgekit.generation.grammar.vocabulary import Vocabulary
-from edgekit.generation.request import ResponseFormat
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.types import ResponseFormat
 from tests.generation.grammar.kits import KINDS, kit
 
 YES = ResponseFormat("choice", ("yes", "no"))
@@ -21,7 +21,7 @@ YES = ResponseFormat("choice", ("yes", "no"))
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every vocabulary that is begun; they are real."""
+    """Every vocabulary whose construction began; they are real."""
     begun: list[object] = []
 
     class Counted(Vocabulary):
@@ -38,14 +38,14 @@ def _compiler(tokenizer: Tokenizer) -> GrammarCompiler:
 
 
 def _unknown() -> Tokenizer:
-    """One whose tokens have no known bytes."""
+    """A tokenizer whose tokens have no known bytes."""
     backend = Backend(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))  # noqa: S106
     backend.decoder = decoders.WordPiece()
     return Tokenizer(backend)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_at_once_get_the_one_vocabulary(kind: str, built: list[object]) -> None:
+def test_concurrent_callers_share_one_vocabulary(kind: str, built: list[object]) -> None:
     grammars = _compiler(kit(kind).tokenizer)
     start = threading.Barrier(9)
     failed: list[BaseException] = []
@@ -57,7 +57,7 @@ def test_many_at_once_get_the_one_vocabulary(kind: str, built: list[object]) -> 
                 grammars.prepare()
             else:
                 grammars.compile(ResponseFormat("choice", (f"yes {number}", "no"))).matcher().mask()
-        except BaseException as error:  # noqa: BLE001  a thread's own would be lost
+        except BaseException as error:  # noqa: BLE001  it would be lost in the thread
             failed.append(error)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(9)]
@@ -101,20 +101,20 @@ def test_a_request_waits_for_a_preparation_that_is_under_way(
     assert len(built) == 1
 
 
-def test_what_cannot_be_built_is_told_to_everybody_and_tried_once(built: list[object]) -> None:
+def test_a_vocabulary_that_cannot_be_built_fails_every_caller_and_is_tried_once(built: list[object]) -> None:
     grammars = _compiler(_unknown())
     with pytest.raises(EdgekitError, match="WordPiece") as ahead:
         grammars.prepare()
     assert grammars.prepared
     for _ in range(3):
-        with pytest.raises(EdgekitError) as asked:
+        with pytest.raises(EdgekitError) as caught:
             grammars.compile(YES)
-        assert (asked.value.code, asked.value.message) == ("grammar_unavailable", ahead.value.message)
-        assert asked.value is not ahead.value
+        assert (caught.value.code, caught.value.message) == ("grammar_unavailable", ahead.value.message)
+        assert caught.value is not ahead.value
     assert len(built) == 1
 
 
-def test_what_fails_for_another_reason_is_tried_again(built: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_for_another_reason_is_tried_again(built: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     grammars = _compiler(kit("byte_level").tokenizer)
     with monkeypatch.context() as patch:
         patch.setattr("edgekit.generation.grammar.vocabulary.LLTokenizer", _no_memory)

@@ -1,4 +1,4 @@
-"""A response format as part of a larger grammar says the same as alone."""
+"""A response format constrains the same as part of a larger grammar and alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from edgekit.errors import RequestError
-from edgekit.generation.grammar.rule import format_rule
-from edgekit.generation.request import ResponseFormat
+from edgekit.generation.grammar.rule import MAX_CHOICE_CHARS, MAX_CHOICES, format_rule
+from edgekit.generation.types import ResponseFormat
 from tests.generation.grammar.kits import KINDS, kit, text_of, walk
 
 
@@ -45,7 +45,7 @@ def test_two_thousand_choices_are_one_expression() -> None:
     assert text_of(used, tokens) in choices
 
 
-def test_a_grammar_is_no_part_of_another() -> None:
+def test_a_grammar_cannot_be_part_of_another() -> None:
     with pytest.raises(RequestError) as caught:
         format_rule(ResponseFormat("grammar", 'start: "a"'))
     assert caught.value.param == "response_format"
@@ -69,7 +69,7 @@ def test_a_grammar_is_no_part_of_another() -> None:
         ("choice", ["a" * 40_000, "b" * 40_000], "schema_too_complex"),
     ],
 )
-def test_what_is_refused_as_a_part_is_refused_alone_in_the_same_words(kind: Any, value: object, code: str) -> None:
+def test_what_is_refused_as_a_part_is_refused_alone_with_the_same_message(kind: Any, value: object, code: str) -> None:
     wanted = ResponseFormat(kind, value)
     with pytest.raises(RequestError) as part:
         format_rule(wanted)
@@ -81,7 +81,7 @@ def test_what_is_refused_as_a_part_is_refused_alone_in_the_same_words(kind: Any,
 
 
 @pytest.mark.parametrize("pattern", ["^$", "^(?:)$", "a{0}"])
-def test_a_pattern_of_the_empty_text_is_a_pattern(pattern: str) -> None:
+def test_a_pattern_of_the_empty_string_is_a_pattern(pattern: str) -> None:
     wanted = ResponseFormat("regex", pattern)
     used = kit("byte_level")
     for grammar in (
@@ -91,3 +91,36 @@ def test_a_pattern_of_the_empty_text_is_a_pattern(pattern: str) -> None:
         tokens, ended = walk(used, grammar, 1)
         assert ended
         assert text_of(used, tokens) in {"", "so"}
+
+
+@pytest.mark.parametrize(
+    ("largest", "larger"),
+    [
+        (["a"] * MAX_CHOICES, ["a"] * (MAX_CHOICES + 1)),
+        (["a" * (MAX_CHOICE_CHARS - 1), "b"], ["a" * MAX_CHOICE_CHARS, "b"]),
+    ],
+)
+def test_choices_may_be_as_many_and_as_long_as_the_limits(largest: list[str], larger: list[str]) -> None:
+    assert format_rule(ResponseFormat("choice", largest)).startswith("/a")
+    with pytest.raises(RequestError) as caught:
+        format_rule(ResponseFormat("choice", larger))
+    assert caught.value.code == "schema_too_complex"
+
+
+@pytest.mark.parametrize("value", ["a", 5, [], [""], ["a", 1], ["\ud800"], ["a", "\udfff"]])
+def test_a_choice_is_a_list_of_texts(value: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        format_rule(ResponseFormat("choice", value))
+    assert (caught.value.code, caught.value.param) == ("invalid_request", "response_format")
+
+
+@pytest.mark.parametrize("value", ["", 5, None])
+def test_a_regular_expression_is_a_text(value: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        format_rule(ResponseFormat("regex", value))
+    assert caught.value.code == "invalid_request"
+    assert format_rule(ResponseFormat("regex", "^$")) == "/(?:)/"
+
+
+def test_a_choice_given_twice_is_one() -> None:
+    assert format_rule(ResponseFormat("choice", ["a", "b", "a"])) == "/a|b/"

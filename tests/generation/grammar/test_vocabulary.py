@@ -9,10 +9,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from edgekit.errors import EdgekitError
+from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.grammar.vocabulary import Vocabulary, token_bytes
-from edgekit.generation.request import ResponseFormat
-from edgekit.generation.tokenizer import Tokenizer
+from edgekit.generation.types import ResponseFormat
 from tests.generation.grammar.kits import KINDS, PLAIN, SPECIAL, allowed, kit, text_of
 
 
@@ -20,15 +20,15 @@ from tests.generation.grammar.kits import KINDS, PLAIN, SPECIAL, allowed, kit, t
 def test_a_tokens_bytes_are_what_it_decodes_to(kind: str) -> None:
     used = kit(kind)
     tokens = token_bytes(used.tokenizer)
-    chance = random.Random(1)  # noqa: S311
+    rng = random.Random(1)  # noqa: S311
     plain = [number for number in range(used.tokenizer.vocab_size) if number not in used.tokenizer.special_ids]
     for _ in range(300):
-        chosen = chance.choices(plain, k=6)
+        chosen = rng.choices(plain, k=6)
         data = b"".join(tokens[number] for number in chosen)
         try:
             text = data.decode()
         except UnicodeDecodeError:
-            # How many replacement characters stand for broken bytes is the library's affair.
+            # The number of replacement characters for invalid bytes is up to the library.
             continue
         assert text_of(used, chosen) == text
 
@@ -37,7 +37,7 @@ def test_a_tokens_bytes_are_what_it_decodes_to(kind: str) -> None:
 @pytest.mark.parametrize(
     "text", ['{"name": "Ada"}', " Paris", "e\u0301 stays as it is", "👍🏽 法", "a <|im_end|> b", "\n\n"]
 )
-def test_text_in_mid_answer_is_encoded_as_it_is(kind: str, text: str) -> None:
+def test_text_within_an_output_is_encoded_as_it_is(kind: str, text: str) -> None:
     used = kit(kind)
     trie = Vocabulary(used.tokenizer, vocab_size=used.vocab_size, eos_token_ids=used.eos).trie
     tokens = trie.tokenize_str(text)
@@ -46,7 +46,7 @@ def test_text_in_mid_answer_is_encoded_as_it_is(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoding_in_mid_answer_gives_the_tokens_of_the_bundles_tokenizer(kind: str) -> None:
+def test_encoding_within_an_output_gives_the_tokens_of_the_bundles_tokenizer(kind: str) -> None:
     used = kit(kind)
     trie = Vocabulary(used.tokenizer, vocab_size=used.vocab_size, eos_token_ids=used.eos).trie
     text = f'The answer is "Paris", it is true: {PLAIN}'
@@ -57,11 +57,11 @@ def test_encoding_in_mid_answer_gives_the_tokens_of_the_bundles_tokenizer(kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_free_text_takes_every_plain_token_and_no_special_one(kind: str) -> None:
+def test_free_text_allows_every_plain_token_and_no_special_one(kind: str) -> None:
     used = kit(kind)
     grammar = used.compiler.compile_lark("start: TEXT\nTEXT: /(?s:.)*/", param="response_format")
     ids = set(allowed(grammar.matcher()).tolist())
-    # The text may end anywhere, so the end tokens are there; nothing else that is special is, nor what pads the logits.
+    # The text may end anywhere, so end tokens are allowed; other special tokens and the padding of the logits are not.
     assert ids & used.tokenizer.special_ids == used.eos
     assert max(ids) < used.tokenizer.vocab_size
     assert used.id(PLAIN) in ids
@@ -76,7 +76,7 @@ def test_a_byte_that_has_a_token_of_its_own_is_not_spelled_as_a_byte() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_grammar_that_allows_every_number_allows_no_padding(kind: str) -> None:
+def test_a_grammar_that_allows_every_id_allows_no_padding(kind: str) -> None:
     used = kit(kind)
     grammar = used.compiler.compile_lark('start: <[*]> "a"', param="response_format")
     ids = set(allowed(grammar.matcher()).tolist())

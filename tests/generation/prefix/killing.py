@@ -1,9 +1,9 @@
-"""Kills a process that saves prefixes, at any moment, and looks at what is left: for the tests and `benchmarks/`.
+"""Kills a process that saves prefixes, at random moments, and checks what is left: for the tests and `benchmarks/`.
 
-The process answers prompts of a small pool with a real runner and a cache whose disk has room for half of them, so that
-it writes and evicts all the time. After each SIGKILL the folder must be within its cap and open at once; no block may
-be damaged, since each has its name only when it is whole; and what is put back, and the logits computed behind it,
-must be those of a run without a cache, bit by bit. Between two kills a file is torn as a power cut may leave it.
+The process runs prompts of a small pool on a real runner, with a cache whose disk holds half of them, so it writes and
+evicts all the time. After each SIGKILL the folder must be within its limit and open at once; no block may be damaged,
+since each gets its name only when it is complete; and restored KV cache, and the logits computed after it, must equal
+those of a run without a cache, bit by bit. Between two kills a file is torn as by a power cut.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Outcome", "kill_again_and_again"]
 
 BLOCK_TOKENS = 16
 PROMPTS = 12
-# Whole blocks and an odd rest.
+# Complete blocks and an odd remainder.
 PROMPT_TOKENS = 8 * BLOCK_TOKENS + 7
 TENANT = "kitchen"
 PAGE = 4096
@@ -37,15 +37,15 @@ PAGE = 4096
 
 @dataclass(slots=True)
 class Outcome:
-    """What was seen.
+    """Counts of a run.
 
     Attributes:
         kills: Processes killed.
-        halves: Kills in the middle of a write: there was a file without a name.
-        torn: Files that were torn by hand.
-        refused: Torn files that were refused when read; the others are too short to be more than a header.
-        restored: Tokens put back and found right.
-        slowest_open_s: The longest it took to open the folder.
+        halves: Kills in the middle of a write: there was a temporary file.
+        torn: Files torn on purpose.
+        refused: Torn files that were rejected when read; the others were too short to contain a block.
+        restored: Tokens restored and verified.
+        slowest_open_s: Longest time to open the folder.
     """
 
     kills: int = 0
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def kill_again_and_again(bundle: Path, folder: Path, kills: int, *, seed: int = 0) -> Outcome:
-    """Do as above so many times; any fault is an AssertionError."""
+    """Kill and check so many times; any fault raises AssertionError."""
     rng, witness = np.random.default_rng(seed), _Witness(bundle, folder)
     outcome = witness.outcome
     for number in range(kills):
@@ -66,16 +66,16 @@ def kill_again_and_again(bundle: Path, folder: Path, kills: int, *, seed: int = 
         outcome.halves += (folder / "prefix" / "writing.tmp").exists()
         before = outcome.restored
         assert witness.look() == 0, "the kill damaged a block"
-        assert outcome.restored > before, "nothing outlived the process"
+        assert outcome.restored > before, "nothing survived the process"
         if _tear(folder, rng):
             outcome.torn += 1
             outcome.refused += witness.look()
-            assert witness.look() == 0, "what was torn is still there"
+            assert witness.look() == 0, "a torn file is still there"
     return outcome
 
 
 class _Witness:
-    """Knows what every prompt gives without a cache, and compares."""
+    """Computes every prompt without a cache, and compares."""
 
     def __init__(self, bundle: Path, folder: Path) -> None:
         self.outcome = Outcome()
@@ -85,23 +85,23 @@ class _Witness:
         self._expected = [_compute(self._runner, prompt, 0) for prompt in self._prompts]
 
     def look(self) -> int:
-        """Put back whatever is there and compare; return how many damaged blocks were found."""
+        """Restore and compare all prompts; returns the number of damaged blocks found."""
         runner, outcome = self._runner, self.outcome
-        assert _taken(self._folder) <= _cap(runner), "the cap was passed"
+        assert _taken(self._folder) <= _cap(runner), "the limit was exceeded"
         started = time.monotonic()
         store, cache = _open(self._bundle, self._folder, runner)
         outcome.slowest_open_s = max(outcome.slowest_open_s, time.monotonic() - started)
-        assert not (self._folder / "prefix" / "writing.tmp").exists(), "half a block was left"
+        assert not (self._folder / "prefix" / "writing.tmp").exists(), "a partial block was left"
         for prompt, (kv, logits) in zip(self._prompts, self._expected, strict=True):
             runner.truncate(0, 0)
             start = cache.restore(runner, 0, prompt, TENANT)
             got_kv, got_logits = _compute(runner, prompt, start)
-            assert got_kv == kv, "another KV cache"
-            assert np.array_equal(got_logits, logits), "another answer"
+            assert got_kv == kv, "different KV cache"
+            assert np.array_equal(got_logits, logits), "different logits"
             outcome.restored += start
-        # And those that no prompt reaches any more.
-        left = store._index.keys()
-        for key in left:
+        # Also those that no prompt reaches any more.
+        remaining = store._index.keys()
+        for key in remaining:
             store.get(key)
         cache.close()
         return store.stats().damaged
@@ -114,7 +114,7 @@ def _runner(bundle: Path) -> Runner:
 
 
 def _prompts(runner: Runner) -> list[list[int]]:
-    """The pool: every three begin alike."""
+    """The pool: every three share a prefix."""
     tokens = np.random.default_rng(7).integers(runner.limits.vocab_size, size=(PROMPTS, PROMPT_TOKENS))
     tokens[:, : PROMPT_TOKENS // 2] = tokens[np.arange(PROMPTS) // 3, : PROMPT_TOKENS // 2]
     return [list(map(int, prompt)) for prompt in tokens]
@@ -136,14 +136,14 @@ def _open(bundle: Path, folder: Path, runner: Runner) -> tuple[DiskStore, Prefix
 
 
 def _compute(runner: Runner, prompt: list[int], start: int) -> tuple[bytes, npt.NDArray[np.float32]]:
-    """Compute a prompt from `start` on: its KV cache and its last logits."""
+    """Compute a prompt from `start` on; returns its KV cache and its last logits."""
     runner.truncate(0, start)
     (logits,) = runner.run([Chunk(0, prompt[start:], exact=True)])
     return runner.read_kv(0, 0, len(prompt)), logits.copy()
 
 
 def _tear(folder: Path, rng: np.random.Generator) -> bool:
-    """Do to one file what a power cut may do: cut it short, or leave pages empty."""
+    """Damage one file as a power cut may: truncate it, or zero a page."""
     files = sorted((folder / "prefix").glob("*.kv"))
     if not files:
         return False
@@ -152,10 +152,10 @@ def _tear(folder: Path, rng: np.random.Generator) -> bool:
     if rng.random() < 0.5:
         os.truncate(victim, int(rng.integers(size)))
     else:
-        place = int(rng.integers(-(-size // PAGE))) * PAGE
+        offset = int(rng.integers(-(-size // PAGE))) * PAGE
         with victim.open("r+b") as file:
-            file.seek(place)
-            file.write(bytes(min(PAGE, size - place)))
+            file.seek(offset)
+            file.write(bytes(min(PAGE, size - offset)))
     return True
 
 
@@ -174,7 +174,7 @@ def _kill(bundle: Path, folder: Path, *, seed: int, after_s: float) -> None:
 
 
 def _work(bundle: Path, folder: Path, seed: int) -> None:
-    """The process that is killed."""
+    """Run the process that is killed."""
     rng = np.random.default_rng(seed)
     runner = _runner(bundle)
     store, cache = _open(bundle, folder, runner)

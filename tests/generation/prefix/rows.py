@@ -1,7 +1,4 @@
-"""A runner whose KV cache tells which tokens it stands for: a row is a hash of its token and all before it.
-
-It computes nothing else; what a real model's cache is worth after all this is tested with a real one.
-"""
+"""A runner whose KV cache identifies its tokens: each row is a hash of its token and all tokens before it."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ def rows(tokens: Sequence[int]) -> bytes:
 
 
 class RowRunner:
-    """One slot; `kv` is what it holds."""
+    """A runner with one slot; `kv` is its KV cache."""
 
     def __init__(self, context_length: int = 256) -> None:
         self.backend = Backend("none")

@@ -1,4 +1,4 @@
-"""The cache against a model of it: for each tenant the set of beginnings that were saved."""
+"""The cache against a model of it: the set of saved prefixes of each tenant."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from tests.generation.prefix.rows import ROW_BYTES, RowRunner, rows
 
 BLOCK = 2
 PAGE = 4096
-# Few tokens and short prompts, so that beginnings are shared.
+# Few tokens and short prompts, so that prefixes are shared.
 PROMPTS = st.lists(st.integers(0, 2), max_size=13)
 TENANTS = st.sampled_from(["", "a"])
 
 
-def flip(path: Path, place: float) -> None:
+def flip(path: Path, where: float) -> None:
     content = bytearray(path.read_bytes())
     if content:
-        content[int(place * len(content))] ^= 1
+        content[int(where * len(content))] ^= 1
         path.write_bytes(content)
 
 
-def truncate(path: Path, place: float) -> None:
-    os.truncate(path, int(place * path.stat().st_size))
+def truncate(path: Path, where: float) -> None:
+    os.truncate(path, int(where * path.stat().st_size))
 
 
-def extend(path: Path, place: float) -> None:
-    path.write_bytes(path.read_bytes() + bytes(1 + int(place * 100)))
+def extend(path: Path, where: float) -> None:
+    path.write_bytes(path.read_bytes() + bytes(1 + int(where * 100)))
 
 
 def remove(path: Path, _: float) -> None:
     path.unlink()
 
 
-def swap(path: Path, place: float) -> None:
+def swap(path: Path, where: float) -> None:
     others = sorted(path.parent.glob("*.kv"))
-    other = others[int(place * len(others))]
+    other = others[int(where * len(others))]
     if other != path:
         path.rename(path.with_name("x"))
         other.rename(path)
@@ -51,7 +51,7 @@ def swap(path: Path, place: float) -> None:
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Whatever is done, what is put back is right, and no cap is passed; with room for all, nothing is forgotten."""
+    """Restored blocks are always right, and no limit is exceeded; with enough space, nothing is evicted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class CacheMachine(RuleBasedStateMachine):
     def open(self, memory: int, disk: int | None, roomy: bool) -> None:
         self.memory_blocks = memory
         self.disk_blocks = 1000 if roomy else disk
-        # What is on a roomy disk stays until it is damaged.
-        self.whole = roomy
+        # On a large disk blocks stay until they are damaged.
+        self.complete = roomy
         self.start()
 
     def start(self) -> None:
@@ -100,17 +100,17 @@ class CacheMachine(RuleBasedStateMachine):
     def restore(self, tokens: list[int], tenant: str, have: int) -> None:
         assert self.cache
         have = min(have, len(tokens) // BLOCK) * BLOCK
-        promised = self.cache.lookup(tokens, tenant)
+        looked_up = self.cache.lookup(tokens, tenant)
         runner = RowRunner().fill(tokens[:have])
         length = self.cache.restore(runner, 0, tokens, tenant)
         assert runner.kv == rows(tokens[:length])
         best = self.expected(tokens, tenant)
         assert length == have or have <= length <= best
-        if self.whole:
-            assert promised == best
+        if self.complete:
+            assert looked_up == best
             assert length == max(have, best)
-        elif not have and length < promised:
-            # Only damage breaks a promise, and it is not promised again.
+        elif not have and length < looked_up:
+            # Only damage makes it shorter than the lookup said, and the next lookup takes it into account.
             assert self.cache.lookup(tokens, tenant) == length
         if self.store:
             assert self.store.flush(10)
@@ -126,16 +126,16 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(
         damage=st.sampled_from([flip, truncate, extend, remove, swap]),
         which=st.floats(0, 1, exclude_max=True),
-        place=st.floats(0, 1, exclude_max=True),
+        where=st.floats(0, 1, exclude_max=True),
     )
-    def damage(self, damage: Callable[[Path, float], None], which: float, place: float) -> None:
+    def damage(self, damage: Callable[[Path, float], None], which: float, where: float) -> None:
         found = sorted((Path(self.folder.name) / "prefix").glob("*.kv"))
         if found:
-            self.whole = False
-            damage(found[int(which * len(found))], place)
+            self.complete = False
+            damage(found[int(which * len(found))], where)
 
     @invariant()
-    def caps_are_kept(self) -> None:
+    def limits_are_kept(self) -> None:
         if self.cache is None:
             return
         stats = self.cache.stats()

@@ -21,7 +21,7 @@ from edgekit.generation.prefix.block_file import HEADER_BYTES
 from edgekit.generation.prefix.disk import DiskStore
 
 PAGE = 4096
-# A block that takes two pages with its header.
+# With its header, a block occupies two pages.
 DATA = 2 * PAGE - HEADER_BYTES
 BLOCK = 2 * PAGE
 
@@ -51,7 +51,7 @@ def fill(store: DiskStore, *numbers: int) -> None:
     assert store.flush(10)
 
 
-def held(store: DiskStore) -> list[int]:
+def stored(store: DiskStore) -> list[int]:
     return [number for number in range(100) if store.get(key(number)) == data(number)]
 
 
@@ -60,7 +60,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def taken(folder: Path) -> int:
-    """Bytes of everything in the folder, in whole pages."""
+    """Bytes of everything in the folder, in full pages."""
     return sum(-(-size(entry) // PAGE) * PAGE for entry in os.scandir(folder / "prefix"))
 
 
@@ -71,11 +71,11 @@ def size(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_blocks_survive_a_restart(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         fill(store, 1, 2, 3)
     with opened(tmp_path) as store:
-        assert held(store) == [1, 2, 3]
+        assert stored(store) == [1, 2, 3]
         assert key(4) not in store
         stats = store.stats()
         assert (stats.blocks, stats.used_bytes, stats.read_bytes) == (3, 3 * BLOCK, 3 * DATA)
@@ -91,20 +91,20 @@ def test_a_block_can_be_read_while_it_waits_to_be_written(tmp_path: Path, monkey
         go.set()
         assert store.flush(10)
         assert len(files(tmp_path)) == 1
-        assert held(store) == [1]
+        assert stored(store) == [1]
 
 
-def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
+def test_closing_writes_queued_blocks(tmp_path: Path) -> None:
     store = DiskStore(tmp_path, max_bytes=1 << 20, fingerprint="model")
     for number in range(10):
         store.put(key(number), data(number))
     store.close()
     assert not store.put(key(20), data(20))
     with opened(tmp_path) as store:
-        assert held(store) == list(range(10))
+        assert stored(store) == list(range(10))
 
 
-def test_only_the_owner_can_read_the_files_even_in_a_folder_made_by_somebody_else(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_files_even_in_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "prefix").mkdir(mode=0o777)
     before = os.umask(0)
     try:
@@ -117,26 +117,26 @@ def test_only_the_owner_can_read_the_files_even_in_a_folder_made_by_somebody_els
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_the_cap_is_kept_at_every_moment(tmp_path: Path) -> None:
-    most, done = 0, threading.Event()
+def test_the_size_limit_holds_at_every_moment(tmp_path: Path) -> None:
+    peak, done = 0, threading.Event()
     with opened(tmp_path, blocks=3) as store:
 
         def watch() -> None:
-            nonlocal most
+            nonlocal peak
             while not done.is_set():
-                most = max(most, taken(tmp_path))
+                peak = max(peak, taken(tmp_path))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         fill(store, *range(60))
         done.set()
         watcher.join()
-        assert held(store) == [57, 58, 59]
+        assert stored(store) == [57, 58, 59]
         assert store.stats().evictions == 57
-    assert 2 * BLOCK <= most <= 3 * BLOCK
+    assert 2 * BLOCK <= peak <= 3 * BLOCK
 
 
-def test_a_block_larger_than_the_cap_is_not_taken(tmp_path: Path) -> None:
+def test_a_block_larger_than_the_limit_is_not_stored(tmp_path: Path) -> None:
     with opened(tmp_path, blocks=1) as store:
         assert not store.put(key(1), bytes(DATA + 1))
         assert store.capacity(DATA) == 1
@@ -144,15 +144,15 @@ def test_a_block_larger_than_the_cap_is_not_taken(tmp_path: Path) -> None:
         fill(store, 1)
 
 
-def test_a_smaller_cap_removes_the_oldest_at_the_next_start(tmp_path: Path) -> None:
+def test_a_smaller_limit_evicts_the_oldest_at_the_next_start(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         fill(store, 1, 2, 3, 4)
     with opened(tmp_path, blocks=2) as store:
         assert taken(tmp_path) == 2 * BLOCK
-        assert held(store) == [3, 4]
+        assert stored(store) == [3, 4]
 
 
-def test_what_was_used_last_stays_after_a_restart_too_whatever_the_clock_says(
+def test_the_lru_order_survives_a_restart_whatever_the_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(tmp_path) as store:
@@ -165,19 +165,19 @@ def test_what_was_used_last_stays_after_a_restart_too_whatever_the_clock_says(
         store.touch([key(2)])
         store.flush(10)
     with opened(tmp_path, blocks=3) as store:
-        assert held(store) == [1, 2, 4]
+        assert stored(store) == [1, 2, 4]
         fill(store, 5)
-        assert held(store) == [2, 4, 5]
+        assert stored(store) == [2, 4, 5]
 
 
-def test_a_chain_that_was_used_is_given_up_from_its_end(tmp_path: Path) -> None:
+def test_a_used_chain_is_evicted_from_its_end(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         fill(store, 1, 2, 3)
         store.touch([key(1), key(2), key(3)])
         store.flush(10)
     with opened(tmp_path, blocks=3) as store:
         fill(store, 4)
-        assert held(store) == [1, 2, 4]
+        assert stored(store) == [1, 2, 4]
 
 
 def flip(path: Path) -> None:
@@ -193,7 +193,7 @@ def flip_header(path: Path) -> None:
 
 
 def forget_pages(path: Path) -> None:
-    """As after a power cut: the right length, and nothing where a page was never written."""
+    """As after a power cut: the right length, but zeros where a page was never written."""
     with path.open("r+b") as file:
         file.seek(PAGE)
         file.write(bytes(PAGE))
@@ -234,38 +234,41 @@ def test_a_damaged_file_is_not_served_and_is_removed(tmp_path: Path, damage: Cal
             assert not os.path.lexists(victim)
             assert key(1) not in store
             fill(store, 1)
-            assert held(store) == [1, 2]
+            assert stored(store) == [1, 2]
     if when == "stopped":
         damage(victim)
         with opened(tmp_path) as store:
-            assert held(store) == [2]
+            assert stored(store) == [2]
             assert not os.path.lexists(victim)
             fill(store, 1)
-            assert held(store) == [1, 2]
+            assert stored(store) == [1, 2]
 
 
-def test_two_files_that_changed_places_are_not_served(tmp_path: Path) -> None:
+def test_two_swapped_files_are_not_served(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         fill(store, 1, 2, 3)
         one, two, _ = files(tmp_path)
         one.rename(tmp_path / "x")
         two.rename(one)
         (tmp_path / "x").rename(two)
-        assert held(store) == [3]
+        assert stored(store) == [3]
         assert store.stats().damaged == 2
 
 
-def test_a_file_that_somebody_removed_is_missed_and_written_again(tmp_path: Path) -> None:
+def test_a_file_removed_from_outside_is_noticed_and_written_again(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         fill(store, 1)
         files(tmp_path)[0].unlink()
         assert store.get(key(1)) is None
         fill(store, 1)
-        assert held(store) == [1]
+        assert stored(store) == [1]
         assert store.stats().damaged == 0
 
 
-def test_what_is_not_this_models_is_removed_at_the_start_and_folders_are_left_alone(tmp_path: Path) -> None:
+def test_files_of_other_models_are_removed_at_the_start_and_all_else_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with opened(tmp_path, fingerprint="old model") as store:
         fill(store, 1)
     folder = tmp_path / "prefix"
@@ -273,11 +276,60 @@ def test_what_is_not_this_models_is_removed_at_the_start_and_folders_are_left_al
     (folder / "writing.tmp").write_text("half a block")
     (folder / "some.file").write_text("x")
     (folder / "link.kv").symlink_to(tmp_path / "precious")
+    (folder / f"{files(tmp_path)[0].name}.bak").write_text("x")
     (folder / "sub").mkdir()
+    old = files(tmp_path)[0]
     with opened(tmp_path) as store:
-        assert held(store) == []
-        assert sorted(path.name for path in folder.iterdir()) == ["lock", "sub"]
+        assert stored(store) == []
+        assert not old.exists()
+        left = {path.name for path in folder.iterdir()}
+        assert left == {"edgekit-prefix-cache", "some.file", "link.kv", f"{old.name}.bak", "sub"}
         assert (tmp_path / "precious").read_text() == "x"
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        f"removed 2 files of other models or unfinished ones from {folder}",
+        f"{folder} has 4 entries that are not of the prefix cache; they stay",
+    ]
+
+
+def users_folder(folder: Path) -> None:
+    (folder / "prefix").mkdir(mode=0o755)
+
+
+def users_link(folder: Path) -> None:
+    (folder / "elsewhere").mkdir(mode=0o755)
+    (folder / "prefix").symlink_to("elsewhere")
+
+
+def link_to_a_cache(folder: Path) -> None:
+    with opened(folder / "other"):
+        pass
+    (folder / "prefix").symlink_to("other/prefix")
+
+
+def linked_marker(folder: Path) -> None:
+    (folder / "prefix").mkdir(mode=0o755)
+    (folder / "precious").write_text("x")
+    (folder / "prefix" / "edgekit-prefix-cache").symlink_to(folder / "precious")
+
+
+@pytest.mark.parametrize("make", [users_folder, users_link, link_to_a_cache, linked_marker])
+def test_a_folder_that_is_not_the_caches_is_not_touched_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path)
+    folder = tmp_path / "prefix"
+    # Even files that could be the cache's: without a marker it is not known whose they are.
+    for name in ("letter.txt", "writing.tmp", f"{'0' * 16}-{'0' * 64}.kv"):
+        (folder / name).write_text("x")
+    before = {path: path.lstat().st_mode for path in tmp_path.rglob("*")}
+    with opened(tmp_path) as store:
+        assert not store.active
+        assert not store.put(key(1), data(1))
+        assert store.get(key(1)) is None
+    assert {path: path.lstat().st_mode for path in tmp_path.rglob("*")} == before
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"prefixes are not cached on disk: {folder}: ")
 
 
 def test_another_models_block_under_this_models_name_is_not_served(tmp_path: Path) -> None:
@@ -292,7 +344,7 @@ def test_another_models_block_under_this_models_name_is_not_served(tmp_path: Pat
         assert store.get(key(1)) is None
 
 
-def test_a_second_process_on_the_folder_goes_without_and_gets_it_once_the_first_is_killed(
+def test_a_second_process_runs_without_the_folder_and_gets_it_once_the_first_is_killed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     program = (
@@ -321,7 +373,7 @@ def test_a_second_process_on_the_folder_goes_without_and_gets_it_once_the_first_
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Root may write anywhere; become somebody who may not."""
+    """Root may write anywhere; switch to an unprivileged user."""
     if os.geteuid() != 0:
         yield
         return
@@ -332,9 +384,7 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_folder_that_cannot_be_used_is_said_once_and_nothing_fails(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unusable_folder_is_logged_once_and_nothing_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with opened(tmp_path / "file") as store:
         assert not store.active
@@ -343,10 +393,10 @@ def test_a_folder_that_cannot_be_used_is_said_once_and_nothing_fails(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_a_folder_that_becomes_read_only_is_said_once_still_read_and_written_again_when_it_can_be(
+def test_a_folder_that_becomes_read_only_is_logged_once_still_read_and_written_again_when_possible(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not pytest's folder: nobody but its owner may enter that.
+    # Not pytest's folder, which only its owner may enter.
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
@@ -356,9 +406,9 @@ def test_a_folder_that_becomes_read_only_is_said_once_still_read_and_written_aga
             for number in (3, 4):
                 store.put(key(number), data(number))
                 store.flush(10)
-            assert held(store) == [1, 2]
+            assert stored(store) == [1, 2]
             flip(files(folder)[0])
-            assert held(store) == [2]
+            assert stored(store) == [2]
             assert key(1) not in store
             warnings = [record.getMessage() for record in caplog.records if "for now" in record.getMessage()]
             assert len(warnings) == 1
@@ -366,37 +416,37 @@ def test_a_folder_that_becomes_read_only_is_said_once_still_read_and_written_aga
             assert not store.put(key(5), data(5))
 
             (folder / "prefix").chmod(0o700)
-            monkeypatch.setattr(store, "_quiet_until", 0.0)
+            monkeypatch.setattr(store, "_paused_until", 0.0)
             fill(store, 1, 6, 7)
-            assert held(store) == [1, 6, 7]
+            assert stored(store) == [1, 6, 7]
             assert taken(folder) == 3 * BLOCK
 
 
-def test_a_full_disk_is_said_once_and_leaves_no_half_block(
+def test_a_full_disk_is_logged_once_and_leaves_no_partial_block(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with opened(tmp_path) as store:
         fill(store, 1)
         try:
-            # A file may not grow beyond a page: the write ends in the middle, as on a full disk.
+            # Files cannot grow beyond a page, so the write fails in the middle, as on a full disk.
             resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, limits[1]))
             assert store.put(key(2), data(2))
             assert store.flush(10)
             assert not store.put(key(3), data(3))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert held(store) == [1]
+        assert stored(store) == [1]
         assert taken(tmp_path) == BLOCK
         assert store.stats().dropped == 1
         assert len(caplog.records) == 1
-        monkeypatch.setattr(store, "_quiet_until", 0.0)
+        monkeypatch.setattr(store, "_paused_until", 0.0)
         fill(store, 2)
-        assert held(store) == [1, 2]
+        assert stored(store) == [1, 2]
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
-    """Let `read_block` or `write_block` hang until the event is set, as on a disk that does not answer."""
+    """Let `read_block` or `write_block` hang until the event is set, as on a hanging disk."""
     go = threading.Event()
     real = getattr(disk, name)
 
@@ -408,7 +458,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
     return go
 
 
-def test_who_saves_never_waits_for_the_disk_and_what_does_not_fit_the_queue_is_dropped(
+def test_saving_never_waits_for_the_disk_and_what_does_not_fit_the_queue_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = hold(monkeypatch, "write_block")
@@ -420,10 +470,10 @@ def test_who_saves_never_waits_for_the_disk_and_what_does_not_fit_the_queue_is_d
         assert store.stats().dropped == 2
         go.set()
         store.flush(10)
-        assert held(store) == [0, 1, 2, 3]
+        assert stored(store) == [0, 1, 2, 3]
 
 
-def test_closing_leaves_a_write_that_hangs_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_abandons_a_write_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = hold(monkeypatch, "write_block")
     store = DiskStore(tmp_path, max_bytes=1 << 20, fingerprint="model")
     for number in range(3):
@@ -431,12 +481,13 @@ def test_closing_leaves_a_write_that_hangs_behind(tmp_path: Path, monkeypatch: p
     started = time.monotonic()
     store.close(flush_s=0.2)
     assert time.monotonic() - started < 2
-    go.set()
     assert store._writer
+    assert store._writer.daemon, "it does not keep the process from ending"
+    go.set()
     store._writer.join(10)
     assert len(files(tmp_path)) == 1
     with opened(tmp_path) as store:
-        assert held(store) == [0]
+        assert stored(store) == [0]
 
 
 def test_nothing_more_is_read_while_a_read_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,10 +498,10 @@ def test_nothing_more_is_read_while_a_read_hangs(tmp_path: Path, monkeypatch: py
         reader.start()
         while not store._reading:
             time.sleep(0.001)
-        store.late()
+        store.mark_stalled()
         assert key(2) not in store
         assert store.get(key(2)) is None
         go.set()
         reader.join(10)
         assert key(2) in store
-        assert held(store) == [1, 2]
+        assert stored(store) == [1, 2]

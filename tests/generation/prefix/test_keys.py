@@ -11,8 +11,8 @@ from edgekit.bundle.bundle import open_bundle
 from edgekit.generation.prefix.keys import block_keys, model_fingerprint, root_key
 from edgekit.runners.base import Runner
 from edgekit.runners.cpu.build import find_compiler, refresh
-from edgekit.runners.cpu.description import describe
 from edgekit.runners.cpu.library import Kernels, load
+from edgekit.runners.cpu.onnx_reader.match_model import describe
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 from tests.generation.bundles import tiny_bundle
@@ -22,7 +22,7 @@ TOKENS = st.lists(st.integers(0, 3) | st.integers(0, 2**32 - 1), max_size=12)
 
 
 @given(TOKENS, TOKENS)
-def test_two_prompts_share_exactly_the_keys_of_the_blocks_they_begin_with_alike(one: list[int], two: list[int]) -> None:
+def test_two_prompts_share_exactly_the_keys_of_their_common_prefix(one: list[int], two: list[int]) -> None:
     first, second = (block_keys(b"root", tokens, 2) for tokens in (one, two))
     assert (len(first), len(second)) == (len(one) // 2, len(two) // 2)
     for number, (left, right) in enumerate(zip(first, second, strict=False)):

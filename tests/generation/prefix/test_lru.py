@@ -18,7 +18,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_the_order_and_the_bytes_are_those_of_a_list_kept_by_hand(
+def test_order_and_bytes_match_a_plain_list(
     steps: list[tuple[str, bytes | list[bytes], int]],
 ) -> None:
     lru: Lru[int] = Lru()
@@ -45,7 +45,7 @@ def test_the_order_and_the_bytes_are_those_of_a_list_kept_by_hand(
         assert [lru.get(key) for key, _ in model] == [size for _, size in model]
 
 
-def test_a_chain_is_given_up_from_its_end() -> None:
+def test_a_chain_is_evicted_from_its_end() -> None:
     lru: Lru[None] = Lru()
     for key in (b"0", b"1", b"2", b"other"):
         lru.put(key, None, 1)

@@ -1,4 +1,4 @@
-"""Whether a grammar lets a text pass, asked of llguidance itself over one token per byte."""
+"""Checks whether a grammar allows an output, with llguidance itself and one token per byte."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SPECIAL = (
     "<think>",
     "</think>",
 )
-TOKENS = {text: _END + 1 + number for number, text in enumerate(_SPECIAL)}
+TOKENS = {text: _END + 1 + index for index, text in enumerate(_SPECIAL)}
 
 
 class _Bytes:
-    """A tokenizer in the shape that llguidance takes."""
+    """A tokenizer with llguidance's interface."""
 
     eos_token_id = _END
     bos_token_id = None
@@ -38,19 +38,19 @@ class _Bytes:
 
 
 def allows(lark: str, text: str, *, special: Collection[str] = ()) -> bool:
-    """Whether a whole answer passes; these texts in it are special tokens."""
-    matcher, taken, length = _run(lark, text, special)
-    return taken == length and matcher.is_accepting()
+    """Whether a complete output is allowed; the strings of `special` in it are special tokens."""
+    matcher, accepted, length = _run(lark, text, special)
+    return accepted == length and matcher.is_accepting()
 
 
 def _run(lark: str, text: str, special: Collection[str]) -> tuple[LLMatcher, int, int]:
     matcher = LLMatcher(_tokenizer(), LLMatcher.grammar_from_lark(lark))
     assert not matcher.is_error(), f"{matcher.get_error()}\n{lark}"
     parts = re.split("|".join(map(re.escape, special)) or "(?!)", text)
-    marks = re.findall("|".join(map(re.escape, special)) or "(?!)", text)
+    markers = re.findall("|".join(map(re.escape, special)) or "(?!)", text)
     ids: list[int] = [*parts[0].encode()]
-    for mark, part in zip(marks, parts[1:], strict=True):
-        ids += [TOKENS[mark], *part.encode()]
+    for marker, part in zip(markers, parts[1:], strict=True):
+        ids += [TOKENS[marker], *part.encode()]
     return matcher, matcher.try_consume_tokens(ids), len(ids)
 
 

@@ -23,7 +23,7 @@ GLM = "{% if tools %}<tool_call>{function-name}\n<arg_key>{{ tool_call.arguments
     ("source", "kind"),
     [(HERMES, Hermes), (QWEN3, Qwen3), (LLAMA3, Llama3), (MISTRAL, Mistral), (CHATML, None), (XML, None), (GLM, None)],
 )
-def test_a_template_is_recognised_by_the_calls_that_it_teaches(source: str, kind: type | None) -> None:
+def test_a_template_is_recognised_by_its_calls(source: str, kind: type | None) -> None:
     found = find_format(source, {})
     assert type(found) is (kind or type(None))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.generation.tools.hermes import Hermes
-from tests.generation.tools.pieces import parse
+from tests.generation.tools.events import TOOLS, counting_ids, merged, parse
 
 HERMES = Hermes("", {})
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
@@ -43,7 +43,7 @@ def test_arguments_in_a_string_are_what_the_string_holds() -> None:
     assert parse(HERMES, [text]) == [("id0", "weather", '{"city": "Paris"}')]
 
 
-def test_a_good_call_after_a_bad_one_is_made() -> None:
+def test_a_valid_call_after_an_invalid_one_is_emitted() -> None:
     bad = '<tool_call>\n{"name": "weather", "arguments": {"city": }}\n</tool_call>'
     assert parse(HERMES, [f"{bad}\n{NOW}"]) == [bad, ("id0", "now", "{}")]
     assert parse(HERMES, [f"<tool_call>\n{NOW}"]) == ["<tool_call>", ("id0", "now", "{}")]
@@ -62,8 +62,23 @@ def test_an_object_in_a_fence_is_a_call_if_it_names_a_tool_that_is_not_strict() 
         assert parse(HERMES, [text.replace("find", other)], enforced=True) == [text.replace("find", other)]
 
 
+@pytest.mark.parametrize("enforced", [False, True])
+def test_a_call_in_a_fence_that_no_grammar_holds_is_text_if_it_turns_out_to_be_invalid(enforced: bool) -> None:
+    text = '```json\n{"name": "find", "arguments": {"q": oops}}\n```'
+    assert parse(HERMES, list(text), enforced=enforced) == [text]
+
+
 @pytest.mark.parametrize(
     "text", ['```json\n{"a": 1}\n```', "```json\n[1]\n```", "```js", "```python\n{}\n```", '```json\n{"name": "find"']
 )
 def test_other_code_is_text(text: str) -> None:
     assert parse(HERMES, list(text)) == [text]
+
+
+def test_only_a_call_that_a_grammar_holds_is_streamed() -> None:
+    begun = '<tool_call>\n{"name": "find", "arguments": {"q": '
+    for enforced, events in ((False, []), (True, [("id0", "find", '{"q": ')])):
+        assert merged(HERMES.parser(counting_ids(), TOOLS, enforced=enforced).push(begun)) == events
+    # No grammar holds a call in a fence.
+    fenced = begun.replace("<tool_call>", "```json")
+    assert HERMES.parser(counting_ids(), TOOLS, enforced=True).push(fenced) == []

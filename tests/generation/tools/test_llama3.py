@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.generation.tools import TextPiece
+from edgekit.generation.tools import TextDelta
 from edgekit.generation.tools.llama3 import Llama3
-from tests.generation.tools.pieces import parse
+from tests.generation.tools.events import parse
 
 LLAMA3 = Llama3("", {})
 PARIS = '{"name": "weather", "parameters": {"city": "Paris"}}'
@@ -21,12 +21,12 @@ def test_the_token_opens_a_call_after_text_too_and_a_brace_does_not() -> None:
     assert parse(LLAMA3, [f"See: {PARIS}"]) == [f"See: {PARIS}"]
 
 
-def test_further_keys_and_the_other_name_for_parameters_are_taken() -> None:
+def test_additional_keys_and_the_other_name_for_parameters_are_accepted() -> None:
     text = '{"type": "function", "name": "weather", "arguments": {"city": "Paris"}}'
     assert parse(LLAMA3, [text]) == [FOUND]
 
 
-def test_calls_parted_by_semicolons_are_several() -> None:
+def test_calls_separated_by_semicolons_are_several() -> None:
     second = '{"name": "now", "parameters": {}}'
     assert parse(LLAMA3, [f"{PARIS}; {second}"]) == [FOUND, ("id1", "now", "{}")]
     assert parse(LLAMA3, [f"<|python_tag|>{PARIS}\n{second}"]) == [FOUND, ("id1", "now", "{}")]
@@ -41,4 +41,4 @@ def test_json_and_code_that_call_no_tool_are_text(text: str) -> None:
 
 
 def test_without_tools_an_object_is_text_as_it_comes() -> None:
-    assert LLAMA3.parser(lambda: "", ()).push('{"name": ') == [TextPiece('{"name": ')]
+    assert LLAMA3.parser(lambda: "", ()).push('{"name": ') == [TextDelta('{"name": ')]

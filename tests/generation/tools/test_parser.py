@@ -1,4 +1,4 @@
-"""What all formats have in common."""
+"""Behaviour that all formats share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekit.generation.tools.hermes import Hermes
 from edgekit.generation.tools.llama3 import Llama3
 from edgekit.generation.tools.mistral import Mistral
 from edgekit.generation.tools.qwen3 import Qwen3
-from tests.generation.tools.pieces import TOOLS, cuts, parse
+from tests.generation.tools.events import TOOLS, chunks, parse
 
 HERMES, QWEN3, LLAMA3 = Hermes("", {}), Qwen3("", {}), Llama3("", {})
 LISTED, NAMED = Mistral("", {}), Mistral("[ARGS]", {})
@@ -42,36 +42,36 @@ def call(format_: ToolFormat, name: str, arguments: str) -> str:
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("enforced", [False, True])
 @given(text=TEXTS, data=st.data())
-def test_pieces_cut_anywhere_give_what_one_piece_gives(
+def test_the_events_do_not_depend_on_the_chunks(
     format_: ToolFormat, enforced: bool, text: str, data: st.DataObject
 ) -> None:
-    pieces = data.draw(cuts(text))
-    whole = parse(format_, [text], enforced=enforced)
-    assert parse(format_, pieces, enforced=enforced) == whole
-    assert parse(format_, list(text), enforced=enforced) == whole
+    parts = data.draw(chunks(text))
+    expected = parse(format_, [text], enforced=enforced)
+    assert parse(format_, parts, enforced=enforced) == expected
+    assert parse(format_, list(text), enforced=enforced) == expected
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 @given(text=TEXTS)
 @example("\n<tool_call>\n<tool_call>\n{")
 @example('[TOOL_CALLS] [{"name": "unknown", "arguments": {}}]')
-def test_a_text_without_a_good_call_comes_out_exactly_as_it_went_in(format_: ToolFormat, text: str) -> None:
+def test_text_without_a_valid_call_is_emitted_verbatim(format_: ToolFormat, text: str) -> None:
     found = parse(format_, [text])
-    texts = [piece if isinstance(piece, str) else piece[1] for piece in found]
-    if all(isinstance(piece, str) or piece[0] == "thinking" for piece in found):
+    texts = [event if isinstance(event, str) else event[1] for event in found]
+    if all(isinstance(event, str) or event[0] == "thinking" for event in found):
         assert "".join(texts) == text
-    # And beside good calls no character of the text is made up or moved.
+    # Next to valid calls, no character of the text is added or moved.
     rest = iter(text)
-    assert all(char in rest for piece in found if isinstance(piece, str) for char in piece)
+    assert all(char in rest for event in found if isinstance(event, str) for char in event)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 @given(text=TEXTS)
 def test_only_tools_that_are_there_are_called_and_with_json_objects(format_: ToolFormat, text: str) -> None:
-    for piece in parse(format_, [text]):
-        if not isinstance(piece, str) and piece[0] != "thinking":
-            assert piece[1] in {"weather", "now", "find"}
-            assert isinstance(json.loads(piece[2]), dict)
+    for event in parse(format_, [text]):
+        if not isinstance(event, str) and event[0] != "thinking":
+            assert event[1] in {"weather", "now", "find"}
+            assert isinstance(json.loads(event[2]), dict)
 
 
 @pytest.mark.parametrize("enforced", [False, True])
@@ -83,14 +83,14 @@ def test_the_arguments_are_the_json_text_byte_for_byte(format_: ToolFormat, enfo
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_arguments_that_a_grammar_vouches_for_are_passed_on_as_they_come(format_: ToolFormat) -> None:
+def test_arguments_enforced_by_a_grammar_are_streamed(format_: ToolFormat) -> None:
     text = call(format_, "weather", '{"city": "Paris"}')
     parser = format_.parser(lambda: "id", TOOLS, enforced=True)
     start = text.index("Par")
     assert len(parser.push(text[:start])) == 2
-    assert [piece.text for piece in parser.push("Pa")] == ["Pa"]  # type: ignore[union-attr]
-    held = format_.parser(lambda: "id", TOOLS)
-    assert held.push(text[: start + 5]) == []
+    assert [event.text for event in parser.push("Pa")] == ["Pa"]  # type: ignore[union-attr]
+    unconstrained = format_.parser(lambda: "id", TOOLS)
+    assert unconstrained.push(text[: start + 5]) == []
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -108,11 +108,29 @@ def test_a_call_of_an_unknown_tool_is_text_even_if_it_quotes_a_call(format_: Too
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_call_cut_short_is_text_unless_its_beginning_is_out(format_: ToolFormat) -> None:
+def test_an_incomplete_call_is_text_unless_its_start_was_emitted(format_: ToolFormat) -> None:
     text = call(format_, "weather", '{"city": "Paris"}')
     cut = text[: text.index("ris")]
     assert parse(format_, [cut]) == [cut]
     assert parse(format_, [cut], enforced=True) == [("id0", "weather", '{"city": "Pa')]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_call_that_is_cut_off_leaves_no_text_wherever_it_is_cut(format_: ToolFormat) -> None:
+    first, second = call(format_, "weather", '{"city": "Paris"}'), call(format_, "now", "{}")
+    both = first if format_ is LLAMA3 else f"{first}\n{second}"
+    for size in range(len(both) + 1):
+        for opening in ("", "<think>Hm.</think>\n\n") if format_ is QWEN3 else ("",):
+            found = parse(format_, [opening + both[:size]], enforced=True, required=True)
+            assert not any(isinstance(event, str) for event in found), both[:size]
+    # Where text is allowed too, from where the call cannot be text any more.
+    certain = first.index('"parameters"') if format_ is LLAMA3 else first.index("]" if "[" in first else ">") + 1
+    for size in range(certain, len(both) + 1):
+        found = parse(format_, [f"{'' if format_ is LLAMA3 else 'Well.'}{both[:size]}"], enforced=True)
+        assert "".join(event for event in found if isinstance(event, str)) in ("Well.", ""), both[:size]
+    # A fenced object, and JSON that names no tool, may be the answer itself.
+    for text in ('```json\n{"name": "no', '{"name": "Bob'):
+        assert parse(format_, [text], enforced=True) == [text]
 
 
 @pytest.mark.parametrize("enforced", [False, True])

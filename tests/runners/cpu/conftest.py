@@ -1,4 +1,4 @@
-"""The kernels, compiled of the sources as they are."""
+"""Fixtures with the kernels, compiled from the current sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ["dotprod", "plain"] if platform.machine() in {"aarch64", "arm64"} else 
 
 @pytest.fixture(scope="session")
 def best() -> Kernels:
-    """The best kernels that this processor runs."""
+    """The best variant that this processor supports."""
     refresh(find_compiler())
     found = load({})
     assert isinstance(found, Kernels), found
@@ -24,7 +24,7 @@ def best() -> Kernels:
 
 @pytest.fixture(scope="session", params=NAMES)
 def kernels(request: pytest.FixtureRequest, best: Kernels) -> Kernels:
-    """All that this processor runs, one after the other."""
+    """Each variant that this processor supports."""
     if request.param not in best.variants:
-        pytest.skip(f"this processor does not run the {request.param} kernels")
+        pytest.skip(f"this processor does not support the {request.param} kernels")
     return replace(best, variant=request.param)

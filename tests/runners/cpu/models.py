@@ -1,7 +1,6 @@
-"""Random models of any shape as the kernels are told of them, without a checkpoint or a file.
+"""Random `ModelDescription`s of any shape, without a checkpoint or a file.
 
-Their weights are in the range of real ones, and mean nothing. Shapes that no exporter writes are among them: the
-kernels promise more than what today's graphs hold.
+Weights are in the range of real ones. Some shapes are never exported: the kernels support more than today's graphs use.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.runners.cpu.description import LayerDescription, Matrix, ModelDescription
+from edgekit.runners.cpu.onnx_reader.match_model import LayerDescription, Matrix, ModelDescription
 
 __all__ = ["Offsets", "Shape", "random_model"]
 
@@ -22,22 +21,21 @@ Offsets = Literal["symmetric", "zero-point", "float"]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a random model is made of; the fields are those of `ModelDescription`, or:
+    """Shape of a random model; the fields are those of `ModelDescription`, or:
 
     Attributes:
-        bits: Of all matrices.
-        group_size: Of all matrices; widths need not be multiples.
-        offsets: Of all matrices.
-        joined: Queries, keys and values in one matrix, gate and up in one.
-        mixed: Where they are not joined, the second has 8 bits in groups four times as long, the third in groups twice
-            as long: files with tensors of several kinds become that.
-        biases: On all matrices but the head.
-        head_norms: On queries and keys.
-        post_norms: On what attention and MLP give.
-        window: Of every second layer.
-        tied: The head is the token table.
-        factor: Scales and offsets of what reads a norm are so many times what they should be, and the norm makes up
-            for it.
+        bits: Bits of all matrices.
+        group_size: Group size of all matrices; widths need not be multiples.
+        offsets: Offsets of all matrices.
+        fused: Queries, keys and values in one matrix, gate and up in one.
+        mixed: If not fused, the second matrix has 8 bits and four times the group size, the third twice the group size,
+            as for checkpoints with several tensor types.
+        biases: All matrices but the head have biases.
+        head_norms: Queries and keys are normed.
+        post_norms: The outputs of attention and MLP are normed.
+        window: Sliding window of every second layer.
+        tied: The head is the embedding.
+        factor: Scales and offsets of matrices that read a norm's output are multiplied by this; the norm compensates.
     """
 
     vocab_size: int = 96
@@ -53,7 +51,7 @@ class Shape:
     bits: int = 4
     group_size: int = 32
     offsets: Offsets = "zero-point"
-    joined: bool = True
+    fused: bool = True
     mixed: bool = False
     biases: bool = False
     head_norms: bool = False
@@ -63,16 +61,16 @@ class Shape:
     factor: float = 1.0
 
 
-class _Maker:
+class _Generator:
     def __init__(self, shape: Shape, seed: int) -> None:
         self._shape = shape
         self._rng = np.random.default_rng(seed)
 
     def matrix(self, name: str, out: int, width: int, *, bias: bool = False, factor: float = 1.0) -> Matrix:
-        """Weights of a variance of factor² / width."""
+        """A matrix whose weights have the variance factor² / width."""
         shape, rng = self._shape, self._rng
-        if shape.mixed and (place := int(name.rpartition(".")[2]) if name[-1].isdigit() else 0):
-            shape = replace(shape, bits=8, group_size=shape.group_size * (4 if place == 1 else 2))
+        if shape.mixed and (index := int(name.rpartition(".")[2]) if name[-1].isdigit() else 0):
+            shape = replace(shape, bits=8, group_size=shape.group_size * (4 if index == 1 else 2))
         groups = -(-width // shape.group_size)
         middle = 1 << (shape.bits - 1)
         spread = factor / (0.58 * middle * np.sqrt(width))
@@ -82,16 +80,16 @@ class _Maker:
             if shape.bits == 4:
                 low, high = np.pad(points, ((0, 0), (0, groups % 2))).reshape(out, -1, 2).transpose(2, 0, 1)
                 points = (low | high << 4).astype(np.uint8)
-        rest: FloatArray | None = None
+        float_offsets: FloatArray | None = None
         if shape.offsets == "float":
-            # Stored the other way round, as a graph does.
-            rest = (spread * rng.uniform(-1, 1, (groups, out))).astype(np.float32).T
+            # Transposed, as in a graph.
+            float_offsets = (spread * rng.uniform(-1, 1, (groups, out))).astype(np.float32).T
         return Matrix(
             name=name,
             codes=rng.integers(0, 256, (out, groups, shape.group_size * shape.bits // 8), dtype=np.uint8),
             scales=(spread * rng.uniform(0.7, 1.3, (out, groups)) * rng.choice([-1, 1], (out, groups))).astype("f"),
             zero_points=points,
-            rest=rest,
+            float_offsets=float_offsets,
             bits=shape.bits,
             group_size=shape.group_size,
             shape=(out, width),
@@ -103,16 +101,16 @@ class _Maker:
         return weights
 
     def layer(self, index: int) -> LayerDescription:
-        """A layer; every second one looks back less far, and turns by another table."""
+        """A layer; every second one has a sliding window and other RoPE tables."""
         s = self._shape
         queries, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
 
-        def made(name: str, out: int) -> Matrix:
+        def projection(name: str, out: int) -> Matrix:
             return self.matrix(name, out, s.hidden, bias=s.biases, factor=s.factor)
 
         def matrices(name: str, *outs: int) -> tuple[Matrix, ...]:
-            sizes = (sum(outs),) if s.joined else outs
-            return tuple(made(f"{name}.{at}", out) for at, out in enumerate(sizes))
+            sizes = (sum(outs),) if s.fused else outs
+            return tuple(projection(f"{name}.{at}", out) for at, out in enumerate(sizes))
 
         return LayerDescription(
             input_norm=self.norm(s.hidden, 1 / s.factor),
@@ -137,12 +135,12 @@ class _Maker:
 
 
 def random_model(shape: Shape | None = None, seed: int = 0, **fields: Any) -> ModelDescription:
-    """Describe a model of a shape; `fields` are those of `Shape` that differ from it."""
+    """Describe a random model; `fields` override those of `shape`."""
     s = replace(shape or Shape(), **fields)
-    maker = _Maker(s, seed)
-    # Rows of the token table have a variance of 1 / hidden.
+    generator = _Generator(s, seed)
+    # Rows of the embedding have a variance of 1 / hidden.
     scale = float(np.sqrt(s.hidden)) if s.embedding_scale is None else s.embedding_scale
-    embedding = maker.matrix("embed", s.vocab_size, s.hidden, factor=s.factor)
+    embedding = generator.matrix("embed", s.vocab_size, s.hidden, factor=s.factor)
     return ModelDescription(
         vocab_size=s.vocab_size,
         hidden=s.hidden,
@@ -154,12 +152,12 @@ def random_model(shape: Shape | None = None, seed: int = 0, **fields: Any) -> Mo
         activation=s.activation,
         embedding=embedding,
         embedding_scale=scale / s.factor,
-        layers=tuple(maker.layer(index) for index in range(s.layers)),
-        final_norm=maker.norm(s.hidden, 1 / s.factor),
-        head=embedding if s.tied else maker.matrix("head", s.vocab_size, s.hidden, factor=s.factor),
-        ropes=(maker.rope(10_000.0), maker.rope(50_000.0)),
+        layers=tuple(generator.layer(index) for index in range(s.layers)),
+        final_norm=generator.norm(s.hidden, 1 / s.factor),
+        head=embedding if s.tied else generator.matrix("head", s.vocab_size, s.hidden, factor=s.factor),
+        ropes=(generator.rope(10_000.0), generator.rope(50_000.0)),
         positions=s.positions + 1,
         context_length=s.positions,
         metadata={},
-        let_go=lambda: None,
+        release_pages=lambda: None,
     )

@@ -1,4 +1,4 @@
-"""Holds a runner's logits and KV cache against `reference.rounded_forward`, and shapes to do that with."""
+"""Compares a runner's logits and KV cache with `reference.rounded_forward`; shapes to test."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.runners.base import Chunk
-from edgekit.runners.cpu.description import ModelDescription
 from edgekit.runners.cpu.library import Kernels
+from edgekit.runners.cpu.onnx_reader.match_model import ModelDescription
 from edgekit.runners.cpu.runner import CpuRunner
 from tests.runners.cpu.reference import Pass, rounded_forward
 
 __all__ = ["NOISE", "SHAPES", "check"]
 
-# Rows where noise tipped no number over to the other side of a rounding are this exact; of a row where it did, that
-# number's step shows (1/127 of the largest of its group, and what follows of it).
-NOISE, TIPPED = 1e-5, 0.3
-UNTIPPED = 0.7
+# Float noise can flip the rounding of an activation to the neighbouring code. The error of a row without a flip is at
+# most NOISE, of others FLIPPED: one code step (1/127 of the group's maximum) and its consequences.
+NOISE, FLIPPED = 1e-5, 0.3
+# Minimum share of rows without a flip.
+UNFLIPPED = 0.7
 HALF = 2.0**-11
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -35,14 +36,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "factors below float16": {"factor": 1e-6, "offsets": "float"},
     "factors above float16": {"factor": 1e6, "bits": 8},
     "symmetric below float16": {"factor": 1e-6, "offsets": "symmetric"},
-    "several kinds of groups": {"joined": False, "mixed": True, "hidden": 256, "offsets": "float"},
+    "several kinds of groups": {"fused": False, "mixed": True, "hidden": 256, "offsets": "float"},
     "vocabulary of no tiles": {"vocab_size": 101, "tied": True},
     "vocabulary of less than a tile": {"vocab_size": 3},
     "one head": {"heads": 1, "kv_heads": 1, "head_dim": 64},
     "multi-head": {"heads": 3, "kv_heads": 3, "head_dim": 32},
     "multi-query": {"heads": 5, "kv_heads": 1, "head_dim": 48},
     "groups of 3 heads": {"heads": 6, "kv_heads": 2},
-    "groups of 6 heads": {"heads": 12, "kv_heads": 2, "joined": False, "biases": True},
+    "groups of 6 heads": {"heads": 12, "kv_heads": 2, "fused": False, "biases": True},
     "groups of 7 heads": {"heads": 14, "kv_heads": 2, "head_dim": 64},
     "groups of 9 heads": {"heads": 9, "kv_heads": 1, "head_dim": 80},
     "groups of 17 heads": {"heads": 17, "kv_heads": 1, "head_dim": 32},
@@ -55,7 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "biases": True,
         "embedding_scale": 3.0,
         "head_norms": True,
-        "joined": False,
+        "fused": False,
         "layers": 3,
         "offsets": "float",
         "post_norms": True,
@@ -68,32 +69,32 @@ SHAPES: dict[str, dict[str, Any]] = {
 def check(
     model: ModelDescription,
     kernels: Kernels,
-    pieces: Sequence[int] = (31, 5, 1, 1, 1, 1),
+    chunk_sizes: Sequence[int] = (31, 5, 1, 1, 1, 1),
     *,
     threads: int = 1,
     seed: int = 0,
 ) -> tuple[Pass, npt.NDArray[np.float64]]:
-    """Run random tokens in pieces, and hold all that comes of it against the reference.
+    """Run random tokens in chunks, and compare logits and KV cache with the reference.
 
     Returns:
-        What was expected, and the largest error of each token's logits, in standard deviations of what they should be.
+        The expected results, and the maximum error of each token's logits in standard deviations of the logits.
     """
-    length = sum(pieces)
+    length = sum(chunk_sizes)
     tokens = np.random.default_rng(seed).integers(0, model.vocab_size, length).tolist()
     runner = CpuRunner(model, kernels, threads=threads, max_chunk=length)
     logits, done = [], 0
-    for count in pieces:
+    for count in chunk_sizes:
         logits.append(runner.run([Chunk(0, tokens[done : done + count], "all")])[0].copy())
         done += count
-    kept = np.frombuffer(runner.read_kv(0, 0, length), np.float16)
+    cache = np.frombuffer(runner.read_kv(0, 0, length), np.float16)
     runner.close()
-    kept = kept.reshape(2 * len(model.layers), model.kv_heads, length, model.head_dim)
-    expected = rounded_forward(model, tokens, kept)
+    cache = cache.reshape(2 * len(model.layers), model.kv_heads, length, model.head_dim)
+    expected = rounded_forward(model, tokens, cache)
     errors = np.abs(np.concatenate(logits) - expected.logits).max(-1) / expected.logits.std()
-    assert np.quantile(errors, UNTIPPED) < NOISE, errors
-    assert errors.max() < TIPPED, errors
-    # What was kept is the nearest float16; numbers near the middle between two of them may go either way.
-    beyond = np.abs(kept - expected.cache) - HALF * np.abs(expected.cache)
-    assert np.quantile(beyond.max((0, 1, 3)), UNTIPPED) < NOISE
-    assert beyond.max() < TIPPED
+    assert np.quantile(errors, UNFLIPPED) < NOISE, errors
+    assert errors.max() < FLIPPED, errors
+    # Stored numbers are the nearest float16; numbers near the middle between two of them may go either way.
+    beyond = np.abs(cache - expected.cache) - HALF * np.abs(expected.cache)
+    assert np.quantile(beyond.max((0, 1, 3)), UNFLIPPED) < NOISE
+    assert beyond.max() < FLIPPED
     return expected, errors

@@ -1,13 +1,13 @@
-/* Calls functions of a shared library for another process (remote.py), which may be of another architecture.
+/* Calls functions of a shared library on behalf of another process (remote.py), perhaps of another architecture.
  *
- * It is told over its standard input what to do, in 64-bit words, and knows no function: numbers go where the calling
- * conventions of x86-64 and aarch64 put them, whatever kinds of them are between.
+ * Commands arrive on standard input in 64-bit words. Signatures need not be known: in the calling conventions of x86-64
+ * and aarch64, integers and floats are passed independently of their relative order.
  *
- *     0 size              -> address of so many bytes
- *     1 address           frees them
- *     2 address size …    writes bytes there
- *     3 address size      -> the bytes there
- *     4 size name…, 12 whole numbers, 2 floats (bits) -> what the function returns
+ *     0 size                                       malloc -> address
+ *     1 address                                    free
+ *     2 address size bytes…                        write memory
+ *     3 address size                               read memory -> bytes
+ *     4 size name…, 12 integers, 2 floats (bits)   call -> result
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -63,9 +63,9 @@ int main(int count, char **arguments) {
         return 2;
     }
     for (;;) {
-        const uint64_t what = word(), first = word();
+        const uint64_t command = word(), first = word();
         uint64_t result;
-        switch (what) {
+        switch (command) {
             case 0:
                 result = (uint64_t)(uintptr_t)malloc(first);
                 put(&result, sizeof result);

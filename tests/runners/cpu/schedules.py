@@ -1,4 +1,4 @@
-"""Schedules of steps over several sequence slots, and a runner whose every answer must be that of one long chunk."""
+"""Random schedules of steps over several sequence slots, whose results must equal those of one long chunk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from edgekit.runners.base import Chunk
-from edgekit.runners.cpu.description import ModelDescription
 from edgekit.runners.cpu.library import Kernels
+from edgekit.runners.cpu.onnx_reader.match_model import ModelDescription
 from edgekit.runners.cpu.runner import CpuRunner
 from tests.runners.cpu.models import Shape, random_model
 
@@ -21,8 +21,8 @@ __all__ = ["GARBAGE", "MODELS", "SCHEDULES", "SLOTS", "Slots", "expected_of", "f
 FloatArray = npt.NDArray[np.float32]
 
 SLOTS, LENGTH, SEQUENCES = 3, 600, 4
-# Between them: both kinds of grids, joined or not, windows that begin in another span than they end in, one head or
-# several for one of the keys, and more queries of one token than go together.
+# Together they cover both kinds of grids, fused and separate matrices, windows across spans, one or several query heads
+# per KV head, and more query heads per KV head than one attention item takes.
 MODELS = {
     "plain": Shape(positions=LENGTH, vocab_size=50, window=270),
     "full": Shape(
@@ -34,7 +34,7 @@ MODELS = {
         head_dim=32,
         bits=8,
         offsets="float",
-        joined=False,
+        fused=False,
         biases=True,
         head_norms=True,
         post_norms=True,
@@ -43,7 +43,7 @@ MODELS = {
     ),
     "symmetric": Shape(positions=LENGTH, heads=3, kv_heads=3, head_dim=48, offsets="symmetric", group_size=16),
 }
-# Not a number, minus infinity, and the largest number of float16.
+# NaN, minus infinity, and the maximum of float16.
 GARBAGE = (0x7E00, 0xFC00, 0x7BFF)
 
 
@@ -54,7 +54,7 @@ def model_of(name: str) -> ModelDescription:
 
 @dataclass(frozen=True)
 class Expected:
-    """Of a whole sequence, run at once and alone by one thread."""
+    """Results of a full sequence, run in one chunk, alone, by one thread."""
 
     tokens: list[int]
     logits: FloatArray
@@ -66,20 +66,20 @@ class Expected:
 
 @cache
 def expected_of(name: str, kernels: Kernels) -> list[Expected]:
-    model, made = model_of(name), []
+    model, expected = model_of(name), []
     runner = CpuRunner(model, kernels, threads=1, max_chunk=LENGTH)
     for seed in range(SEQUENCES):
         tokens = np.random.default_rng(seed).integers(0, model.vocab_size, LENGTH).tolist()
         logits = runner.run([Chunk(0, tokens, "all")])[0].copy()
         rows = np.frombuffer(runner.read_kv(0, 0, LENGTH), np.uint16).reshape(-1, LENGTH, model.head_dim)
-        made.append(Expected(tokens, logits, rows))
+        expected.append(Expected(tokens, logits, rows))
         runner.truncate(0, 0)
     runner.close()
-    return made
+    return expected
 
 
 class Slots:
-    """A runner whose every answer is held against what is expected."""
+    """A runner whose results are all compared with the expected ones."""
 
     def __init__(self, name: str, kernels: Kernels, threads: int) -> None:
         self.runner = CpuRunner(model_of(name), kernels, threads=threads, sequence_slots=SLOTS, max_chunk=LENGTH)
@@ -94,7 +94,7 @@ class Slots:
         self._sequence[slot] = sequence
 
     def run(self, parts: list[tuple[int, int, Literal["none", "last", "all"]]]) -> None:
-        """Append so many tokens to slots, in this order."""
+        """Append tokens to slots: (slot, count, logits) each."""
         chunks = []
         for slot, count, logits in parts:
             start = self.length(slot)
@@ -107,14 +107,14 @@ class Slots:
             np.testing.assert_array_equal(got, self._expected[self._sequence[chunk.slot]].logits[first:end])
 
     def copy(self, source: int, slot: int, at: int) -> None:
-        """Go on with what another slot holds, in two pieces."""
+        """Replace a slot by a copy of another, written in two parts."""
         self.restart(slot, self._sequence[source])
         length = self.length(source)
         for start, stop in ((0, min(at, length)), (min(at, length), length)):
             assert self.runner.write_kv(slot, start, self.runner.read_kv(source, start, stop)) == stop
 
     def spoil(self, slot: int, count: int, number: int) -> None:
-        """Leave garbage behind what a slot holds."""
+        """Write garbage after the end of a slot, and truncate it again."""
         length = self.length(slot)
         count = min(count, LENGTH - length)
         garbage = np.full(count * self.runner.limits.kv_bytes_per_token // 2, number, np.uint16)
@@ -143,7 +143,7 @@ SCHEDULES = st.lists(_step, min_size=8, max_size=14)
 
 
 def follow(slots: Slots, schedule: list[tuple[Any, ...]]) -> None:
-    """Do what a schedule says."""
+    """Execute a schedule."""
     for kind, *what in schedule:
         match kind, *what:
             case "run", parts:

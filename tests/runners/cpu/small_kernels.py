@@ -1,4 +1,4 @@
-"""A source folder of the real shape that compiles in no time: kernels.c per variant, dispatch.c once."""
+"""A minimal source folder that compiles fast, with the real layout: kernels.c per variant, dispatch.c once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ const char *ek_best(void) { return "plain"; }
 
 
 def write(folder: Path, *, kernels: str = KERNELS, dispatch: str = DISPATCH) -> Path:
-    """Write the sources into `folder` as edgekit/runners/cpu has them, and return where they are."""
+    """Write the sources into `folder`, laid out as in edgekit/runners/cpu, and return their folder."""
     sources = folder / build.SOURCES
     sources.mkdir(parents=True, exist_ok=True)
     (sources / "kernels.c").write_text(kernels, encoding="ascii")

@@ -1,4 +1,4 @@
-"""The kernels on Arm, emulated, and with the compiler's sanitizers in them: the same checks by the same runner."""
+"""The kernels on Arm (emulated), and with the compiler's sanitizers: the same checks through the same runner."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from hypothesis import strategies as st
 from edgekit.runners.cpu.library import Kernels
 from tests.runners.cpu.models import random_model
 from tests.runners.cpu.parity import SHAPES, check
-from tests.runners.cpu.remote import Remote, compiled, kernels_of
+from tests.runners.cpu.remote import QEMU, Remote, compiled, kernels_of
 from tests.runners.cpu.schedules import MODELS, SCHEDULES, SLOTS, Slots, follow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ARM, QEMU = "aarch64-linux-gnu-gcc", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "max")
-PLACES = {
-    "arm": (ARM, QEMU),
-    # Threads must meet at barriers alone, and nothing be read or written beyond what it is for.
+ENVIRONMENTS = {
+    "arm": ("aarch64-linux-gnu-gcc", QEMU),
+    # Memory accesses out of bounds; then data races.
     "addresses": ("cc -g -fsanitize=address,undefined -fno-sanitize-recover=undefined", ()),
     "races": ("cc -g -fsanitize=thread", ()),
 }
 
 
-@pytest.fixture(scope="module", params=PLACES)
+@pytest.fixture(scope="module", params=ENVIRONMENTS)
 def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
-    compiler, runs = PLACES[request.param]
-    for needed in (compiler.split()[0], *runs[:1]):
+    compiler, emulator = ENVIRONMENTS[request.param]
+    for needed in (compiler.split()[0], *emulator[:1]):
         if shutil.which(needed) is None:
-            pytest.skip(f"there is no {needed}")
+            pytest.skip(f"{needed} is not installed")
     program, library = compiled(compiler, tmp_path_factory.mktemp(request.param))
-    remote = Remote([*runs, program, library])
+    remote = Remote([*emulator, program, library])
     found = kernels_of(remote)
     assert found.variants[-1] == "plain"
     assert request.param != "arm" or found.variants == ("dotprod", "plain")

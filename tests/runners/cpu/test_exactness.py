@@ -1,4 +1,4 @@
-"""Logits and KV cache do not depend, bit by bit, on how sequences are cut, on what runs beside them, or on threads."""
+"""Logits and KV cache are bit-identical whatever the chunks, the rest of the batch and the number of threads."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, kernels: Kernel
         slots.runner.close()
 
 
-def test_what_was_left_in_a_slot_never_shows(kernels: Kernels) -> None:
+def test_leftovers_in_a_slot_never_affect_results(kernels: Kernels) -> None:
     for name, number in zip(MODELS, GARBAGE, strict=True):
         slots = Slots(name, kernels, 2)
-        # At the edges of tiles and spans, where what is not held lies beside what is.
+        # At the edges of tiles and spans, where unused positions are next to used ones.
         for length in (0, 1, 15, 16, 17, 255, 256, 257, 300):
             slots.run([(0, length - slots.length(0), "none")] if length else [])
             slots.spoil(0, 300, number)
@@ -82,7 +82,7 @@ def test_more_rows_than_one_pass_takes_give_the_same_bits(best: Kernels) -> None
             for slot in range(40)
         ]
         done += count
-        # All of a step's logits are there at once.
+        # All logits of a step are valid at the same time.
         for slot, got in enumerate(runner.run(chunks)):
             first = {0: done - count, 1: done - 1, 2: done}[slot % 3]
             np.testing.assert_array_equal(got, expected[slot % 4].logits[first:done])

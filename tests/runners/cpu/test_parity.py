@@ -1,4 +1,4 @@
-"""The kernels compute what numpy computes in float64, up to float32 noise, in every shape and on every kind of grid."""
+"""The kernels agree with numpy in float64, up to float32 noise, for every shape and every kind of grid."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
-from edgekit.runners.cpu.description import ModelDescription, describe
 from edgekit.runners.cpu.library import Kernels
+from edgekit.runners.cpu.onnx_reader.match_model import ModelDescription, describe
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.runners.cpu.models import Shape, random_model
 from tests.runners.cpu.parity import NOISE, SHAPES, check
@@ -54,7 +54,7 @@ def _shapes(draw: st.DrawFn) -> Shape:
         bits=draw(st.sampled_from([4, 8])),
         group_size=draw(st.sampled_from([16, 32, 64, 128])),
         offsets=draw(st.sampled_from(["symmetric", "zero-point", "float"])),
-        joined=draw(st.booleans()),
+        fused=draw(st.booleans()),
         biases=draw(st.booleans()),
         head_norms=draw(st.booleans()),
         post_norms=draw(st.booleans()),
@@ -81,17 +81,17 @@ def test_every_shape_computes_what_numpy_computes(shape: str, kernels: Kernels) 
     check(random_model(**SHAPES[shape]), kernels)
 
 
-# Spans of attention are 256 positions long, and one head's are shared by threads.
+# Attention is split into spans of 256 positions, which threads share.
 @pytest.mark.parametrize("window", [-1, 40, 256, 300])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_attention_over_several_spans_of_positions(window: int, threads: int, kernels: Kernels) -> None:
     model = random_model(positions=700, window=window, kv_heads=1)
     _, errors = check(model, kernels, (254, 1, 1, 1, 255, 1, 1, 80, 1, 5), threads=threads)
-    # Single tokens take another way than prompts: they may not be among those that are far off.
+    # Single tokens take another code path than prompts, so they are checked separately.
     assert np.median(errors[[254, 255, 256, 512, 513, 594]]) < NOISE
 
 
-def test_rounding_activations_costs_little(best: Kernels) -> None:
+def test_quantizing_activations_costs_little(best: Kernels) -> None:
     model = random_model(layers=4, offsets="float")
     expected, _ = check(model, best)
     exact = forward(model, np.random.default_rng(0).integers(0, model.vocab_size, 40).tolist())

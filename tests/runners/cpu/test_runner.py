@@ -1,4 +1,4 @@
-"""What a `Runner` promises, kept by the kernels' runner: limits, refusals, memory, threads."""
+"""`CpuRunner` fulfils the contract of `Runner`: limits, rejected arguments, memory, threads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 
 from edgekit.errors import RunnerError
 from edgekit.runners.base import Chunk
-from edgekit.runners.cpu.description import ModelDescription, Unsupported
 from edgekit.runners.cpu.library import Kernels
+from edgekit.runners.cpu.onnx_reader.match_model import ModelDescription, Unsupported
 from edgekit.runners.cpu.runner import CpuRunner
 from tests.runners.cpu.models import random_model
 
@@ -40,14 +40,14 @@ def opened(best: Kernels) -> Open:
 
 
 def settled(threads: int) -> bool:
-    """Whether this process comes down to so many threads; the system takes a moment to bury one."""
+    """Whether the number of threads falls to `threads`; the system takes a moment to reap one."""
     deadline = time.monotonic() + 10
     while psutil.Process().num_threads() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     return psutil.Process().num_threads() <= threads
 
 
-def test_limits_say_what_the_model_and_the_options_allow(opened: Open) -> None:
+def test_limits_follow_the_model_and_the_options(opened: Open) -> None:
     limits = opened(context_length=100, sequence_slots=2, max_chunk=512).limits
     assert (limits.context_length, limits.sequence_slots, limits.max_chunk) == (100, 2, 100)
     # Two layers, keys and values, two heads of 16 numbers of 2 bytes.
@@ -59,7 +59,7 @@ def test_limits_say_what_the_model_and_the_options_allow(opened: Open) -> None:
         assert caught.value.hint
 
 
-def test_rows_are_those_that_were_asked_for(opened: Open) -> None:
+def test_the_requested_rows_are_returned(opened: Open) -> None:
     runner = opened(sequence_slots=4)
     kinds: list[Literal["none", "last", "all"]] = ["none", "last", "all", "last"]
     chunks = [Chunk(slot, TOKENS[: slot + 2], kind) for slot, kind in enumerate(kinds)]
@@ -91,7 +91,7 @@ def test_a_chunk_that_would_read_outside_the_model_is_refused(opened: Open, toke
     assert runner.length(0) == 0
 
 
-def test_slots_that_there_are_not_and_slots_named_twice_are_refused(opened: Open) -> None:
+def test_unknown_and_duplicate_slots_are_refused(opened: Open) -> None:
     runner = opened(sequence_slots=2)
     for slot in (-1, 2, 10**12):
         with pytest.raises(RunnerError, match=f"no sequence slot {slot}"):
@@ -111,7 +111,7 @@ def test_kv_data_that_does_not_fit_is_refused(opened: Open) -> None:
     with pytest.raises(RunnerError, match="does not follow"):
         runner.write_kv(0, 39, data)
     for part in (data, data[:-1]):
-        with pytest.raises(RunnerError, match="not KV cache that fits"):
+        with pytest.raises(RunnerError, match="bytes do not fit this runner's KV cache"):
             runner.write_kv(0, 40, part)
     for start, stop in ((30, 41), (-1, 3), (7, 3)):
         with pytest.raises(RunnerError, match="not positions"):
@@ -124,13 +124,13 @@ def test_kv_data_that_does_not_fit_is_refused(opened: Open) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 40), (0, 16), (3, 5), (15, 17), (16, 33), (39, 40)])
-def test_what_is_read_of_the_cache_is_rows_whatever_tiles_it_lies_in(opened: Open, start: int, stop: int) -> None:
+def test_the_cache_is_read_as_rows_independent_of_tiles(opened: Open, start: int, stop: int) -> None:
     runner = opened()
     runner.run([Chunk(0, TOKENS)])
-    whole = np.frombuffer(runner.read_kv(0, 0, 40), np.float16).reshape(-1, 40, 16)
+    full = np.frombuffer(runner.read_kv(0, 0, 40), np.float16).reshape(-1, 40, 16)
     part = np.frombuffer(runner.read_kv(0, start, stop), np.float16).reshape(-1, stop - start, 16)
-    np.testing.assert_array_equal(part, whole[:, start:stop])
-    assert np.isfinite(whole).all()
+    np.testing.assert_array_equal(part, full[:, start:stop])
+    assert np.isfinite(full).all()
 
 
 def test_a_closed_runner_says_so_and_closes_again(opened: Open) -> None:
@@ -162,7 +162,7 @@ def test_runners_leave_neither_memory_nor_threads_behind(opened: Open, way: str)
         runner.run([Chunk(0, [1] * 100)])
         if way == "closed":
             runner.close()
-            # Whoever holds it still holds neither weights nor cache.
+            # A closed runner that is still referenced keeps neither weights nor cache.
             return runner
         return None
 
@@ -172,7 +172,7 @@ def test_runners_leave_neither_memory_nor_threads_behind(opened: Open, way: str)
     kept = [use() for _ in range(20)]
     gc.collect()
     assert settled(threads)
-    # One of them takes more than 5.
+    # One runner takes more than 5 MiB.
     assert process.memory_info().rss - before < 20 * MIB
     assert len(kept) == 20
 
@@ -182,13 +182,13 @@ def test_runners_leave_neither_memory_nor_threads_behind(opened: Open, way: str)
     [{"head_dim": 24}, {"head_dim": 8}, {"head_dim": 1040}, {"hidden": 40}, {"intermediate": 72}, {"group_size": 8}],
     ids=str,
 )
-def test_sizes_that_the_kernels_do_not_compute_with_are_left_to_others(opened: Open, fields: dict[str, Any]) -> None:
+def test_sizes_that_the_kernels_do_not_support_are_unsupported(opened: Open, fields: dict[str, Any]) -> None:
     (name, size), *_ = fields.items()
     with pytest.raises(Unsupported, match=f"its {name.partition('_')[0]} size is {size}"):
         opened(random_model(layers=1, **fields))
 
 
-def test_sizes_beyond_32_bits_are_left_to_others(opened: Open) -> None:
+def test_sizes_beyond_32_bits_are_unsupported(opened: Open) -> None:
     huge = replace(MODEL.embedding, shape=(2**32 + 96, MODEL.hidden))
     with pytest.raises(Unsupported, match=f"a size of {2**32 + 96}"):
         opened(replace(MODEL, embedding=huge, head=huge))
@@ -200,7 +200,7 @@ def test_sizes_beyond_32_bits_are_left_to_others(opened: Open) -> None:
 
 def test_more_slots_than_there_is_memory_for_are_refused(opened: Open) -> None:
     for slots in (10**9, 2**60, 10**30):
-        with pytest.raises(RunnerError, match="no memory") as caught:
+        with pytest.raises(RunnerError, match="not enough memory") as caught:
             opened(sequence_slots=slots)
         assert caught.value.hint
 
@@ -223,21 +223,21 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 def leave(mib):
     resource.setrlimit(resource.RLIMIT_AS, (used + (mib << 20), resource.RLIM_INFINITY))
 
-def said(what):
+def report(function):
     try:
-        what()
+        function()
     except RunnerError as error:
         print(error)
 
 leave(60)
-said(lambda: CpuRunner(large, kernels, threads=1, context_length=10))
-said(lambda: CpuRunner(model, kernels, threads=1, sequence_slots=9))
+report(lambda: CpuRunner(large, kernels, threads=1, context_length=10))
+report(lambda: CpuRunner(model, kernels, threads=1, sequence_slots=9))
 for _ in range(2):
-    said(lambda: runner.run([Chunk(0, np.zeros(90_000, np.int64))]))
+    report(lambda: runner.run([Chunk(0, np.zeros(90_000, np.int64))]))
     assert runner.length(0) == 9
 runner.truncate(0, 0)
 assert (runner.run([Chunk(0, range(9), "all")])[0] == expected).all()
-# However little there is: it is refused, or it runs.
+# With any amount of memory, it either fails cleanly or runs.
 opened = 0
 for mib in range(60):
     leave(mib)
@@ -253,19 +253,19 @@ print(0 < opened < 60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
-def test_a_process_without_memory_is_told_so_and_goes_on(best: Kernels) -> None:
+def test_a_process_out_of_memory_gets_an_error_and_continues(best: Kernels) -> None:
     assert best.variants
     done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [
-        "there is no memory for the model with 1 x 10 tokens",
-        "there is no memory for the model with 9 x 100000 tokens",
-        *["cpu kernels failed: there is no memory for a step of this size"] * 2,
+        "not enough memory for the model with 1 x 10 tokens",
+        "not enough memory for the KV cache of 9 sequence slots of 100000 tokens",
+        *["cpu kernels failed: not enough memory for a step of this size"] * 2,
         "True",
     ], done.stderr
     assert done.returncode == 0, done.stderr
 
 
-def test_a_slot_that_is_emptied_gives_its_memory_back_and_one_that_is_cut_keeps_it(opened: Open) -> None:
+def test_an_emptied_slot_frees_its_memory_and_a_truncated_one_keeps_it(opened: Open) -> None:
     runner = opened(random_model(positions=40_000), sequence_slots=2)
     data = memoryview(np.random.default_rng(0).bytes(40_000 * runner.limits.kv_bytes_per_token))
     process = psutil.Process()
@@ -312,7 +312,7 @@ def decoded(runner: CpuRunner, slot: int = 0) -> npt.NDArray[np.float32]:
 
 
 def in_threads(*work: Callable[[], Any]) -> list[Any]:
-    """Run each in a thread of its own, at once."""
+    """Run each function in its own thread, at the same time."""
     results: dict[int, Any] = {}
 
     def run(index: int) -> None:
@@ -336,7 +336,7 @@ def test_any_thread_may_use_a_runner_after_another(opened: Open) -> None:
         runner.run([Chunk(0, [1])])
 
 
-def test_two_runners_in_two_threads_do_not_meet(opened: Open) -> None:
+def test_two_runners_in_two_threads_do_not_interfere(opened: Open) -> None:
     expected = decoded(opened())
     runners = [opened(threads=2), opened(threads=3)]
     for got in in_threads(*(lambda runner=runner: [decoded(runner) for _ in range(5)] for runner in runners)):
@@ -344,15 +344,15 @@ def test_two_runners_in_two_threads_do_not_meet(opened: Open) -> None:
             np.testing.assert_array_equal(logits, expected)
 
 
-def test_many_more_threads_than_cores_come_to_an_end(opened: Open) -> None:
+def test_many_more_threads_than_cores_still_finish(opened: Open) -> None:
     expected = decoded(opened())
     start = time.monotonic()
     np.testing.assert_array_equal(decoded(opened(threads=9)), expected)
-    # They take turns; some tenths of a second on two cores with nothing else to do.
+    # The threads take turns; a few tenths of a second on two idle cores.
     assert time.monotonic() - start < 60
 
 
-def test_threads_that_slept_wake_up_again(opened: Open) -> None:
+def test_sleeping_threads_wake_up_again(opened: Open) -> None:
     runner = opened(threads=3)
     expected = decoded(runner)
     for pause_s in (0.0, 0.0002, 0.001, 0.05):
@@ -360,7 +360,7 @@ def test_threads_that_slept_wake_up_again(opened: Open) -> None:
         np.testing.assert_array_equal(decoded(runner), expected)
 
 
-def test_a_matrix_keeps_nothing_of_the_arrays_that_it_was_made_of(opened: Open) -> None:
+def test_the_runner_keeps_no_reference_to_the_arrays_of_the_model(opened: Open) -> None:
     model = random_model(biases=True, head_norms=True)
     kept = opened(model)
     expected = decoded(kept)

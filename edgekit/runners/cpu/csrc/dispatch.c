@@ -1,7 +1,7 @@
-/* Which of the compiled variants this processor can run. Compiled once, for any processor of the architecture.
+/* Selects among the compiled variants of kernels.c at run time. This file is compiled for the baseline instruction set.
  *
- * The build defines EK_VARIANTS(X) as X(name) for each variant of kernels.c that it compiled, best first: one that
- * the compiler could not make is not named, so nothing here may name a variant but through it.
+ * The build defines EK_VARIANTS(X) as X(name) for each variant of kernels.c that it compiled, best first. The compiler
+ * may have been unable to build some of them, so variants may only be named through this macro.
  */
 #include <string.h>
 
@@ -17,6 +17,8 @@
 #endif
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #define EK_EXPORT __attribute__((visibility("default")))
@@ -30,19 +32,34 @@ static inline int runs_plain(void)
 }
 
 #if defined(__x86_64__)
-/* The builtin asks the operating system too whether it saves the wide registers. */
+/* CPUID and XGETBV, as Intel's manual has it (volume 1, chapters 14 and 15). Not __builtin_cpu_supports, which is always
+ * false with zig's run-time library. */
+#define LEAF1_ECX (1U << 12 | 1U << 27 | 1U << 28 | 1U << 29)           /* FMA, OSXSAVE, AVX, F16C */
+#define LEAF7_EBX (1U << 5)                                             /* AVX2 */
+#define LEAF7_EBX_512 (1U << 16 | 1U << 17 | 1U << 30 | 1U << 31)       /* AVX512F, DQ, BW, VL */
+#define LEAF7_ECX_512 (1U << 11)                                        /* AVX512_VNNI */
+#define SAVED_256 0x06U /* XCR0: the operating system saves xmm and ymm registers */
+#define SAVED_512 0xe6U /* and opmask and all of the zmm registers */
+
+static int cpu_supports(unsigned leaf7_ebx, unsigned leaf7_ecx, unsigned saved)
+{
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & LEAF1_ECX) != LEAF1_ECX)
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & saved) != saved || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return 0;
+    return (b & leaf7_ebx) == leaf7_ebx && (c & leaf7_ecx) == leaf7_ecx;
+}
+
 static inline int runs_avx2(void)
 {
-    __builtin_cpu_init();
-    /* gcc 10 and older do not know "f16c"; every processor with AVX2 has it. */
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return cpu_supports(LEAF7_EBX, 0, SAVED_256);
 }
 
 static inline int runs_avx512vnni(void)
 {
-    return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
+    return cpu_supports(LEAF7_EBX | LEAF7_EBX_512, LEAF7_ECX_512, SAVED_512);
 }
 #elif defined(__aarch64__)
 static inline int runs_dotprod(void)
@@ -63,10 +80,10 @@ static inline int runs_dotprod(void)
 }
 #endif
 
-/* The variants that this processor runs, best first, with a space between them. */
+/* The variants that this processor supports, best first, separated by spaces. */
 const char *ek_variants(void)
 {
-    /* Two threads that write this at once write the same. */
+    /* A race is harmless: every thread writes the same string. */
     static char names[256];
     char found[sizeof names] = "";
 #define EK_ADD(name) \
@@ -78,7 +95,7 @@ const char *ek_variants(void)
     return names;
 }
 
-/* The first of them, which is taken unless the user names another; empty if there is none. */
+/* The best supported variant, used unless the user names another; an empty string if none is supported. */
 const char *ek_best(void)
 {
 #define EK_FIRST(name) \
@@ -93,7 +110,7 @@ const char *ek_best(void)
 EK_VARIANTS(EK_DECLARE)
 #undef EK_DECLARE
 
-/* The kernels of a variant; NULL if there are none that this processor runs. */
+/* The kernels of a variant; NULL if it is unknown or this processor does not support it. */
 const ek_kernels *ek_find(const char *name)
 {
 #define EK_TRY(variant) \

@@ -1,8 +1,8 @@
-/* The arithmetic of a step, compiled once for each instruction set (EK_VARIANT names it).
+/* The compute kernels (see kernels.h), compiled once per instruction set; EK_VARIANT names it.
  *
- * Every row of activations is computed by the same operations in the same order, whatever other rows are beside it:
- * products of codes are whole numbers, exact in any order, and sums of floats run along the groups, the dimensions or
- * the positions, never across rows. So batching, chunked prompts and verified guesses do not change a bit.
+ * Batch invariance: every row of activations is computed by the same operations in the same order, whatever other rows
+ * are in the batch. Dot products of codes are integers, exact in any order; floats are summed along groups, dimensions
+ * or positions, never across rows. So batching, chunked prefill and verifying draft tokens do not change a bit.
  */
 #include "kernels.h"
 #include "vectors.h"
@@ -14,109 +14,111 @@
 
 /* ---- matrices ---- */
 
-INLINE vf factors(const uint8_t *p, int part, bool wide) {
+/* Scales or offsets of LANES rows: part `part` of a tile. */
+INLINE vf load_factors(const uint8_t *p, int part, bool wide) {
     return wide ? vf_load((const float *)p + part * LANES) : vf_from_half((const half_t *)p + part * LANES);
 }
 
-INLINE int32_t four(const int8_t *p) {
+INLINE int32_t load4(const int8_t *p) {
     int32_t x;
     memcpy(&x, p, 4);
     return x;
 }
 
-/* `rows` activations times LANES outputs (part `part` of a tile). `rows`, `bits`, `group` and `own` are constants where
- * this is called, so that each combination is a loop of its own. */
+/* `rows` rows of activations times LANES rows of the matrix: part `part` of tile `tile`. Callers pass constants for
+ * `rows`, `bits`, `group` and `has_offsets`, so that each combination is compiled into a specialized loop. */
 INLINE void multiply_part(const ek_matrix *m, const ek_rows *x, int row, const int rows, int tile, int part,
-                          const int bits, const int group, const bool own, float *y, size_t stride) {
+                          const int bits, const int group, const bool has_offsets, float *y, size_t stride) {
     const bool wide = m->wide;
     const int size = group ? group : m->group;
-    const size_t codes = (size_t)TILE * size * bits / 8, side = (size_t)TILE * (wide ? 4 : 2);
+    const size_t codes = (size_t)TILE * size * bits / 8, factor_bytes = (size_t)TILE * (wide ? 4 : 2);
     const uint8_t *p = m->data + (size_t)tile * m->groups * m->group_bytes;
-    const int32_t zero = (own ? 0 : -m->zero_point) + (bits == 8 ? DOT8_LESS : 0);
-    const int8_t *columns[MOST_ROWS];
-    vf sums[MOST_ROWS];
+    /* Zero points are subtracted after the dot product: sum (w - zero) x = sum w x - zero · sum x. */
+    const int32_t correction = (has_offsets ? 0 : -m->zero_point) + (bits == 8 ? DOT8_BIAS : 0);
+    const int8_t *columns[MAX_ROWS];
+    vf sums[MAX_ROWS];
     for (int i = 0; i < rows; i++) {
         columns[i] = x->codes + (size_t)(row + i) * m->padded;
         sums[i] = vf_set(0);
     }
     for (int g = 0; g < m->groups; g++, p += m->group_bytes) {
-        vi whole[MOST_ROWS];
+        vi acc[MAX_ROWS];
         vf scale;
         for (int i = 0; i < rows; i++) {
-            /* Without zero points, sums of codes are not even read. */
-            whole[i] = vi_set(zero ? zero * x->whole[(size_t)(row + i) * m->groups + g] : 0);
+            /* Without a correction, the sums of codes are never read. */
+            acc[i] = vi_set(correction ? correction * x->code_sums[(size_t)(row + i) * m->groups + g] : 0);
         }
         if (bits == 4) {
             for (int k = 0; k < size; k += 8) {
                 vb both = vb_load(p + k * 8 + part * LANES * 4), low = vb_low(both), high = vb_high(both);
-                for (int i = 0; i < rows; i++) whole[i] = vb_dot4(whole[i], low, four(columns[i] + k));
-                for (int i = 0; i < rows; i++) whole[i] = vb_dot4(whole[i], high, four(columns[i] + k + 4));
+                for (int i = 0; i < rows; i++) acc[i] = vb_dot4(acc[i], low, load4(columns[i] + k));
+                for (int i = 0; i < rows; i++) acc[i] = vb_dot4(acc[i], high, load4(columns[i] + k + 4));
             }
         } else {
             for (int k = 0; k < size; k += 4) {
                 vb all = vb_load(p + k * 16 + part * LANES * 4);
-                for (int i = 0; i < rows; i++) whole[i] = vb_dot8(whole[i], all, four(columns[i] + k));
+                for (int i = 0; i < rows; i++) acc[i] = vb_dot8(acc[i], all, load4(columns[i] + k));
             }
         }
-        scale = factors(p + codes, part, wide);
+        scale = load_factors(p + codes, part, wide);
         for (int i = 0; i < rows; i++) {
-            vf times = vf_mul(scale, vf_set(x->scales[(size_t)(row + i) * m->groups + g]));
-            sums[i] = vf_fma(vf_from_int(whole[i]), times, sums[i]);
+            vf product_scale = vf_mul(scale, vf_set(x->scales[(size_t)(row + i) * m->groups + g]));
+            sums[i] = vf_fma(vf_from_int(acc[i]), product_scale, sums[i]);
         }
-        if (own) {
-            vf offset = factors(p + codes + side, part, wide);
+        if (has_offsets) {
+            vf offset = load_factors(p + codes + factor_bytes, part, wide);
             for (int i = 0; i < rows; i++)
                 sums[i] = vf_fma(offset, vf_set(x->sums[(size_t)(row + i) * m->groups + g]), sums[i]);
         }
         for (int i = 0; i < rows; i++) columns[i] += size;
     }
-    const int at = tile * TILE + part * LANES;
+    const int column = tile * TILE + part * LANES;
     for (int i = 0; i < rows; i++) {
-        float *to = y + (size_t)(row + i) * stride + at;
-        if (m->bias) sums[i] = vf_add(sums[i], vf_load(m->bias + at));
-        if (at + LANES <= m->out) {
+        float *to = y + (size_t)(row + i) * stride + column;
+        if (m->bias) sums[i] = vf_add(sums[i], vf_load(m->bias + column));
+        if (column + LANES <= m->out) {
             vf_store(to, sums[i]);
-        } else if (at < m->out) {
+        } else if (column < m->out) {
             float last[LANES];
             vf_store(last, sums[i]);
-            memcpy(to, last, sizeof(float) * (size_t)(m->out - at));
+            memcpy(to, last, sizeof(float) * (size_t)(m->out - column));
         }
     }
 }
 
 INLINE void multiply_as(const ek_matrix *m, const ek_rows *x, int rows, int first, int end, const int bits,
-                        const int group, const bool own, float *y, size_t stride) {
-    /* So many activations stay in the cache while the tiles go by. */
+                        const int group, const bool has_offsets, float *y, size_t stride) {
+    /* Rows of activations that stay in the CPU cache while the tiles stream past. */
     const int block = 128;
     for (int start = 0; start < rows; start += block) {
         const int stop = rows < start + block ? rows : start + block;
         for (int tile = first; tile < end; tile++)
             for (int part = 0; part < TILE / LANES; part++) {
                 int row = start;
-#define TAKE(n) multiply_part(m, x, row, n, tile, part, bits, group, own, y, stride)
-                for (; row + MOST_ROWS <= stop; row += MOST_ROWS) TAKE(MOST_ROWS);
-                /* What is left goes by once, too: codes are taken apart once for all of it. */
+#define MULTIPLY(n) multiply_part(m, x, row, n, tile, part, bits, group, has_offsets, y, stride)
+                for (; row + MAX_ROWS <= stop; row += MAX_ROWS) MULTIPLY(MAX_ROWS);
+                /* The remaining rows share one pass, so that codes are unpacked once. */
                 switch (stop - row) {
-#if MOST_ROWS > 4
-                    case 7: TAKE(7); break;
-                    case 6: TAKE(6); break;
-                    case 5: TAKE(5); break;
-                    case 4: TAKE(4); break;
+#if MAX_ROWS > 4
+                    case 7: MULTIPLY(7); break;
+                    case 6: MULTIPLY(6); break;
+                    case 5: MULTIPLY(5); break;
+                    case 4: MULTIPLY(4); break;
 #endif
-                    case 3: TAKE(3); break;
-                    case 2: TAKE(2); break;
-                    case 1: TAKE(1); break;
+                    case 3: MULTIPLY(3); break;
+                    case 2: MULTIPLY(2); break;
+                    case 1: MULTIPLY(1); break;
                     default: break;
                 }
-#undef TAKE
+#undef MULTIPLY
             }
     }
 }
 
 static void multiply(const ek_matrix *m, const ek_rows *x, int rows, int first, int end, float *y, size_t stride) {
-    const bool own = m->zero_point < 0;
-#define AS(bits, group, own) multiply_as(m, x, rows, first, end, bits, group, own, y, stride)
-#define OF(bits, group) (own ? AS(bits, group, true) : AS(bits, group, false))
+    const bool has_offsets = m->zero_point < 0;
+#define WITH(bits, group, has_offsets) multiply_as(m, x, rows, first, end, bits, group, has_offsets, y, stride)
+#define OF(bits, group) (has_offsets ? WITH(bits, group, true) : WITH(bits, group, false))
     if (m->bits == 4) {
         if (m->group == 32) OF(4, 32);
         else OF(4, 0);
@@ -125,61 +127,61 @@ static void multiply(const ek_matrix *m, const ek_rows *x, int rows, int first, 
         else OF(8, 0);
     }
 #undef OF
-#undef AS
+#undef WITH
 }
 
-static void round_row(const float *x, int in, int group, int padded, const ek_rows *to, int row) {
+static void quantize_row_q8(const float *x, int in, int group, int padded, const ek_rows *to, int row) {
     const int groups = padded / group;
     int8_t *codes = to->codes + (size_t)row * padded;
     for (int g = 0; g < groups; g++) {
         const int start = g * group, stop = start + group < in ? start + group : in;
-        vf most = vf_set(0);
-        float largest, scale, inverse;
-        int32_t whole = 0;
-        for (int i = start; i < stop; i += LANES) most = vf_max(most, vf_abs(vf_load(x + i)));
-        largest = vf_largest(most);
-        scale = largest / 127.0f;
-        inverse = largest > 0 ? 127.0f / largest : 0;
+        vf max_abs = vf_set(0);
+        float amax, scale, inverse;
+        int32_t code_sum = 0;
+        for (int i = start; i < stop; i += LANES) max_abs = vf_max(max_abs, vf_abs(vf_load(x + i)));
+        amax = vf_reduce_max(max_abs);
+        scale = amax / 127.0f;
+        inverse = amax > 0 ? 127.0f / amax : 0;
         for (int i = start; i < stop; i += LANES) vi_store_rounded(codes + i, vf_mul(vf_load(x + i), vf_set(inverse)));
         if (stop < start + group) memset(codes + stop, 0, (size_t)(start + group - stop));
-        for (int i = start; i < stop; i++) whole += codes[i];
+        for (int i = start; i < stop; i++) code_sum += codes[i];
         to->scales[(size_t)row * groups + g] = scale;
-        to->whole[(size_t)row * groups + g] = whole;
-        to->sums[(size_t)row * groups + g] = scale * (float)whole;
+        to->code_sums[(size_t)row * groups + g] = code_sum;
+        to->sums[(size_t)row * groups + g] = scale * (float)code_sum;
     }
 }
 
-static void read_row(const ek_matrix *m, int row, float scale, float *y) {
+static void dequantize_row(const ek_matrix *m, int row, float scale, float *y) {
     const int tile = row / TILE, lane = row % TILE;
-    const size_t codes = (size_t)TILE * m->group * m->bits / 8, side = (size_t)TILE * (m->wide ? 4 : 2);
+    const size_t codes = (size_t)TILE * m->group * m->bits / 8, factor_bytes = (size_t)TILE * (m->wide ? 4 : 2);
     const uint8_t *p = m->data + (size_t)tile * m->groups * m->group_bytes;
     for (int g = 0; g < m->groups; g++, p += m->group_bytes) {
-        float scales[LANES], offsets[LANES], times, offset;
+        float scales[LANES], offsets[LANES], row_scale, offset;
         const int part = lane / LANES;
-        vf_store(scales, factors(p + codes, part, m->wide));
-        times = scales[lane % LANES];
+        vf_store(scales, load_factors(p + codes, part, m->wide));
+        row_scale = scales[lane % LANES];
         if (m->zero_point < 0) {
-            vf_store(offsets, factors(p + codes + side, part, m->wide));
+            vf_store(offsets, load_factors(p + codes + factor_bytes, part, m->wide));
             offset = offsets[lane % LANES];
         } else {
-            offset = -times * (float)m->zero_point;
+            offset = -row_scale * (float)m->zero_point;
         }
         for (int k = 0; k < m->group && g * m->group + k < m->in; k++) {
             int code;
             if (m->bits == 4) code = p[k / 8 * 64 + lane * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4) & 15;
             else code = p[k / 4 * 64 + lane * 4 + k % 4];
-            y[g * m->group + k] = (times * (float)code + offset) * scale;
+            y[g * m->group + k] = (row_scale * (float)code + offset) * scale;
         }
     }
 }
 
 /* ---- vectors ---- */
 
-/* Root mean square, the sum in lanes. `size` is a multiple of TILE. */
+/* 1 / RMS, summed in LANES lanes. `size` is a multiple of TILE. */
 INLINE float inverse_rms(const float *x, int size, float eps) {
     vf squares = vf_set(0);
     for (int i = 0; i < size; i += LANES) squares = vf_fma(vf_load(x + i), vf_load(x + i), squares);
-    return 1.0f / sqrtf(vf_sum(squares) / (float)size + eps);
+    return 1.0f / sqrtf(vf_reduce_sum(squares) / (float)size + eps);
 }
 
 static void add_norm(float *h, const float *branch, const float *branch_norm, const float *norm, float eps, int size,
@@ -200,7 +202,7 @@ static void add_norm(float *h, const float *branch, const float *branch_norm, co
     }
 }
 
-static void turn(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int head_dim,
+static void rope(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int head_dim,
                  float scale, float *y) {
     const int half = head_dim / 2;
     const float times = norm ? inverse_rms(x, head_dim, eps) : 1.0f;
@@ -212,7 +214,7 @@ static void turn(const float *x, const float *norm, float eps, const float *cosi
     }
 }
 
-/* GELU by its tanh formula is x · sigmoid(2 u), u = sqrt(2 / pi) · (x + 0.044715 x^3). */
+/* The tanh approximation of GELU is x · sigmoid(2 u) with u = sqrt(2 / pi) · (x + 0.044715 x^3). */
 static void gate(const float *g, const float *up, int size, bool gelu, float *y) {
     const vf one = vf_set(1);
     for (int i = 0; i < size; i += LANES) {
@@ -253,12 +255,12 @@ static void store_key(const float *x, int head_dim, half_t *keys, int position) 
     }
 }
 
-/* Scores of `rows` queries against LANES positions of each of `tiles` tiles: with few queries several tiles go
- * together, so that sums need not wait for each other. */
+/* Scores of `rows` queries for LANES positions of each of `tiles` tiles. With few queries, several tiles are computed
+ * together to hide the latency of the multiply-adds. */
 INLINE void score(const ek_attention *a, const int rows, const int tiles, int tile, int lane, int at) {
     const size_t next = (size_t)a->head_dim * TILE;
     const half_t *keys = a->keys + (size_t)tile * next + lane;
-    vf sums[MOST_QUERIES][4];
+    vf sums[MAX_QUERIES][4];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < tiles; j++) sums[i][j] = vf_set(0);
     for (int d = 0; d < a->head_dim; d++)
@@ -270,26 +272,27 @@ INLINE void score(const ek_attention *a, const int rows, const int tiles, int ti
         for (int j = 0; j < tiles; j++) vf_store(a->scores + i * SPAN + at + j * TILE + lane, sums[i][j]);
 }
 
-/* Sums over positions, of `n` vectors of dimensions. A probability of 0 adds nothing. */
+/* Sum the values of positions [from, to), weighted by `scores`, for `n` vectors of dimensions from `d` on. Positions
+ * that a query does not see have a weight of 0. */
 INLINE void weigh(const ek_attention *a, const int rows, const int n, int d, int start, int from, int to,
-                  ek_seen *seen) {
-    vf sums[MOST_QUERIES][4];
+                  ek_partial_attention *partial) {
+    vf sums[MAX_QUERIES][4];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < n; j++) sums[i][j] = vf_set(0);
     for (int p = from; p < to; p++) {
         vf value[4];
         for (int j = 0; j < n; j++) value[j] = vf_from_half(a->values + (size_t)p * a->head_dim + d + j * LANES);
         for (int i = 0; i < rows; i++) {
-            const vf chance = vf_set(a->scores[i * SPAN + p - start]);
-            for (int j = 0; j < n; j++) sums[i][j] = vf_fma(chance, value[j], sums[i][j]);
+            const vf weight = vf_set(a->scores[i * SPAN + p - start]);
+            for (int j = 0; j < n; j++) sums[i][j] = vf_fma(weight, value[j], sums[i][j]);
         }
     }
     for (int i = 0; i < rows; i++)
         if (a->first[i] < to && a->end[i] > from)
-            for (int j = 0; j < n; j++) vf_store(seen[i].values + d + j * LANES, sums[i][j]);
+            for (int j = 0; j < n; j++) vf_store(partial[i].values + d + j * LANES, sums[i][j]);
 }
 
-INLINE void attend_rows(const ek_attention *a, const int rows, int span, ek_seen *seen) {
+INLINE void attend_rows(const ek_attention *a, const int rows, int span, ek_partial_attention *partial) {
     const int start = span * SPAN;
     int from = start + SPAN, to = start;
     for (int i = 0; i < rows; i++) {
@@ -299,50 +302,50 @@ INLINE void attend_rows(const ek_attention *a, const int rows, int span, ek_seen
     if (from < start) from = start;
     if (to > start + SPAN) to = start + SPAN;
     const int low = (from - start) / TILE * TILE, high = (to - start + TILE - 1) / TILE * TILE;
-    const int together = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+    const int tiles = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
     int at = low;
-    for (; at + together * TILE <= high; at += together * TILE)
-        for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, together, (start + at) / TILE, lane, at);
+    for (; at + tiles * TILE <= high; at += tiles * TILE)
+        for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, tiles, (start + at) / TILE, lane, at);
     for (; at < high; at += TILE)
         for (int lane = 0; lane < TILE; lane += LANES) score(a, rows, 1, (start + at) / TILE, lane, at);
     for (int i = 0; i < rows; i++) {
         float *scores = a->scores + i * SPAN;
-        /* What it sees of the span, from its beginning. */
+        /* Visible positions, relative to the start of the span. */
         const int first = a->first[i] > start + low ? a->first[i] - start : low;
         const int end = a->end[i] < start + high ? a->end[i] - start : high;
-        vf most = vf_set(-INFINITY), sum = vf_set(0), largest;
+        vf lane_max = vf_set(-INFINITY), sum = vf_set(0), max;
         if (first >= end) {
             for (int p = low; p < high; p++) scores[p] = 0;
             continue;
         }
         for (int p = low; p < first; p++) scores[p] = -INFINITY;
         for (int p = end; p < high; p++) scores[p] = -INFINITY;
-        for (int p = low; p < high; p += LANES) most = vf_max(most, vf_load(scores + p));
-        seen[i].largest = vf_largest(most);
-        largest = vf_set(seen[i].largest);
-        for (int p = low; p < high; p += LANES) vf_store(scores + p, vf_exp(vf_sub(vf_load(scores + p), largest)));
+        for (int p = low; p < high; p += LANES) lane_max = vf_max(lane_max, vf_load(scores + p));
+        partial[i].max = vf_reduce_max(lane_max);
+        max = vf_set(partial[i].max);
+        for (int p = low; p < high; p += LANES) vf_store(scores + p, vf_exp(vf_sub(vf_load(scores + p), max)));
         for (int p = low; p < first; p++) scores[p] = 0;
         for (int p = end; p < high; p++) scores[p] = 0;
         for (int p = low; p < high; p += LANES) sum = vf_add(sum, vf_load(scores + p));
-        seen[i].sum = vf_sum(sum);
+        partial[i].sum = vf_reduce_sum(sum);
     }
     int d = 0;
     if (rows <= 4)
-        for (; d + 4 * LANES <= a->head_dim; d += 4 * LANES) weigh(a, rows, 4, d, start, from, to, seen);
-    for (; d + 2 * LANES <= a->head_dim; d += 2 * LANES) weigh(a, rows, 2, d, start, from, to, seen);
-    for (; d < a->head_dim; d += LANES) weigh(a, rows, 1, d, start, from, to, seen);
+        for (; d + 4 * LANES <= a->head_dim; d += 4 * LANES) weigh(a, rows, 4, d, start, from, to, partial);
+    for (; d + 2 * LANES <= a->head_dim; d += 2 * LANES) weigh(a, rows, 2, d, start, from, to, partial);
+    for (; d < a->head_dim; d += LANES) weigh(a, rows, 1, d, start, from, to, partial);
 }
 
-static void attend(const ek_attention *a, int span, ek_seen seen[MOST_QUERIES]) {
+static void attend(const ek_attention *a, int span, ek_partial_attention partial[MAX_QUERIES]) {
     switch (a->rows) {
-        case 1: attend_rows(a, 1, span, seen); break;
-        case 2: attend_rows(a, 2, span, seen); break;
-        case 3: attend_rows(a, 3, span, seen); break;
-        case 4: attend_rows(a, 4, span, seen); break;
-        case 5: attend_rows(a, 5, span, seen); break;
-        case 6: attend_rows(a, 6, span, seen); break;
-        case 7: attend_rows(a, 7, span, seen); break;
-        default: attend_rows(a, 8, span, seen);
+        case 1: attend_rows(a, 1, span, partial); break;
+        case 2: attend_rows(a, 2, span, partial); break;
+        case 3: attend_rows(a, 3, span, partial); break;
+        case 4: attend_rows(a, 4, span, partial); break;
+        case 5: attend_rows(a, 5, span, partial); break;
+        case 6: attend_rows(a, 6, span, partial); break;
+        case 7: attend_rows(a, 7, span, partial); break;
+        default: attend_rows(a, 8, span, partial);
     }
 }
 
@@ -352,23 +355,23 @@ INLINE float exp_of(float x) {
     return lanes[0];
 }
 
-static void join(ek_seen *seen, const ek_seen *next, int head_dim) {
-    const float largest = seen->largest > next->largest ? seen->largest : next->largest;
-    const float a = exp_of(seen->largest - largest), b = exp_of(next->largest - largest);
+static void merge(ek_partial_attention *partial, const ek_partial_attention *next, int head_dim) {
+    const float max = partial->max > next->max ? partial->max : next->max;
+    const float a = exp_of(partial->max - max), b = exp_of(next->max - max);
     for (int i = 0; i < head_dim; i += LANES)
-        vf_store(seen->values + i,
-                 vf_fma(vf_load(seen->values + i), vf_set(a), vf_mul(vf_load(next->values + i), vf_set(b))));
-    seen->sum = seen->sum * a + next->sum * b;
-    seen->largest = largest;
+        vf_store(partial->values + i,
+                 vf_fma(vf_load(partial->values + i), vf_set(a), vf_mul(vf_load(next->values + i), vf_set(b))));
+    partial->sum = partial->sum * a + next->sum * b;
+    partial->max = max;
 }
 
-static void finish(const ek_seen *seen, int head_dim, float *y) {
-    const vf inverse = vf_set(1.0f / seen->sum);
-    for (int i = 0; i < head_dim; i += LANES) vf_store(y + i, vf_mul(vf_load(seen->values + i), inverse));
+static void finish(const ek_partial_attention *partial, int head_dim, float *y) {
+    const vf inverse = vf_set(1.0f / partial->sum);
+    for (int i = 0; i < head_dim; i += LANES) vf_store(y + i, vf_mul(vf_load(partial->values + i), inverse));
 }
 
 const ek_kernels JOIN(ek_kernels_, EK_VARIANT);
 const ek_kernels JOIN(ek_kernels_, EK_VARIANT) = {
-    TEXT(EK_VARIANT), multiply, round_row, add_norm,    turn,        gate,    attend,
-    join,             finish,   store_key, store_value, to_half,     read_row,
+    TEXT(EK_VARIANT), multiply, quantize_row_q8, add_norm,    rope,    gate,           attend,
+    merge,            finish,   store_key,       store_value, to_half, dequantize_row,
 };

@@ -8,18 +8,18 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* Nanoseconds that a thread waits awake before it sleeps. Between steps: as long as it takes to choose the next token. */
-#define BETWEEN_STEPS 500000
-/* At a barrier: about what sleeping and being woken costs. On a busy machine what is waited for needs the core. */
-#define AT_BARRIERS 50000
+/* How long a thread spins before it sleeps. Between steps: about as long as sampling the next token takes. */
+#define SPIN_BETWEEN_STEPS_NS 500000
+/* At a barrier: about the cost of sleeping and waking. On a busy machine the awaited thread needs this core. */
+#define SPIN_AT_BARRIERS_NS 50000
 
 struct ek_pool {
     int threads;
-    pthread_t *others;
+    pthread_t *workers;
     ek_work *work;
     void *context;
     bool ending;
-    /* Each on a cache line of its own: they are written by all threads. */
+    /* Written by all threads, so each has its own cache line. */
     _Alignas(64) atomic_int next;
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_uint phase;
@@ -32,9 +32,9 @@ struct ek_pool {
 typedef struct {
     ek_pool *pool;
     int thread;
-} place;
+} worker_args;
 
-static inline void relax(void) {
+static inline void cpu_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -50,14 +50,14 @@ static int64_t now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Wait until a counter is no longer what was seen of it. */
-static void await(ek_pool *p, atomic_uint *counter, unsigned seen, int patience_ns) {
+/* Wait until a counter differs from `seen`: spin for `spin_ns`, then sleep. */
+static void await(ek_pool *p, atomic_uint *counter, unsigned seen, int spin_ns) {
     int64_t until = 0;
-    for (int turn = 1; atomic_load_explicit(counter, memory_order_acquire) == seen; turn++) {
-        relax();
-        if (turn % 16) continue;
+    for (int spins = 1; atomic_load_explicit(counter, memory_order_acquire) == seen; spins++) {
+        cpu_relax();
+        if (spins % 16) continue;
         const int64_t now = now_ns();
-        if (!until) until = now + patience_ns;
+        if (!until) until = now + spin_ns;
         if (now < until) continue;
         pthread_mutex_lock(&p->mutex);
         atomic_fetch_add(&p->sleeping, 1);
@@ -68,8 +68,8 @@ static void await(ek_pool *p, atomic_uint *counter, unsigned seen, int patience_
     }
 }
 
-/* Let those go on that wait for a counter. One that is about to sleep says so and then looks at the counter again; here
- * it is raised, and then looked who sleeps: one of both sees the other. */
+/* Increment a counter and wake the threads that wait for it. A waiter raises `sleeping` before it checks the counter
+ * again; this increments the counter before it checks `sleeping`. So one of the two always sees the other's change. */
 static void advance(ek_pool *p, atomic_uint *counter) {
     atomic_fetch_add(counter, 1);
     if (atomic_load(&p->sleeping)) {
@@ -82,7 +82,7 @@ static void advance(ek_pool *p, atomic_uint *counter) {
 void ek_barrier(ek_pool *p) {
     const unsigned phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 < p->threads) {
-        await(p, &p->phase, phase, AT_BARRIERS);
+        await(p, &p->phase, phase, SPIN_AT_BARRIERS_NS);
     } else {
         atomic_store_explicit(&p->next, 0, memory_order_relaxed);
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
@@ -90,14 +90,14 @@ void ek_barrier(ek_pool *p) {
     }
 }
 
-static void *serve(void *argument) {
-    const place at = *(place *)argument;
-    ek_pool *p = at.pool;
+static void *worker_main(void *argument) {
+    const worker_args args = *(worker_args *)argument;
+    ek_pool *p = args.pool;
     free(argument);
     for (unsigned seen = 0;; seen++) {
-        await(p, &p->step, seen, BETWEEN_STEPS);
+        await(p, &p->step, seen, SPIN_BETWEEN_STEPS_NS);
         if (p->ending) return NULL;
-        p->work(p->context, p, at.thread);
+        p->work(p->context, p, args.thread);
         ek_barrier(p);
     }
 }
@@ -114,19 +114,19 @@ void ek_pool_run(ek_pool *p, ek_work *work, void *context) {
 ek_pool *ek_pool_new(int threads) {
     ek_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (!p) return NULL;
-    *p = (ek_pool){.threads = 1, .others = calloc((size_t)threads, sizeof(pthread_t))};
-    if (!p->others) {
+    *p = (ek_pool){.threads = 1, .workers = calloc((size_t)threads, sizeof(pthread_t))};
+    if (!p->workers) {
         free(p);
         return NULL;
     }
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->wake, NULL);
     for (int thread = 1; thread < threads; thread++) {
-        place *at = malloc(sizeof *at);
-        if (!at) break;
-        *at = (place){p, thread};
-        if (pthread_create(&p->others[thread], NULL, serve, at)) {
-            free(at);
+        worker_args *args = malloc(sizeof *args);
+        if (!args) break;
+        *args = (worker_args){p, thread};
+        if (pthread_create(&p->workers[thread], NULL, worker_main, args)) {
+            free(args);
             break;
         }
         p->threads = thread + 1;
@@ -138,10 +138,10 @@ void ek_pool_free(ek_pool *p) {
     if (!p) return;
     p->ending = true;
     if (p->threads > 1) advance(p, &p->step);
-    for (int thread = 1; thread < p->threads; thread++) pthread_join(p->others[thread], NULL);
+    for (int thread = 1; thread < p->threads; thread++) pthread_join(p->workers[thread], NULL);
     pthread_mutex_destroy(&p->mutex);
     pthread_cond_destroy(&p->wake);
-    free(p->others);
+    free(p->workers);
     free(p);
 }
 

@@ -1,0 +1,118 @@
+"""Fields of the OpenAI API and of other servers that edgekit does not have, and when they have no effect.
+
+A client that sends a server's defaults must not be refused. A field that would change the answer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["CHAT_NOOP", "COMPLETION_NOOP", "IGNORED"]
+
+_OPENAI = {
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+# Where and how a server computes the answer, or what it reports besides.
+_SERVING = {
+    "cache_control",
+    "guided_decoding_backend",
+    "id_slot",
+    "keep_alive",
+    "n_discard",
+    "n_keep",
+    "request_id",
+    "return_progress",
+    "spaces_between_special_tokens",
+    "timings_per_token",
+    "ttl",
+}
+# Settings of what is off here: beam search, mirostat, dynamic temperature, XTC and DRY.
+_DEPENDENT = {
+    "dry_allowed_length",
+    "dry_base",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "dynatemp_exponent",
+    "early_stopping",
+    "length_penalty",
+    "mirostat_eta",
+    "mirostat_tau",
+    "xtc_threshold",
+}
+IGNORED = frozenset(_OPENAI | _SERVING | _DEPENDENT)
+"""Fields that never change the answer."""
+
+_NOOP: dict[str, tuple[object, ...]] = {
+    # OpenAI
+    "best_of": (1,),
+    "suffix": ("",),
+    # vLLM and SGLang
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "continue_final_message": (False,),
+    "chat_template": ("",),
+    "chat_template_content_format": ("auto", "string"),
+    "detokenize": (True,),
+    "documents": ([],),
+    "ignore_eos": (False,),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "mm_processor_kwargs": ({}, []),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (True,),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({}, []),
+    # llama.cpp
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "grammar_lazy": (False,),
+    "image_data": ([],),
+    "lora": ([],),
+    "min_keep": (0,),
+    "mirostat": (0,),
+    "n_indent": (0,),
+    "n_probs": (0,),
+    "parse_tool_calls": (True,),
+    "penalize_nl": (True,),
+    "post_sampling_probs": (False,),
+    "response_fields": ([],),
+    "return_tokens": (False,),
+    "samplers": ([], ""),
+    "t_max_predict_ms": (0, -1),
+    "tfs_z": (1,),
+    "top_n_sigma": (-1, 0),
+    "xtc_probability": (0,),
+}
+CHAT_NOOP: Mapping[str, tuple[object, ...]] = {
+    **_NOOP,
+    "add_special_tokens": (False,),
+    "audio": (),
+    "echo": (False,),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Fields of chats that would change the answer, with the values that have no effect."""
+
+COMPLETION_NOOP: Mapping[str, tuple[object, ...]] = {
+    **_NOOP,
+    "add_special_tokens": (True,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncation": ("disabled",),
+}
+"""The same, of completions."""

@@ -1,0 +1,117 @@
+"""Parses `tools` and `tool_choice` in the OpenAI API's format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from edgekit.daemon.api.validation import Strict, read, unsupported
+from edgekit.errors import RequestError
+from edgekit.generation.types import Tool, ToolChoice, check_tool_names
+
+__all__ = ["read_tool_choice", "read_tools"]
+
+# The OpenAI API allows letters, digits, _ and -; tool names of MCP servers contain the others too.
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+
+
+class _Function(Strict):
+    ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _Tool(Strict):
+    ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
+
+    type: str = "function"
+    function: _Function
+
+
+class _Named(Strict):
+    name: str
+
+
+class _Choice(Strict):
+    type: str
+    function: _Named
+
+
+class _Allowed(Strict):
+    mode: Literal["auto", "required"]
+    tools: list[_Choice]
+
+
+class _AllowedTools(Strict):
+    type: str
+    allowed_tools: _Allowed
+
+
+def read_tools(given: object) -> tuple[Tool, ...]:
+    """Return the tools.
+
+    Raises:
+        RequestError: A tool is invalid; `param` is its path.
+    """
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        raise RequestError("`tools` must be a list", param="tools")
+    return tuple(_tool(item, f"tools[{number}]") for number, item in enumerate(given))
+
+
+def read_tool_choice(given: object, tools: Sequence[Tool]) -> tuple[ToolChoice, tuple[Tool, ...]]:
+    """Return the choice, and the tools that it allows.
+
+    `allowed_tools` names a subset of the tools; the others are dropped.
+
+    Raises:
+        RequestError: The choice is invalid, or `allowed_tools` names an unknown tool.
+    """
+    if given is None:
+        return ToolChoice(), tuple(tools)
+    if given in ("none", "auto", "required"):
+        mode: Literal["none", "auto", "required"] = given
+        return ToolChoice(mode), tuple(tools)
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if kind == "function":
+        name = read(_Choice, given, at="tool_choice").function.name
+        return ToolChoice("required", name), tuple(tools)
+    if kind == "allowed_tools":
+        allowed = read(_AllowedTools, given, at="tool_choice").allowed_tools
+        names = [item.function.name for item in allowed.tools]
+        check_tool_names(names, tools)
+        return ToolChoice(allowed.mode), tuple(tool for tool in tools if tool.name in names)
+    if isinstance(kind, str):
+        raise unsupported(
+            "tool_choice.type", hint="supported: `function`, `allowed_tools`", what="of this type is not supported"
+        )
+    raise RequestError(
+        '`tool_choice` must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}',
+        param="tool_choice",
+    )
+
+
+def _tool(item: object, at: str) -> Tool:
+    if not isinstance(item, Mapping):
+        raise RequestError(f"`{at}` must be an object", param=at)
+    if item.get("type") not in (None, "function"):
+        raise unsupported(
+            f"{at}.type", hint="only `function` tools are supported", what="of this type is not supported"
+        )
+    function = read(_Tool, item, at=at).function
+    if not _NAME.fullmatch(function.name):
+        raise RequestError(
+            f"`{at}.function.name` must have 1 to 128 letters, digits or _ . : / -", param=f"{at}.function.name"
+        )
+    return Tool(
+        function.name,
+        description=function.description or "",
+        parameters=function.parameters,
+        strict=bool(function.strict),
+        param=f"{at}.function.parameters",
+    )

@@ -1,0 +1,199 @@
+"""Validates decoded bodies with pydantic; an error is one line that names the field, in the API's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import UnionType
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from edgekit.daemon.api.json_body import shown
+from edgekit.errors import RequestError, field_path, nearest
+
+__all__ = ["Integer", "Stop", "Strict", "printable", "read", "renamed", "resolve_alias", "unsupported"]
+
+Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
+
+
+# What a value must be, by the kind of pydantic's error. A strict model of JSON values has no other kinds.
+_EXPECTED: Mapping[str, str] = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "model_type": "an object",
+    "string_type": "a string",
+}
+
+
+def _to_integer(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _to_stop_strings(value: object) -> object:
+    strings = [value] if isinstance(value, str) else value
+    return [item for item in strings if item != ""] if isinstance(strings, list) else strings
+
+
+Integer = Annotated[int, BeforeValidator(_to_integer)]
+"""An integer; 64.0 is one, as JSON does not distinguish them and some clients write every number so."""
+
+Stop = Annotated[list[str], BeforeValidator(_to_stop_strings)]
+"""Stop strings: one or a list; an empty one stops nothing."""
+
+
+class Strict(BaseModel):
+    """An object of a request: unknown fields are rejected, and values are not converted.
+
+    A field that changes nothing is dropped instead: null where a default exists, an empty list in place of an object
+    (PHP writes `{}` so), an unknown field that is null or (unless misspelt) empty, and those of `ignored` and `noop`.
+
+    Attributes:
+        ignored: Unsupported fields that never change the answer.
+        noop: Unsupported fields that would, with the values that have no effect.
+    """
+
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_without_effect(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+
+        def matters(name: object, item: object) -> bool:
+            field = fields.get(name) if isinstance(name, str) else None
+            if field is not None:
+                empty = item is None or (item == [] and _is_object(field.annotation))
+                return field.is_required() or not empty
+            if item is None or name in cls.ignored:
+                return False
+            noop = cls.noop.get(name) if isinstance(name, str) else None
+            if noop is None:
+                # A misspelt name is an error, whatever it has.
+                return item not in ("", [], {}) or nearest(str(name), fields) is not None
+            # 1 == True in Python: a bool has no effect only where a bool is listed.
+            return not any(item == known and isinstance(item, bool) == isinstance(known, bool) for known in noop)
+
+        return {name: item for name, item in value.items() if matters(name, item)}
+
+
+def read(model: type[Model], value: object, *, at: str = "") -> Model:
+    """Validate a value against a model.
+
+    Args:
+        model: The model.
+        value: The value.
+        at: Its path in the body, for the message.
+
+    Raises:
+        RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        _refuse(model, error.errors(include_url=False)[0], at)
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Name a parameter in errors as the body does.
+
+    Args:
+        names: The parameter's path in the body, by its name in a `ChatRequest` or `Sampling`.
+    """
+    try:
+        yield
+    except RequestError as error:
+        name = names.get(error.param or "")
+        if name is None:
+            raise
+        message = error.message.replace(f"`{error.param}`", f"`{name}`")
+        raise RequestError(message, hint=error.hint, code=error.code, param=name) from error
+
+
+def resolve_alias(param: str, *given: Value | None) -> Value | None:
+    """Return the value of a parameter that has several names.
+
+    Args:
+        param: The name to report if the values differ.
+        given: The value under each name; None if absent.
+
+    Raises:
+        RequestError: Two names have different values.
+    """
+    values = [value for value in given if value is not None]
+    if any(value != values[0] for value in values):
+        raise RequestError(f"`{param}` is given under two names, with different values", param=param)
+    return values[0] if values else None
+
+
+def unsupported(param: str, *, hint: str = "leave it out", what: str = "is not supported") -> RequestError:
+    """Return the error for an unsupported field that would change the answer."""
+    return RequestError(f"`{param}` {what}", hint=hint, code="unsupported_parameter", param=param)
+
+
+def printable(text: str) -> str:
+    """Return a string from a request, shortened and made printable for a one-line message."""
+    return "".join(char if char.isprintable() else "?" for char in text[:100])
+
+
+def _refuse(model: type[BaseModel], problem: ErrorDetails, at: str) -> NoReturn:
+    path = field_path(problem["loc"], at) or "body"
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        known, noop = _names(model, problem["loc"][:-1])
+        name = str(problem["loc"][-1])
+        near = None if name in noop else nearest(name, known)
+        raise unsupported(path, hint=f"did you mean `{near}`?" if near else "leave it out")
+    if kind in {"unsupported", "content"}:
+        code = "unsupported_parameter" if kind == "unsupported" else None
+        raise RequestError(f"`{path}` {problem['msg']}", code=code, param=path)
+    if kind == "missing":
+        raise RequestError(f"`{path}` is missing", param=path)
+    if kind == "literal_error":
+        choices = problem["ctx"]["expected"].replace("'", '"')
+        given = f'"{printable(value)}"' if isinstance(value, str) else shown(value)
+        raise RequestError(f"`{path}` must be {choices}, not {given}", param=path)
+    if kind in _EXPECTED:
+        raise RequestError(f"`{path}` must be {_EXPECTED[kind]}, not {shown(value)}", param=path)
+    raise RequestError(f"`{path}` has a wrong value", param=path)
+
+
+def _is_object(annotation: Any) -> bool:
+    """Whether a field takes an object, and no list."""
+    options = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+    kinds = [get_origin(option) or option for option in options]
+    return list not in kinds and any(isinstance(kind, type) and issubclass(kind, dict | BaseModel) for kind in kinds)
+
+
+def _names(model: type[BaseModel], steps: Iterable[int | str]) -> tuple[list[str], Iterable[str]]:
+    """Return the field names of the model at the path `steps`, and its `noop` names; empty if that is not a model."""
+    for step in steps:
+        if isinstance(step, int):
+            continue
+        field = model.model_fields.get(step)
+        inner = next(_models(field.annotation), None) if field else None
+        if inner is None:
+            return [], ()
+        model = inner
+    noop = model.noop if issubclass(model, Strict) else {}
+    ignored = model.ignored if issubclass(model, Strict) else ()
+    return [*(field.alias or name for name, field in model.model_fields.items()), *noop, *ignored], noop
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in {list, Union, UnionType}:
+        for argument in get_args(annotation):
+            yield from _models(argument)

@@ -1,0 +1,306 @@
+"""The HTTP server: routes, and uvicorn in a thread with its own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from edgekit.config import HttpConfig
+from edgekit.daemon.http import ollama
+from edgekit.daemon.http.chat import ChatReply
+from edgekit.daemon.http.completions import CompletionReply
+from edgekit.daemon.http.connections import Connections
+from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
+from edgekit.daemon.http.errors import error_response, http_error
+from edgekit.daemon.http.models import Models
+from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
+from edgekit.daemon.metrics import Metrics
+from edgekit.errors import ConfigError, EdgekitError, UnavailableError
+from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.model import ModelInfo
+
+__all__ = ["Health", "HttpServer"]
+
+logger = logging.getLogger(__name__)
+
+_START_S = 30.0
+_CHECK_HOST = "check `http.host` (--host)"
+_BODIES_BYTES = 32 << 20
+
+
+class Health(Protocol):
+    """The part of `Watchdog` that the server uses."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is stalled or has failed; None if the daemon is healthy."""
+
+
+class HttpServer:
+    """The HTTP server. It may start before the model is loaded: `/readyz` then returns 503 until `attach`.
+
+    Args:
+        config: Address, port (0 lets the system choose) and limits.
+        worker: Where requests are submitted; None until the model is loaded.
+        info: The model's name and limits; None until the model is loaded.
+        metrics: Counts requests and renders `/metrics`.
+        health: Answers `/healthz`; None always reports healthy.
+    """
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        worker: EngineWorker | None,
+        info: ModelInfo | None,
+        metrics: Metrics,
+        health: Health | None = None,
+    ) -> None:
+        self._config = config
+        self._worker = worker
+        self._info = info
+        self._metrics = metrics
+        self._health = health
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._port = config.port
+        self._connections = Connections(config)
+        self._bodies = BodyBudget(max(_BODIES_BYTES, 4 * config.max_body_bytes))
+        self._heartbeat = 0.0
+
+    @property
+    def port(self) -> int:
+        """The port that the server listens on, once started."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients on this machine, without a path."""
+        host = self._config.host
+        if host in {"0.0.0.0", "::", ""}:  # noqa: S104  compared, not bound
+            host = "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+    def seconds_since_heartbeat(self) -> float:
+        """Seconds since the event loop last ran its timer; 0 unless it is running."""
+        return 0.0 if self._thread is None else time.monotonic() - self._heartbeat
+
+    def attach(self, worker: EngineWorker, info: ModelInfo) -> None:
+        """Start accepting requests."""
+        self._info = info
+        self._worker = worker
+
+    def start(self) -> None:
+        """Start listening; returns once connections are accepted.
+
+        Raises:
+            ConfigError: It cannot listen on such an address; or a trusted proxy is not an address.
+            EdgekitError: `address_unavailable`: the address is in use, or not one of this machine yet.
+        """
+        listener = _listen(self._config.host, self._config.port)
+        self._port = listener.getsockname()[1]
+        server = uvicorn.Server(
+            uvicorn.Config(
+                self._application(),
+                # The application configures logging; websockets and lifespan events are not used.
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                ws="none",
+                lifespan="off",
+                http=self._connections.protocol,  # type: ignore[arg-type]  # called like the class
+                loop="asyncio",
+                timeout_graceful_shutdown=5,
+                # Otherwise any local caller could claim another address.
+                proxy_headers=bool(self._config.trusted_proxies),
+                forwarded_allow_ips=[*self._config.trusted_proxies],
+            )
+        )
+        self._server = server
+        self._heartbeat = time.monotonic()
+        self._thread = threading.Thread(target=self._serve, args=(server, listener), name="http", daemon=True)
+        self._thread.start()
+        pause = threading.Event()
+        waited = 0.0
+        while not server.started and self._thread.is_alive() and waited < _START_S:
+            pause.wait(0.01)
+            waited += 0.01
+        if not server.started:
+            raise EdgekitError("the HTTP server did not start", hint="the log has the details")
+        logger.info("listening on %s", self.url)
+        if not is_loopback(self._config.host) and not self._config.allowed_hosts:
+            logger.warning(
+                "http: other machines can reach the daemon on %s, and so can web pages in their browsers, under any "
+                "host name (hint: list the names by which clients call it in http.allowed_hosts)",
+                self._config.host,
+            )
+
+    def stop(self) -> None:
+        """Stop listening, let open replies finish, and join. Stop the worker first: it ends them."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.should_exit = True
+        self._thread.join()
+        self._server = self._thread = None
+
+    def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        async def serve() -> None:
+            asyncio.get_running_loop().set_exception_handler(self._connections.on_loop_error)
+            beat = asyncio.create_task(self._beat())
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                beat.cancel()
+
+        with contextlib.closing(listener):
+            asyncio.run(serve())
+
+    async def _beat(self) -> None:
+        while True:
+            self._heartbeat = time.monotonic()
+            self._connections.check()
+            await asyncio.sleep(1.0)
+
+    def _application(self) -> Starlette:
+        config = self._config
+        models = Models(lambda: self._info, lambda: self._backend()[1])
+        routes = [
+            self._endpoint("/v1/chat/completions", ChatReply),
+            self._endpoint("/v1/completions", CompletionReply),
+            self._endpoint("/api/chat", ollama.chat_dialect, ollama.refusal),
+            self._endpoint("/api/generate", ollama.generate_dialect, ollama.refusal),
+            self._endpoint("/api/show", ollama.show_dialect, ollama.refusal),
+            *models.routes(),
+            Route("/healthz", self._healthz, methods=["GET"]),
+            Route("/readyz", self._readyz, methods=["GET"]),
+            Route("/metrics", self._show_metrics, methods=["GET"]),
+        ]
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(OriginCheck, loopback=is_loopback(config.host), allowed=config.allowed_hosts)],
+            exception_handlers={HTTPException: _on_http_error, EdgekitError: _on_error, Exception: _on_fault},
+        )
+
+    def _endpoint(
+        self, path: str, dialect: Dialect, refusal: Callable[[EdgekitError], Response] = error_response
+    ) -> Route:
+        endpoint = Endpoint(
+            self._backend,
+            self._metrics,
+            self._config.max_body_bytes,
+            self._bodies,
+            dialect=dialect,
+            refusal=refusal,
+        )
+
+        async def answer(request: Request) -> Response:
+            return await endpoint(request)
+
+        return Route(path, answer, methods=["POST"])
+
+    def _backend(self) -> tuple[EngineWorker, ModelInfo]:
+        if self._worker is None or self._info is None:
+            raise UnavailableError(
+                "the model is still loading", hint="retry in a moment", code="not_ready", retry_after_s=5.0
+            )
+        return self._worker, self._info
+
+    async def _healthz(self, _: Request) -> Response:
+        problem = None if self._health is None else self._health.problem
+        return PlainTextResponse("ok\n") if problem is None else PlainTextResponse(f"{problem}\n", 503)
+
+    async def _readyz(self, _: Request) -> Response:
+        if self._worker is None:
+            return PlainTextResponse("the model is loading\n", 503)
+        if self._worker.failed:
+            return PlainTextResponse("generation has failed\n", 503)
+        if not self._worker.accepting:
+            return PlainTextResponse("shutting down\n", 503)
+        runner = "" if self._info is None else self._info.runner
+        return PlainTextResponse(f"ready, on {runner}\n" if runner else "ready\n")
+
+    async def _show_metrics(self, _: Request) -> Response:
+        body, kind = self._metrics.render()
+        return Response(body, headers={"Content-Type": kind})
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for it
+    paths = [route.path for route in request.app.routes if isinstance(route, Route) and "{" not in route.path]
+    allowed = (error.headers or {}).get("Allow", "")
+    refusal = http_error(error.status_code, request.method, request.scope["path"], allowed=allowed, paths=paths)
+    response = _refuse(request, refusal)
+    if allowed:
+        response.headers["Allow"] = allowed
+    return response
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EdgekitError)  # noqa: S101  the handler is registered for it
+    return _refuse(request, error)
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _refuse(request, EdgekitError("internal error", hint="the daemon's log has the details"))
+
+
+def _refuse(request: Request, error: EdgekitError) -> Response:
+    return ollama.refusal(error) if request.url.path.startswith("/api/") else error_response(error)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except UnicodeError as error:
+        raise ConfigError(f"cannot listen on `{host}`: {error}", hint=_CHECK_HOST) from error
+    except OSError as error:
+        # At boot the name may be unknown only because the network is not up.
+        raise _unavailable(f"cannot listen on `{host}`: {error.strerror or error}", hint=_CHECK_HOST) from error
+    try:
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _listen_error(host, port, error) from error
+    try:
+        # A restart must not wait for the last run's connections to time out.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise _listen_error(host, port, error) from error
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
+
+
+def _listen_error(host: str, port: int, error: OSError) -> EdgekitError:
+    message = f"cannot listen on {host} port {port}: {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ConfigError(message, hint="choose an `http.port` (--port) above 1023" if port < 1024 else None)
+    if error.errno == errno.EAFNOSUPPORT:
+        return ConfigError(message, hint=_CHECK_HOST)
+    if error.errno == errno.EADDRINUSE:
+        return _unavailable(message, hint="choose another `http.port` (--port), or stop what uses this one")
+    return _unavailable(message, hint=f"{_CHECK_HOST}: is it an address of this machine?")
+
+
+def _unavailable(message: str, *, hint: str) -> EdgekitError:
+    """An error that may mend itself: the daemon waits for it at the start, and is restarted after it."""
+    return EdgekitError(message, hint=hint, code="address_unavailable")

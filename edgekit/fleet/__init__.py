@@ -1,1 +1,0 @@
-"""Fleets: deploy and update devices."""

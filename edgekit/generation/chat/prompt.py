@@ -1,0 +1,167 @@
+"""Encodes a chat as prompt tokens with the model's chat template, and guards against injected special tokens.
+
+Everything a caller writes is plain text: `<|im_end|>` in a message, a tool description or call arguments must not end
+the turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.errors import BundleError, RequestError
+from edgekit.generation.chat.jinja_sandbox import MAX_CHARACTERS
+from edgekit.generation.chat.special_tokens import SpecialTokenGuard
+from edgekit.generation.chat.template import ChatTemplate
+from edgekit.generation.chat.tokenizer import Tokenizer
+from edgekit.generation.time_limit import UNLIMITED, TimeLimit
+from edgekit.generation.types import Message, Tool, ToolCall
+
+__all__ = ["Prompt", "encode_chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The token ids of a prompt.
+
+    Attributes:
+        left_out: Number of messages dropped to fit the context.
+        thinking: The prompt ends inside the model's reasoning, which the output continues.
+    """
+
+    tokens: Sequence[int]
+    left_out: int = 0
+    thinking: bool = False
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    arguments: Mapping[str, Any] | None = None,
+    prompt_id: Callable[[str], str] = str,
+    limit: TimeLimit = UNLIMITED,
+) -> Prompt:
+    """Return the prompt of a chat, including the start of the assistant's turn.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: The model's chat template.
+        messages: The chat.
+        tools: Functions that the model may call.
+        arguments: Additional template variables.
+        prompt_id: Maps a call's id to the id written in the prompt.
+        limit: Time for it.
+
+    Raises:
+        RequestError: The template refuses the messages, fails on them, or splits a special token in a message; a call's
+            arguments are not a JSON object; something is too long or nested too deeply; the time limit has passed.
+        BundleError: The template fails on any messages.
+    """
+    shaped = _shaped(messages, prompt_id)
+    functions = [_function(tool) for tool in tools]
+    guard = SpecialTokenGuard(tokenizer, [*shaped, *functions, dict(arguments or {})], limit)
+    if guard.size > MAX_CHARACTERS:
+        raise RequestError(
+            f"messages and tools have {guard.size} characters; the limit is {MAX_CHARACTERS}",
+            hint="shorten the messages or drop old ones",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> str:
+        return template.render(guard.wrap(messages), tools=guard.wrap(functions), arguments=guard.wrap(arguments or {}))
+
+    try:
+        text = render(shaped)
+    except BundleError as error:
+        text = _render_again(render, shaped, error, template)
+    return Prompt(guard.encode(text), thinking=text.rstrip().endswith("<think>"))
+
+
+def _render_again(
+    render: Callable[[Sequence[Mapping[str, Any]]], str],
+    messages: Sequence[dict[str, Any]],
+    error: BundleError,
+    template: ChatTemplate,
+) -> str:
+    """Return the prompt with call arguments as strings, which some templates concatenate; or raise."""
+    serialized = [_with_serialized_arguments(message) for message in messages]
+    if serialized != messages:
+        try:
+            return render(serialized)
+        except BundleError as again:
+            error = again
+    if not template.renders_a_question:
+        raise error
+    raise RequestError(f"{error.message}, on these messages", param="messages") from error
+
+
+def _shaped(messages: Sequence[Message], prompt_id: Callable[[str], str]) -> list[dict[str, Any]]:
+    shaped = []
+    # Names of the functions called so far, by the call's id.
+    called: dict[str, str] = {}
+    for message in messages:
+        shaped.append(_message(message, called, prompt_id))
+        called.update((call.id, call.name) for call in reversed(message.tool_calls))
+    return shaped
+
+
+def _message(message: Message, called: Mapping[str, str], prompt_id: Callable[[str], str]) -> dict[str, Any]:
+    shaped: dict[str, Any] = {"role": message.role, "content": message.content}
+    name = message.name
+    if message.reasoning:
+        # As Qwen3's template calls it; others do not show reasoning of earlier turns.
+        shaped["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        # Set only if there are calls: templates test for the key.
+        shaped["tool_calls"] = [
+            {
+                "id": prompt_id(call.id),
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        shaped["tool_call_id"] = prompt_id(message.tool_call_id)
+        name = called.get(message.tool_call_id) if name is None else name
+    if name is not None:
+        shaped["name"] = name
+    return shaped
+
+
+def _arguments(call: ToolCall) -> dict[str, Any]:
+    """The arguments as an object, which templates serialize to JSON."""
+    try:
+        arguments = json.loads(call.arguments or "{}", parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(f"the arguments of the call to `{call.name}` are not a JSON object", param="messages")
+    return arguments
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _with_serialized_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    """The shape that Hugging Face chat templates expect."""
+    parameters = {"type": "object", "properties": {}} if tool.parameters is None else tool.parameters
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}

@@ -1,0 +1,1 @@
+"""Logits in, tokens out: filters, penalties, logprobs and verification of draft tokens."""

@@ -1,0 +1,175 @@
+"""Builds an engine worker from a bundle and a configuration: model, draft model, memory plan, prefix cache."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgekit.bundle.bundle import Bundle, open_bundle
+from edgekit.bundle.check import HashProgress, check_bundle
+from edgekit.config import GenerationConfig
+from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, grammar_bytes, kv_budget, model_shapes
+from edgekit.generation.model import TextModel, load_model
+from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
+from edgekit.generation.speculative.draft_bundle import open_draft
+from edgekit.machine import available_bytes
+from edgekit.memory import MIB
+from edgekit.runners.base import Runner
+
+__all__ = ["MemoryPlan", "open_model", "plan_memory", "start_worker"]
+
+logger = logging.getLogger(__name__)
+
+
+def open_model(
+    bundle: Bundle, config: GenerationConfig, progress: HashProgress | None = None, *, draft: Bundle | None = None
+) -> TextModel:
+    """Check and load a bundle as configured, with its draft model if one is configured.
+
+    Args:
+        bundle: The bundle.
+        config: The configuration.
+        progress: Called while the bundles' files are hashed: the first time, and after a change.
+        draft: The draft model's bundle, if it has been opened already.
+
+    Raises:
+        IncompatibleBundleError: A bundle was made for other targets.
+        BundleError: A bundle is damaged.
+        ConfigError: The context is too long, or the draft model has a different tokenizer.
+        RunnerError: An artifact could not be loaded, or produces NaN or infinity.
+    """
+    # Opened first: a wrong path should fail before the main model's weights are loaded.
+    if draft is None and config.draft_bundle is not None:
+        draft = open_bundle(config.draft_bundle)
+    for one in (bundle, draft):
+        if one is not None:
+            check_bundle(one, ignore_compatible=config.ignore_compatible, progress=progress)
+    model = load_model(
+        bundle,
+        context_length=config.context_length,
+        threads=config.threads,
+        parallel=config.parallel,
+        kv_bits=config.kv_cache_bits,
+        shares_cores=draft is not None,
+    )
+    if draft is None:
+        return model
+    try:
+        return replace(model, draft=open_draft(draft, model, bundle.path, threads=config.threads))
+    except BaseException:
+        model.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How the memory left after loading a model is divided.
+
+    Attributes:
+        kv_bytes: KV cache in the sequence slots, the draft model's included.
+        prefix_bytes: The prefix cache in memory: as configured, or less where memory is scarce.
+        grammars: Memory is reserved for the grammars' vocabulary tables, so they may be built before the first request.
+    """
+
+    kv_bytes: int
+    prefix_bytes: int
+    grammars: bool
+
+
+def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig) -> MemoryPlan:
+    """Divide this machine's available memory; call it before the first request.
+
+    Where a conversation of the full context length does not fit beside the prefix cache, the prefix cache gets what
+    the conversation leaves, or half if that is more. Memory is reserved for grammars if the rest still holds such a
+    conversation. If not, they are built for the first request that needs one, out of the system's reserve.
+
+    Args:
+        model: From `open_model`.
+        bundle: The bundle it was loaded from.
+        config: The same configuration.
+    """
+    available = available_bytes()
+    configured = config.prefix_memory_mib * MIB
+    models = _loaded_models(model, bundle, config)
+    if available is None:
+        return MemoryPlan(_kv_budget(models, config, None), configured, grammars=True)
+    if config.prefix_folder is not None:
+        # The disk store's write queue is in memory too.
+        available = max(0, available - QUEUE_BYTES)
+
+    def left(*others: int) -> int:
+        return _kv_budget(models, config, max(0, available - sum(others)))
+
+    limits = model.runner.limits
+    conversation = limits.context_length * limits.kv_bytes_per_token
+    if model.draft is not None:
+        conversation += draft_kv_bytes(limits.context_length, model.draft.limits, config.draft_max)
+    most = left()
+    wanted = min(most, conversation)
+    prefix = configured if left(configured) >= wanted else min(configured, max(most - wanted, most // 2))
+    full, grammars = left(prefix), grammar_bytes(limits.vocab_size)
+    rest = left(prefix, grammars)
+    if prefix + grammars > available or rest < min(full, conversation):
+        return MemoryPlan(full, prefix, grammars=False)
+    return MemoryPlan(rest, prefix, grammars=True)
+
+
+def _loaded_models(model: TextModel, bundle: Bundle, config: GenerationConfig) -> list[LoadedModel]:
+    models = [_loaded(model.runner, bundle.path)]
+    if model.draft is not None and config.draft_bundle is not None:
+        models.append(_loaded(model.draft, config.draft_bundle))
+    return models
+
+
+def _kv_budget(models: list[LoadedModel], config: GenerationConfig, available: int | None) -> int:
+    budget = kv_budget(models, available)
+    return budget if config.kv_cache_mib is None else min(budget, config.kv_cache_mib * MIB)
+
+
+def start_worker(model: TextModel, bundle: Bundle, config: GenerationConfig, plan: MemoryPlan) -> EngineWorker:
+    """Start the engine worker of a model, within its memory plan.
+
+    Args:
+        model: From `open_model`; the worker closes it.
+        bundle: The bundle it was loaded from.
+        config: The same configuration.
+        plan: From `plan_memory`.
+    """
+    worker = EngineWorker(
+        model,
+        max_queue=config.max_queue,
+        max_queue_bytes=config.max_queue_mib << 20,
+        kv_budget_bytes=plan.kv_bytes,
+        prefix=_prefix_cache(model, bundle, config, plan.prefix_bytes),
+        speculation=config.speculation,
+        draft_max=config.draft_max,
+    )
+    tokens, context = worker.max_tokens, model.runner.limits.context_length
+    if tokens < context:
+        logger.warning("memory for %d tokens of KV cache only; the context length is %d", tokens, context)
+    if plan.prefix_bytes < config.prefix_memory_mib * MIB:
+        left, wanted = plan.prefix_bytes // MIB, config.prefix_memory_mib
+        logger.warning("memory for a prefix cache of %d MiB only; prefix_memory_mib is %d", left, wanted)
+    return worker
+
+
+def _loaded(runner: Runner, folder: Path) -> LoadedModel:
+    return LoadedModel(runner.limits, runner.backend.runtime, model_shapes(folder))
+
+
+def _prefix_cache(model: TextModel, bundle: Bundle, config: GenerationConfig, memory_bytes: int) -> PrefixCache | None:
+    """Return the configured prefix cache; None if it is turned off or there is no memory for one."""
+    if not memory_bytes and config.prefix_folder is None:
+        return None
+    fingerprint = model_fingerprint(bundle.manifest, model.runner)
+    store = None
+    if config.prefix_folder is not None:
+        store = DiskStore(config.prefix_folder, max_bytes=config.prefix_disk_mib * MIB, fingerprint=fingerprint)
+    return PrefixCache(
+        store,
+        memory_bytes=memory_bytes,
+        kv_bytes_per_token=model.runner.limits.kv_bytes_per_token,
+        fingerprint=fingerprint,
+    )

@@ -1,0 +1,1 @@
+"""Reads GGUF: container, configuration, tokenizer, block formats and split files."""

@@ -1,0 +1,1 @@
+"""Estimates memory and speed of a model on a target, from its configuration alone."""

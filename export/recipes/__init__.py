@@ -1,0 +1,1 @@
+"""How each matrix is quantized: data-free, calibrated (GPTQ, AWQ), and mixed bits."""

@@ -1,0 +1,1 @@
+"""Builds engines with NVIDIA's parser and builder, in a child process."""

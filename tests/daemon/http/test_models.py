@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from edgekit.config import HttpConfig
+from edgekit.daemon.http.models import rfc3339, show
+from edgekit.daemon.http.server import HttpServer
+from edgekit.daemon.metrics import Metrics
+from edgekit.generation.model import ModelInfo
+from tests.daemon.http.conftest import MODEL, Played
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        (0, ""),
+        (999_999, "999999"),
+        (10**6, "1.0M"),
+        (134_515_008, "134.5M"),
+        (10**9, "1.0B"),
+        (7_615_616_512, "7.6B"),
+    ],
+)
+def test_the_number_of_weights_is_shown_as_ollama_shows_it(parameters: int, text: str) -> None:
+    shown = show(ModelInfo("tiny", 0, 2048, "qwen2", parameters))
+    assert shown["details"]["parameter_size"] == text
+    assert shown["model_info"].get("general.parameter_count", 0) == parameters
+
+
+def test_a_model_is_described_with_what_is_known_of_it() -> None:
+    known = show(ModelInfo("tiny", 0, 2048, "qwen2", capabilities=("completion", "tools")))
+    assert known["model_info"] == {"general.architecture": "qwen2", "qwen2.context_length": 2048}
+    assert (known["details"]["family"], known["details"]["families"]) == ("qwen2", ["qwen2"])
+    assert known["capabilities"] == ["completion", "tools"]
+    unknown = show(ModelInfo("tiny", 0, 2048))
+    assert unknown["model_info"] == {"general.architecture": "unknown", "unknown.context_length": 2048}
+    assert (unknown["details"]["family"], unknown["details"]["families"]) == ("", [])
+
+
+def test_times_are_in_utc() -> None:
+    assert rfc3339(1_700_000_000) == "2023-11-14T22:13:20Z"
+
+
+def test_the_model_is_listed_once_it_is_loaded(played: Played) -> None:
+    loading = HttpServer(HttpConfig(port=0), None, None, Metrics())
+    loading.start()
+    try:
+        with httpx.Client(base_url=loading.url, timeout=20) as http:
+            assert http.get("/v1/models").json()["data"] == []
+            assert http.get("/api/tags").json() == http.get("/api/ps").json() == {"models": []}
+            assert http.get("/v1/models/tiny").status_code == 503
+    finally:
+        loading.stop()
+    (listed,) = played.http.get("/v1/models").json()["data"]
+    assert (listed["id"], listed["created"], listed["context_length"]) == ("tiny", MODEL.created, 2048)
+    assert played.http.get("/v1/models/tiny").json() == listed
+    (tagged,) = played.http.get("/api/tags").json()["models"]
+    assert (tagged["name"], tagged["size"], tagged["modified_at"]) == (
+        "tiny:latest",
+        141_000_000,
+        "2023-11-14T22:13:20Z",
+    )
+    (running,) = played.http.get("/api/ps").json()["models"]
+    assert (running["name"], running["size_vram"], running["context_length"]) == ("tiny:latest", 0, 2048)
+    assert "modified_at" not in running
+    assert running["expires_at"] == "9999-12-31T23:59:59Z"

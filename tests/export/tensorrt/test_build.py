@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from edgekit.errors import ExportError
+from edgekit.export.architectures.decoder import Linear
+from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
+from edgekit.export.quantization.rtn import rtn
+from edgekit.export.tensorrt import build
+from edgekit.export.tensorrt.build import BuildLimits, build_engine
+from edgekit.export.writers.onnx import OnnxWriter
+from edgekit.profile import Dialect
+from tests.conftest import edgekit
+from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.variants import VARIANTS, variant
+
+FloatArray = npt.NDArray[np.float32]
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
+
+LIMITS = BuildLimits(chunk=16, context_length=64, typical_past=32)
+
+
+# Wide enough that INT4 expanded to FP16 would outgrow the engine's kernels; as few layers as differ.
+WIDE: dict[str, Any] = {"layers": 1, "heads": 32, "hidden": 1024, "intermediate": 2048}
+TWO_KINDS: dict[str, dict[str, Any]] = {
+    "qwen2-window": {"layers": 2},
+    "gemma3_text": {"layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+def export(
+    folder: Path,
+    name: str = "qwen2-tied",
+    *,
+    embedding_bits: int = 4,
+    offset: Offset | None = Offset.SYMMETRIC,
+    group: int | None = 32,
+    dialect: Dialect = "portable",
+    **options: Any,
+) -> Path:
+    source = variant(name, folder / "hf", **{"layers": 2, "vocab": 1024} | options)
+
+    def quantize(linear: Linear, weight: FloatArray) -> GroupedTensor | FloatArray:
+        if offset is None:
+            return weight
+        bits = embedding_bits if linear.name == "model.embed_tokens" else 4
+        return rtn(weight, Grid(bits, group or weight.shape[1], offset, np.float16))
+
+    weights = TensorWeights(tiny_tensors(source), quantize)
+    (folder / "onnx").mkdir()
+    OnnxWriter(dialect)(tiny_decoder(source), weights, folder / "onnx", lambda _: None)
+    return folder / "onnx"
+
+
+def check(folder: Path) -> None:
+    report = build_engine(folder, limits=LIMITS)
+    assert (report.compute_capability, report.built_for) == ("8.7", "SM86")
+    assert report.int4_kept
+    # Expanded to FP16 the INT4 weights alone would be larger than the whole engine.
+    assert report.engine_bytes < 4 * report.int4_bytes
+    assert report.graph_bytes <= (folder / "model.onnx.data").stat().st_size + (folder / "model.onnx").stat().st_size
+    assert report.seconds > 0
+    assert report.peak_memory_bytes > report.engine_bytes
+    assert report.warnings == ()
+    layers, native = _layers(folder)
+    for profile in (report.decode, report.prefill):
+        assert profile.expanded == (), "a matrix is not read as INT4"
+        assert profile.int4 >= 7 * layers
+    assert report.decode.cache_copies == ()
+    # The builder repeats K and V for each query head in a chunk.
+    assert (report.prefill.cache_copies == ()) == (not native)
+    # In `native` it moves each layer's keys to the output that is the same memory.
+    assert len(report.decode.cache_moves) == layers * native
+    assert report.decode.kernels <= (5 + 12 * layers if native else 8 + 15 * layers)
+
+
+def _layers(folder: Path) -> tuple[int, bool]:
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    names = [value.name for value in graph.input]
+    return sum(name.endswith(".key") for name in names), "write_indices" in names
+
+
+def test_a_graph_that_transposes_its_keys_is_seen_to_copy_them(tmp_path: Path) -> None:
+    folder = export(tmp_path, layers=1, **{key: value for key, value in WIDE.items() if key != "layers"})
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    scores = next(node for node in model.graph.node if node.name.endswith("past_scores/MatMul"))
+    # `q · Kᵀ`, transposed, instead of `K · qᵀ`.
+    keys, query = scores.input
+    place = list(model.graph.node).index(scores)
+    wanted, scores.output[0] = scores.output[0], "product"
+    del scores.input[:]
+    scores.input.extend(["query", "keys"])
+    for offset, (value, name) in enumerate(((keys, "keys"), (query, "query"), ("product", wanted))):
+        node = onnx.helper.make_node("Transpose", [value], [name], name=f"turned/{offset}", perm=[0, 1, 3, 2])
+        model.graph.node.insert(place + (offset if value != "product" else 3), node)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    report = build_engine(folder, limits=BuildLimits(chunk=16, context_length=256, typical_past=128))
+    assert report.decode.cache_copies
+
+
+def test_matrices_that_the_builder_expands_are_named(tmp_path: Path) -> None:
+    # It does so silently where one group is the whole column.
+    report = build_engine(export(tmp_path, layers=1, group=None), limits=LIMITS)
+    assert "/model/layers.0/mlp/gate_proj/MatMul" in report.decode.expanded
+    assert report.decode.int4 + len(report.decode.expanded) == 8
+
+
+# Only the numbers in their RoPE tables differ from another variant's graph.
+SAME_GRAPH = {"qwen2-yarn", "llama3", "llama-nested-rope", "phi3-longrope"}
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SAME_GRAPH else name for name in VARIANTS]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_nvidias_builder_takes_every_architecture_and_keeps_int4(tmp_path: Path, name: str, dialect: Dialect) -> None:
+    check(export(tmp_path, name, dialect=dialect, **WIDE | TWO_KINDS.get(name, {})))
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_an_8_bit_head_is_kept_in_two_halves_of_int4(tmp_path: Path, dialect: Dialect) -> None:
+    check(export(tmp_path, embedding_bits=8, dialect=dialect, **WIDE))
+
+
+def test_one_native_file_is_built_with_a_cache_of_any_length(tmp_path: Path) -> None:
+    folder = export(tmp_path, dialect="native", layers=1)
+    # TensorRT does not parse a cache of unknown length, which the file has.
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    cache = next(value for value in graph.input if value.name == "past_key_values.0.key")
+    assert cache.type.tensor_type.shape.dim[2].dim_param == "capacity"
+    before = (folder / "model.onnx").read_bytes()
+    for context in (64, 128):
+        limits = BuildLimits(chunk=16, context_length=context, typical_past=32)
+        assert build_engine(folder, limits=limits).engine_bytes > 0
+    assert (folder / "model.onnx").read_bytes() == before
+
+
+def test_a_grid_with_offsets_builds_as_int4_too(tmp_path: Path) -> None:
+    report = build_engine(export(tmp_path, offset=Offset.FLOAT, **WIDE), limits=LIMITS)
+    assert report.int4_kept
+    assert report.int4_bytes > 0
+
+
+def test_a_float_graph_builds_and_is_not_called_int4(tmp_path: Path) -> None:
+    report = build_engine(export(tmp_path, offset=None), limits=LIMITS)
+    assert (report.int4_bytes, report.int4_kept) == (0, False)
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+@pytest.mark.parametrize("recipe", [("--recipe", "none"), ("--recipe", "lsq", "--head-bits", "16")])
+def test_a_float_head_of_its_own_is_built_and_held_once(
+    tmp_path: Path, recipe: tuple[str, ...], dialect: Dialect
+) -> None:
+    """The graph transposes it; the builder must multiply by it as stored, not keep a transposed copy."""
+    vocab = 16_384
+    source, bundle = variant("llama", tmp_path / "hf", **WIDE | {"vocab": vocab}), tmp_path / "bundle"
+    jetpack = ("--jetpack", "7.2") if dialect == "native" else ()
+    edgekit("export", source, "--target", "orin", *jetpack, *recipe, "-o", bundle)
+    report = json.loads(edgekit("verify", bundle, "--build", "--json").stdout)["build"]
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
+    assert any(node.name == "/lm_head/Transpose" for node in graph.node)
+    assert (report["int4_bytes"] > 0) == report["int4_kept"] == ("none" not in recipe)
+    head = vocab * WIDE["hidden"] * 2
+    assert report["graph_bytes"] > head
+    # Each of the two profiles may keep the layers in an order of its own.
+    layers = max(0, report["graph_bytes"] - 2 * head)
+    assert report["engine_bytes"] < report["graph_bytes"] + layers + head / 2
+    assert report["warnings"] == []
+
+
+def test_an_int4_engine_is_less_than_half_as_large_as_the_fp16_engine_of_the_same_model(tmp_path: Path) -> None:
+    for name in ("int4", "fp16"):
+        (tmp_path / name).mkdir()
+    int4 = build_engine(export(tmp_path / "int4", **WIDE | {"layers": 2}), limits=LIMITS)
+    fp16 = build_engine(export(tmp_path / "fp16", offset=None, **WIDE | {"layers": 2}), limits=LIMITS)
+    # Two layers of seven matrices, and the head.
+    assert (int4.decode.int4, fp16.decode.int4) == (15, 0)
+    assert int4.engine_bytes < fp16.engine_bytes / 2
+
+
+def test_the_engine_is_saved_where_the_caller_wants_it(tmp_path: Path) -> None:
+    report = build_engine(export(tmp_path), limits=LIMITS, compute_capability="8.9", engine=tmp_path / "model.engine")
+    assert report.built_for == "SM89"
+    assert (tmp_path / "model.engine").stat().st_size == report.engine_bytes
+
+
+def test_a_device_too_old_for_the_library_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"7\.2 is older") as caught:
+        build_engine(export(tmp_path), compute_capability="7.2")
+    assert "8.6" in str(caught.value.hint)
+
+
+def test_an_operator_that_tensorrt_does_not_support_is_named_with_its_node(tmp_path: Path) -> None:
+    folder = export(tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.name == "/model/layers.1/mlp/act/Sigmoid")
+    node.op_type, node.domain = "SiLU", "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"/model/layers\.1/mlp/act/Sigmoid.*SiLU"):
+        build_engine(folder)
+
+
+def test_a_graph_for_another_runtime_is_refused(tmp_path: Path) -> None:
+    folder = export(tmp_path, dialect="onnxruntime")
+    with pytest.raises(ExportError, match="does not build the `onnxruntime` dialect"):
+        build_engine(folder)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not exist"):
+        build_engine(tmp_path)
+    folder = export(tmp_path)
+    (folder / "model.onnx.data").unlink()
+    with pytest.raises(ExportError, match=r"model\.onnx\.data does not exist"):
+        build_engine(folder)
+    (folder / "model.onnx").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(ExportError, match="not an ONNX file"):
+        build_engine(folder)
+
+
+def test_a_builder_that_crashes_is_an_error_and_does_not_end_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing.py").write_text("import os; os.abort()\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(build, "_WORKER", "crashing")
+    with pytest.raises(ExportError, match=r"crashed \(signal 6\)"):
+        build_engine(export(tmp_path))
+
+
+def test_a_build_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"did not finish within 0\.01 s"):
+        build_engine(export(tmp_path), timeout_s=0.01)
+
+
+def test_without_the_library_the_error_names_the_extra() -> None:
+    program = (
+        "import importlib.util as util, pathlib\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name.startswith('tensorrt') else find(name, *rest)\n"
+        "from edgekit.errors import EdgekitError\n"
+        "from edgekit.export.tensorrt.build import build_engine\n"
+        "try: build_engine(pathlib.Path('anything'))\n"
+        "except EdgekitError as error: print(error.code, error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "missing_extra pip install 'edgekit-llm[tensorrt-rtx]'\n"
+
+
+def test_the_command_line_exports_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:
+    source, bundle = variant("qwen3", tmp_path / "hf", **WIDE), str(tmp_path / "bundle")
+    edgekit("export", source, "--target", "orin-nano-8", "--jetpack", "7.2", "-o", bundle)
+    assert json.loads(edgekit("info", bundle, "--json").stdout)["artifact"] == {
+        "kind": "onnx",
+        "dialect": "native",
+        "layout": 2,
+    }
+    report = json.loads(edgekit("verify", bundle, "--build", "--json").stdout)["build"]
+    assert report["int4_kept"]
+    assert report["compute_capability"] == "8.7"
+
+
+def test_the_command_line_refuses_a_jetpack_that_the_target_has_not(tmp_path: Path) -> None:
+    done = edgekit("export", tmp_path, "--target", "cpu", "--jetpack", "7.2", check=False)
+    assert done.returncode == 2
+    assert "target `cpu` has no JetPack" in done.stderr
+    assert "Traceback" not in done.stderr
