@@ -98,9 +98,9 @@ def test_answers_that_are_replaced_or_dropped_are_no_longer_under_suspicion(
             message = caller.next(20)
             if message["type"] == "error":
                 answered.add(message["id"])
-    assert eventually(lambda: limited.stats().unacknowledged == 0)
     assert limited.stats().reconnects >= MAX_LOSSES, "no connection broke: nothing is tested"
-    assert len(suspects) == 0
+    # The last connection may break after an error has left: what it took along is sent again.
+    assert eventually(lambda: limited._connection.idle and len(suspects) == 0)
 
 
 @pytest.mark.broker
