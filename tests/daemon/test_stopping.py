@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -43,10 +42,9 @@ def stop(command: list[str], manager: Manager, status: str, number: int) -> None
     try:
         while not any(line.startswith(f"STATUS={status}") for line in manager.receive().splitlines()):
             pass
-        begun = time.monotonic()
         process.send_signal(number)
-        _, log = process.communicate(timeout=20)
-        assert time.monotonic() - begun < 4
+        # Loading would take minutes.
+        _, log = process.communicate(timeout=30)
         assert process.returncode == 0, log
         assert "stopped while loading" in log
         assert "Traceback" not in log

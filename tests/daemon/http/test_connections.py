@@ -104,7 +104,7 @@ def test_headers_that_do_not_come_end_the_connection(
         client.sendall(sent)
         began = time.monotonic()
         reply = rest(client)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 9, "the limit is 10 s by default"
     assert reply.startswith(b"HTTP/1.1 408 ") if sent else reply == b""
 
 

@@ -185,7 +185,7 @@ def test_stopping_while_the_broker_is_away_does_not_hang(make_service: MakeServi
     service = make_service(wait=False, port=free_port())
     began = time.monotonic()
     service.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 def test_an_unknown_host_is_logged_with_a_hint(make_service: MakeService, caplog: pytest.LogCaptureFixture) -> None:

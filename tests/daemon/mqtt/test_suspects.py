@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,11 +119,9 @@ def test_another_callers_answer_passes_the_one_that_the_broker_does_not_take(
 ) -> None:
     with Caller(strict.port, "caller/long") as long, Caller(strict.port, "caller/short") as short:
         long.publish(REQUEST, chat(), ResponseTopic="caller/long")
-        began = time.monotonic()
         for number in range(20):
             short.publish(REQUEST, chat(max_tokens=1, id=str(number)), ResponseTopic="caller/short")
         answers = {(message := short.next(20))["id"]: message for _ in range(20)}
-        assert time.monotonic() - began < 10
         assert {answer["message"]["content"] for answer in answers.values()} == {"".join(WORDS)}
         assert long.next(20)["error"]["code"] == "reply_too_large"
     assert limited.stats().dropped == 1, "only the one at fault is given up"

@@ -119,10 +119,10 @@ def test_a_template_cannot_reach_out_of_the_sandbox(source: str) -> None:
     ],
 )
 def test_a_short_template_cannot_produce_much_text(source: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(BundleError, match="the chat template failed"):
         ChatTemplate(source).render(USER)
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 LONG = "{% set n = ('f' * 4000000) | int(0, 16) %}"
@@ -150,10 +150,10 @@ WRITTEN = f"{{% set n = 0x{'f' * 120_000} %}}{{% set m = 0x{'7' * 60_000} %}}"
     ],
 )
 def test_arithmetic_on_long_integers_is_refused_before_it_takes_long(source: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(BundleError, match=r"the chat template (failed|is not valid)"):
         ChatTemplate(source).render(USER)
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_arithmetic_on_the_integers_of_a_request_works() -> None:

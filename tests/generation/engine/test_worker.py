@@ -220,8 +220,8 @@ def test_a_running_request_fails_at_its_deadline() -> None:
     started = time.monotonic()
     worker.submit(_ask(deadline_s=0.2), receiver)
     assert _code(receiver.wait()) == "deadline_exceeded"
-    assert 0.2 <= time.monotonic() - started < 2
-    assert receiver.text
+    assert time.monotonic() - started >= 0.2
+    assert 0 < len(receiver.text) < 900, "it fails while it is running"
     worker.stop()
 
 
@@ -334,10 +334,9 @@ def test_stopping_fails_what_does_not_end_in_time() -> None:
     receivers = [Receiver() for _ in range(3)]
     for receiver in receivers:
         worker.submit(_ask(), receiver)
-    started = time.monotonic()
     worker.stop(drain_s=0.2)
-    assert time.monotonic() - started < 3
     assert [_code(receiver.wait()) for receiver in receivers] == ["shutting_down"] * 3
+    assert all(len(receiver.text) < 900 for receiver in receivers)
 
 
 def test_a_request_submitted_at_the_last_event_of_another_finds_the_queue_place_free() -> None:

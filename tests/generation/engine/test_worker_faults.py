@@ -204,8 +204,8 @@ def test_after_faults_in_a_row_it_refuses_requests_and_is_unhealthy(
         server.stop()
     assert worker.queue_length() == 0
     started = time.monotonic()
-    worker.stop(drain_s=5)
-    assert time.monotonic() - started < 2
+    worker.stop(drain_s=60)
+    assert time.monotonic() - started < 30, "a worker that failed has nothing to wait for"
 
 
 def test_a_runner_that_computes_nothing_any_more_fails_the_worker_and_not_only_its_requests(

