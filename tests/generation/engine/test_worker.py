@@ -128,7 +128,7 @@ def test_the_retry_time_follows_the_running_requests_and_those_rejected_before()
         worker.submit(_ask(), receiver)
     _until(lambda: len(worker._engine.running_since) == 1)
     first, second, third = (retry_after_s() for _ in range(3))
-    assert 3 < first <= 5, "nothing has ended yet"
+    assert 1 <= first <= 5, "nothing has ended yet"
     assert first + 4 < second < third - 4, "each waits for another place"
     # As if requests had been taking minutes.
     worker._typical_s, worker._rejected = 300.0, 0
@@ -150,7 +150,7 @@ def test_the_first_request_that_ends_tells_how_long_one_takes() -> None:
     gate.open.set()
     receiver.wait()
     assert worker._typical_s is not None
-    assert 0.9 < worker._typical_s < 5
+    assert 0.9 < worker._typical_s < 30
     worker.stop()
 
 
@@ -264,17 +264,18 @@ def test_a_receiver_that_raises_cancels_its_own_request_only(caplog: pytest.LogC
 def test_the_heart_beats_while_idle_and_while_answering_and_stops_with_a_hanging_step() -> None:
     gate = Gate()
     worker = EngineWorker(echo_model(before_step=gate))
-    time.sleep(1.3)
-    assert worker.seconds_since_heartbeat() < 1.2
+    started = time.monotonic()
+    _until(lambda: worker.seconds_since_heartbeat() < time.monotonic() - started - 0.2)
     receiver = Receiver()
     worker.submit(_ask(), receiver)
     assert gate.entered.wait(10)
+    hung = time.monotonic()
     time.sleep(0.8)
-    assert worker.seconds_since_heartbeat() >= 0.79
+    assert worker.seconds_since_heartbeat() >= 0.8
     assert worker._thread.daemon, "a hanging step does not keep the process from ending"
     gate.open.set()
     receiver.wait()
-    assert worker.seconds_since_heartbeat() < 0.79
+    _until(lambda: worker.seconds_since_heartbeat() < time.monotonic() - hung - 0.8)
     worker.stop()
 
 
