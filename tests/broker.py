@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import queue
@@ -10,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,26 @@ def tool(name: str) -> str:
 
 
 def free_port() -> int:
-    """A free port on loopback; another process could take it before it is used."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port on loopback for a server that starts later, or again.
+
+    It is below the ports that systems give to clients, which would take one of those in the meantime, and in a range of
+    its own for each of pytest's processes.
+    """
+    while True:
+        port = next(_ports)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _candidates() -> Iterator[int]:
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
+    ports = range(20_000 + 1000 * process, 21_000 + 1000 * process)
+    start = os.getpid() % len(ports)
+    yield from itertools.cycle((*ports[start:], *ports[:start]))
+
+
+_ports = _candidates()
 
 
 class Broker:

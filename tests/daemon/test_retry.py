@@ -17,6 +17,7 @@ import pytest
 from edgekit.daemon.notify import Notifier
 from edgekit.daemon.retry import LIMIT_S, StoppedError, retry
 from edgekit.errors import ConfigError, EdgekitError
+from tests.broker import free_port
 from tests.conftest import edgekit_command
 from tests.daemon.manager import Manager
 from tests.generation.bundles import tiny_bundle
@@ -100,15 +101,10 @@ def wait_for(manager: Manager, found: Callable[[str], bool], seconds: float = 30
         assert time.monotonic() < end
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def test_under_a_service_manager_a_port_and_a_bundle_are_waited_for(
     bundle: Path, manager: Manager, tmp_path: Path
 ) -> None:
-    other = socket.create_server(("127.0.0.1", 0))
+    other = socket.create_server(("127.0.0.1", free_port()))
     process = started(manager, tmp_path / "mounted-later", other.getsockname()[1])
     try:
         wait_for(manager, lambda line: line.startswith("STATUS=waiting: cannot listen"))

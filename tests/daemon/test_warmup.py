@@ -16,7 +16,7 @@ def test_it_waits_until_no_request_is_running() -> None:
     warmup.start()
     assert not done.wait(0.8)
     busy.clear()
-    assert done.wait(5)
+    assert done.wait(20)
     warmup.stop()
 
 
@@ -36,7 +36,7 @@ def test_stopping_skips_work_that_has_not_begun_and_waits_for_work_that_has() ->
 
     working = Warmup(work, lambda: False)
     working.start()
-    assert begun.wait(5)
+    assert begun.wait(20)
     working.stop()
     assert over == [True]
     Warmup(work, lambda: False).stop()

@@ -231,7 +231,7 @@ def test_closing_the_stream_cancels_the_request(played: Played) -> None:
     stream = played.ollama.chat("tiny", HELLO, stream=True)
     next(iter(stream))
     stream.close()  # type: ignore[attr-defined]  # a generator, behind an Iterator
-    assert played.worker.played[0].cancelled.wait(5)
+    assert played.worker.played[0].cancelled.wait(20)
 
 
 def test_ollamas_client_is_answered_by_the_real_worker(serve: Serve) -> None:

@@ -147,7 +147,7 @@ def test_an_answer_finished_while_the_broker_was_away_arrives_after_it_is_back(
         service = make_service(port=broker.port)
         with Caller(broker.port, "caller/p") as caller:
             caller.publish(REQUEST, chat(stream=True), ResponseTopic="caller/p", CorrelationData=b"p")
-            assert started.wait(5)
+            assert started.wait(20)
         broker.stop()
         assert eventually(lambda: not service.connected)
         gate.set()

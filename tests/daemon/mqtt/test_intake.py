@@ -55,7 +55,7 @@ def test_while_a_request_is_prepared_others_stream_and_are_cancelled_and_presenc
         caller.publish(REQUEST, chat(id="running", stream=True), ResponseTopic="caller/a")
         caller.next()
         caller.publish(REQUEST, chat(id="slow", max_tokens=SLOW), ResponseTopic="caller/a")
-        assert worker.preparing.wait(5)
+        assert worker.preparing.wait(20)
         assert [caller.next()["id"] for _ in range(3)] == ["running"] * 3
         watcher.publish(STATUS, {**online, "state": "offline", "session": "older-1"}, retain=True)
         assert watcher.next()["state"] == "offline"
@@ -85,7 +85,7 @@ def test_a_request_delivered_again_while_it_is_prepared_is_answered_once(
     monkeypatch.setattr(connection, "BACKOFF_FIRST_S", 0.05)
     with Caller(broker.port, "caller/d") as caller:
         caller.publish(REQUEST, chat(max_tokens=SLOW, **given), ResponseTopic="caller/d")
-        assert worker.preparing.wait(5)
+        assert worker.preparing.wait(20)
         service._connection.drop()
         assert eventually(lambda: service.stats().reconnects == 1)
         assert eventually(lambda: service.stats().repeated == 1), "the broker delivers it again"
@@ -107,7 +107,7 @@ def test_a_request_not_yet_prepared_when_the_daemon_stops_is_answered_after_the_
     service = make_service()
     with Caller(broker.port, "caller/n") as caller:
         caller.publish(REQUEST, chat(id="slow", max_tokens=SLOW), ResponseTopic="caller/n")
-        assert worker.preparing.wait(5)
+        assert worker.preparing.wait(20)
         caller.publish(REQUEST, chat(id="behind"), ResponseTopic="caller/n")
         assert eventually(lambda: len(service._requests) == 2)
         service.stop()
