@@ -22,6 +22,7 @@ from tests.conftest import Export, edgekit_command
 from tests.terminal import CTRL_C, CTRL_D, ENTER, Terminal
 
 QUESTION = "What is the capital of France?"
+WHO = "Who are you?"
 
 
 @pytest.fixture
@@ -124,19 +125,21 @@ def test_settings_change_the_next_answers(chat: Terminal, tmp_path: Path) -> Non
         chat.send(text + ENTER)
         return chat.prompt()
 
-    greedy = says(QUESTION)
-    assert says(QUESTION) == greedy
+    # A pirate does not know another capital of France, but another name, on every processor.
+    command("/set parameter num_predict 30")
+    greedy = says(WHO)
+    assert says(WHO) == greedy
     assert "no system message" not in command("/system You are a pirate.")
     assert "You are a pirate." in command("/show system")
-    assert says(QUESTION) != greedy
+    assert says(WHO) != greedy
     assert "no system message" in command('/set system ""')
     command("/set parameter temperature 2")
     command("/set parameter seed 7")
-    assert says(QUESTION) != greedy
+    assert says(WHO) != greedy
     command("/set parameter temperature 0")
-    assert says(QUESTION) == greedy
+    assert says(WHO) == greedy
     command("/set parameter num_predict 2")
-    assert len(says(QUESTION)) < len(greedy)
+    assert len(says(WHO)) < len(greedy)
     command("/set parameter num_predict 60")
     command("/set format json")
     assert says("Describe a cat in JSON.").lstrip().startswith("{")
