@@ -43,7 +43,7 @@ def test_an_export_that_is_terminated_leaves_no_files_and_no_child(tmp_path: Pat
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 128 + number
         assert b"Traceback" not in errors
-        # It was sent a signal that it cannot ignore; nobody has waited for it after Ctrl-C.
+        # After Ctrl-C it is killed, but not waited for.
         deadline = time.monotonic() + 20
         with pytest.raises(ProcessLookupError):
             while time.monotonic() < deadline:
