@@ -263,19 +263,17 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
 def test_an_interrupted_export_leaves_nothing_behind(tmp_path: Path, cpu: Path) -> None:
     assert cpu.exists()  # the model is in the cache by now, so that the interrupt comes during the export
     command = edgekit_command("export", "smollm2-135m-instruct")
-    process = subprocess.Popen(
-        [*command, "--target", "orin", "--recipe", "lsq", "-o", str(tmp_path / "half")],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for _ in range(300):
-        if any(path.suffix == ".data" and path.stat().st_size for path in tmp_path.rglob("*")):
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("the export never began to write")
-    process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=60)
+    options = ("--target", "orin", "--recipe", "lsq", "-o", str(tmp_path / "half"))
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not any(path.suffix == ".data" and path.stat().st_size for path in tmp_path.rglob("*")):
+                assert time.monotonic() < deadline, "the export never began to write"
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, log
     assert "Traceback" not in log
     assert os.listdir(tmp_path) == []  # noqa: PTH208  hidden files count

@@ -81,7 +81,7 @@ def test_no_supported_architecture_is_taken_for_another_kind() -> None:
         assert "this is" not in refused.value.message
 
 
-@pytest.mark.parametrize("exporter", ["edgekit", "optimum"])
+@pytest.mark.parametrize("exporter", ["edgekit", pytest.param("optimum", marks=pytest.mark.optimum)])
 @pytest.mark.parametrize("head", ["SequenceClassification", "RewardModel", "TokenClassification"])
 def test_a_model_that_gives_scores_is_no_chat_model(head: str, exporter: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "model", tied=True)
