@@ -8,7 +8,7 @@ import time
 import pytest
 
 from edgekit.errors import BundleError
-from edgekit.generation.chat.jinja_sandbox import MAX_CHARACTERS
+from edgekit.generation.chat.jinja_sandbox import MAX_CHARACTERS, LimitError, Limits
 from edgekit.generation.chat.template import ChatTemplate
 
 pytestmark = pytest.mark.serial
@@ -169,6 +169,21 @@ def test_endless_loops_are_interrupted_and_the_thread_is_left_as_it_was(monkeypa
     with pytest.raises(BundleError, match=r"ran longer than 0\.3 s"):
         ChatTemplate("{% set r = range(9000) %}" + nested).render(USER)
     assert sys.gettrace() is before
+
+
+def test_time_without_a_processor_does_not_count() -> None:
+    """As where many programs run, or a laptop is closed meanwhile."""
+
+    def run(limit_s: float) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < limit_s:
+            pass
+
+    with Limits(0.3):
+        time.sleep(0.6)
+        run(0.05)
+        with pytest.raises(LimitError):
+            run(30)
 
 
 @pytest.mark.parametrize(
