@@ -17,10 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.cores import count_cores
 from edgekit.device_id import device_id, is_stored, machine_hash
-from edgekit.errors import ConfigError
+from edgekit.errors import ConfigError, EdgekitError
 from edgekit.machine import GIB, Machine, available_bytes, cache_folder, memory_limit, probe
 from edgekit.recognition import check_targets, recognise
 from edgekit.target import Target
@@ -379,9 +380,26 @@ def _configured(config: DaemonConfig) -> list[Check]:
     ):
         if path is not None and not path.exists():
             checks.append(Check(name, "missing", f"{path} does not exist"))
+    if config.bundle is not None and config.bundle.exists():
+        checks.append(_runner_of(config.bundle, config.generation.runner))
     if config.http.enabled and config.http.host not in {"127.0.0.1", "::1", "localhost"}:
         checks.append(Check("http", "warn", f"listens on {config.http.host}, reachable from the network"))
     return checks
+
+
+def _runner_of(folder: Path, runner: str) -> Check:
+    """The runner that the configured bundle would get, and why not a better one."""
+    try:
+        # Imported here because the runners need the extra `text`.
+        from edgekit.runners import expected_runner
+
+        artifact = open_bundle(folder).manifest.artifact
+        label, rejected = expected_runner(folder, artifact.kind, artifact.dialect, runner=runner)
+    except ImportError as error:
+        return Check("bundle's runner", "missing", f"cannot be loaded: {error}", pip_install("text"))
+    except EdgekitError as error:
+        return Check("bundle's runner", "missing", error.message, error.hint)
+    return Check("bundle's runner", "warn" if rejected else "ok", "; ".join((label, *(f"not {o}" for o in rejected))))
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

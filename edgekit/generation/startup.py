@@ -49,6 +49,7 @@ def open_model(
     model = load_model(
         bundle,
         context_length=config.context_length,
+        runner=config.runner,
         threads=config.threads,
         parallel=config.parallel,
         kv_bits=config.kv_cache_bits,
