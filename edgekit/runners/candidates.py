@@ -107,6 +107,22 @@ def _cpu(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
     return Offer(f"the CPU kernels, {found.kernels.variant}", load)
 
 
+def _cuda(folder: Path, dialect: str) -> Offer:
+    from edgekit.runners.cuda_provider import cuda_provider
+
+    found = cuda_provider()
+    if found.reason is not None:
+        raise RunnerError(found.reason, hint=found.hint)
+
+    def load(options: LoadOptions) -> Runner:
+        from edgekit.runners.on_device import NativeOnDevice, PortableOnDevice
+
+        runner = PortableOnDevice if dialect == "portable" else NativeOnDevice
+        return runner(folder, **options.common())
+
+    return Offer(f"onnxruntime {found.version} with CUDA", load)
+
+
 def _onnxruntime(folder: Path, dialect: str) -> Offer:
     import onnxruntime
 
@@ -145,13 +161,14 @@ def _mlx(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
 
 
 _CPU = Candidate("cpu", "the CPU kernels", "text", _cpu)
+_CUDA = Candidate("cuda", "onnxruntime with CUDA", "onnxruntime-gpu", _cuda)
 _ONNXRUNTIME = Candidate("onnxruntime", "onnxruntime on the CPU", "onnxruntime", _onnxruntime)
 _MLX = Candidate("mlx", "MLX", "mlx", _mlx)
 
-# By dialect, the preferred one first (docs/decisions/0031).
+# By dialect, the preferred one first (docs/decisions/0031). A runner of TensorRT engines belongs before `_CUDA`.
 _ONNX: dict[str, tuple[Candidate, ...]] = {
     "onnxruntime": (_CPU, _ONNXRUNTIME),
-    "portable": (_ONNXRUNTIME,),
-    "native": (_ONNXRUNTIME,),
+    "portable": (_CUDA, _ONNXRUNTIME),
+    "native": (_CUDA, _ONNXRUNTIME),
     "optimum": (_ONNXRUNTIME,),
 }

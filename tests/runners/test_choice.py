@@ -11,9 +11,11 @@ import pytest
 from edgekit import runners
 from edgekit.config import RunnerName
 from edgekit.errors import BundleError, ConfigError, EdgekitError, IncompatibleBundleError, RunnerError, missing_extra
+from edgekit.profile import target_names
 from edgekit.runners import LoadOptions, Rejected, choose_runner, expected_runner
 from edgekit.runners.base import Runner
 from edgekit.runners.candidates import Candidate, Offer, candidates
+from edgekit.target import load_target
 
 OPTIONS = LoadOptions(64)
 RUNNER = cast("Runner", object())
@@ -120,6 +122,16 @@ def test_every_runner_can_be_configured(kind: str, dialect: str) -> None:
     assert names
     assert len(set(names)) == len(names)
     assert set(names) < set(get_args(RunnerName))
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_names_runners_in_the_order_in_which_they_are_tried(name: str) -> None:
+    target = load_target(name)
+    tried = [one.name for one in candidates(target.artifact, target.dialect or "")]
+    assert target.runners
+    assert list(target.runners) == [runner for runner in tried if runner in target.runners]
+    # The others wait for a runner of their own.
+    assert not set(tried) & (set(target.profile.export.runners) - set(target.runners))
 
 
 def test_an_unknown_kind_of_artifact_is_refused() -> None:
