@@ -26,8 +26,8 @@ __all__ = ["NativeOnDevice", "OnDeviceRunner", "PortableOnDevice"]
 
 # Operators that move or compute much; shapes are computed on the CPU.
 _HEAVY = {
-    "Attention", "GroupQueryAttention", "MatMul", "MatMulNBits", "RMSNormalization", "RotaryEmbedding",
-    "SimplifiedLayerNormalization", "Softmax", "TensorScatter",
+    "Attention", "DequantizeLinear", "GroupQueryAttention", "MatMul", "MatMulNBits", "RMSNormalization",
+    "RotaryEmbedding", "SimplifiedLayerNormalization", "Softmax", "TensorScatter",
 }  # fmt: skip
 _MAX_CHUNK = 128
 
