@@ -277,13 +277,16 @@ def load_model(
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
     artifact = manifest.artifact
     options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores)
-    choice = choose_runner(bundle.path, artifact.kind, artifact.dialect, options, runner=runner)
+    token = min(manifest.eos_token_ids, default=0)
+    choice = choose_runner(
+        bundle.path,
+        artifact.kind,
+        artifact.dialect,
+        options,
+        runner=runner,
+        accept=lambda loaded: warm_up(loaded, token),
+    )
     loaded = choice.runner
-    try:
-        warm_up(loaded, min(manifest.eos_token_ids, default=0))
-    except BaseException:
-        loaded.close()
-        raise
     return TextModel(
         info=ModelInfo(
             name=manifest.name,

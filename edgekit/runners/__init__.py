@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from edgekit.errors import ConfigError, EdgekitError, RunnerError, missing_extra, option
+from edgekit.errors import ConfigError, EdgekitError, RunnerError, option
 from edgekit.runners.base import Runner
 from edgekit.runners.candidates import Candidate, LoadOptions, Offer, candidates
 
@@ -89,20 +89,45 @@ def open_runner(
     return choose_runner(folder, kind, dialect, options, runner=runner).runner
 
 
-def choose_runner(folder: Path, kind: str, dialect: str, options: LoadOptions, *, runner: str = "auto") -> RunnerChoice:
+def choose_runner(
+    folder: Path,
+    kind: str,
+    dialect: str,
+    options: LoadOptions,
+    *,
+    runner: str = "auto",
+    accept: Callable[[Runner], None] | None = None,
+) -> RunnerChoice:
     """Load an artifact into the first runner that works, and say why those before it do not; see `open_runner`.
 
     Backends are imported lazily, so that a device needs only its own. A damaged bundle and a user's mistake are errors:
     no other runner is tried.
+
+    Args:
+        folder: As for `open_runner`.
+        kind: As for `open_runner`.
+        dialect: As for `open_runner`.
+        options: Its other arguments.
+        runner: As for `open_runner`.
+        accept: Called with a loaded runner; a `RunnerError` rejects it, and the next one is tried.
     """
     if options.kv_bits is not None and kind != "mlx":
         raise ConfigError(
             "this runner cannot quantize its KV cache",
             hint="leave out `kv_cache_bits`: it is for MLX bundles",
         )
-    offer, loaded, rejected = _first(
-        _listed(kind, dialect, runner), folder, dialect, lambda offer: offer.load(options), runner=runner
-    )
+
+    def load(offer: Offer) -> Runner:
+        loaded = offer.load(options)
+        try:
+            if accept is not None:
+                accept(loaded)
+        except BaseException:
+            loaded.close()
+            raise
+        return loaded
+
+    offer, loaded, rejected = _first(_listed(kind, dialect, runner), folder, dialect, load, runner=runner)
     why = f"; not on {', '.join(map(str, rejected))}" if rejected else ""
     logger.info("running on %s%s", offer.label, why)
     return RunnerChoice(loaded, rejected)
@@ -141,13 +166,6 @@ def _tried(
     try:
         offer = candidate.offer(folder, dialect)
         return offer, use(offer)
-    except ModuleNotFoundError as error:
-        # A missing module of edgekit itself is a bug, not a missing extra.
-        if error.name is None or error.name.partition(".")[0] == "edgekit":
-            raise
-        missing = missing_extra(error.name, candidate.extra)
-        missing.__cause__ = error
-        return missing
     except EdgekitError as error:
         if isinstance(error, RunnerError) or error.code == "missing_extra":
             return error
@@ -181,7 +199,7 @@ def _nothing_runs(listed: Sequence[Candidate], failures: Sequence[EdgekitError],
     reasons = "; ".join(f"{one.title}: {error.message}" for one, error in zip(listed, failures, strict=True))
     hints = dict.fromkeys(_hints(failures))
     code = "missing_extra" if any(error.code == "missing_extra" for error in failures) else "runner_failed"
-    return EdgekitError(f"nothing here runs this bundle: {reasons}", hint="; ".join(hints), code=code)
+    return RunnerError(f"nothing here runs this bundle: {reasons}", hint="; ".join(hints), code=code)
 
 
 def _hints(failures: Sequence[EdgekitError]) -> Iterator[str]:

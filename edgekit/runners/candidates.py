@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from edgekit.errors import IncompatibleBundleError, RunnerError
+from edgekit.errors import IncompatibleBundleError, RunnerError, missing_extra
 from edgekit.runners.base import Runner
 
 __all__ = ["Candidate", "LoadOptions", "Offer", "candidates"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +61,38 @@ class Candidate:
         name: As in `runner:` of the configuration.
         title: For people.
         extra: The extra of edgekit that installs what it needs.
-        offer: Takes the bundle's folder and the artifact's dialect. Raises `RunnerError`, or `missing_extra`, with the
-            reason why it cannot run here; `BundleError` if the artifact is damaged, and `ConfigError` for a user's
-            mistake.
+        make: Makes `offer`'s offer; may raise `ModuleNotFoundError`, as may the offer's `load`.
     """
 
     name: str
     title: str
     extra: str
-    offer: Callable[[Path, str], Offer]
+    make: Callable[[Path, str], Offer]
+
+    def offer(self, folder: Path, dialect: str) -> Offer:
+        """Offer to run an artifact.
+
+        Args:
+            folder: The bundle's folder.
+            dialect: The artifact's dialect.
+
+        Raises:
+            RunnerError: It cannot run here; the message is the reason.
+            EdgekitError: `missing_extra`: a library is not installed.
+            BundleError: The artifact is damaged.
+            ConfigError: A setting is wrong.
+        """
+        offer = self._importing(lambda: self.make(folder, dialect))
+        return Offer(offer.label, lambda options: self._importing(lambda: offer.load(options)))
+
+    def _importing(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ModuleNotFoundError as error:
+            # A missing module of edgekit itself is a bug, not a missing extra.
+            if error.name is None or error.name.partition(".")[0] == "edgekit":
+                raise
+            raise missing_extra(error.name, self.extra) from error
 
 
 def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgekit.errors import RunnerError
 from edgekit.runners.base import first_line
 from edgekit.runners.bucketed_cache import bucket_of
-from edgekit.runners.session import Device, provide
+from edgekit.runners.session import CPU, Device, provide, run_bound
 from edgekit.runners.tiny_onnx import FLOAT, FLOAT16, INT64, Node, Value, encode_model
 
 __all__ = ["DeviceKvCache"]
@@ -97,8 +97,11 @@ class DeviceKvCache:
         # Zeros: the masks hide what no token has been written to, but a NaN would show through them.
         zeros = np.zeros((1, self._heads, bucket, self._head_dim), self.dtype)
         try:
-            # On the CPU an OrtValue is a view of the array, so each has its own.
-            self._slots[slot] = [self._value(zeros.copy(), self._device.name) for _ in range(self._count)]
+            # On the CPU an OrtValue is a view of its array.
+            shared = self._device is not CPU
+            self._slots[slot] = [
+                self._value(zeros if shared else zeros.copy(), self._device.name) for _ in range(self._count)
+            ]
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise RunnerError(
                 f"no memory on {self._device.name} for {bucket} tokens: {first_line(error)}",
@@ -138,7 +141,7 @@ class DeviceKvCache:
         span = [self._value(np.array([number], np.int64)) for number in (start, stop, 2)]
         for name, value in zip(("start", "stop", "axis"), span, strict=True):
             binding.bind_ortvalue_input(name, value)
-        self._reader.run_with_iobinding(binding)
+        run_bound(self._reader, binding)
         return parts.tobytes()
 
     def write(self, slot: int, start: int, count: int, data: memoryview) -> None:
@@ -159,7 +162,7 @@ class DeviceKvCache:
             binding.bind_ortvalue_input(f"cache.{index}", value)
             binding.bind_ortvalue_input(f"rows.{index}", row)
             binding.bind_ortvalue_output(f"written.{index}", value)
-        self._writer.run_with_iobinding(binding)
+        run_bound(self._writer, binding)
 
 
 def _names(part: str, count: int) -> list[str]:

@@ -19,7 +19,7 @@ from edgekit.runners.base import Backend, Chunk
 from edgekit.runners.checking import FLOAT_ACTIVATIONS, CheckingRunner
 from edgekit.runners.device_kv_cache import DeviceKvCache
 from edgekit.runners.masks import PADDING
-from edgekit.runners.session import CUDA, operators
+from edgekit.runners.session import CUDA, operators, run_bound
 from edgekit.runners.slots import FloatArray
 
 __all__ = ["NativeOnDevice", "OnDeviceRunner", "PortableOnDevice"]
@@ -104,7 +104,7 @@ class NativeOnDevice(OnDeviceRunner):
         for name, value in zip(self._names, self._kv.values(slot), strict=True):
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(name.replace("key_values", "present"), value)
-        self._session.run_with_iobinding(binding)
+        run_bound(self._session, binding)
         row: FloatArray = logits[0]
         return row
 
@@ -133,7 +133,7 @@ class PortableOnDevice(OnDeviceRunner):
             shape = [1, heads, positions // block, block, size]
             binding.bind_input(f"past_{name}", self._device.name, 0, dtype.type, shape, value.data_ptr())
             binding.bind_ortvalue_output(name.replace("key_values", "present"), rows)
-        self._session.run_with_iobinding(binding)
+        run_bound(self._session, binding)
         self._kv.append(slot, length, new)
         row: FloatArray = logits[0]
         return row

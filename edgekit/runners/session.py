@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,18 @@ from edgekit.cores import usable_cores
 from edgekit.errors import BundleError, RunnerError, missing_extra
 from edgekit.runners.base import first_line
 
-__all__ = ["BATCHED_FILE", "CPU", "CUDA", "MODEL_FILE", "Device", "context_of", "open_session", "operators", "provide"]
+__all__ = [
+    "BATCHED_FILE",
+    "CPU",
+    "CUDA",
+    "MODEL_FILE",
+    "Device",
+    "context_of",
+    "open_session",
+    "operators",
+    "provide",
+    "run_bound",
+]
 
 MODEL_FILE = "model.onnx"
 # The same model for onnxruntime 1.32 and later, with several tokens per sequence in a batch.
@@ -122,14 +135,22 @@ def provide(ort: Any, model: str | bytes, options: Any, device: Device) -> Any:
         Exception: onnxruntime failed; its exceptions share no base class.
     """
     if device is not CPU and hasattr(ort, "preload_dlls"):
-        # Finds the CUDA libraries that pip installed.
-        ort.preload_dlls()
+        # Finds the CUDA libraries that pip installed; it prints what it does not find.
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
     # Otherwise onnxruntime prints an error and tries the CPU.
     providers = [(device.provider, dict(device.options))]
     session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     if device.provider not in session.get_providers():
         raise RunnerError(f"onnxruntime cannot load {device.provider}")
     return session
+
+
+def run_bound(session: Any, binding: Any) -> None:
+    """Run a session with bound inputs and outputs, and wait for the copies before and after it."""
+    binding.synchronize_inputs()
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
 
 
 def operators(session: Any) -> dict[str, Counter[str]] | None:

@@ -111,6 +111,28 @@ def test_a_fixed_runner_is_used_or_the_error_says_why_not(listed: list[Candidate
     assert wrong.value.hint == "choose a or b, or auto"
 
 
+def test_a_runner_that_is_not_accepted_is_closed_and_the_next_one_is_tried(listed: list[Candidate]) -> None:
+    class Closing:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    first, second = Closing(), Closing()
+    for name, runner in (("a", first), ("b", second)):
+        offer = Offer(name, lambda _, runner=runner: cast("Runner", runner))  # type: ignore[misc]
+        listed.append(Candidate(name, name, name, lambda *_, offer=offer: offer))
+
+    def accept(runner: Runner) -> None:
+        if cast("Closing", runner) is first:
+            raise RunnerError("its logits are wrong")
+
+    choice = choose_runner(Path(), "onnx", "portable", OPTIONS, accept=accept)
+    assert cast("Closing", choice.runner) is second
+    assert choice.rejected == (Rejected("a", "its logits are wrong"),)
+    assert (first.closed, second.closed) == (True, False)
+
+
 def test_what_would_be_chosen_is_told_without_loading(listed: list[Candidate]) -> None:
     listed += [refusing("a", RunnerError("no device")), breaking("b", AssertionError("it was loaded"))]
     assert expected_runner(Path(), "onnx", "portable") == ("runner b", (Rejected("a", "no device"),))
