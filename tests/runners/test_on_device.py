@@ -9,18 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
+from onnxruntime import get_available_providers
 
 from edgekit.errors import BundleError, RunnerError
 from edgekit.export.quantization.grid import Grid, Offset
 from edgekit.export.quantization.lsq import lsq
 from edgekit.export.writers.onnx import OnnxWriter
-from edgekit.runners import on_device
+from edgekit.runners import LoadOptions, choose_runner, cuda_provider, on_device
 from edgekit.runners.base import Chunk, Runner
 from edgekit.runners.checking import CheckingRunner
 from edgekit.runners.native import NativeRunner
 from edgekit.runners.on_device import NativeOnDevice, OnDeviceRunner, PortableOnDevice
 from edgekit.runners.portable import PortableRunner
-from edgekit.runners.session import CPU, operators
+from edgekit.runners.session import CPU, CUDA, operators
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.ort_version import RUNS_NATIVE
 from tests.variants import VARIANTS, variant
@@ -150,6 +151,29 @@ def test_a_graph_that_computes_nan_is_refused(folder: Path, dialect: Dialect, mo
     monkeypatch.setattr(RUNNERS[dialect], "_append", lambda *_: np.full((1, 512), np.nan, np.float32))
     with pytest.raises(RunnerError, match="computes NaN or infinity"):
         on_the_cpu(folder, dialect)
+
+
+@pytest.mark.skipif(CUDA.provider in get_available_providers(), reason="this onnxruntime has the provider")
+def test_a_provider_that_cannot_load_the_graph_after_all_leaves_it_to_the_next_runner(
+    folder: Path, dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_provider, "cuda_provider", lambda: cuda_provider.CudaProvider(None, version="1.0"))
+    with pytest.warns(UserWarning, match=CUDA.provider):
+        choice = choose_runner(folder, "onnx", dialect, LoadOptions(64, threads=1))
+    assert choice.rejected[0].name == "cuda"
+    assert choice.rejected[0].reason.endswith("onnxruntime cannot load CUDAExecutionProvider")
+    assert not isinstance(choice.runner, OnDeviceRunner)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_checkers_logits(folder: Path, dialect: Dialect) -> None:
+    if (reason := cuda_provider.cuda_provider().reason) is not None:
+        pytest.skip(reason)
+    expected = CHECKERS[dialect].logits(folder, TOKENS[:300], threads=1)
+    runner = RUNNERS[dialect](folder)
+    for counts in ([128, 128, 44], [100, *([1] * 200)]):
+        runner.truncate(0, 0)
+        np.testing.assert_allclose(in_chunks(runner, counts), expected, atol=3e-2)
 
 
 def test_other_dialects_are_refused(folder: Path, dialect: Dialect) -> None:
