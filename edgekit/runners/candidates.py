@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,12 +150,18 @@ def _cuda(folder: Path, dialect: str) -> Offer:
 
 
 def _onnxruntime(folder: Path, dialect: str) -> Offer:
-    import onnxruntime
+    from edgekit.runners.cuda_provider import installed_distributions
+
+    # Not imported before it is needed: that takes a second, and a broken library would crash `edgekit doctor`.
+    if find_spec("onnxruntime") is None:
+        raise missing_extra("onnxruntime", "onnxruntime")
 
     def load(options: LoadOptions) -> Runner:
         return _cpu_runner_of(dialect)(folder, **options.on_cpu(), shares_cores=options.shares_cores)
 
-    return Offer(f"onnxruntime {onnxruntime.__version__} on the CPU", load)
+    # None if it was built from source.
+    installed = installed_distributions() or (("onnxruntime", ""),)
+    return Offer(f"{' '.join(installed[-1]).strip()} on the CPU", load)
 
 
 def _cpu_runner_of(dialect: str) -> Callable[..., Runner]:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["DISTRIBUTIONS", "CudaProvider", "cuda_provider", "explain"]
+__all__ = ["DISTRIBUTIONS", "CudaProvider", "cuda_provider", "explain", "installed_distributions"]
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Both install the same package: the one installed last has overwritten the other."""
@@ -48,7 +48,7 @@ class CudaProvider:
 @lru_cache(maxsize=1)
 def cuda_provider() -> CudaProvider:
     """Find out, once per process. Where the package has the provider, another process runs an operator on it."""
-    installed = tuple((name, found) for name in DISTRIBUTIONS if (found := _version(name)) is not None)
+    installed = installed_distributions()
     spec = find_spec("onnxruntime")
     if spec is None:
         return CudaProvider("onnxruntime is not installed", _INSTALL)
@@ -72,6 +72,11 @@ def cuda_provider() -> CudaProvider:
     except OSError as error:
         return CudaProvider(f"it cannot be tried: {error.strerror or error}", distributions=installed)
     return _read(done, installed)
+
+
+def installed_distributions() -> tuple[tuple[str, str], ...]:
+    """Return which of `DISTRIBUTIONS` are installed, with their versions."""
+    return tuple((name, found) for name in DISTRIBUTIONS if (found := _version(name)) is not None)
 
 
 def _read(done: subprocess.CompletedProcess[str], installed: tuple[tuple[str, str], ...]) -> CudaProvider:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, cast, get_args
 
@@ -109,6 +112,15 @@ def test_a_fixed_runner_is_used_or_the_error_says_why_not(listed: list[Candidate
     with pytest.raises(ConfigError, match="no runner `mlx` for this bundle, whose artifact is onnx portable") as wrong:
         choose_runner(Path(), "onnx", "portable", OPTIONS, runner="mlx")
     assert wrong.value.hint == "choose a or b, or auto"
+
+
+def test_onnxruntime_is_found_without_importing_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from edgekit.runners import expected_runner; "
+        f"print(expected_runner(Path({str(tmp_path)!r}), 'onnx', 'portable')[0], 'onnxruntime' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said == f"onnxruntime {version('onnxruntime')} on the CPU False\n"
 
 
 def test_a_runner_that_is_not_accepted_is_closed_and_the_next_one_is_tried(listed: list[Candidate]) -> None:
