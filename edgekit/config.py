@@ -22,6 +22,7 @@ __all__ = [
     "GenerationConfig",
     "HttpConfig",
     "MqttConfig",
+    "RunnerName",
     "find_config",
     "load_config",
 ]
@@ -36,6 +37,9 @@ MAX_PARALLEL = 64
 """Sequence slots of a runner. More would only wait for memory: a step's time grows with its sequences."""
 
 MAX_THREADS = 1024
+
+RunnerName = Literal["auto", "tensorrt", "cuda", "cpu", "onnxruntime", "mlx"]
+"""What runs a model: `auto` takes the best that works; a fixed one is used, or the model is not loaded."""
 
 # Variables that systemd sets, and the unit setting that each comes from.
 _SYSTEMD = {
@@ -114,6 +118,7 @@ class GenerationConfig:
         context_length: Maximum tokens of a sequence; None means the bundle's.
         max_queue: Maximum number of waiting requests; a further one is answered `overloaded`.
         max_queue_mib: Maximum memory of the prompts of all requests; more are answered `overloaded` too.
+        runner: What runs the model; a draft model's runner is always chosen automatically.
         threads: Threads of the runner; None means one per usable core (`cores.py`).
         prefix_memory_mib: Prefix cache in memory; 0 disables it.
         prefix_folder: Folder of the prefix cache on disk, which survives a restart; None disables it.
@@ -130,6 +135,7 @@ class GenerationConfig:
     context_length: Annotated[int, Between(64, 1 << 24)] | None = None
     max_queue: Annotated[int, Between(1, 10_000)] = 256
     max_queue_mib: Annotated[int, Between(1, 1 << 20)] = 64
+    runner: RunnerName = "auto"
     threads: Annotated[int, Between(1, MAX_THREADS)] | None = None
     prefix_memory_mib: Annotated[int, Between(0, 999_999)] = 256
     prefix_folder: Path | None = None

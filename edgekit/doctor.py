@@ -17,10 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.cores import count_cores
 from edgekit.device_id import device_id, is_stored, machine_hash
-from edgekit.errors import ConfigError
+from edgekit.errors import ConfigError, EdgekitError
 from edgekit.machine import GIB, Machine, available_bytes, cache_folder, memory_limit, probe
 from edgekit.recognition import check_targets, recognise
 from edgekit.target import Target
@@ -132,7 +133,7 @@ def diagnose(
     if jetson:
         checks += _jetson(root)
     checks += _runners(target, jetson=jetson)
-    if "cpu" not in target.runners:
+    if target.dialect != "onnxruntime":
         checks.append(_kernels("note"))
     checks += [_extra("daemon", "missing"), _extra("export", "note")]
     checks += [_service_manager(), _broker(), _locale()]
@@ -254,18 +255,18 @@ def tensorrt_version(root: Path) -> tuple[int, ...] | None:
 
 
 def _runners(target: Target, *, jetson: bool) -> list[Check]:
-    """The target's runners: the preferred one is required, the others are optional."""
-    if "cpu" in target.runners:
+    """The target's runners: the last one, which works on any such machine, is required, the others are optional."""
+    if target.dialect == "onnxruntime":
         return _cpu_runners()
     checks = []
-    for index, runner in enumerate(target.runners):
-        state: State = "missing" if index == 0 else "note"
+    for runner in target.profile.export.runners:
+        state: State = "missing" if runner == target.runners[-1] else "note"
         if runner == "tensorrt" and jetson:
             checks.append(_jetson_tensorrt(state))
-        else:
+        elif runner == "cuda":
+            checks.append(_onnxruntime_cuda(jetson=jetson))
+        elif runner != "cpu":
             checks.append(_extra(runner.replace("_", "-"), state, f"runner {runner}"))
-    if "onnxruntime" in target.runners and (jetson or target.compatible == "nvidia-rtx"):
-        checks.append(_onnxruntime_cuda(jetson=jetson))
     return checks
 
 
@@ -379,9 +380,26 @@ def _configured(config: DaemonConfig) -> list[Check]:
     ):
         if path is not None and not path.exists():
             checks.append(Check(name, "missing", f"{path} does not exist"))
+    if config.bundle is not None and config.bundle.exists():
+        checks.append(_runner_of(config.bundle, config.generation.runner))
     if config.http.enabled and config.http.host not in {"127.0.0.1", "::1", "localhost"}:
         checks.append(Check("http", "warn", f"listens on {config.http.host}, reachable from the network"))
     return checks
+
+
+def _runner_of(folder: Path, runner: str) -> Check:
+    """The runner that the configured bundle would get, and why not a better one."""
+    try:
+        # Imported here because the runners need the extra `text`.
+        from edgekit.runners import expected_runner
+
+        artifact = open_bundle(folder).manifest.artifact
+        label, rejected = expected_runner(folder, artifact.kind, artifact.dialect, runner=runner)
+    except ImportError as error:
+        return Check("bundle's runner", "missing", f"cannot be loaded: {error}", pip_install("text"))
+    except EdgekitError as error:
+        return Check("bundle's runner", "missing", error.message, error.hint)
+    return Check("bundle's runner", "warn" if rejected else "ok", "; ".join((label, *(f"not {o}" for o in rejected))))
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "Machine",
     "available_bytes",
     "cache_folder",
+    "gpu_free_bytes",
     "home_folder",
     "memory_bytes",
     "memory_limit",
@@ -171,6 +172,14 @@ def _cpuinfo_model(root: Path) -> str:
 def _gpus() -> tuple[Gpu, ...]:
     output = _run("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
     return parse_nvidia_smi(output)
+
+
+def gpu_free_bytes() -> int | None:
+    """Return the free memory of the first NVIDIA card; None without a card that has memory of its own."""
+    output = _run("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+    first = output.partition("\n")[0].strip()
+    # A Jetson's nvidia-smi says "[N/A]".
+    return int(first) << 20 if first.isdecimal() else None
 
 
 def parse_nvidia_smi(output: str) -> tuple[Gpu, ...]:

@@ -174,6 +174,18 @@ RUNTIMES: Mapping[str, Runtime] = {
         0,
         "estimate: mlx-lm's imports, and MLX's buffer cache",
     ),
+    # Attention is not fused: scores in FP16 and FP32, with the mask, and their softmax in both.
+    "cuda": Runtime(
+        700 * MIB,
+        _TOKENIZER,
+        128,
+        4,
+        2,
+        5,
+        64 * MIB,
+        16,
+        "estimate: a CUDA context, cuBLAS and onnxruntime's arena, no fused attention",
+    ),
     # Scores in FP32 and their softmax in FP16, in case TensorRT does not fuse attention.
     "tensorrt": Runtime(
         600 * MIB,

@@ -36,7 +36,9 @@ MAX_GIB = 4096
 """More memory than any device has."""
 FOLDER = files("edgekit") / "targets"
 
-RunnerName = Literal["tensorrt", "tensorrt_rtx", "onnxruntime", "mlx", "cpu"]
+RunnerName = Literal["tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "mlx", "cpu"]
+RUNNERS: frozenset[RunnerName] = frozenset({"cuda", "onnxruntime", "mlx", "cpu"})
+"""The runners that this edgekit has. A profile may name others, for which it has no runner yet."""
 Dialect = Literal["portable", "native", "onnxruntime"]
 Text = Annotated[str, Matches(r"[\s\S]*\S[\s\S]*", "must contain more than blanks")]
 Gigabytes = Annotated[float, Between(0, MAX_GIB)]
@@ -45,8 +47,8 @@ Pattern = Annotated[str, Matches(r".*[^*?\s].*", "must have more than wildcards"
 
 # For each dialect, and for MLX: the dtype in which its writer stores unquantized tensors, and what runs it.
 _FORMATS: dict[str, tuple[str, tuple[RunnerName, ...]]] = {
-    "portable": ("float16", ("tensorrt", "tensorrt_rtx", "onnxruntime")),
-    "native": ("float16", ("tensorrt", "tensorrt_rtx", "onnxruntime")),
+    "portable": ("float16", ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")),
+    "native": ("float16", ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")),
     "onnxruntime": ("float32", ("cpu", "onnxruntime")),
     "mlx": ("float16", ("mlx",)),
 }
@@ -273,6 +275,8 @@ def _export(profile: Profile) -> Complaints:
     wrong = next((runner for runner in export.runners if runner not in runners), None)
     if wrong:
         yield f"`export.runners`: `{wrong}` does not run {kind}", f"choose from {', '.join(runners)}"
+    if export.runners and not RUNNERS.intersection(export.runners):
+        yield "`export.runners` has none that this edgekit has", f"add one of {', '.join(sorted(RUNNERS))}"
 
 
 def _list(key: str, values: Sequence[object], hint: str) -> Complaints:

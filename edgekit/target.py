@@ -7,7 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 from edgekit.errors import ConfigError, nearest, option, spelled
-from edgekit.profile import FALLBACK, MAX_GIB, Dialect, Profile, Variant, read_profile, target_names, version_numbers
+from edgekit.profile import (
+    FALLBACK,
+    MAX_GIB,
+    RUNNERS,
+    Dialect,
+    Profile,
+    Variant,
+    read_profile,
+    target_names,
+    version_numbers,
+)
 
 __all__ = ["Target", "load_target", "load_targets", "make_target"]
 
@@ -38,7 +48,7 @@ class Target:
         dialect: Dialect of the ONNX graph; None for MLX.
         activation_dtype: "float16" or "float32".
         group_sizes: Quantization group sizes, the preferred one first.
-        runners: Runners for the artifact, the preferred one first.
+        runners: Runners for the artifact that this edgekit has, the preferred one first.
         jetpack: JetPack version to export for; None for any that the profile lists, and off Jetson.
         tensorrt: Its TensorRT version; None if `jetpack` is None.
         memory_choices_gib: Sizes that `load_target` accepts; empty means any.
@@ -202,7 +212,7 @@ def make_target(name: str, profile: Profile, memory_gib: float | None, variant: 
         dialect=profile.export.dialect,
         activation_dtype=profile.export.activation_dtype,
         group_sizes=profile.export.group_sizes,
-        runners=profile.export.runners,
+        runners=tuple(runner for runner in profile.export.runners if runner in RUNNERS),
         jetpack=None,
         tensorrt=None,
         memory_choices_gib=_memory_choices(profile),

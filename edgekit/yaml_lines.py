@@ -144,7 +144,7 @@ def check(instance: Any) -> None:
     """Check the fields of a dataclass that a program has built, rather than `build`: types and rules.
 
     Args:
-        instance: Its fields are scalars and paths.
+        instance: Its fields are scalars, `Literal` strings and paths.
 
     Raises:
         ConfigError: A value has the wrong type, or violates one of its field's rules.
@@ -153,6 +153,10 @@ def check(instance: Any) -> None:
         kind, optional, rules = _unwrap(annotated)
         value = getattr(instance, name)
         if value is None and optional:
+            continue
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ConfigError(f"`{name}` must be one of {', '.join(get_args(kind))}, not {value!r}")
             continue
         # True is an int in Python.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

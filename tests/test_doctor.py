@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from edgekit import doctor
-from edgekit.config import DaemonConfig, HttpConfig, MqttConfig
+from edgekit.config import DaemonConfig, GenerationConfig, HttpConfig, MqttConfig, RunnerName
 from edgekit.doctor import EXTRAS, Check, Diagnosis, diagnose, l4t_release, tensorrt_version
 from edgekit.machine import Machine
 from edgekit.runners.cpu import build
 from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.runners.cpu.library import Kernels, load
+from tests.generation.bundles import tiny_bundle
 
 REPOSITORY = Path(__file__).parent.parent
 ORIN = Machine(
@@ -117,7 +118,7 @@ def test_a_jetson_in_a_virtual_environment_learns_how_to_see_jetpacks_bindings(
     monkeypatch.setattr(sys, "prefix", "/opt/edgekit")
     monkeypatch.setattr(sys, "base_prefix", "/usr")
     check = checks(diagnose(machine=ORIN, root=jetson(tmp_path, R36_4_3, "10.3.0")))["runner tensorrt"]
-    assert (check.state, check.fix) == ("missing", "/usr/bin/python3 -m venv --system-site-packages /opt/edgekit")
+    assert (check.state, check.fix) == ("note", "/usr/bin/python3 -m venv --system-site-packages /opt/edgekit")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,26 @@ def test_files_that_the_configuration_names_are_checked(tmp_path: Path) -> None:
     assert found["bundle"].state == "missing"
     assert found["http"].state == "warn"
     assert "mqtt.ca_file" not in found
+
+
+def test_the_runner_of_the_configured_bundle_is_named_and_why_it_is_no_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh(find_compiler())
+    bundle = tiny_bundle(tmp_path, "onnx")
+
+    def check(runner: RunnerName) -> Check:
+        config = DaemonConfig(bundle=bundle, generation=GenerationConfig(runner=runner))
+        return checks(diagnose(config, machine=PC))["bundle's runner"]
+
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "plain")
+    assert (check("auto").state, check("auto").detail) == ("ok", "the CPU kernels, plain")
+    assert check("onnxruntime").detail.startswith("onnxruntime ")
+    assert (check("mlx").state, check("mlx").fix) == ("missing", "choose cpu or onnxruntime, or auto")
+    monkeypatch.setenv("EDGEKIT_CPU_KERNELS", "off")
+    assert check("auto").state == "warn"
+    assert check("auto").detail.endswith("; not cpu: switched off by $EDGEKIT_CPU_KERNELS")
+    assert "this bundle cannot run on the CPU kernels: switched off" in check("cpu").detail
 
 
 def test_the_disk_that_is_checked_is_that_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

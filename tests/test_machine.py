@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.machine import GIB, Gpu, available_bytes, parse_nvidia_smi, probe
+from edgekit.machine import GIB, Gpu, available_bytes, gpu_free_bytes, parse_nvidia_smi, probe
 from edgekit.recognition import recognise
 
 
@@ -27,6 +27,18 @@ def test_a_machine_without_proc_files_is_still_probed(tmp_path: Path) -> None:
     assert machine.memory_gib > 0
     assert machine.device_tree == ()
     assert available_bytes(tmp_path) is None
+
+
+def test_the_free_memory_of_the_first_card_is_what_nvidia_smi_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_free_bytes() is None
+    program = tmp_path / "nvidia-smi"
+    for output, free in (("11019\\n512", 11019 << 20), ("[N/A]", None), ("", None)):
+        program.write_text(f"#!/bin/sh\nprintf '{output}'\n")
+        program.chmod(0o755)
+        assert gpu_free_bytes() == free
 
 
 def test_nvidia_smi_is_parsed_with_and_without_figures() -> None:

@@ -156,6 +156,7 @@ def test_a_misspelt_key_is_named_with_its_place_in_the_file(path: str) -> None:
         ("export.artifact", "mlx", "`export.dialect` is for artifact `onnx`, which needs it; `mlx` has none"),
         ("export.dialect", "onnxruntime", "`export.activation_dtype` must be float32 for dialect `onnxruntime`"),
         ("export.runners", ["tensorrt", "mlx"], "`export.runners`: `mlx` does not run dialect `portable`"),
+        ("export.runners", ["tensorrt"], "`export.runners` has none that this edgekit has"),
         ("export.runners", ["onnxruntime"], "`jetpacks` is for targets with the runner `tensorrt`"),
         ("export.dialect", "native", "`export.dialect` must be the dialect of the first of `jetpacks`"),
         ("jetpacks[1].since", "6.1", "`jetpacks` must be ascending by `since`"),

@@ -13,20 +13,28 @@ from edgekit.target import load_target
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.generation.bundles import tiny_bundle
-from tests.models import CHATML
+from tests.models import CHATML, tiny_checkpoint
 
-__all__ = ["CHATML", "SMALL_MODEL", "exported", "tiny_bundle"]
+__all__ = ["CHATML", "SMALL_MODEL", "exported", "tiny_bundle", "tiny_tensorrt_bundle"]
 
 SMALL_MODEL = "smollm2-135m-instruct"
 
 
-def exported(work: Path, model: str = SMALL_MODEL, recipe: str = "auto") -> Path:
-    """Return a bundle of the model for the CPU, exported into `work` on first use."""
-    bundle = work / f"{model}-cpu-{recipe}"
+def exported(work: Path, model: str = SMALL_MODEL, recipe: str = "auto", target: str = "cpu") -> Path:
+    """Return a bundle of the model for a target, exported into `work` on first use."""
+    bundle = work / f"{model}-{target}-{recipe}"
     if not bundle.exists():
         print(f"exporting {model} …", file=sys.stderr)
         try:
-            export_bundle(model, load_target("cpu"), bundle, ExportOptions(recipe=recipe), silent)
+            export_bundle(model, load_target(target), bundle, ExportOptions(recipe=recipe), silent)
         except EdgekitError as error:
             sys.exit(f"error: {error.message}\n\nhint: {error.hint}")
+    return bundle
+
+
+def tiny_tensorrt_bundle(folder: Path) -> Path:
+    """Return a bundle of a tiny model with random weights, exported for `rtx`."""
+    bundle = folder / "bundle"
+    checkpoint = tiny_checkpoint(folder / "checkpoint")
+    export_bundle(str(checkpoint), load_target("rtx"), bundle, ExportOptions(), silent)
     return bundle

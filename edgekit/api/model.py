@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from edgekit.api.parameters import ChatParameters, CompletionParameters, Messages, as_json
 from edgekit.api.reply import AsyncStream, Reply, Stream
 from edgekit.bundle.bundle import Bundle, open_bundle
-from edgekit.config import GenerationConfig
+from edgekit.config import GenerationConfig, RunnerName
 from edgekit.daemon.api import parse_chat, parse_completion
 from edgekit.errors import RequestError, RunnerError
 from edgekit.generation.engine.worker import EngineWorker
@@ -37,6 +37,7 @@ def load(
     bundle: str | os.PathLike[str] | Bundle,
     *,
     context_length: int | None = None,
+    runner: RunnerName | None = None,
     threads: int | None = None,
     parallel: int | None = None,
     draft_bundle: str | os.PathLike[str] | None = None,
@@ -50,6 +51,7 @@ def load(
     Args:
         bundle: The bundle's folder, as `edgekit export` wrote it.
         context_length: Tokens a conversation may hold; None takes the bundle's own.
+        runner: What runs the model: `auto` (the default) the best that works here; `cuda`, `cpu`, … only that one.
         threads: Threads of a runner on the CPU; None takes one per usable core (`edgekit doctor` shows them).
         parallel: How many requests are answered at the same time, up to 64 (8 unless given); further ones wait.
         draft_bundle: A smaller model of the same tokenizer, for speculative decoding.
@@ -63,7 +65,12 @@ def load(
         RunnerError: Nothing on this machine runs it, or it cannot be loaded.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    given: dict[str, Any] = {"context_length": context_length, "threads": threads, "parallel": parallel}
+    given: dict[str, Any] = {
+        "context_length": context_length,
+        "runner": runner,
+        "threads": threads,
+        "parallel": parallel,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     if ignore_compatible is not None:
         given["ignore_compatible"] = ignore_compatible

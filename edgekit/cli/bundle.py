@@ -15,7 +15,7 @@ from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.cli.termination import clean_up_when_terminated
-from edgekit.errors import BundleError, IncompatibleBundleError
+from edgekit.errors import BundleError, EdgekitError, IncompatibleBundleError
 
 __all__ = ["info", "verify"]
 
@@ -55,7 +55,7 @@ def info(*, bundle: Path, report_path: Path | None, as_json: bool) -> None:
         ("model", f"{manifest.name}  ({manifest.architecture}, {manifest.parameters / 1e6:,.0f} M parameters)"),
         ("compatible", ", ".join(manifest.compatible)),
         ("artifact", kind),
-        *(("runner here", text) for text in _runner_here(bundle, manifest.artifact.dialect)),
+        *(("runner here", text) for text in _runner_here(bundle, manifest)),
         ("recipe", str(manifest.recipe.get("summary", ""))),
         ("weights", bytes_text(weights)),
         (
@@ -84,20 +84,19 @@ def _sampling(manifest: Manifest) -> Iterator[str]:
         yield ", ".join(f"{name} {value}" for name, value in sorted(manifest.sampling.items()))
 
 
-def _runner_here(folder: Path, dialect: str) -> Iterator[str]:
-    """The runner that this machine would use, where there are several."""
-    if dialect != "onnxruntime":
-        return
+def _runner_here(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """The runner that this machine would use, and why not a better one."""
     try:
-        from edgekit.runners.cpu.select import Available, probe
+        from edgekit.runners import expected_runner
 
-        found = probe(folder)
+        label, rejected = expected_runner(folder, manifest.artifact.kind, manifest.artifact.dialect)
     except (ImportError, BundleError):
         # Without numpy nothing runs here; damage is for `edgekit verify` to report.
         return
-    yield (
-        f"the CPU kernels, {found.kernels.variant}" if isinstance(found, Available) else f"onnxruntime: {found.reason}"
-    )
+    except EdgekitError as error:
+        yield f"none: {error.message}"
+        return
+    yield "; ".join((label, *(f"not {one}" for one in rejected)))
 
 
 @click.command()

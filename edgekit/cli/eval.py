@@ -10,8 +10,9 @@ import click
 from edgekit.bundle.bundle import open_bundle, store_quality
 from edgekit.cli.output import console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
+from edgekit.cli.runner_option import RUNNERS
 from edgekit.cli.termination import clean_up_when_terminated
-from edgekit.config import MAX_THREADS
+from edgekit.config import MAX_THREADS, RunnerName
 
 __all__ = ["evaluate"]
 
@@ -24,7 +25,13 @@ __all__ = ["evaluate"]
 )
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens per window.")
 @click.option("--windows", type=int, default=16, show_default=True, help="Maximum number of windows.")
-@click.option("--runner", is_flag=True, help="Also run the bundle, to include its runner's activation rounding.")
+@click.option(
+    "--runner",
+    is_flag=False,
+    flag_value="auto",
+    type=RUNNERS,
+    help="Also run the bundle, on this runner [auto], to include how it rounds activations.",
+)
 @click.option("--save", is_flag=True, help="Store the figures in the bundle's manifest.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), help="Write an HTML report.")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads [one per usable core].")
@@ -37,7 +44,7 @@ def evaluate(
     text_path: Path,
     window: int,
     windows: int,
-    runner: bool,
+    runner: RunnerName | None,
     save: bool,
     report_path: Path | None,
     threads: int | None,

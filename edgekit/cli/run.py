@@ -22,6 +22,7 @@ from edgekit.cli.chat.turn import answer, continue_text
 from edgekit.cli.input import check_text, is_terminal, read_stdin
 from edgekit.cli.max_tokens import chat_limit, max_tokens_option, note_cut_off, one_shot_limit
 from edgekit.cli.output import progress_bar, spinner
+from edgekit.cli.runner_option import runner_option
 from edgekit.config import MAX_THREADS
 from edgekit.errors import ConfigError
 from edgekit.generation.model import load_model
@@ -41,6 +42,7 @@ __all__ = ["run"]
 @click.option("--top-k", type=int, help="Sample from the K likeliest tokens; 0 is off [the model's, else 0].")
 @click.option("--seed", type=int, help="Seed for sampling: the same seed gives the same answer.")
 @click.option("--context-length", type=int, help="Maximum tokens of the chat [the bundle's].")
+@runner_option
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads [one per usable core].")
 @click.option("--ignore-compatible", is_flag=True, help="Run a bundle that was made for other targets.")
 @click.option("--stats", is_flag=True, help="Print tokens/s to stderr.")
@@ -53,6 +55,7 @@ def run(
     raw: bool,
     max_tokens: int | None,
     context_length: int | None,
+    runner: str,
     threads: int | None,
     ignore_compatible: bool,
     stats: bool,
@@ -84,7 +87,14 @@ def run(
         if bundle is None:
             model: Answering = _open_remote(daemon)
         else:
-            model = _open(Path(bundle), context_length, threads, resources, ignore_compatible=ignore_compatible)
+            model = _open(
+                Path(bundle),
+                resources,
+                ignore_compatible=ignore_compatible,
+                context_length=context_length,
+                runner=runner,
+                threads=threads,
+            )
             continuing = model if raw or not model.chats else None
         if continuing is not None and (system or not one_shot):
             raise ConfigError(
@@ -119,10 +129,8 @@ def _open_remote(daemon: Daemon) -> Answering:
     return RemoteModel(daemon)
 
 
-def _open(
-    folder: Path, context_length: int | None, threads: int | None, resources: ExitStack, *, ignore_compatible: bool
-) -> LocalModel:
-    """Verify and load a bundle; on a terminal, show what takes time."""
+def _open(folder: Path, resources: ExitStack, *, ignore_compatible: bool, **options: Any) -> LocalModel:
+    """Verify and load a bundle, with options of `load_model`; on a terminal, show what takes time."""
     bundle = open_bundle(folder)
     with progress_bar() as bar:
         check_bundle(
@@ -130,7 +138,7 @@ def _open(
         )
     # On another thread, since a library may load for minutes and this one handles Ctrl-C.
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load_model, bundle, context_length=context_length, threads=threads)
+        loading = pool.submit(load_model, bundle, **options)
         try:
             with spinner(f"loading {bundle.manifest.name} …"):
                 while not wait([loading], timeout=0.1).done:

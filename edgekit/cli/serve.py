@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.output import print_error
+from edgekit.cli.runner_option import RUNNERS
 from edgekit.config import load_config
 from edgekit.daemon.launchd import is_launchd_job
 from edgekit.daemon.log_format import LogFormatter
@@ -26,6 +27,7 @@ __all__ = ["serve"]
 @click.option("--mqtt", "broker", metavar="HOST[:PORT]", help="Enable the MQTT API, through this broker.")
 @click.option("--device", help="This device's id in MQTT topics [`edgekit doctor` shows it].")
 @click.option("--context-length", type=int, help="Maximum tokens of a chat [the bundle's].")
+@click.option("--runner", type=RUNNERS, help="What runs the model [auto: the best that works here].")
 @click.option("--threads", type=int, help="Compute threads [one per usable core].")
 @click.option(
     "--draft-bundle",
@@ -46,6 +48,7 @@ def serve(
     broker: str | None,
     device: str | None,
     context_length: int | None,
+    runner: str | None,
     threads: int | None,
     draft_bundle: Path | None,
     draft_max: int | None,
@@ -65,6 +68,7 @@ def serve(
         "mqtt.port": mqtt_port,
         "mqtt.device_id": device,
         "generation.context_length": context_length,
+        "generation.runner": runner,
         "generation.threads": threads,
         "generation.draft_bundle": draft_bundle,
         "generation.draft_max": draft_max,

@@ -86,6 +86,12 @@ class Metrics:
         started.set(time.time())
         Info("edgekit_build", "The daemon.", registry=registry).info({"version": __version__})
         self._model = Info("edgekit_model", "The served model.", registry=registry)
+        self._rejected_runners = Gauge(
+            "edgekit_rejected_runner_info",
+            "1 for each runner better than the one in use that does not work here.",
+            ["runner", "reason"],
+            registry=registry,
+        )
 
     def watch(
         self,
@@ -104,6 +110,8 @@ class Metrics:
             stats: Returns the engine's state; called once per scrape, from the HTTP server's thread.
         """
         self._model.info({"name": info.name, "context_length": str(info.context_length), "runner": info.runner})
+        for one in info.rejected:
+            self._rejected_runners.labels(one.name, one.reason).set(1)
         self._queue_length.set_function(queue_length)
         self._heartbeat.set_function(heartbeat_age)
         if stats is not None:

@@ -25,7 +25,7 @@ from edgekit.generation.prepared import PreparedRequest
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
 from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Message, Sampling, Tool
-from edgekit.runners import open_runner
+from edgekit.runners import LoadOptions, Rejected, choose_runner
 from edgekit.runners.base import Chunk, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model", "warm_up"]
@@ -46,6 +46,7 @@ class ModelInfo:
         size_bytes: Total size of the bundle's files.
         capabilities: Ollama's names: `completion`, `tools`, `thinking`.
         runner: The runner and its kernels: `cpu (avx2)`, `onnxruntime`.
+        rejected: Better runners that do not work here, with the reason of each, the best first.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelInfo:
     size_bytes: int = 0
     capabilities: tuple[str, ...] = ("completion",)
     runner: str = ""
+    rejected: tuple[Rejected, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,7 @@ def load_model(
     bundle: Path | Bundle,
     *,
     context_length: int | None = None,
+    runner: str = "auto",
     threads: int | None = None,
     parallel: int = 1,
     kv_bits: int | None = None,
@@ -241,6 +244,7 @@ def load_model(
     Args:
         bundle: The bundle, or its folder.
         context_length: Maximum tokens of a sequence; None takes the bundle's.
+        runner: `auto`, or the name of the only runner to try.
         threads: Threads of a runner on the CPU; None takes one per usable core (`cores.py`).
         parallel: Number of sequence slots.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps the model's own precision.
@@ -248,7 +252,7 @@ def load_model(
 
     Raises:
         BundleError: The bundle is damaged.
-        ConfigError: The context length is out of the bundle's range.
+        ConfigError: The context length is out of the bundle's range, or `runner` is none that runs it.
         RunnerError: The artifact could not be loaded, or produces NaN or infinity.
     """
     if isinstance(bundle, Path):
@@ -272,39 +276,36 @@ def load_model(
     tool_format = find_format(tool_source or source or "", tokenizer.special_tokens)
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
     artifact = manifest.artifact
-    runner = open_runner(
+    options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores)
+    token = min(manifest.eos_token_ids, default=0)
+    choice = choose_runner(
         bundle.path,
         artifact.kind,
         artifact.dialect,
-        context_length=length,
-        threads=threads,
-        sequence_slots=parallel,
-        kv_bits=kv_bits,
-        shares_cores=shares_cores,
+        options,
+        runner=runner,
+        accept=lambda loaded: warm_up(loaded, token),
     )
-    try:
-        warm_up(runner, min(manifest.eos_token_ids, default=0))
-    except BaseException:
-        runner.close()
-        raise
+    loaded = choice.runner
     return TextModel(
         info=ModelInfo(
             name=manifest.name,
             created=_epoch(manifest.created),
-            context_length=min(length, runner.limits.context_length),
+            context_length=min(length, loaded.limits.context_length),
             architecture=manifest.architecture,
             parameters=manifest.parameters,
             format=artifact.kind,
             size_bytes=sum(file.size for file in manifest.files),
             capabilities=("completion", *(["tools"] if tool_format else ()), *(["thinking"] if reasoning else ())),
-            runner=str(runner.backend),
+            runner=str(loaded.backend),
+            rejected=choice.rejected,
         ),
-        runner=runner,
+        runner=loaded,
         tokenizer=tokenizer,
         template=template,
         tool_template=tool_template,
         eos_token_ids=frozenset(manifest.eos_token_ids),
-        grammars=GrammarCompiler(tokenizer, vocab_size=runner.limits.vocab_size, eos_token_ids=manifest.eos_token_ids),
+        grammars=GrammarCompiler(tokenizer, vocab_size=loaded.limits.vocab_size, eos_token_ids=manifest.eos_token_ids),
         tool_format=tool_format,
         reasoning=reasoning,
         sampling=sampling,

@@ -14,7 +14,7 @@ from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, gramma
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.speculative.draft_bundle import open_draft
-from edgekit.machine import available_bytes
+from edgekit.machine import available_bytes, gpu_free_bytes
 from edgekit.memory import MIB
 from edgekit.runners.base import Runner
 
@@ -49,6 +49,7 @@ def open_model(
     model = load_model(
         bundle,
         context_length=config.context_length,
+        runner=config.runner,
         threads=config.threads,
         parallel=config.parallel,
         kv_bits=config.kv_cache_bits,
@@ -91,16 +92,18 @@ def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig) -> M
         config: The same configuration.
     """
     available = available_bytes()
+    # Where a model's KV cache is on a card, that has a limit of its own.
+    card = gpu_free_bytes() if model.runner.backend.runtime == "cuda" else None
     configured = config.prefix_memory_mib * MIB
     models = _loaded_models(model, bundle, config)
     if available is None:
-        return MemoryPlan(_kv_budget(models, config, None), configured, grammars=True)
+        return MemoryPlan(_kv_budget(models, config, None, card), configured, grammars=True)
     if config.prefix_folder is not None:
         # The disk store's write queue is in memory too.
         available = max(0, available - QUEUE_BYTES)
 
     def left(*others: int) -> int:
-        return _kv_budget(models, config, max(0, available - sum(others)))
+        return _kv_budget(models, config, max(0, available - sum(others)), card)
 
     limits = model.runner.limits
     conversation = limits.context_length * limits.kv_bytes_per_token
@@ -123,8 +126,12 @@ def _loaded_models(model: TextModel, bundle: Bundle, config: GenerationConfig) -
     return models
 
 
-def _kv_budget(models: list[LoadedModel], config: GenerationConfig, available: int | None) -> int:
+def _kv_budget(
+    models: list[LoadedModel], config: GenerationConfig, available: int | None, card: int | None = None
+) -> int:
     budget = kv_budget(models, available)
+    if card is not None:
+        budget = min(budget, kv_budget(models, card))
     return budget if config.kv_cache_mib is None else min(budget, config.kv_cache_mib * MIB)
 
 

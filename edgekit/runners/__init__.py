@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
-from edgekit.errors import ConfigError, EdgekitError, IncompatibleBundleError, missing_extra
+from edgekit.errors import ConfigError, EdgekitError, RunnerError, option
 from edgekit.runners.base import Runner
+from edgekit.runners.candidates import Candidate, LoadOptions, Offer, candidates
 
-if TYPE_CHECKING:
-    from edgekit.runners.graph_runner import GraphRunner
-    from edgekit.runners.optimum import OptimumRunner
-
-__all__ = ["open_runner"]
+__all__ = ["LoadOptions", "Rejected", "RunnerChoice", "choose_runner", "expected_runner", "open_runner"]
 
 logger = logging.getLogger(__name__)
 
-# Dialects that only onnxruntime runs.
-_DIALECTS = {"portable", "native", "optimum"}
+T = TypeVar("T")
+
+_NO_FLOAT32_ATTENTION = "onnxruntime's CUDA provider has no attention in float32: export the model for `rtx` or an Orin"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A runner that was preferred, and could not be used.
+
+    Attributes:
+        name: Its name, as in `runner:` of the configuration.
+        reason: Why, phrased to follow a colon.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerChoice:
+    """The runner that was chosen.
+
+    Attributes:
+        runner: The runner, loaded.
+        rejected: The runners that would have been preferred, in order.
+    """
+
+    runner: Runner
+    rejected: tuple[Rejected, ...] = ()
 
 
 def open_runner(
@@ -32,11 +61,9 @@ def open_runner(
     max_chunk: int | None = None,
     kv_bits: int | None = None,
     shares_cores: bool = False,
+    runner: str = "auto",
 ) -> Runner:
-    """Load the artifact of a bundle into the runner of its kind.
-
-    The `onnxruntime` dialect runs on the CPU kernels if they are available and support the graph, otherwise on
-    onnxruntime; the log gives the reason. Backends are imported lazily, so that a device needs only its own.
+    """Load the artifact of a bundle into the best runner that works here.
 
     Args:
         folder: The bundle's folder.
@@ -48,78 +75,133 @@ def open_runner(
         max_chunk: Maximum tokens of one slot in one step; default: the runner's.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps it in the model's precision.
         shares_cores: Another runner computes between the steps of this one, so its threads must not spin.
+        runner: `auto`, or the name of the only runner to try.
 
     Raises:
         IncompatibleBundleError: No runner supports this kind.
-        ConfigError: The runner has no 8-bit KV cache, or $EDGEKIT_CPU_KERNELS names a variant that is not available.
+        ConfigError: The runner has no 8-bit KV cache, `runner` is none that runs this artifact, or
+            $EDGEKIT_CPU_KERNELS names a variant that is not available.
         BundleError: The artifact is damaged, or does not match the manifest.
-        EdgekitError: `missing_extra`, if the backend's library is not installed.
-        RunnerError: The artifact could not be loaded.
+        EdgekitError: `missing_extra`, if no runner works and one lacks a library.
+        RunnerError: No runner works.
     """
-    if kv_bits is not None and kind != "mlx":
+    options = LoadOptions(context_length, threads, sequence_slots, max_chunk, kv_bits, shares_cores)
+    return choose_runner(folder, kind, dialect, options, runner=runner).runner
+
+
+def choose_runner(
+    folder: Path,
+    kind: str,
+    dialect: str,
+    options: LoadOptions,
+    *,
+    runner: str = "auto",
+    accept: Callable[[Runner], None] | None = None,
+) -> RunnerChoice:
+    """Load an artifact into the first runner that works, and say why those before it do not; see `open_runner`.
+
+    Backends are imported lazily, so that a device needs only its own. A damaged bundle and a user's mistake are errors:
+    no other runner is tried.
+
+    Args:
+        folder: As for `open_runner`.
+        kind: As for `open_runner`.
+        dialect: As for `open_runner`.
+        options: Its other arguments.
+        runner: As for `open_runner`.
+        accept: Called with a loaded runner; a `RunnerError` rejects it, and the next one is tried.
+    """
+    if options.kv_bits is not None and kind != "mlx":
         raise ConfigError(
             "this runner cannot quantize its KV cache",
             hint="leave out `kv_cache_bits`: it is for MLX bundles",
         )
-    options: dict[str, Any] = {"context_length": context_length, "sequence_slots": sequence_slots}
-    if max_chunk is not None:
-        options["max_chunk"] = max_chunk
-    try:
-        if kind == "onnx":
-            if dialect in _DIALECTS:
-                return _onnx_runner(dialect)(folder, threads=threads, shares_cores=shares_cores, **options)
-            return _cpu_runner(folder, threads=threads, shares_cores=shares_cores, **options)
-        if kind == "mlx":
-            from edgekit.runners.mlx import MlxRunner
 
-            return MlxRunner(folder, kv_bits=kv_bits, **options)
-    except ModuleNotFoundError as error:
-        module, extra = ("onnxruntime", "onnxruntime") if kind == "onnx" else ("mlx", "mlx")
-        # A missing module of edgekit itself is a bug, not a missing extra.
-        if error.name is None or error.name.partition(".")[0] == "edgekit":
+    def load(offer: Offer) -> Runner:
+        loaded = offer.load(options)
+        try:
+            if accept is not None:
+                accept(loaded)
+        except BaseException:
+            loaded.close()
             raise
-        raise missing_extra(error.name or module, extra) from error
-    raise IncompatibleBundleError(
-        f"this edgekit cannot run an artifact of kind `{kind}`",
-        hint="known kinds: mlx, onnx; update edgekit, or export again",
+        return loaded
+
+    offer, loaded, rejected = _first(_listed(kind, dialect, runner), folder, dialect, load, runner=runner)
+    why = f"; not on {', '.join(map(str, rejected))}" if rejected else ""
+    logger.info("running on %s%s", offer.label, why)
+    return RunnerChoice(loaded, rejected)
+
+
+def expected_runner(folder: Path, kind: str, dialect: str, *, runner: str = "auto") -> tuple[str, tuple[Rejected, ...]]:
+    """Return what `choose_runner` would probably choose, for people, without loading the model.
+
+    Raises:
+        EdgekitError: As `choose_runner`.
+    """
+    _, label, rejected = _first(
+        _listed(kind, dialect, runner), folder, dialect, lambda offer: offer.label, runner=runner
+    )
+    return label, rejected
+
+
+def _first(
+    listed: Sequence[Candidate], folder: Path, dialect: str, use: Callable[[Offer], T], *, runner: str
+) -> tuple[Offer, T, tuple[Rejected, ...]]:
+    """The first offer that can be used, what came of that, and why those before it were rejected."""
+    failures: list[EdgekitError] = []
+    for candidate in listed:
+        result = _tried(candidate, folder, dialect, use)
+        if not isinstance(result, EdgekitError):
+            rejected = zip(listed, failures, strict=False)
+            return *result, tuple(Rejected(one.name, error.message) for one, error in rejected)
+        failures.append(result)
+    raise _nothing_runs(listed, failures, runner)
+
+
+def _tried(
+    candidate: Candidate, folder: Path, dialect: str, use: Callable[[Offer], T]
+) -> tuple[Offer, T] | EdgekitError:
+    """Use a candidate, or return why another may do better."""
+    try:
+        offer = candidate.offer(folder, dialect)
+        return offer, use(offer)
+    except EdgekitError as error:
+        if isinstance(error, RunnerError) or error.code == "missing_extra":
+            return error
+        raise
+
+
+def _listed(kind: str, dialect: str, runner: str) -> tuple[Candidate, ...]:
+    """The candidates, or the one that `runner` names."""
+    listed = candidates(kind, dialect)
+    if runner == "auto":
+        return listed
+    named = tuple(candidate for candidate in listed if candidate.name == runner)
+    if named:
+        return named
+    hint = f"choose {' or '.join(candidate.name for candidate in listed)}, or auto"
+    if runner == "cuda" and dialect == "onnxruntime":
+        hint = f"{hint}; {_NO_FLOAT32_ATTENTION}"
+    raise ConfigError(
+        f"no runner `{runner[:40]}` for this bundle, whose artifact is {f'{kind} {dialect}'.strip()}", hint=hint
     )
 
 
-def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
-    if dialect == "portable":
-        from edgekit.runners.portable import PortableRunner
+def _nothing_runs(listed: Sequence[Candidate], failures: Sequence[EdgekitError], runner: str) -> EdgekitError:
+    """The error if every candidate failed."""
+    if runner != "auto":
+        (error,) = failures
+        hint = error.hint or f"{option('runner', 'auto')} takes the best runner that works here"
+        return RunnerError(f"this bundle cannot run on {listed[0].title}: {error.message}", hint=hint, code=error.code)
+    if len(failures) == 1:
+        return failures[0]
+    reasons = "; ".join(f"{one.title}: {error.message}" for one, error in zip(listed, failures, strict=True))
+    hints = dict.fromkeys(_hints(failures))
+    code = "missing_extra" if any(error.code == "missing_extra" for error in failures) else "runner_failed"
+    return RunnerError(f"nothing here runs this bundle: {reasons}", hint="; ".join(hints), code=code)
 
-        return PortableRunner
-    if dialect == "native":
-        from edgekit.runners.native import NativeRunner
 
-        return NativeRunner
-    from edgekit.runners.optimum import OptimumRunner
-
-    return OptimumRunner
-
-
-def _cpu_runner(folder: Path, *, shares_cores: bool, **options: Any) -> Runner:
-    from edgekit.runners.cpu.select import Available, probe
-
-    found = probe(folder)
-    if isinstance(found, Available):
-        from edgekit.runners.cpu.runner import CpuRunner
-
-        # The kernels' threads sleep within a millisecond, so `shares_cores` makes no difference.
-        runner = CpuRunner(found.description, found.kernels, **options)
-        logger.info("running on the CPU kernels: %s", found.kernels.variant)
-        return runner
-    from edgekit.runners.onnxruntime import OnnxRuntimeRunner
-
-    logger.info("running on onnxruntime instead of the CPU kernels: %s", found.reason)
-    try:
-        return OnnxRuntimeRunner(folder, shares_cores=shares_cores, **options)
-    except EdgekitError as error:
-        if error.code != "missing_extra":
-            raise
-        raise EdgekitError(
-            f"neither the CPU kernels ({found.reason}) nor onnxruntime (not installed) can run this bundle",
-            hint=f"{error.hint}; to check the kernels: edgekit doctor",
-            code="missing_extra",
-        ) from error
+def _hints(failures: Sequence[EdgekitError]) -> Iterator[str]:
+    yield from (error.hint for error in failures if error.hint)
+    yield "to see what is missing: edgekit doctor"

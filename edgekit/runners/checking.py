@@ -1,6 +1,7 @@
-"""Base of the runners that check a Jetson's bundle on the CPU (slowly): the `portable` and `native` dialects.
+"""Base of the runners of the `portable` and `native` dialects, whose attention masks are inputs of the graph.
 
-Attention masks are inputs of these graphs. Sequences run one after the other; `Chunk.exact` is not supported.
+On the CPU they check a Jetson's bundle, slowly; with CUDA they serve it (`on_device.py`). Sequences run one after the
+other; `Chunk.exact` is not supported.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from edgekit.runners.graph_runner import GraphRunner
 from edgekit.runners.masks import Masks
 from edgekit.runners.slots import FloatArray, TokenArray
 
-__all__ = ["CheckingRunner"]
+__all__ = ["FLOAT_ACTIVATIONS", "CheckingRunner"]
+
+# onnxruntime fuses DequantizeLinear and MatMul into MatMulNBits; level 1 keeps it from quantizing activations.
+FLOAT_ACTIVATIONS = {"session.qdq_matmulnbits_accuracy_level": "1"}
 
 
 class CheckingRunner(GraphRunner):
     """Runs a graph whose masks are inputs; arguments as for `GraphRunner`."""
 
-    # onnxruntime fuses DequantizeLinear and MatMul into MatMulNBits; level 1 keeps it from quantizing activations.
-    _entries: ClassVar[Mapping[str, str]] = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    _entries: ClassVar[Mapping[str, str]] = FLOAT_ACTIVATIONS
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
         inputs = [value.name for value in self._session.get_inputs()]
-        self._masks = Masks.of_graph(inputs, self._metadata, self._kv.arrays[0].dtype)
+        self._masks = Masks.of_graph(inputs, self._metadata, self._kv.dtype)
 
     @classmethod
     def logits(cls, folder: Path, tokens: Sequence[int], *, threads: int | None = None) -> FloatArray:

@@ -12,15 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgekit.runners.base import Chunk, Limits
+from edgekit.runners.device_kv_cache import DeviceKvCache
 from edgekit.runners.kv_cache import KvCache
-from edgekit.runners.session import context_of, open_session
+from edgekit.runners.session import CPU, Device, context_of, open_session
 from edgekit.runners.slots import SlotRunner
 
 __all__ = ["GraphRunner"]
 
 
 class GraphRunner(SlotRunner):
-    """A `Runner` over onnxruntime's CPU provider; subclasses implement the step.
+    """A `Runner` over onnxruntime; subclasses implement the step.
 
     Args:
         folder: Contains the graph and its data file.
@@ -29,6 +30,7 @@ class GraphRunner(SlotRunner):
         max_chunk: Maximum tokens of one slot in one step.
         threads: Default: one per usable core (`cores.py`).
         shares_cores: Another runner computes between the steps of this one.
+        device: Where to compute.
 
     Raises:
         BundleError: The folder has no graph of this dialect.
@@ -40,6 +42,7 @@ class GraphRunner(SlotRunner):
     _entries: ClassVar[Mapping[str, str]] = {}
     _batched: ClassVar[bool] = False
     _cache_type: ClassVar[type[KvCache]] = KvCache
+    _kv: KvCache | DeviceKvCache
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class GraphRunner(SlotRunner):
         max_chunk: int = 512,
         threads: int | None = None,
         shares_cores: bool = False,
+        device: Device = CPU,
     ) -> None:
         session = open_session(
             folder,
@@ -58,9 +62,11 @@ class GraphRunner(SlotRunner):
             entries=self._entries,
             batched=self._batched,
             shares_cores=shares_cores,
+            device=device,
         )
         import onnxruntime as ort
 
+        self._device = device
         self._session: Any = session
         self._value = ort.OrtValue.ortvalue_from_numpy
         self._metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
@@ -70,8 +76,8 @@ class GraphRunner(SlotRunner):
         half = any("float16" in i.type for i in session.get_inputs())
         context, positions = self._positions(context_of(session, context_length))
         dtype = np.float16 if half else np.float32
-        self._kv = self._cache_type(
-            len(self._names), sequence_slots, heads=heads, positions=positions, head_dim=head_dim, dtype=dtype
+        self._kv = self._new_cache(
+            len(self._names), sequence_slots, heads=heads, positions=positions, head_dim=head_dim, dtype=np.dtype(dtype)
         )
         self._lengths = [0] * sequence_slots
         self._limits = Limits(
@@ -87,6 +93,9 @@ class GraphRunner(SlotRunner):
         self._closed = True
         self._session = None
         self._kv.close()
+
+    def _new_cache(self, count: int, slots: int, **shape: Any) -> KvCache | DeviceKvCache:
+        return self._cache_type(count, slots, **shape)
 
     def _positions(self, context: int) -> tuple[int, int]:
         """Return the supported context length, at most `context`, and the positions that its buffers need."""
@@ -112,10 +121,6 @@ class GraphRunner(SlotRunner):
 
     def _restore(self, before: list[int], chunks: Sequence[Chunk]) -> None:  # noqa: ARG002
         self._lengths = before
-
-    def _cache_of(self, low: int, high: int) -> list[Any]:
-        """OrtValues over slots `low` to `high - 1` of every buffer."""
-        return [self._value(array[low:high]) for array in self._kv.arrays]
 
     def _bind(self, cache: list[Any], inputs: Mapping[str, Any], logits: Any) -> Any:
         """Bind OrtValues to a run, past and present to the same ones. They must outlive the returned binding."""

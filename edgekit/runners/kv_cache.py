@@ -39,8 +39,8 @@ class KvCache:
     def __init__(
         self, count: int, slots: int, *, heads: int, positions: int, head_dim: int, dtype: npt.DTypeLike
     ) -> None:
-        self._dtype = np.dtype(dtype)
-        position = heads * head_dim * self._dtype.itemsize
+        self.dtype = np.dtype(dtype)
+        position = heads * head_dim * self.dtype.itemsize
         step = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, position)
         self.capacity = -(-positions // step) * step
         self._slot_bytes = self.capacity * position
@@ -55,7 +55,7 @@ class KvCache:
                 hint=self._fitting(slots, positions),
             ) from error
         self.arrays: list[npt.NDArray[Any]] = [
-            np.frombuffer(memory, self._dtype).reshape(shape) for memory in self._maps
+            np.frombuffer(memory, self.dtype).reshape(shape) for memory in self._maps
         ]
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class KvCache:
     def write(self, slot: int, start: int, count: int, data: memoryview) -> None:
         """Write `count` positions, in the layout of `read`, at `start`."""
         heads, head_dim = self._heads
-        rows = np.frombuffer(data, self._dtype).reshape(len(self.arrays), heads, count, head_dim)
+        rows = np.frombuffer(data, self.dtype).reshape(len(self.arrays), heads, count, head_dim)
         for view, part in zip(self.views(slot), rows, strict=True):
             view[:, start : start + count] = part
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from edgekit.runners.base import Chunk
 from edgekit.runners.graph_runner import GraphRunner
+from edgekit.runners.kv_cache import KvCache
 from edgekit.runners.passes import Pass, plan_passes
 from edgekit.runners.slots import FloatArray, TokenArray
 
@@ -59,6 +60,7 @@ class OnnxRuntimeRunner(GraphRunner):
 
     _dialect: ClassVar[str] = "onnxruntime"
     _batched: ClassVar[bool] = True
+    _kv: KvCache
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -143,7 +145,7 @@ class OnnxRuntimeRunner(GraphRunner):
     def _new_step(self, group: Pass, head_rows: int, logits: FloatArray) -> _Step:
         batch, span = group.high - group.low, (group.low, group.high)
         if span not in self._caches:
-            self._caches[span] = self._cache_of(*span)
+            self._caches[span] = [self._value(array[slice(*span)]) for array in self._kv.arrays]
         tokens = np.zeros((batch, group.rows), np.int64)
         rows = np.zeros((batch, head_rows, 1), np.int64)
         ends, counts, total = np.zeros(batch, np.int32), np.zeros(batch, np.int32), np.zeros((), np.int32)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.runners.checking import CheckingRunner
+from edgekit.runners.kv_cache import KvCache
 from edgekit.runners.masks import PADDING
 from edgekit.runners.slots import FloatArray
 
@@ -21,6 +22,7 @@ class PortableRunner(CheckingRunner):
     """A `Runner` of `portable` graphs over onnxruntime's CPU provider; arguments as for `GraphRunner`."""
 
     _dialect: ClassVar[str] = "portable"
+    _kv: KvCache
 
     def _positions(self, context: int) -> tuple[int, int]:
         return context, self._padded(context)

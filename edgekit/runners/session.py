@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,46 @@ from edgekit.cores import usable_cores
 from edgekit.errors import BundleError, RunnerError, missing_extra
 from edgekit.runners.base import first_line
 
-__all__ = ["BATCHED_FILE", "MODEL_FILE", "context_of", "open_session"]
+__all__ = [
+    "BATCHED_FILE",
+    "CPU",
+    "CUDA",
+    "MODEL_FILE",
+    "Device",
+    "context_of",
+    "open_session",
+    "operators",
+    "provide",
+    "run_bound",
+]
 
 MODEL_FILE = "model.onnx"
 # The same model for onnxruntime 1.32 and later, with several tokens per sequence in a batch.
 BATCHED_FILE = "model_batched.onnx"
 _BATCHED_FROM = (1, 32)
 _UPGRADE = "pip install -U onnxruntime (on Python 3.10, which later versions do not support: a newer Python)"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where onnxruntime computes.
+
+    Attributes:
+        name: As in `OrtValue`: `cpu`, `cuda`.
+        provider: Its execution provider.
+        options: Options of the provider.
+        runtime: The runner's name; see `Backend.runtime`.
+    """
+
+    name: str
+    provider: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    runtime: str = "onnxruntime"
+
+
+CPU = Device("cpu", "CPUExecutionProvider")
+# By default the arena doubles whenever it grows.
+CUDA = Device("cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"}, "cuda")
 
 
 def open_session(
@@ -27,8 +64,9 @@ def open_session(
     entries: Mapping[str, str] | None = None,
     batched: bool = False,
     shares_cores: bool = False,
+    device: Device = CPU,
 ) -> Any:
-    """Load a graph into an `onnxruntime.InferenceSession` on the CPU.
+    """Load a graph into an `onnxruntime.InferenceSession`.
 
     Args:
         folder: Contains `model.onnx` and its data file.
@@ -37,6 +75,7 @@ def open_session(
         entries: Additional session configuration entries, by onnxruntime's names.
         batched: Prefer the graph for several sequences at once, if the folder has it and this onnxruntime supports it.
         shares_cores: Another session computes between the runs of this one.
+        device: Where to compute.
 
     Raises:
         EdgekitError: `missing_extra`, if onnxruntime is not installed.
@@ -53,7 +92,8 @@ def open_session(
     if not path.is_file():
         raise BundleError(f"{folder} has no {MODEL_FILE}", hint="is this a bundle exported for the cpu target?")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    # With another device, the CPU computes little more than shapes.
+    options.intra_op_num_threads = threads or (usable_cores() if device is CPU else 1)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # A memory pattern would allocate the activations a second time, without a measurable speedup.
@@ -65,7 +105,7 @@ def open_session(
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = provide(ort, str(path), options, device)
     except Exception as error:  # onnxruntime's exceptions share no base class
         # Versions before 1.24 cannot read graphs for JetPack 7, and so not the version that they require either.
         hint = _UPGRADE if "Unsupported model IR version" in str(error) else None
@@ -85,6 +125,46 @@ def open_session(
             hint=_UPGRADE,
         )
     return session
+
+
+def provide(ort: Any, model: str | bytes, options: Any, device: Device) -> Any:
+    """Open a session on a device, and on no other.
+
+    Raises:
+        RunnerError: The provider cannot be loaded.
+        Exception: onnxruntime failed; its exceptions share no base class.
+    """
+    if device is not CPU and hasattr(ort, "preload_dlls"):
+        # Finds the CUDA libraries that pip installed; it prints what it does not find.
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+    # Otherwise onnxruntime prints an error and tries the CPU.
+    providers = [(device.provider, dict(device.options))]
+    session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+    if device.provider not in session.get_providers():
+        raise RunnerError(f"onnxruntime cannot load {device.provider}")
+    return session
+
+
+def run_bound(session: Any, binding: Any) -> None:
+    """Run a session with bound inputs and outputs, and wait for the copies before and after it."""
+    binding.synchronize_inputs()
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+
+
+def operators(session: Any) -> dict[str, Counter[str]] | None:
+    """Return how many operators of each type each provider computes; None if this onnxruntime does not tell.
+
+    The session must record it: `session.record_ep_graph_assignment_info`.
+    """
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    if ask is None:
+        return None
+    found: dict[str, Counter[str]] = {}
+    for subgraph in ask():
+        found.setdefault(subgraph.ep_name, Counter()).update(node.op_type for node in subgraph.get_nodes())
+    return found
 
 
 def context_of(session: Any, wanted: int | None) -> int:

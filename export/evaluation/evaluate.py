@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.quality import Figures, Quality
+from edgekit.config import RunnerName
 from edgekit.errors import ExportError
 from edgekit.export.architectures import describe
 from edgekit.export.architectures.decoder import Decoder, Layer, Linear
@@ -50,13 +51,13 @@ class EvaluationOptions:
     Attributes:
         window: Tokens per window.
         windows: Maximum number of windows.
-        runner: Also measure the bundle as its own runner computes it.
+        runner: Also measure the bundle as this runner computes it; None measures the weights alone.
         threads: None takes one per physical core.
     """
 
     window: int = 512
     windows: int = 16
-    runner: bool = False
+    runner: RunnerName | None = None
     threads: int | None = None
 
 
@@ -93,7 +94,11 @@ def evaluate(bundle: Bundle, checkpoint: Checkpoint, text: Text, options: Evalua
         tokens=windows.ids[:, 1:].size,
         perplexity=compared.divergence.perplexity(),
         weights=compared.divergence.figures(),
-        runner=_run(bundle, pair, compared.hidden, windows.ids, report) if options.runner else None,
+        runner=(
+            None
+            if options.runner is None
+            else _run(bundle, pair, compared.hidden, windows.ids, report, runner=options.runner)
+        ),
         layers=compared.layers,
         matrices=compared.matrices,
         calibrated=_calibrated_on(bundle.manifest.recipe) == text.sha256,
@@ -232,8 +237,16 @@ def _compare_heads(
     return divergence
 
 
-def _run(bundle: Bundle, pair: _WeightPair, normed: FloatArray, ids: npt.NDArray[np.int64], report: Report) -> Figures:
-    """Measure the bundle as its own runner computes it. Memory holds the logits of one window.
+def _run(
+    bundle: Bundle,
+    pair: _WeightPair,
+    normed: FloatArray,
+    ids: npt.NDArray[np.int64],
+    report: Report,
+    *,
+    runner: RunnerName,
+) -> Figures:
+    """Measure the bundle as a runner computes it. Memory holds the logits of one window.
 
     Args:
         bundle: The bundle.
@@ -241,21 +254,22 @@ def _run(bundle: Bundle, pair: _WeightPair, normed: FloatArray, ids: npt.NDArray
         normed: The input of the checkpoint's output head, `[windows · (tokens - 1), hidden]`.
         ids: The tokens, `[windows, tokens]`.
         report: Receives progress.
+        runner: The runner's name.
     """
     layers, (count, length) = pair.layers, ids.shape
     rows = length - 1
     divergence = Divergence(ids[:, 1:].reshape(-1))
     kind, dialect = bundle.manifest.artifact.kind, bundle.manifest.artifact.dialect
-    runner = open_runner(bundle.path, kind, dialect, context_length=length, threads=layers.threads)
-    with closing(runner):
-        step = min(runner.limits.max_chunk, 128)
+    opened = open_runner(bundle.path, kind, dialect, context_length=length, threads=layers.threads, runner=runner)
+    with closing(opened):
+        step = min(opened.limits.max_chunk, 128)
         for index, window in enumerate(ids):
             report("measure the runner", index, count)
             logits = np.empty((rows, layers.decoder.vocab_size), np.float32)
             for start in range(0, rows, step):
                 chunk = Chunk(0, window[start : min(start + step, rows)].tolist(), "all")
-                logits[start : start + step] = runner.run([chunk])[0]
-            runner.truncate(0, 0)
+                logits[start : start + step] = opened.run([chunk])[0]
+            opened.truncate(0, 0)
             span = slice(index * rows, (index + 1) * rows)
             for first, weight in layers.head_blocks(pair.reference, _VOCABULARY):
                 divergence.add(span, first, normed[span] @ weight.T, logits[:, first : first + len(weight)])

@@ -285,6 +285,13 @@ def test_counts_out_of_range_are_refused_with_the_range(bundle: Path, name: str,
         edgekit.load(bundle, **{name: value})  # type: ignore[arg-type] # a count
 
 
+def test_a_runner_can_be_fixed(bundle: Path) -> None:
+    with edgekit.load(bundle, runner="onnxruntime", context_length=64) as model:
+        assert model.chat("hello", max_tokens=2).usage.completion_tokens > 0
+    with pytest.raises(edgekit.ConfigError, match="no runner `mlx` for this bundle"):
+        edgekit.load(bundle, runner="mlx")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -297,6 +304,8 @@ def test_counts_out_of_range_are_refused_with_the_range(bundle: Path, name: str,
         {"kv_cache_bits": 4},
         {"speculation": 1},
         {"context_length": 63},
+        {"runner": "gpu"},
+        {"runner": []},
     ],
 )
 def test_settings_of_the_configuration_are_checked_as_the_files_are(bundle: Path, settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from edgekit.generation.model import ModelInfo
 from edgekit.generation.prefix import DiskStats, PrefixStats
 from edgekit.generation.types import Delta, Event, Failure, Finished, ToolCallDelta
 from edgekit.generation.usage import Timings, Usage
+from edgekit.runners import Rejected
 
 
 def test_events_are_counted_by_transport_and_passed_on_in_order() -> None:
@@ -76,13 +77,16 @@ def test_failures_and_refusals_are_counted_by_code() -> None:
 def test_the_workers_state_is_read_when_scraped() -> None:
     metrics = Metrics()
     length = 2
-    metrics.watch(ModelInfo("m", 0, 64, runner="cpu (avx2)"), queue_length=lambda: length, heartbeat_age=lambda: 1.5)
+    better = (Rejected("cuda", "there is no GPU"),)
+    info = ModelInfo("m", 0, 64, runner="cpu (avx2)", rejected=better)
+    metrics.watch(info, queue_length=lambda: length, heartbeat_age=lambda: 1.5)
     assert "edgekit_queue_length 2.0" in metrics.render()[0].decode()
     length = 5
     text = metrics.render()[0].decode()
     assert "edgekit_queue_length 5.0" in text
     assert "edgekit_heartbeat_age_seconds 1.5" in text
     assert 'edgekit_model_info{context_length="64",name="m",runner="cpu (avx2)"} 1.0' in text
+    assert 'edgekit_rejected_runner_info{reason="there is no GPU",runner="cuda"} 1.0' in text
 
 
 def test_the_engines_state_is_read_once_per_scrape() -> None:

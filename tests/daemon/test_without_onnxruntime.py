@@ -46,7 +46,7 @@ def test_the_daemon_serves_without_onnxruntime_and_names_its_runner(tmp_path: Pa
         finally:
             process.terminate()
             said = process.communicate(timeout=30)[1]
-    assert "running on the CPU kernels: plain" in said
+    assert "running on the CPU kernels, plain" in said
     assert "serving tiny on cpu (plain)" in said
 
 

@@ -13,6 +13,7 @@ from edgekit.generation.model import TextModel
 from edgekit.generation.prefix import QUEUE_BYTES
 from edgekit.generation.startup import MemoryPlan, open_model, plan_memory
 from edgekit.memory import MIB
+from edgekit.runners.base import Backend
 from tests.generation.bundles import tiny_bundle
 
 CONFIG = GenerationConfig(threads=1, parallel=8, prefix_memory_mib=0)
@@ -55,6 +56,7 @@ def test_memory_is_reserved_for_grammars_where_the_rest_holds_a_full_conversatio
         monkeypatch.setattr(startup, "available_bytes", lambda: available)
         return plan_memory(model, bundle, CONFIG)
 
+    monkeypatch.setattr(startup, "gpu_free_bytes", lambda: 0)  # of a card that no runner uses
     assert plan(None) == plan(1 << 40) == MemoryPlan(8 * one, 0, grammars=True)
     # The reserve is taken from the KV cache, so that both together fit.
     assert plan(enough) == MemoryPlan(_budget(model, bundle, enough - needed), 0, grammars=True)
@@ -128,3 +130,18 @@ def test_the_prefix_cache_leaves_a_full_conversation_or_half_of_the_memory(
     scarce = plan(one // 2)
     assert one // 4 - 10 <= scarce.prefix_bytes <= one // 4
     assert scarce.kv_bytes >= one // 4
+
+
+def test_a_card_limits_the_kv_cache_that_is_on_it(
+    opened: tuple[TextModel, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bundle = opened
+    monkeypatch.setattr("edgekit.generation.memory_budget._MIN_TOKENS", 1)
+    monkeypatch.setattr(type(model.runner), "backend", Backend("cuda"))
+    for host, card in ((None, 1 << 40), (1 << 40, None), (1 << 40, 200 * MIB), (None, 200 * MIB), (200 * MIB, 1 << 40)):
+        monkeypatch.setattr(startup, "available_bytes", lambda host=host: host)
+        monkeypatch.setattr(startup, "gpu_free_bytes", lambda card=card: card)
+        smallest = min(host or 1 << 40, card or 1 << 40)
+        assert plan_memory(model, bundle, CONFIG).kv_bytes <= _budget(model, bundle, smallest)
+        if smallest == card:
+            assert plan_memory(model, bundle, CONFIG).kv_bytes == _budget(model, bundle, card)

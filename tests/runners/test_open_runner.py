@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -78,13 +79,13 @@ print("onnxruntime" if sys.modules.get("onnxruntime") else "no onnxruntime", "wa
 def test_the_kernels_run_a_bundle_and_onnxruntime_is_not_even_imported(folder: Path) -> None:
     for before in ("", "sys.modules['onnxruntime'] = None"):
         lines = outcome(folder, before).splitlines()
-        assert lines[0].startswith("running on the CPU kernels: ")
+        assert lines[0].startswith("running on the CPU kernels, ")
         assert lines[1:] == ["CpuRunner cpu (1, 512)", "no onnxruntime was imported"]
 
 
 def test_onnxruntime_runs_it_where_the_kernels_are_switched_off(folder: Path) -> None:
     assert outcome(folder, "", EDGEKIT_CPU_KERNELS="off").splitlines() == [
-        "running on onnxruntime instead of the CPU kernels: switched off by $EDGEKIT_CPU_KERNELS",
+        f"running on onnxruntime {version('onnxruntime')} on the CPU; not on cpu: switched off by $EDGEKIT_CPU_KERNELS",
         "OnnxRuntimeRunner onnxruntime (1, 512)",
         "onnxruntime was imported",
     ]
@@ -96,9 +97,10 @@ def test_where_neither_can_the_error_says_why_and_what_to_install(folder: Path, 
         (folder, {"EDGEKIT_CPU_KERNELS": "off"}, "switched off by $EDGEKIT_CPU_KERNELS"),
         (unsupported, {}, "the kernels cannot run this graph: "),
     ):
-        code, message, hint = outcome(path, absent, **env).splitlines()[1].split(" | ")
+        code, message, hint = outcome(path, absent, **env).splitlines()[0].split(" | ")
         assert code == "missing_extra"
-        assert message.startswith(f"neither the CPU kernels ({why}")
+        assert message.startswith(f"nothing here runs this bundle: the CPU kernels: {why}")
+        assert "onnxruntime on the CPU: this needs `onnxruntime`, which is not installed" in message
         assert hint.startswith("pip install 'edgekit-llm[onnxruntime]'")
 
 

@@ -95,7 +95,7 @@ class LocalModel:
             "parameters": f"{info.parameters / 1e6:,.0f} M",
             "context length": f"{info.context_length:,} tokens",
             "recipe": str(manifest.recipe.get("summary", "")),
-            "runner": info.runner,
+            "runner": "; ".join((info.runner, *(f"not {one}" for one in info.rejected))),
             "capabilities": ", ".join(info.capabilities),
             "licence": manifest.licence,
             "bundle": str(self._bundle.path),

@@ -231,8 +231,11 @@ class HttpServer:
             return PlainTextResponse("generation has failed\n", 503)
         if not self._worker.accepting:
             return PlainTextResponse("shutting down\n", 503)
-        runner = "" if self._info is None else self._info.runner
-        return PlainTextResponse(f"ready, on {runner}\n" if runner else "ready\n")
+        info = self._info
+        if info is None or not info.runner:
+            return PlainTextResponse("ready\n")
+        better = "".join(f"not on {one}\n" for one in info.rejected)
+        return PlainTextResponse(f"ready, on {info.runner}\n{better}")
 
     async def _show_metrics(self, _: Request) -> Response:
         body, kind = self._metrics.render()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from edgekit.daemon.api.json_body import parse_object
 from edgekit.daemon.mqtt.coalesce import DeltaBatch
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.types import Finished
+from edgekit.runners import Rejected
 
 __all__ = [
     "CONTENT_TYPE",
@@ -187,7 +188,9 @@ def refused(request_id: str | None, problem: EdgekitError) -> dict[str, Any]:
     return {"type": "refused", "id": request_id, **error_body(problem)}
 
 
-def status(state: str, *, session: str, since: str, model: str, version: str) -> dict[str, Any]:
+def status(
+    state: str, *, session: str, since: str, model: str, runner: str, rejected: Sequence[Rejected], version: str
+) -> dict[str, Any]:
     """Return a presence message.
 
     Args:
@@ -195,6 +198,8 @@ def status(state: str, *, session: str, since: str, model: str, version: str) ->
         session: Session name, new for every connection; an `offline` counts only for its own session.
         since: When the connection was made, RFC 3339 in UTC.
         model: The model's name.
+        runner: What runs it.
+        rejected: Better runners that do not work on the device, the best first.
         version: edgekit's version.
     """
     return {
@@ -203,6 +208,8 @@ def status(state: str, *, session: str, since: str, model: str, version: str) ->
         "session": session,
         "since": since,
         "model": model,
+        "runner": runner,
+        "rejected_runners": [{"runner": one.name, "reason": one.reason} for one in rejected],
         "edgekit": version,
     }
 

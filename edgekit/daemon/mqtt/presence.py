@@ -73,6 +73,8 @@ class Presence:
             session=f"{self._boot}-{self._connection}",
             since=self._since,
             model=self._model.name,
+            runner=self._model.runner,
+            rejected=self._model.rejected,
             version=__version__,
         )
         return self._retained(self._topics.status, status)

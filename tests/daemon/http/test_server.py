@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from edgekit.config import HttpConfig
 from edgekit.daemon.http.server import HttpServer, _listen_error
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError
+from edgekit.runners import Rejected
 from tests.daemon.http.conftest import ASK, MODEL, Played, Serve
 from tests.generation.tiny import echo_model
 
@@ -336,6 +338,15 @@ def test_a_server_without_a_model_is_alive_and_not_ready() -> None:
             assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     finally:
         server.stop()
+
+
+def test_a_ready_server_names_its_runner_and_why_it_is_no_better_one(serve: Serve) -> None:
+    model = echo_model()
+    better = (Rejected("tensorrt", "no engine"), Rejected("cuda", "there is no GPU"))
+    served = serve(replace(model, info=replace(model.info, runner="cpu (avx2)", rejected=better)))
+    assert served.http.get("/readyz").text == (
+        "ready, on cpu (avx2)\nnot on tensorrt: no engine\nnot on cuda: there is no GPU\n"
+    )
 
 
 def test_a_server_is_not_ready_once_the_daemon_shuts_down(serve: Serve) -> None:

@@ -13,9 +13,10 @@ from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.topics import Topics
 from edgekit.generation.model import ModelInfo
+from edgekit.runners import Rejected
 
 TOPICS = Topics("edgekit", "orin-1")
-MODEL = ModelInfo("tiny", 0, 2048)
+MODEL = ModelInfo("tiny", 0, 2048, runner="cpu (avx2)", rejected=(Rejected("cuda", "there is no GPU"),))
 
 
 def content(message: Outgoing) -> dict[str, Any]:
@@ -38,6 +39,12 @@ def test_every_connection_has_a_session_of_its_own_and_its_will_names_it() -> No
     other = Presence(TOPICS, MODEL)
     other.begin()
     assert content(other.online())["session"] != online["session"]
+
+
+def test_the_status_names_the_runner_and_why_it_is_no_better_one() -> None:
+    online = content(Presence(TOPICS, MODEL).online())
+    assert online["runner"] == "cpu (avx2)"
+    assert online["rejected_runners"] == [{"runner": "cuda", "reason": "there is no GPU"}]
 
 
 def test_the_info_names_the_model_and_the_topics() -> None:

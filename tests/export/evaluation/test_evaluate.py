@@ -115,7 +115,7 @@ def test_a_bundles_own_runner_has_the_error_that_its_weights_have(name: str, tar
     # The runner computes with the artifact, the figures with what was read back from it: they share only the bytes.
     checkpoint = variant(name, tmp_path / "model")
     bundle = exported(checkpoint, target, tmp_path / "bundle", "lsq")
-    quality = measured(bundle, checkpoint, prose(tmp_path), replace(OPTIONS, runner=True))
+    quality = measured(bundle, checkpoint, prose(tmp_path), replace(OPTIONS, runner="auto"))
     assert quality.runner is not None
     assert quality.weights.kl_mean > 0.02
     # cpu rounds activations to 8 bits per group; the others compute in half precision at worst.
@@ -136,7 +136,7 @@ def test_an_untied_output_head_in_floating_point_is_what_runs(target: str, jetpa
             ("head", ExportOptions(recipe="lsq", head_bits=16)),
         )
     }
-    floats, head = (measured(bundle, checkpoint, text, replace(OPTIONS, runner=True)) for bundle in bundles.values())
+    floats, head = (measured(bundle, checkpoint, text, replace(OPTIONS, runner="auto")) for bundle in bundles.values())
     assert floats.runner is not None
     assert head.runner is not None
     assert max(floats.weights.kl_mean, floats.runner.kl_mean) < 1e-4
@@ -169,7 +169,7 @@ def test_a_better_fit_has_a_smaller_error_and_the_runners_error_is_measured_sepa
     checkpoint = variant("qwen2", tmp_path / "model")
     text = prose(tmp_path)
     lsq = measured(exported(checkpoint, "cpu", tmp_path / "lsq", "lsq"), checkpoint, text)
-    options = replace(OPTIONS, runner=True)
+    options = replace(OPTIONS, runner="auto")
     rtn = measured(exported(checkpoint, "cpu", tmp_path / "rtn", "rtn"), checkpoint, text, options)
     plain = measured(exported(checkpoint, "cpu", tmp_path / "none", "none"), checkpoint, text, options)
     assert plain.weights.kl_mean < lsq.weights.kl_mean
