@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.cgroups import MemoryLimit, memory_limits
 from edgekit.errors import ConfigError
+from edgekit.jetson.board import device_tree
+from edgekit.programs import output_of
 
 __all__ = [
     "Gpu",
@@ -74,9 +74,9 @@ def probe(root: Path = Path("/")) -> Machine:
         root: Folder that contains /proc; not / in tests and for mounted images.
     """
     system = platform.system()
-    jetson = _device_tree(root)
+    jetson = device_tree(root)
     if system == "Darwin":
-        memory_gib, brand = (sysctl("hw.memsize") or 0) / GIB, _run("sysctl", "-n", "machdep.cpu.brand_string")
+        memory_gib, brand = (sysctl("hw.memsize") or 0) / GIB, output_of("sysctl", "-n", "machdep.cpu.brand_string")
     else:
         total = _meminfo_gib(root, "MemTotal")
         memory_gib = total if total is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -91,18 +91,6 @@ def probe(root: Path = Path("/")) -> Machine:
         cpu_brand=brand or None,
         gpus=gpus,
     )
-
-
-def _device_tree(root: Path) -> tuple[str, ...]:
-    """The model, then the compatible strings; the kernel exports both NUL-terminated."""
-    found: list[str] = []
-    for name in ("model", "compatible"):
-        try:
-            raw = (root / "proc/device-tree" / name).read_bytes()
-        except OSError:
-            continue
-        found += [part.decode("utf-8", "replace") for part in raw.split(b"\0") if part]
-    return tuple(found)
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -145,7 +133,7 @@ def memory_bytes(root: Path = Path("/")) -> int | None:
 
 def sysctl(name: str) -> int | None:
     """Return a number that macOS reports, such as `hw.memsize`; None if it has no such name."""
-    text = _run("sysctl", "-n", name)
+    text = output_of("sysctl", "-n", name)
     return int(text) if text.isdigit() else None
 
 
@@ -169,7 +157,7 @@ def _cpuinfo_model(root: Path) -> str:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    output = _run("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+    output = output_of("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
     return parse_nvidia_smi(output)
 
 
@@ -187,17 +175,6 @@ def parse_nvidia_smi(output: str) -> tuple[Gpu, ...]:
         capability = fields[2] if fields[2][:1].isdigit() else None
         cards.append(Gpu(fields[0], memory_gib, capability))
     return tuple(cards)
-
-
-def _run(*command: str) -> str:
-    """The program's output; an empty string if it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed commands
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def home_folder() -> Path:
