@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.crash_loop import CrashLoop
+from edgekit.daemon.device import device_metrics, device_status
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.launchd import is_launchd_job
@@ -35,6 +37,7 @@ from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.startup import open_model, plan_memory, start_worker
+from edgekit.jetson.device import find_jetson
 from edgekit.machine import state_folder
 
 __all__ = ["Daemon"]
@@ -126,10 +129,15 @@ class Daemon:
                 heartbeat_age=worker.seconds_since_heartbeat,
                 stats=worker.stats,
             )
+            jetson = find_jetson()
+            if jetson is not None:
+                logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
+                self._metrics.watch_device(partial(device_metrics, jetson))
             if self._http is not None:
                 self._http.attach(worker, model.info)
             if config.mqtt.host is not None:
-                self._mqtt = MqttService(config.mqtt, worker, model.info, self._metrics, state_folder())
+                device = None if jetson is None else partial(device_status, jetson)
+                self._mqtt = MqttService(config.mqtt, worker, model.info, self._metrics, state_folder(), device=device)
                 self._mqtt.start()
                 self._watchdog.watch("the MQTT service", self._mqtt.seconds_since_heartbeat)
                 self._watchdog.watch("the preparation of an MQTT request", self._mqtt.seconds_preparing)

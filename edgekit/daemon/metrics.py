@@ -101,7 +101,7 @@ class Metrics:
             info: The model.
             queue_length: Returns the number of requests waiting or running.
             heartbeat_age: Returns the seconds since the generation loop last made progress.
-            stats: Returns the engine's state; called once per scrape, from the HTTP server's thread.
+            stats: Returns the engine's state; called once per scrape, on any thread.
         """
         self._model.info({"name": info.name, "context_length": str(info.context_length), "runner": info.runner})
         self._queue_length.set_function(queue_length)
@@ -113,9 +113,17 @@ class Metrics:
         """Read the MQTT service's state at each scrape.
 
         Args:
-            stats: Returns it; called once per scrape, from the HTTP server's thread.
+            stats: Returns it; called once per scrape, on any thread.
         """
         self._registry.register(_MqttCollector(stats))
+
+    def watch_device(self, metrics: Callable[[], Iterable[Metric]]) -> None:
+        """Add the metrics of the machine.
+
+        Args:
+            metrics: Returns them; called once per scrape. It may take tens of milliseconds.
+        """
+        self._registry.register(_DeviceCollector(metrics))
 
     def track(self, transport: str, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return a receiver that counts one request's events and passes them on.
@@ -143,7 +151,7 @@ class Metrics:
         self._refusals.labels(transport, error.code).inc()
 
     def render(self) -> tuple[bytes, str]:
-        """Return the body of `/metrics` and its content type."""
+        """Return the body of `/metrics` and its content type; any thread may call this."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def _end(self, transport: str, event: Finished | Failure, seconds: float) -> None:
@@ -277,3 +285,14 @@ class _MqttCollector(_StateCollector):
             ),
         ):
             yield CounterMetricFamily(f"edgekit_mqtt_{name}", help_text, value=value)
+
+
+class _DeviceCollector(_StateCollector):
+    """Reads the machine's sensors once per scrape."""
+
+    def __init__(self, metrics: Callable[[], Iterable[Metric]]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics."""
+        return self._metrics()

@@ -187,7 +187,9 @@ def refused(request_id: str | None, problem: EdgekitError) -> dict[str, Any]:
     return {"type": "refused", "id": request_id, **error_body(problem)}
 
 
-def status(state: str, *, session: str, since: str, model: str, version: str) -> dict[str, Any]:
+def status(
+    state: str, *, session: str, since: str, model: str, version: str, device: Mapping[str, object] | None = None
+) -> dict[str, Any]:
     """Return a presence message.
 
     Args:
@@ -196,8 +198,9 @@ def status(state: str, *, session: str, since: str, model: str, version: str) ->
         since: When the connection was made, RFC 3339 in UTC.
         model: The model's name.
         version: edgekit's version.
+        device: The board and its sensors; None leaves it out.
     """
-    return {
+    message = {
         "type": "status",
         "state": state,
         "session": session,
@@ -205,6 +208,7 @@ def status(state: str, *, session: str, since: str, model: str, version: str) ->
         "model": model,
         "edgekit": version,
     }
+    return message if device is None else {**message, "device": dict(device)}
 
 
 def info(

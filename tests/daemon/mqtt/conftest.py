@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,15 @@ MakeService = Callable[..., MqttService]
 def make_service(broker: Broker, worker: ScriptedWorker) -> Iterator[MakeService]:
     started: list[MqttService] = []
 
-    def make(*, wait: bool = True, state: Path | None = None, **config: Any) -> MqttService:
+    def make(
+        *,
+        wait: bool = True,
+        state: Path | None = None,
+        device: Callable[[], Mapping[str, object]] | None = None,
+        **config: Any,
+    ) -> MqttService:
         settings = {"host": "127.0.0.1", "port": broker.port, "device_id": "box", **config}
-        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state)
+        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state, device=device)
         started.append(service)
         service.start()
         assert not wait or eventually(lambda: service.connected), "the service did not connect"
