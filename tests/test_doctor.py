@@ -186,8 +186,8 @@ def test_the_version_of_tensorrt_is_read_from_its_newest_file(tmp_path: Path) ->
 
 
 def test_a_jetson_without_a_profile_is_used_as_a_cpu_with_a_warning() -> None:
-    nano4 = Machine("Linux", "aarch64", 3.4, ("NVIDIA Jetson Orin Nano 4GB", "nvidia,p3767-0004", "nvidia,tegra234"))
-    diagnosis = diagnose(machine=nano4)
+    xavier = Machine("Linux", "aarch64", 30.4, ("NVIDIA Jetson AGX Xavier", "nvidia,p2972-0000", "nvidia,tegra194"))
+    diagnosis = diagnose(machine=xavier)
     assert diagnosis.target == "cpu"
     assert checks(diagnosis)["target"].state == "warn"
 
