@@ -37,7 +37,8 @@ from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.startup import open_model, plan_memory, start_worker
-from edgekit.jetson.device import find_jetson
+from edgekit.jetson.device import Jetson, find_jetson
+from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
 
 __all__ = ["Daemon"]
@@ -87,6 +88,7 @@ class Daemon:
         # While the model loads there is no heartbeat yet: that counts as healthy, TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
+        self._meter: EnergyMeter | None = None
         self._log_file = LogFile() if is_launchd_job() else None
         self._stopping = threading.Event()
         self._next_report = 0.0
@@ -118,7 +120,12 @@ class Daemon:
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
             model = open_model(bundle, config.generation, self._on_verified, draft=draft)
             plan = plan_memory(model, bundle, config.generation)
-            worker = start_worker(model, bundle, config.generation, plan)
+            jetson = find_jetson()
+            if jetson is not None:
+                logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
+                self._metrics.watch_device(partial(device_metrics, jetson))
+                self._meter = self._start_meter(jetson)
+            worker = start_worker(model, bundle, config.generation, plan, meter=self._meter)
             self._worker = worker
             self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
             if plan.grammars:
@@ -129,10 +136,6 @@ class Daemon:
                 heartbeat_age=worker.seconds_since_heartbeat,
                 stats=worker.stats,
             )
-            jetson = find_jetson()
-            if jetson is not None:
-                logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
-                self._metrics.watch_device(partial(device_metrics, jetson))
             if self._http is not None:
                 self._http.attach(worker, model.info)
             if config.mqtt.host is not None:
@@ -162,6 +165,8 @@ class Daemon:
             self._http.stop()
         self._watchdog.stop()
         self._trimmer.stop()
+        if self._meter is not None:
+            self._meter.stop()
         if self._log_file is not None:
             self._log_file.stop()
         if self._warmup is not None:
@@ -247,6 +252,15 @@ class Daemon:
         if now >= self._next_report:
             self._next_report = now + _REPORT_S
             self._notify.extend(_LOAD_S, f"verifying {self._bundle}: {100 * done // max(1, total)} %")
+
+    def _start_meter(self, jetson: Jetson) -> EnergyMeter | None:
+        """Start measuring energy, where the board has the sensors."""
+        if jetson.rails.total() is None:
+            return None
+        meter = EnergyMeter(jetson.rails.total)
+        meter.start()
+        self._metrics.watch_energy()
+        return meter
 
     def _heartbeat_age(self) -> float:
         return self._worker.seconds_since_heartbeat() if self._worker else 0.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import httpx
@@ -10,9 +11,12 @@ from edgekit.daemon import app
 from edgekit.daemon.app import Daemon
 from edgekit.daemon.device import device_metrics, device_status
 from edgekit.daemon.metrics import Metrics
+from edgekit.jetson import energy
 from edgekit.jetson.device import Jetson, find_jetson
 from tests.generation.bundles import tiny_bundle
 from tests.jetson.tree import AGX_RAILS, write_board, write_cooling, write_nano, write_rails, write_zone
+
+ASK = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 
 
 def _jetson(root: Path) -> Jetson:
@@ -85,20 +89,32 @@ def test_the_power_of_an_agx_is_the_sum_of_its_inputs(tmp_path: Path) -> None:
     assert device_status(_jetson(tmp_path))["power_w"] == pytest.approx(16.88)
 
 
-def test_a_daemon_on_a_jetson_shows_its_metrics_and_elsewhere_none(
+def test_a_daemon_on_a_jetson_shows_its_metrics_and_the_energy_of_answers_and_elsewhere_neither(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = DaemonConfig(
         bundle=tiny_bundle(tmp_path, "onnx"), http=HttpConfig(port=0), generation=GenerationConfig(threads=1)
     )
+    # However late the meter's thread is on a busy machine.
+    monkeypatch.setattr(energy, "_STALE_S", 600.0)
     for root in (write_nano(tmp_path / "nano"), tmp_path / "pc"):
         monkeypatch.setattr(app, "find_jetson", lambda root=root: find_jetson(root))
         daemon = Daemon(config)
         try:
             daemon.start()
             assert daemon._http is not None
+            reply = httpx.post(f"{daemon._http.url}/v1/chat/completions", json=ASK, timeout=60)
             text = httpx.get(f"{daemon._http.url}/metrics", timeout=30).text
         finally:
             daemon.stop()
-        assert ("edgekit_board_power_watts 6.0" in text) == (root.name == "nano")
         assert "edgekit_model_info" in text
+        on_nano = root.name == "nano"
+        assert ("edgekit_board_power_watts 6.0" in text) == on_nano
+        timings = reply.json()["timings"]
+        assert [name in timings for name in ("prefill_j", "decode_j")] == [on_nano] * 2
+        assert ("x-edgekit-joules" in reply.headers) == on_nano
+        if on_nano:
+            # 6 W throughout, from the first step to the end of the last.
+            assert 0 < timings["decode_j"] + timings["prefill_j"] <= 6 * reply.elapsed.total_seconds()
+            assert "edgekit_answer_energy_joules_total" in text
+        assert not [thread for thread in threading.enumerate() if thread.name == "energy"]
