@@ -23,7 +23,7 @@ from edgekit.errors import ConfigError
 from edgekit.jetson.board import find_board
 from edgekit.jetson.device import Jetson
 from edgekit.jetson_doctor import check_jetson, onnxruntime_install, onnxruntime_on_jetson
-from edgekit.machine import GIB, Machine, available_bytes, cache_folder, memory_limit, probe
+from edgekit.machine import GIB, Machine, available_bytes, cache_folder, contiguous_bytes, memory_limit, probe
 from edgekit.recognition import check_targets, recognise
 from edgekit.target import Target
 
@@ -155,15 +155,23 @@ def _cores(root: Path) -> Check:
 
 
 def _memory(target: Target, machine: Machine, root: Path) -> Check:
-    free, limit = available_bytes(root), memory_limit(root)
-    detail = f"{machine.memory_gib:.1f} GiB, of which the system needs about {target.reserve_gib:.1f}"
+    free, limit, contiguous = available_bytes(root), memory_limit(root), contiguous_bytes(root)
+    detail, reserve = f"{machine.memory_gib:.1f} GiB", target.reserve_gib
+    if find_board(machine.device_tree) and target.memory_gib is not None and target.memory_gib > machine.memory_gib:
+        # The reserve is of the memory that the module is sold with.
+        detail += f" of {target.memory_gib:g}, as firmware holds the rest"
+        reserve = max(0.0, reserve - (target.memory_gib - machine.memory_gib))
+    detail += f", of which the system needs about {reserve:.1f}"
     if limit is not None:
         detail += f"; a limit of {limit.limit / GIB:.2f} GiB ({limit.file})"
     if free is None:
         return Check("memory", "ok", detail)
     # A Jetson's GPU shares this memory, and can use the page cache's part only after it is released.
     digits = 1 if limit is None else 2
-    return Check("memory", "ok" if free > GIB else "warn", f"{detail}; {free / GIB:.{digits}f} available now")
+    detail += f"; {free / GIB:.{digits}f} available now"
+    if contiguous:
+        detail += f", without the {contiguous / GIB:.1f} that are kept for cameras and display"
+    return Check("memory", "ok" if free > GIB else "warn", detail)
 
 
 def _disk(cache: Path | None) -> Check:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from edgekit.check import Check
 from edgekit.fatbin import gpu_code
-from edgekit.jetson.desktop import find_desktop
+from edgekit.jetson.desktop import STOP_DESKTOP, find_desktop
 from edgekit.jetson.device import Jetson, Reading
 from edgekit.jetson.files import read_text
-from edgekit.machine import GIB
 
 __all__ = ["check_jetson", "onnxruntime_install", "onnxruntime_on_jetson", "tensorrt_version"]
 
@@ -113,9 +112,8 @@ def _desktop(root: Path) -> list[Check]:
     desktop = find_desktop(root)
     if desktop is None:
         return []
-    held = f"{desktop.memory_bytes / GIB:.1f} GiB and more"
-    detail = f"running ({', '.join(desktop.programs)}), which holds {held} of the memory that the GPU shares"
-    return [Check("desktop", "note", detail, "sudo systemctl set-default multi-user.target && sudo reboot")]
+    detail = f"running: {desktop} of the memory that the GPU shares"
+    return [Check("desktop", "note", detail, STOP_DESKTOP)]
 
 
 def _swap(root: Path) -> list[Check]:

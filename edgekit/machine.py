@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.cgroups import MemoryLimit, memory_limits
 from edgekit.errors import ConfigError
-from edgekit.jetson.board import device_tree
+from edgekit.jetson.board import device_tree, find_board
 from edgekit.programs import output_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Machine",
     "available_bytes",
     "cache_folder",
+    "contiguous_bytes",
     "home_folder",
     "memory_bytes",
     "memory_limit",
@@ -82,7 +83,7 @@ def probe(root: Path = Path("/")) -> Machine:
         memory_gib = total if total is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         brand = _cpuinfo_model(root)
     # A Jetson's nvidia-smi reports "[N/A]" as the integrated GPU's memory, so the device tree is used.
-    gpus = () if any("tegra" in item for item in jetson) else _gpus()
+    gpus = () if find_board(jetson) else _gpus()
     return Machine(
         system=system,
         architecture=platform.machine(),
@@ -96,14 +97,29 @@ def probe(root: Path = Path("/")) -> Machine:
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process can still allocate; None if unknown.
 
-    Page cache that the kernel would reclaim counts, within the machine as within a limit of a control group.
+    Page cache that the kernel would reclaim counts, within the machine as within a limit of a control group. On a
+    Jetson, what is set apart for contiguous buffers does not: the kernel counts it as available, but gives none of it
+    to the GPU.
 
     Args:
         root: Folder that contains /proc and /sys.
     """
     free = _meminfo_gib(root, "MemAvailable")
-    machine = [] if free is None else [int(free * GIB)]
+    machine = [] if free is None else [max(0, int(free * GIB) - contiguous_bytes(root))]
     return min([*machine, *(limit.available for limit in memory_limits(root))], default=None)
+
+
+def contiguous_bytes(root: Path = Path("/")) -> int:
+    """Return the free memory that a Jetson's kernel keeps for buffers of cameras, video and display (CMA), in bytes.
+
+    Its pages serve only what can be moved out of the way, as the memory of a program can and that of the GPU cannot.
+
+    Args:
+        root: Folder that contains /proc.
+    """
+    if find_board(device_tree(root)) is None:
+        return 0
+    return int((_meminfo_gib(root, "CmaFree") or 0.0) * GIB)
 
 
 def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:

@@ -17,6 +17,7 @@ from edgekit.machine import Gpu, Machine
 from edgekit.runners.cpu import build
 from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.runners.cpu.library import Kernels, load
+from tests.jetson.tree import write, write_nano
 from tests.test_fatbin import container
 
 REPOSITORY = Path(__file__).parent.parent
@@ -146,6 +147,15 @@ def test_a_wheel_without_code_for_orin_is_named_with_nvidias_index(
     check = checks(diagnose(machine=ORIN, root=jetson(tmp_path, R36_4_3, "10.3.0")))["onnxruntime on the GPU"]
     assert (check.state, check.detail) == (state, detail)
     assert state == "ok" or "jetson-ai-lab.io/jp6/cu126" in (check.fix or "")
+
+
+def test_the_memory_of_a_jetson_is_shown_with_what_firmware_and_contiguous_buffers_hold(tmp_path: Path) -> None:
+    write_nano(tmp_path)
+    write(tmp_path, "proc/meminfo", "MemTotal: 7801405 kB\nMemAvailable: 5452595 kB\nCmaFree: 209715 kB\n")
+    assert checks(diagnose(machine=ORIN, root=tmp_path))["memory"].detail == (
+        "7.4 GiB of 8, as firmware holds the rest, of which the system needs about 1.4; 5.0 available now, "
+        "without the 0.2 that are kept for cameras and display"
+    )
 
 
 def test_a_jetson_in_a_virtual_environment_learns_how_to_see_jetpacks_bindings(

@@ -81,7 +81,7 @@ def test_a_desktop_is_reported_with_the_memory_that_it_holds(tmp_path: Path) -> 
     write(tmp_path, "proc/1001/statm", "garbage")
     desktop = checks(tmp_path)["desktop"]
     assert desktop.state == "note"
-    assert desktop.detail.startswith("running (Xorg, Xwayland, gnome-shell), which holds 1.0 GiB and more")
+    assert desktop.detail.startswith("running: Xorg, Xwayland, gnome-shell hold 1.0 GiB and more")
     assert "multi-user.target" in (desktop.fix or "")
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from edgekit.jetson.files import read_text
 
-__all__ = ["Desktop", "find_desktop"]
+__all__ = ["STOP_DESKTOP", "Desktop", "find_desktop"]
+
+STOP_DESKTOP = "sudo systemctl set-default multi-user.target && sudo reboot"
+"""Starts the machine without a desktop from now on; `graphical.target` brings it back."""
 
 # As the kernel shortens them, to 15 characters: display servers, desktops and their login screens.
 _PROGRAMS = frozenset(
@@ -29,6 +32,11 @@ class Desktop:
 
     programs: tuple[str, ...]
     memory_bytes: int
+
+    def __str__(self) -> str:
+        """Names and memory, "Xorg, gnome-shell hold 0.8 GiB and more"."""
+        verb = "holds" if len(self.programs) == 1 else "hold"
+        return f"{', '.join(self.programs)} {verb} {self.memory_bytes / (1 << 30):.1f} GiB and more"
 
 
 def find_desktop(root: Path = Path("/")) -> Desktop | None:
