@@ -122,9 +122,7 @@ class Daemon:
             plan = plan_memory(model, bundle, config.generation)
             jetson = find_jetson()
             if jetson is not None:
-                logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
-                self._metrics.watch_device(partial(device_metrics, jetson))
-                self._meter = self._start_meter(jetson)
+                self._watch_board(jetson)
             worker = start_worker(model, bundle, config.generation, plan, meter=self._meter)
             self._worker = worker
             self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
@@ -253,14 +251,18 @@ class Daemon:
             self._next_report = now + _REPORT_S
             self._notify.extend(_LOAD_S, f"verifying {self._bundle}: {100 * done // max(1, total)} %")
 
-    def _start_meter(self, jetson: Jetson) -> EnergyMeter | None:
-        """Start measuring energy, where the board has the sensors."""
-        if jetson.rails.total() is None:
-            return None
-        meter = EnergyMeter(jetson.rails.total)
-        meter.start()
-        self._metrics.watch_energy()
-        return meter
+    def _watch_board(self, jetson: Jetson) -> None:
+        """Say which board this is, show its sensors, and measure energy if it has the sensors for that."""
+        logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
+        mode = jetson.read().power_mode
+        if mode is not None and mode.fastest is not None:
+            name, number = mode.fastest
+            logger.warning("the power mode is %s; the fastest is %s: sudo nvpmodel -m %d", mode.name, name, number)
+        self._metrics.watch_device(partial(device_metrics, jetson))
+        if jetson.rails.total() is not None:
+            self._meter = EnergyMeter(jetson.rails.total)
+            self._meter.start()
+            self._metrics.watch_energy()
 
     def _heartbeat_age(self) -> float:
         return self._worker.seconds_since_heartbeat() if self._worker else 0.0

@@ -90,7 +90,7 @@ def test_the_power_of_an_agx_is_the_sum_of_its_inputs(tmp_path: Path) -> None:
 
 
 def test_a_daemon_on_a_jetson_shows_its_metrics_and_the_energy_of_answers_and_elsewhere_neither(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = DaemonConfig(
         bundle=tiny_bundle(tmp_path, "onnx"), http=HttpConfig(port=0), generation=GenerationConfig(threads=1)
@@ -117,4 +117,6 @@ def test_a_daemon_on_a_jetson_shows_its_metrics_and_the_energy_of_answers_and_el
             # 6 W throughout, from the first step to the end of the last.
             assert 0 < timings["decode_j"] + timings["prefill_j"] <= 6 * reply.elapsed.total_seconds()
             assert "edgekit_answer_energy_joules_total" in text
+        assert ("the power mode is 25W; the fastest is MAXN_SUPER: sudo nvpmodel -m 2" in caplog.text) == on_nano
+        caplog.clear()
         assert not [thread for thread in threading.enumerate() if thread.name == "energy"]
