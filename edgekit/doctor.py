@@ -8,27 +8,27 @@ from __future__ import annotations
 import locale
 import os
 import platform
-import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from edgekit.bundle.bundle import open_bundle
+from edgekit.check import Check, State
 from edgekit.config import DaemonConfig
 from edgekit.cores import count_cores
 from edgekit.device_id import device_id, is_stored, machine_hash
 from edgekit.errors import ConfigError, EdgekitError
-from edgekit.machine import GIB, Machine, available_bytes, cache_folder, memory_limit, probe
+from edgekit.jetson.board import find_board
+from edgekit.jetson.device import Jetson
+from edgekit.jetson_doctor import check_jetson, onnxruntime_install, onnxruntime_on_jetson
+from edgekit.machine import GIB, Machine, available_bytes, cache_folder, contiguous_bytes, memory_limit, probe
 from edgekit.recognition import check_targets, recognise
 from edgekit.target import Target
 
 __all__ = ["EXTRAS", "Check", "Diagnosis", "diagnose"]
-
-State = Literal["ok", "note", "warn", "missing"]
 
 # Extra -> its modules that no other extra needs, with their distributions. A test compares this with pyproject.toml.
 EXTRAS: dict[str, dict[str, str]] = {
@@ -48,34 +48,6 @@ EXTRAS: dict[str, dict[str, str]] = {
         "uvicorn": "uvicorn",
     },
 }
-# L4T release (in /etc/nv_tegra_release) -> JetPack; the last entry that is not newer than the machine's applies.
-_JETPACKS = (
-    ((34, 0, 0), "5"),
-    ((36, 2, 0), "6.0"),
-    ((36, 4, 0), "6.1"),
-    ((36, 4, 3), "6.2"),
-    ((38, 2, 0), "7.0"),
-    ((39, 2, 0), "7.2"),
-)
-_TENSORRT_MIN = (10, 3)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The result of one check.
-
-    Attributes:
-        name: Name of the check.
-        state: "ok"; "note" for information that needs no action; "warn"; "missing" if edgekit does not work here
-            without it.
-        detail: What was found.
-        fix: The command that fixes it.
-    """
-
-    name: str
-    state: State
-    detail: str
-    fix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +92,8 @@ def diagnose(
     """
     machine = machine if machine is not None else probe(root)
     target = recognise(machine)
-    jetson = any("tegra" in item for item in machine.device_tree)
+    board = find_board(machine.device_tree)
+    jetson = None if board is None else Jetson(board, root)
     checks = [
         _target(target, machine),
         *(Check("targets", "warn", error.message, error.hint) for error in check_targets()),
@@ -130,9 +103,9 @@ def diagnose(
         _disk(cache),
         _device_id(config, root),
     ]
-    if jetson:
-        checks += _jetson(root)
-    checks += _runners(target, jetson=jetson)
+    if jetson is not None:
+        checks += check_jetson(jetson, root)
+    checks += _runners(target, jetson)
     if target.dialect != "onnxruntime":
         checks.append(_kernels("note"))
     checks += [_extra("daemon", "missing"), _extra("export", "note")]
@@ -148,8 +121,7 @@ def pip_install(extra: str) -> str:
 
 
 def _target(target: Target, machine: Machine) -> Check:
-    orin = any("tegra" in item for item in machine.device_tree)
-    if target.name == "cpu" and (orin or machine.gpus):
+    if target.name == "cpu" and (find_board(machine.device_tree) or machine.gpus):
         what = machine.device_tree[0] if machine.device_tree else machine.gpus[0].name
         return Check("target", "warn", f"cpu: there is no target for {what}, so its GPU is not used", "edgekit targets")
     where = machine.cpu_brand if target.name == "cpu" and machine.cpu_brand else target.title
@@ -184,15 +156,23 @@ def _cores(root: Path) -> Check:
 
 
 def _memory(target: Target, machine: Machine, root: Path) -> Check:
-    free, limit = available_bytes(root), memory_limit(root)
-    detail = f"{machine.memory_gib:.1f} GiB, of which the system needs about {target.reserve_gib:.1f}"
+    free, limit, contiguous = available_bytes(root), memory_limit(root), contiguous_bytes(root)
+    detail, reserve = f"{machine.memory_gib:.1f} GiB", target.reserve_gib
+    if find_board(machine.device_tree) and target.memory_gib is not None and target.memory_gib > machine.memory_gib:
+        # The reserve is of the memory that the module is sold with.
+        detail += f" of {target.memory_gib:g}, as firmware holds the rest"
+        reserve = max(0.0, reserve - (target.memory_gib - machine.memory_gib))
+    detail += f", of which the system needs about {reserve:.1f}"
     if limit is not None:
         detail += f"; a limit of {limit.limit / GIB:.2f} GiB ({limit.file})"
     if free is None:
         return Check("memory", "ok", detail)
     # A Jetson's GPU shares this memory, and can use the page cache's part only after it is released.
     digits = 1 if limit is None else 2
-    return Check("memory", "ok" if free > GIB else "warn", f"{detail}; {free / GIB:.{digits}f} available now")
+    detail += f"; {free / GIB:.{digits}f} available now"
+    if contiguous:
+        detail += f", without the {contiguous / GIB:.1f} that are kept for cameras and display"
+    return Check("memory", "ok" if free > GIB else "warn", detail)
 
 
 def _disk(cache: Path | None) -> Check:
@@ -208,63 +188,17 @@ def _disk(cache: Path | None) -> Check:
     return Check("disk", "ok" if free >= 2 else "warn", detail)
 
 
-def _jetson(root: Path) -> list[Check]:
-    """JetPack and TensorRT, which come from NVIDIA's system image and not from pip."""
-    checks = []
-    release = l4t_release(root)
-    if release is None:
-        checks.append(Check("jetpack", "warn", "/etc/nv_tegra_release is missing or unreadable"))
-    else:
-        known = [name for first, name in _JETPACKS if first <= release]
-        text = f"JetPack {known[-1]} (L4T {'.'.join(map(str, release))})" if known else f"L4T {release[0]}"
-        if release < (36, 4, 0):
-            fix = "flash JetPack 6.2 or later with NVIDIA's SDK Manager"
-            checks.append(Check("jetpack", "missing", f"{text}: its TensorRT does not support INT4 weights", fix))
-        else:
-            checks.append(Check("jetpack", "ok", text))
-    found = tensorrt_version(root)
-    if found is None:
-        checks.append(Check("libnvinfer", "missing", "TensorRT is not installed", "sudo apt install nvidia-jetpack"))
-    elif found[:2] < _TENSORRT_MIN:
-        fix = "flash JetPack 6.2 or later with NVIDIA's SDK Manager"
-        checks.append(Check("libnvinfer", "missing", f"TensorRT {_dotted(found)}; 10.3 or later is needed", fix))
-    else:
-        checks.append(Check("libnvinfer", "ok", f"TensorRT {_dotted(found)}"))
-    return checks
-
-
-def l4t_release(root: Path) -> tuple[int, int, int] | None:
-    """Parse /etc/nv_tegra_release: `# R36 (release), REVISION: 4.3, …` is (36, 4, 3)."""
-    try:
-        text = (root / "etc/nv_tegra_release").read_text(errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"R(\d+) \(release\), REVISION: (\d+)(?:\.(\d+))?", text)
-    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
-
-
-def tensorrt_version(root: Path) -> tuple[int, ...] | None:
-    """The version in the file name of the newest libnvinfer, whether or not its Python bindings are installed."""
-    found = [
-        tuple(int(part) for part in match[1].split("."))
-        for folder in ("usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu")
-        for path in (root / folder).glob("libnvinfer.so.*")
-        if (match := re.fullmatch(r"libnvinfer\.so\.(\d+\.\d+\.\d+)", path.name))
-    ]
-    return max(found, default=None)
-
-
-def _runners(target: Target, *, jetson: bool) -> list[Check]:
+def _runners(target: Target, jetson: Jetson | None) -> list[Check]:
     """The target's runners: the last one, which works on any such machine, is required, the others are optional."""
     if target.dialect == "onnxruntime":
         return _cpu_runners()
     checks = []
     for runner in target.profile.export.runners:
         state: State = "missing" if runner == target.runners[-1] else "note"
-        if runner == "tensorrt" and jetson:
+        if runner == "tensorrt" and jetson is not None:
             checks.append(_jetson_tensorrt(state))
         elif runner == "cuda":
-            checks.append(_onnxruntime_cuda(jetson=jetson))
+            checks.append(_onnxruntime_cuda(jetson))
         elif runner != "cpu":
             checks.append(_extra(runner.replace("_", "-"), state, f"runner {runner}"))
     return checks
@@ -319,17 +253,30 @@ def _jetson_tensorrt(state: State) -> Check:
     )
 
 
-def _onnxruntime_cuda(*, jetson: bool) -> Check:
+def _onnxruntime_cuda(jetson: Jetson | None) -> Check:
+    name = "onnxruntime on the GPU"
+    found, plain = _version("onnxruntime-gpu"), _version("onnxruntime")
+    if found is None:
+        if jetson is not None:
+            detail = "not installed; PyPI's wheel has no code for Orin, NVIDIA's has"
+            return Check(name, "note", detail, onnxruntime_install(jetson))
+        return Check(name, "note", "not installed", pip_install("onnxruntime-gpu"))
+    if plain is not None:
+        # Both are the module `onnxruntime`, and the one that was installed last has overwritten the other's files.
+        fix = f"{sys.executable} -m pip uninstall -y onnxruntime onnxruntime-gpu && {pip_install('onnxruntime-gpu')}"
+        detail = f"onnxruntime {plain} and onnxruntime-gpu {found} are installed over each other"
+        return Check(name, "warn", detail, fix if jetson is None else onnxruntime_install(jetson))
+    if jetson is not None:
+        spec = find_spec("onnxruntime")
+        return onnxruntime_on_jetson(found, Path(spec.origin).parent if spec and spec.origin else None, jetson)
+    return Check(name, "ok", f"onnxruntime-gpu {found}")
+
+
+def _version(distribution: str) -> str | None:
     try:
-        found = version("onnxruntime-gpu")
+        return version(distribution)
     except PackageNotFoundError:
-        if jetson:
-            return Check("onnxruntime on the GPU", "note", "not installed; use NVIDIA's wheel for Jetson, not PyPI's")
-        return Check("onnxruntime on the GPU", "note", "not installed", pip_install("onnxruntime-gpu"))
-    if jetson:
-        detail = f"onnxruntime-gpu {found}: PyPI's wheel for aarch64 has no code for Orin (SM87)"
-        return Check("onnxruntime on the GPU", "warn", detail, "install NVIDIA's wheel from its Jetson index instead")
-    return Check("onnxruntime on the GPU", "ok", f"onnxruntime-gpu {found}")
+        return None
 
 
 def _extra(extra: str, if_absent: State, name: str | None = None) -> Check:
@@ -342,10 +289,8 @@ def _extra(extra: str, if_absent: State, name: str | None = None) -> Check:
 
 
 def _installed(distribution: str) -> str:
-    try:
-        return f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:
-        return distribution  # from apt, or built from source
+    found = _version(distribution)
+    return distribution if found is None else f"{distribution} {found}"  # None: from apt, or built from source
 
 
 def _service_manager() -> Check:
@@ -400,7 +345,3 @@ def _runner_of(folder: Path, runner: str) -> Check:
     except EdgekitError as error:
         return Check("bundle's runner", "missing", error.message, error.hint)
     return Check("bundle's runner", "warn" if rejected else "ok", "; ".join((label, *(f"not {o}" for o in rejected))))
-
-
-def _dotted(numbers: tuple[int, ...]) -> str:
-    return ".".join(map(str, numbers))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.cgroups import MemoryLimit, memory_limits
 from edgekit.errors import ConfigError
+from edgekit.jetson.board import device_tree, find_board
+from edgekit.programs import output_of
 
 __all__ = [
     "Gpu",
     "Machine",
     "available_bytes",
     "cache_folder",
+    "contiguous_bytes",
     "gpu_free_bytes",
     "home_folder",
     "memory_bytes",
@@ -75,15 +76,15 @@ def probe(root: Path = Path("/")) -> Machine:
         root: Folder that contains /proc; not / in tests and for mounted images.
     """
     system = platform.system()
-    jetson = _device_tree(root)
+    jetson = device_tree(root)
     if system == "Darwin":
-        memory_gib, brand = (sysctl("hw.memsize") or 0) / GIB, _run("sysctl", "-n", "machdep.cpu.brand_string")
+        memory_gib, brand = (sysctl("hw.memsize") or 0) / GIB, output_of("sysctl", "-n", "machdep.cpu.brand_string")
     else:
         total = _meminfo_gib(root, "MemTotal")
         memory_gib = total if total is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         brand = _cpuinfo_model(root)
     # A Jetson's nvidia-smi reports "[N/A]" as the integrated GPU's memory, so the device tree is used.
-    gpus = () if any("tegra" in item for item in jetson) else _gpus()
+    gpus = () if find_board(jetson) else _gpus()
     return Machine(
         system=system,
         architecture=platform.machine(),
@@ -94,29 +95,32 @@ def probe(root: Path = Path("/")) -> Machine:
     )
 
 
-def _device_tree(root: Path) -> tuple[str, ...]:
-    """The model, then the compatible strings; the kernel exports both NUL-terminated."""
-    found: list[str] = []
-    for name in ("model", "compatible"):
-        try:
-            raw = (root / "proc/device-tree" / name).read_bytes()
-        except OSError:
-            continue
-        found += [part.decode("utf-8", "replace") for part in raw.split(b"\0") if part]
-    return tuple(found)
-
-
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process can still allocate; None if unknown.
 
-    Page cache that the kernel would reclaim counts, within the machine as within a limit of a control group.
+    Page cache that the kernel would reclaim counts, within the machine as within a limit of a control group. On a
+    Jetson, what is set apart for contiguous buffers does not: the kernel counts it as available, but gives none of it
+    to the GPU.
 
     Args:
         root: Folder that contains /proc and /sys.
     """
     free = _meminfo_gib(root, "MemAvailable")
-    machine = [] if free is None else [int(free * GIB)]
+    machine = [] if free is None else [max(0, int(free * GIB) - contiguous_bytes(root))]
     return min([*machine, *(limit.available for limit in memory_limits(root))], default=None)
+
+
+def contiguous_bytes(root: Path = Path("/")) -> int:
+    """Return the free memory that a Jetson's kernel keeps for buffers of cameras, video and display (CMA), in bytes.
+
+    Its pages serve only what can be moved out of the way, as the memory of a program can and that of the GPU cannot.
+
+    Args:
+        root: Folder that contains /proc.
+    """
+    if find_board(device_tree(root)) is None:
+        return 0
+    return int((_meminfo_gib(root, "CmaFree") or 0.0) * GIB)
 
 
 def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
@@ -146,7 +150,7 @@ def memory_bytes(root: Path = Path("/")) -> int | None:
 
 def sysctl(name: str) -> int | None:
     """Return a number that macOS reports, such as `hw.memsize`; None if it has no such name."""
-    text = _run("sysctl", "-n", name)
+    text = output_of("sysctl", "-n", name)
     return int(text) if text.isdigit() else None
 
 
@@ -170,13 +174,13 @@ def _cpuinfo_model(root: Path) -> str:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    output = _run("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+    output = output_of("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
     return parse_nvidia_smi(output)
 
 
 def gpu_free_bytes() -> int | None:
     """Return the free memory of the first NVIDIA card; None without a card that has memory of its own."""
-    output = _run("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+    output = output_of("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
     first = output.partition("\n")[0].strip()
     # A Jetson's nvidia-smi says "[N/A]".
     return int(first) << 20 if first.isdecimal() else None
@@ -196,17 +200,6 @@ def parse_nvidia_smi(output: str) -> tuple[Gpu, ...]:
         capability = fields[2] if fields[2][:1].isdigit() else None
         cards.append(Gpu(fields[0], memory_gib, capability))
     return tuple(cards)
-
-
-def _run(*command: str) -> str:
-    """The program's output; an empty string if it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed commands
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def home_folder() -> Path:

@@ -3,18 +3,23 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from edgekit import doctor
 from edgekit.config import DaemonConfig, GenerationConfig, HttpConfig, MqttConfig, RunnerName
-from edgekit.doctor import EXTRAS, Check, Diagnosis, diagnose, l4t_release, tensorrt_version
-from edgekit.machine import Machine
+from edgekit.doctor import EXTRAS, Check, Diagnosis, diagnose
+from edgekit.jetson_doctor import tensorrt_version
+from edgekit.machine import Gpu, Machine
 from edgekit.runners.cpu import build
 from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.runners.cpu.library import Kernels, load
 from tests.generation.bundles import tiny_bundle
+from tests.jetson.tree import write, write_nano
+from tests.test_fatbin import container
 
 REPOSITORY = Path(__file__).parent.parent
 ORIN = Machine(
@@ -23,6 +28,7 @@ ORIN = Machine(
     7.44,
     ("NVIDIA Jetson Orin Nano Developer Kit", "nvidia,p3768-0000+p3767-0005", "nvidia,tegra234"),
 )
+PC_WITH_CARD = Machine("Linux", "x86_64", 15.5, gpus=(Gpu("NVIDIA GeForce RTX 3060", 12.0, "8.6"),))
 MAC = Machine("Darwin", "arm64", 16.0, cpu_brand="Apple M2")
 PC = Machine("Linux", "x86_64", 15.5, cpu_brand="AMD Ryzen 5")
 R36_4_3 = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
@@ -99,16 +105,58 @@ def test_a_mac_needs_mlx_and_nothing_from_nvidia() -> None:
     assert not any("tensorrt" in name or "onnxruntime" in name for name in checks(diagnosis))
 
 
-def test_a_jetson_reports_its_jetpack_and_tensorrt_and_warns_of_the_wrong_wheel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "version", lambda _: "1.23.0")
+def test_a_jetson_reports_its_jetpack_and_tensorrt(tmp_path: Path) -> None:
     found = checks(diagnose(machine=ORIN, root=jetson(tmp_path, R36_4_3, "10.3.0")))
     assert found["target"].detail.startswith("orin-nano-8 (")
     assert (found["jetpack"].state, found["jetpack"].detail) == ("ok", "JetPack 6.2 (L4T 36.4.3)")
     assert (found["libnvinfer"].state, found["libnvinfer"].detail) == ("ok", "TensorRT 10.3.0")
-    assert found["onnxruntime on the GPU"].state == "warn"
-    assert "SM87" in found["onnxruntime on the GPU"].detail
+
+
+@pytest.mark.parametrize("machine", [ORIN, PC_WITH_CARD])
+def test_two_onnxruntimes_over_each_other_are_named_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, machine: Machine, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda _: "1.23.0")
+    check = checks(diagnose(machine=machine, root=jetson(tmp_path, R36_4_3, "10.3.0")))["onnxruntime on the GPU"]
+    assert check.state == "warn"
+    assert check.detail == "onnxruntime 1.23.0 and onnxruntime-gpu 1.23.0 are installed over each other"
+    assert "uninstall -y onnxruntime onnxruntime-gpu && " in (check.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("capability", "state", "detail"),
+    [
+        (87, "ok", "onnxruntime-gpu 1.23.0"),
+        (90, "warn", "onnxruntime-gpu 1.23.0 has no code for Orin (SM87), only for SM90: it is PyPI's wheel"),
+        (None, "warn", "onnxruntime-gpu 1.23.0 has no readable library for CUDA"),
+    ],
+)
+def test_a_wheel_without_code_for_orin_is_named_with_nvidias_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: int | None, state: str, detail: str
+) -> None:
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1.23.0"
+
+    package = tmp_path / "site/onnxruntime"
+    (package / "capi").mkdir(parents=True)
+    if capability is not None:
+        (package / "capi/libonnxruntime_providers_cuda.so").write_bytes(container((2, capability)))
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(doctor, "find_spec", lambda _: ModuleSpec("x", None, origin=str(package / "__init__.py")))
+    check = checks(diagnose(machine=ORIN, root=jetson(tmp_path, R36_4_3, "10.3.0")))["onnxruntime on the GPU"]
+    assert (check.state, check.detail) == (state, detail)
+    assert state == "ok" or "jetson-ai-lab.io/jp6/cu126" in (check.fix or "")
+
+
+def test_the_memory_of_a_jetson_is_shown_with_what_firmware_and_contiguous_buffers_hold(tmp_path: Path) -> None:
+    write_nano(tmp_path)
+    write(tmp_path, "proc/meminfo", "MemTotal: 7801405 kB\nMemAvailable: 5452595 kB\nCmaFree: 209715 kB\n")
+    assert checks(diagnose(machine=ORIN, root=tmp_path))["memory"].detail == (
+        "7.4 GiB of 8, as firmware holds the rest, of which the system needs about 1.4; 5.0 available now, "
+        "without the 0.2 that are kept for cameras and display"
+    )
 
 
 def test_a_jetson_in_a_virtual_environment_learns_how_to_see_jetpacks_bindings(
@@ -128,6 +176,7 @@ def test_a_jetson_in_a_virtual_environment_learns_how_to_see_jetpacks_bindings(
         ("# R36 (release), REVISION: 3.0, GCID: 1\n", "8.6.2", ("missing", "missing")),
         ("# R39 (release), REVISION: 2.0, GCID: 45755727\n", "10.16.2", ("ok", "ok")),
         (R36_4_3, None, ("ok", "missing")),
+        ("# R41 (release), REVISION: 1.0, GCID: 1\n", "11.2.0", ("note", "ok")),
         ("garbage", "10.3.0", ("warn", "ok")),
     ],
 )
@@ -140,18 +189,16 @@ def test_a_jetpack_too_old_for_int4_is_named(
         assert check.state != "missing" or check.fix
 
 
-def test_versions_are_read_from_the_files(tmp_path: Path) -> None:
-    assert l4t_release(tmp_path) is None
+def test_the_version_of_tensorrt_is_read_from_its_newest_file(tmp_path: Path) -> None:
     assert tensorrt_version(tmp_path) is None
     root = jetson(tmp_path, R36_4_3, "10.3.0")
-    assert l4t_release(root) == (36, 4, 3)
     (root / "usr/lib/aarch64-linux-gnu/libnvinfer.so.10.16.2").touch()
     assert tensorrt_version(root) == (10, 16, 2)
 
 
 def test_a_jetson_without_a_profile_is_used_as_a_cpu_with_a_warning() -> None:
-    nano4 = Machine("Linux", "aarch64", 3.4, ("NVIDIA Jetson Orin Nano 4GB", "nvidia,p3767-0004", "nvidia,tegra234"))
-    diagnosis = diagnose(machine=nano4)
+    xavier = Machine("Linux", "aarch64", 30.4, ("NVIDIA Jetson AGX Xavier", "nvidia,p2972-0000", "nvidia,tegra194"))
+    diagnosis = diagnose(machine=xavier)
     assert diagnosis.target == "cpu"
     assert checks(diagnosis)["target"].state == "warn"
 

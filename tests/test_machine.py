@@ -6,6 +6,7 @@ import pytest
 
 from edgekit.machine import GIB, Gpu, available_bytes, gpu_free_bytes, parse_nvidia_smi, probe
 from edgekit.recognition import recognise
+from tests.jetson.tree import write, write_board
 
 
 def test_the_device_tree_and_the_memory_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
@@ -20,6 +21,17 @@ def test_the_device_tree_and_the_memory_are_read_as_the_kernel_writes_them(tmp_p
     assert machine.memory_gib == pytest.approx(16055860 * 1024 / GIB)
     assert available_bytes(tmp_path) == 8 * GIB
     assert recognise(machine).name == "orin-nx-16"
+
+
+def test_what_a_jetson_keeps_for_contiguous_buffers_is_not_available(tmp_path: Path) -> None:
+    meminfo = "MemTotal: 7802880 kB\nMemAvailable: 4194304 kB\nCmaTotal: 262144 kB\nCmaFree: 131072 kB\n"
+    write(tmp_path, "proc/meminfo", meminfo)
+    # The memory of a program, which is all that counts on a machine without Tegra, can be there.
+    assert available_bytes(tmp_path) == 4 * GIB
+    write_board(tmp_path)
+    assert available_bytes(tmp_path) == 4 * GIB - (131072 << 10)
+    write(tmp_path, "proc/meminfo", "MemAvailable: 1024 kB\nCmaFree: 131072 kB\n")
+    assert available_bytes(tmp_path) == 0
 
 
 def test_a_machine_without_proc_files_is_still_probed(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def jetson(model: str, *compatible: str, memory_gib: float) -> Machine:
             "orin-nano-8",
         ),
         (jetson("A vendor's carrier board", "nvidia,p3768-0000+p3767-0003", memory_gib=6.3), "orin-nano-8"),
-        (jetson("NVIDIA Jetson Orin Nano 4GB", "nvidia,p3768-0000+p3767-0004", memory_gib=3.4), "cpu"),
+        (jetson("NVIDIA Jetson Orin Nano 4GB", "nvidia,p3768-0000+p3767-0004", memory_gib=3.4), "orin-nano-4"),
+        (jetson("A vendor's carrier", "nvidia,p3768-0000+p3767-0004-super", memory_gib=3.3), "orin-nano-4"),
         (Machine("Linux", "aarch64", 62.0, ("NVIDIA Jetson AGX Xavier", "nvidia,p2972-0000")), "cpu"),
         (Machine("Linux", "aarch64", 7.8, ("Raspberry Pi 5 Model B Rev 1.0", "raspberrypi,5-model-b")), "cpu"),
         (Machine("Darwin", "arm64", 8.0, cpu_brand="Apple M1"), "m1"),
@@ -163,7 +164,7 @@ def test_targets_that_share_bundles_must_be_exported_alike(targets_folder: Path)
     variants = ("compatible: cpu", "compatible: jetson-orin\nvariants: [{title: x, memory_gib: [8], source: y}]")
     copied(targets_folder, "cpu", "my-board", patterns, variants)
     (error, *rest) = collisions()
-    assert len(rest) == 4  # one for each Orin
+    assert len(rest) == 5  # one for each Orin
     assert "targets/my-board.yaml and targets/orin.yaml are both `compatible: jetson-orin`" in error.message
     assert "onnx onnxruntime and onnx portable" in error.message
     assert "change `compatible`" in (error.hint or "")

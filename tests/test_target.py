@@ -16,7 +16,18 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 def test_the_targets_are_the_files_of_the_folder() -> None:
     assert list(target_names()) == NAMES
-    assert {"orin", "orin-32", "orin-nx-16", "orin-nx-8", "orin-nano-8", "m1", "m2", "rtx", "cpu"} <= set(NAMES)
+    assert {
+        "orin",
+        "orin-32",
+        "orin-nx-16",
+        "orin-nx-8",
+        "orin-nano-8",
+        "orin-nano-4",
+        "m1",
+        "m2",
+        "rtx",
+        "cpu",
+    } <= set(NAMES)
 
 
 def test_every_file_can_be_read_and_no_two_targets_claim_one_device() -> None:
@@ -116,7 +127,7 @@ def test_the_jetsons_are_listed_without_one_that_cannot_be_read(targets_folder: 
     (targets_folder / "orin-32.yaml").write_text("nothing: here\n")
     with pytest.raises(ConfigError) as caught:
         load_target("cpu", jetpack="7.2")
-    assert (caught.value.hint or "").endswith("orin, orin-nano-8, orin-nx-16, orin-nx-8")
+    assert (caught.value.hint or "").endswith("orin, orin-nano-4, orin-nano-8, orin-nx-16, orin-nx-8")
 
 
 def test_a_figure_that_is_not_there_has_no_source() -> None:

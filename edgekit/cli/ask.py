@@ -54,4 +54,6 @@ def _stats(finish: Finished) -> str:
     parts = [f"{finish.usage.prompt_tokens} + {finish.usage.completion_tokens} tokens"]
     names = {"prompt_tokens_per_s": "prompt", "decode_tokens_per_s": "decode"}
     parts += [f"{names[key]} {value:.0f} tokens/s" for key, value in rates.items()]
+    if (per_token := finish.timings.as_energy(finish.usage).get("joules_per_token")) is not None:
+        parts.append(f"{per_token:.2f} J/token")
     return ", ".join(parts)

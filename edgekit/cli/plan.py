@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ from edgekit.errors import spell_options
 if TYPE_CHECKING:
     from edgekit.export.planning.plan import ModelPlan
 
-__all__ = ["plan"]
+__all__ = ["notes_on_this_machine", "plan"]
 
 
 @click.command()
@@ -64,6 +65,7 @@ def plan(
         model_plan = plan_model(model, target, ExportOptions(**options), parallel=parallel, runner=runner, report=bar)
     flags = flags_of(click.get_current_context().command)
     model_plan = replace(model_plan, advice=tuple(spell_options(advice, flags) for advice in model_plan.advice))
+    model_plan = replace(model_plan, notes=(*model_plan.notes, *notes_on_this_machine(model_plan)))
     if as_json:
         print_json(model_plan.to_json())
     else:
@@ -125,3 +127,31 @@ def _show(model_plan: ModelPlan, *, stated: bool) -> None:
     elif len(target.memory_choices_gib) > 1 and not stated:
         sizes = ", ".join(f"{size}" for size in target.memory_choices_gib)
         stderr.print(f"\nplanned for the smallest memory; --memory-gib takes {sizes}")
+
+
+def notes_on_this_machine(model_plan: ModelPlan, root: Path = Path("/")) -> tuple[str, ...]:
+    """Return notes on the memory that is available now, if this machine is the Jetson that is planned for.
+
+    Elsewhere a model is rarely planned where it runs.
+
+    Args:
+        model_plan: The plan.
+        root: Folder that contains /proc and /sys.
+    """
+    from edgekit.jetson.board import device_tree, find_board
+    from edgekit.jetson.desktop import STOP_DESKTOP, find_desktop
+    from edgekit.machine import available_bytes, probe
+    from edgekit.memory import GIB
+    from edgekit.recognition import recognise
+
+    if find_board(device_tree(root)) is None or recognise(probe(root)).name != model_plan.target.name:
+        return ()
+    notes = []
+    available, needed = available_bytes(root), model_plan.plan.needed
+    if available is not None:
+        enough = "" if available >= needed else f", and {needed / GIB:.2f} are needed"
+        notes.append(f"this machine has {available / GIB:.2f} GiB available now{enough}")
+    desktop = find_desktop(root)
+    if desktop is not None:
+        notes.append(f"{desktop} of it; to start without a desktop: {STOP_DESKTOP}")
+    return tuple(notes)

@@ -72,6 +72,8 @@ def read_finish(reason: object, usage: object, timings: object) -> Finished:
             slowest_token_s=_number(seconds.get("slowest_token_s")),
             steps=int(_number(seconds.get("steps"))),
             kv_bytes=int(_number(seconds.get("kv_bytes"))),
+            prefill_j=_number(seconds["prefill_j"]) if "prefill_j" in seconds else None,
+            decode_j=_number(seconds["decode_j"]) if "decode_j" in seconds else None,
         ),
     )
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.crash_loop import CrashLoop
+from edgekit.daemon.device import device_metrics, device_status
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.launchd import is_launchd_job
@@ -35,6 +37,8 @@ from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.startup import open_model, plan_memory, start_worker
+from edgekit.jetson.device import Jetson, find_jetson
+from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
 
 __all__ = ["Daemon"]
@@ -84,6 +88,7 @@ class Daemon:
         # While the model loads there is no heartbeat yet: that counts as healthy, TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
+        self._meter: EnergyMeter | None = None
         self._log_file = LogFile() if is_launchd_job() else None
         self._stopping = threading.Event()
         self._next_report = 0.0
@@ -115,7 +120,10 @@ class Daemon:
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
             model = open_model(bundle, config.generation, self._on_verified, draft=draft)
             plan = plan_memory(model, bundle, config.generation)
-            worker = start_worker(model, bundle, config.generation, plan)
+            jetson = find_jetson()
+            if jetson is not None:
+                self._watch_board(jetson)
+            worker = start_worker(model, bundle, config.generation, plan, meter=self._meter)
             self._worker = worker
             self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
             if plan.grammars:
@@ -129,7 +137,8 @@ class Daemon:
             if self._http is not None:
                 self._http.attach(worker, model.info)
             if config.mqtt.host is not None:
-                self._mqtt = MqttService(config.mqtt, worker, model.info, self._metrics, state_folder())
+                device = None if jetson is None else partial(device_status, jetson)
+                self._mqtt = MqttService(config.mqtt, worker, model.info, self._metrics, state_folder(), device=device)
                 self._mqtt.start()
                 self._watchdog.watch("the MQTT service", self._mqtt.seconds_since_heartbeat)
                 self._watchdog.watch("the preparation of an MQTT request", self._mqtt.seconds_preparing)
@@ -154,6 +163,8 @@ class Daemon:
             self._http.stop()
         self._watchdog.stop()
         self._trimmer.stop()
+        if self._meter is not None:
+            self._meter.stop()
         if self._log_file is not None:
             self._log_file.stop()
         if self._warmup is not None:
@@ -239,6 +250,19 @@ class Daemon:
         if now >= self._next_report:
             self._next_report = now + _REPORT_S
             self._notify.extend(_LOAD_S, f"verifying {self._bundle}: {100 * done // max(1, total)} %")
+
+    def _watch_board(self, jetson: Jetson) -> None:
+        """Say which board this is, show its sensors, and measure energy if it has the sensors for that."""
+        logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
+        mode = jetson.read().power_mode
+        if mode is not None and mode.fastest is not None:
+            name, number = mode.fastest
+            logger.warning("the power mode is %s; the fastest is %s: sudo nvpmodel -m %d", mode.name, name, number)
+        self._metrics.watch_device(partial(device_metrics, jetson))
+        if jetson.rails.total() is not None:
+            self._meter = EnergyMeter(jetson.rails.total)
+            self._meter.start()
+            self._metrics.watch_energy()
 
     def _heartbeat_age(self) -> float:
         return self._worker.seconds_since_heartbeat() if self._worker else 0.0

@@ -22,6 +22,7 @@ __all__ = ["Metrics", "MqttStats"]
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _RATES = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 200.0, 500.0, 1000.0)
+_JOULES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 _PROMPT_RATES = (10.0, 25.0, 50.0, 100.0, 200.0, 300.0, 500.0, 750.0, 1000.0, 2000.0, 5000.0, 10_000.0, 50_000.0)
 
 
@@ -92,6 +93,8 @@ class Metrics:
             ["runner", "reason"],
             registry=registry,
         )
+        self._energy: Counter | None = None
+        self._joules: Histogram | None = None
 
     def watch(
         self,
@@ -107,7 +110,7 @@ class Metrics:
             info: The model.
             queue_length: Returns the number of requests waiting or running.
             heartbeat_age: Returns the seconds since the generation loop last made progress.
-            stats: Returns the engine's state; called once per scrape, from the HTTP server's thread.
+            stats: Returns the engine's state; called once per scrape, on any thread.
         """
         self._model.info({"name": info.name, "context_length": str(info.context_length), "runner": info.runner})
         for one in info.rejected:
@@ -121,9 +124,24 @@ class Metrics:
         """Read the MQTT service's state at each scrape.
 
         Args:
-            stats: Returns it; called once per scrape, from the HTTP server's thread.
+            stats: Returns it; called once per scrape, on any thread.
         """
         self._registry.register(_MqttCollector(stats))
+
+    def watch_device(self, metrics: Callable[[], Iterable[Metric]]) -> None:
+        """Add the metrics of the machine.
+
+        Args:
+            metrics: Returns them; called once per scrape. It may take tens of milliseconds.
+        """
+        self._registry.register(_DeviceCollector(metrics))
+
+    def watch_energy(self) -> None:
+        """Count the energy of answers, on a machine that measures it."""
+        self._energy = self._counter("edgekit_answer_energy_joules", "Energy of the steps of answers.")
+        self._joules = Histogram(
+            "edgekit_joules_per_token", "Energy of a decoded token.", buckets=_JOULES, registry=self._registry
+        )
 
     def track(self, transport: str, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return a receiver that counts one request's events and passes them on.
@@ -151,7 +169,7 @@ class Metrics:
         self._refusals.labels(transport, error.code).inc()
 
     def render(self) -> tuple[bytes, str]:
-        """Return the body of `/metrics` and its content type."""
+        """Return the body of `/metrics` and its content type; any thread may call this."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def _end(self, transport: str, event: Finished | Failure, seconds: float) -> None:
@@ -180,6 +198,11 @@ class Metrics:
             self._prompt_rate.observe(rates["prompt_tokens_per_s"])
         if "decode_tokens_per_s" in rates:
             self._rate.observe(rates["decode_tokens_per_s"])
+        energy = timings.as_energy(usage)
+        if energy and self._energy is not None:
+            self._energy.labels(transport).inc(energy["prefill_j"] + energy["decode_j"])
+        if "joules_per_token" in energy and self._joules is not None:
+            self._joules.observe(energy["joules_per_token"])
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(name, help_text, ["transport", *labels], registry=self._registry)
@@ -285,3 +308,14 @@ class _MqttCollector(_StateCollector):
             ),
         ):
             yield CounterMetricFamily(f"edgekit_mqtt_{name}", help_text, value=value)
+
+
+class _DeviceCollector(_StateCollector):
+    """Reads the machine's sensors once per scrape."""
+
+    def __init__(self, metrics: Callable[[], Iterable[Metric]]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics."""
+        return self._metrics()

@@ -14,6 +14,7 @@ from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, gramma
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.speculative.draft_bundle import open_draft
+from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import available_bytes, gpu_free_bytes
 from edgekit.memory import MIB
 from edgekit.runners.base import Runner
@@ -135,7 +136,9 @@ def _kv_budget(
     return budget if config.kv_cache_mib is None else min(budget, config.kv_cache_mib * MIB)
 
 
-def start_worker(model: TextModel, bundle: Bundle, config: GenerationConfig, plan: MemoryPlan) -> EngineWorker:
+def start_worker(
+    model: TextModel, bundle: Bundle, config: GenerationConfig, plan: MemoryPlan, *, meter: EnergyMeter | None = None
+) -> EngineWorker:
     """Start the engine worker of a model, within its memory plan.
 
     Args:
@@ -143,6 +146,7 @@ def start_worker(model: TextModel, bundle: Bundle, config: GenerationConfig, pla
         bundle: The bundle it was loaded from.
         config: The same configuration.
         plan: From `plan_memory`.
+        meter: Measures the energy of answers; None reports none.
     """
     worker = EngineWorker(
         model,
@@ -152,6 +156,7 @@ def start_worker(model: TextModel, bundle: Bundle, config: GenerationConfig, pla
         prefix=_prefix_cache(model, bundle, config, plan.prefix_bytes),
         speculation=config.speculation,
         draft_max=config.draft_max,
+        meter=meter,
     )
     tokens, context = worker.max_tokens, model.runner.limits.context_length
     if tokens < context:

@@ -34,7 +34,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Time spent on one request, in seconds.
+    """Time spent on one request, in seconds, and energy.
 
     Attributes:
         queue_s: Submission to the first step.
@@ -43,6 +43,8 @@ class Timings:
         slowest_token_s: Longest inter-token latency within one choice.
         steps: Forward passes after the prompt.
         kv_bytes: Largest KV cache of one choice, in bytes.
+        prefill_j: Energy of its part of the steps until the first token, in joules; None if not measured.
+        decode_j: The same of the steps after it.
     """
 
     queue_s: float
@@ -51,6 +53,8 @@ class Timings:
     slowest_token_s: float = 0.0
     steps: int = 0
     kv_bytes: int = 0
+    prefill_j: float | None = None
+    decode_j: float | None = None
 
     @property
     def first_token_s(self) -> float:
@@ -67,3 +71,13 @@ class Timings:
         if self.decode_s > 0 and usage.completion_tokens > 1:
             rates["decode_tokens_per_s"] = (usage.completion_tokens - 1) / self.decode_s
         return rates
+
+    def as_energy(self, usage: Usage) -> Mapping[str, float]:
+        """Return the energy in joules, and that of a token; empty if it was not measured."""
+        if self.prefill_j is None or self.decode_j is None:
+            return {}
+        energy = {"prefill_j": self.prefill_j, "decode_j": self.decode_j}
+        # As for the speed: decoding yields all tokens but the first.
+        if self.decode_j > 0 and usage.completion_tokens > 1:
+            energy["joules_per_token"] = self.decode_j / (usage.completion_tokens - 1)
+        return energy

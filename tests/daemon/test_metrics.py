@@ -152,3 +152,17 @@ def test_two_daemons_in_one_process_do_not_share_counters() -> None:
     first, second = Metrics(), Metrics()
     first.refused("http", RequestError("no"))
     assert "invalid_request" not in second.render()[0].decode()
+
+
+def test_energy_is_counted_on_a_machine_that_measures_it() -> None:
+    metrics = Metrics()
+    finish = Finished("stop", Usage(9, 5), Timings(0.5, 0.25, 1.0, prefill_j=3.0, decode_j=2.0))
+    metrics.track("http", lambda _: None)(finish)
+    assert "joules" not in metrics.render()[0].decode()
+    metrics.watch_energy()
+    metrics.track("http", lambda _: None)(finish)
+    metrics.track("http", lambda _: None)(Finished("stop", Usage(9, 5), Timings(0.5, 0.25, 1.0)))
+    text = metrics.render()[0].decode()
+    assert 'edgekit_answer_energy_joules_total{transport="http"} 5.0\n' in text
+    assert "edgekit_joules_per_token_sum 0.5\n" in text
+    assert "edgekit_joules_per_token_count 1.0\n" in text

@@ -94,9 +94,9 @@ def show_finish(finished: Finished, max_tokens: int | None, *, verbose: bool) ->
 
 
 def show_rates(finished: Finished) -> None:
-    """Print the speed of an answer."""
-    rates = finished.timings.as_rates(finished.usage)
-    show_note("  ".join(f"{name} {value:.1f}" for name, value in rates.items()))
+    """Print the speed of an answer, and its energy if that was measured."""
+    shown = {**finished.timings.as_rates(finished.usage), **finished.timings.as_energy(finished.usage)}
+    show_note("  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
 
 
 def show_calls(message: Message) -> None:

@@ -114,6 +114,7 @@ def timings_body(timings: Timings, usage: Usage) -> dict[str, float]:
     }
     return {
         **{name: round(value, 6) for name, value in seconds.items()},
+        **{name: round(value, 4) for name, value in timings.as_energy(usage).items()},
         "steps": timings.steps,
         "cached_tokens": usage.cached_tokens,
         "drafted_tokens": usage.accepted_tokens + usage.rejected_tokens,

@@ -259,6 +259,8 @@ def _cost_headers(finished: Finished) -> dict[str, str]:
     """
     timings, usage = finished.timings, finished.usage
     spans = {"queue": timings.queue_s, "prefill": timings.prefill_s, "decode": timings.decode_s}
+    energy = timings.as_energy(usage)
+    measured = {"X-Edgekit-Joules": f"{energy['prefill_j'] + energy['decode_j']:.4f}"} if energy else {}
     return {
         "Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in spans.items()),
         "X-Edgekit-Prompt-Tokens": str(usage.prompt_tokens),
@@ -268,4 +270,5 @@ def _cost_headers(finished: Finished) -> dict[str, str]:
         "X-Edgekit-Accepted-Tokens": str(usage.accepted_tokens),
         "X-Edgekit-Kv-Bytes": str(timings.kv_bytes),
         "X-Edgekit-Left-Out-Messages": str(usage.left_out_messages),
+        **measured,
     }

@@ -238,7 +238,8 @@ class HttpServer:
         return PlainTextResponse(f"ready, on {info.runner}\n{better}")
 
     async def _show_metrics(self, _: Request) -> Response:
-        body, kind = self._metrics.render()
+        # On another thread: a board's sensors take a while to answer, and answers are streamed from this one.
+        body, kind = await asyncio.to_thread(self._metrics.render)
         return Response(body, headers={"Content-Type": kind})
 
 

@@ -189,7 +189,15 @@ def refused(request_id: str | None, problem: EdgekitError) -> dict[str, Any]:
 
 
 def status(
-    state: str, *, session: str, since: str, model: str, runner: str, rejected: Sequence[Rejected], version: str
+    state: str,
+    *,
+    session: str,
+    since: str,
+    model: str,
+    runner: str,
+    rejected: Sequence[Rejected],
+    version: str,
+    device: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Return a presence message.
 
@@ -201,8 +209,9 @@ def status(
         runner: What runs it.
         rejected: Better runners that do not work on the device, the best first.
         version: edgekit's version.
+        device: The board and its sensors; None leaves it out.
     """
-    return {
+    message = {
         "type": "status",
         "state": state,
         "session": session,
@@ -212,6 +221,7 @@ def status(
         "rejected_runners": [{"runner": one.name, "reason": one.reason} for one in rejected],
         "edgekit": version,
     }
+    return message if device is None else {**message, "device": dict(device)}
 
 
 def info(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 from edgekit import __version__
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.topics import Topics
+from edgekit.errors import RequestError
 from edgekit.generation.model import ModelInfo
 
 __all__ = ["Presence"]
 
 _REPAIR_S = 1.0
+REFRESH_S = 60.0
+"""Interval of the status where it has a `device`, whose sensors change."""
 
 
 class Presence:
@@ -24,17 +28,26 @@ class Presence:
     that a reader recognizes a late one; when the device itself receives it, it publishes `online` again (the idea of
     Sparkplug's bdSeq).
 
+    Args:
+        topics: The device's topics.
+        model: The served model.
+        device: Returns the board and its sensors, which the status then has too; called for every `online`.
+
     Attributes:
-        repair_due: `time.monotonic()` at which to publish the status again; None if the status is correct.
+        publish_due: `time.monotonic()` at which to publish the status again; None if the status is correct and does
+            not change.
     """
 
-    def __init__(self, topics: Topics, model: ModelInfo) -> None:
+    def __init__(
+        self, topics: Topics, model: ModelInfo, device: Callable[[], Mapping[str, object]] | None = None
+    ) -> None:
         self._topics = topics
         self._model = model
+        self._device = device
         self._boot = uuid.uuid4().hex[:12]
         self._connection = 0
         self._since = ""
-        self.repair_due: float | None = None
+        self.publish_due: float | None = None
 
     def begin(self) -> None:
         """Start a new session name, for the next connection."""
@@ -42,13 +55,13 @@ class Presence:
         self._since = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def online(self) -> Outgoing:
-        """Return the birth message, which also serves as the repair."""
-        self.repair_due = None
-        return self._status("online")
+        """Return the birth message, which also serves as the repair and has fresh readings of the sensors."""
+        self.publish_due = None if self._device is None else time.monotonic() + REFRESH_S
+        return self._retained(self._topics.status, self._status("online", self._device and self._device()))
 
     def offline(self) -> Outgoing:
         """Return the Will Message, which is also the last message before disconnecting."""
-        return self._status("offline")
+        return self._retained(self._topics.status, self._status("offline"))
 
     def info(self, max_payload_bytes: int) -> Outgoing:
         """Return the info message: the model, and the topics for requests."""
@@ -64,11 +77,17 @@ class Presence:
 
     def on_status(self, payload: bytes) -> None:
         """Handle a message on the status topic; schedule a repair if it is not this connection's `online`."""
-        if payload != self._status("online").payload and self.repair_due is None:
-            self.repair_due = time.monotonic() + _REPAIR_S
+        try:
+            # Of two of ours, the older one may arrive after the newer one was made: their sensors differ.
+            published = {name: value for name, value in messages.read_object(payload).items() if name != "device"}
+        except RequestError:
+            published = {}
+        if published != self._status("online"):
+            repair = time.monotonic() + _REPAIR_S
+            self.publish_due = repair if self.publish_due is None else min(self.publish_due, repair)
 
-    def _status(self, state: str) -> Outgoing:
-        status = messages.status(
+    def _status(self, state: str, device: Mapping[str, object] | None = None) -> dict[str, object]:
+        return messages.status(
             state,
             session=f"{self._boot}-{self._connection}",
             since=self._since,
@@ -76,8 +95,8 @@ class Presence:
             runner=self._model.runner,
             rejected=self._model.rejected,
             version=__version__,
+            device=device,
         )
-        return self._retained(self._topics.status, status)
 
     def _retained(self, topic: str, message: dict[str, object]) -> Outgoing:
         return Outgoing(topic, messages.encode(message), content_type=messages.CONTENT_TYPE, retain=True, durable=False)

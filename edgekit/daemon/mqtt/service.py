@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class MqttService:
         info: The model, for the info message and the `model` fields.
         metrics: Where requests are counted; one of its own unless given.
         state: Folder of files that survive a restart, made if it is missing; None keeps nothing.
+        device: Returns the board and its sensors, for the status; None leaves them out.
 
     Raises:
         ConfigError: The prefix or the device id is not valid in a topic.
@@ -68,6 +69,8 @@ class MqttService:
         info: ModelInfo,
         metrics: Metrics | None = None,
         state: Path | None = None,
+        *,
+        device: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         self.topics = Topics(config.prefix, config.device_id or device_id())
         self.metrics = metrics or Metrics()
@@ -79,7 +82,7 @@ class MqttService:
             subscriptions=(self.topics.request, self.topics.cancel, self.topics.status),
             listener=self,
         )
-        self._presence = Presence(self.topics, info)
+        self._presence = Presence(self.topics, info, device)
         self._repeated = self._no_subscribers = 0
         self.metrics.watch_mqtt(self.stats)
         self._refusals = RareLog(_log)
@@ -158,7 +161,7 @@ class MqttService:
             self._guarded(*self._happened.popleft())
         for request in [*self._requests.values()]:
             self._guarded(request, partial(self._flush, request))
-        due = self._presence.repair_due
+        due = self._presence.publish_due
         if due is not None and time.monotonic() >= due:
             self._connection.send(self._presence.online())
 
@@ -167,8 +170,8 @@ class MqttService:
         due: list[float] = []
         if self._connection.can_send_now:
             due += [request.flush_at for request in self._requests.values() if request.pending]
-        if self._presence.repair_due is not None:
-            due.append(self._presence.repair_due)
+        if self._presence.publish_due is not None:
+            due.append(self._presence.publish_due)
         return max(0.0, min([IDLE_WAIT_S, *(at - now for at in due)]))
 
     def _finish(self) -> None:

@@ -18,12 +18,14 @@ from edgekit.generation.engine.fair_queue import FairQueue
 from edgekit.generation.engine.request_state import RequestState
 from edgekit.generation.engine.sequence import Logits, SequenceState
 from edgekit.generation.engine.slots import Slots
+from edgekit.generation.engine.step_energy import StepEnergy
 from edgekit.generation.engine.step_plan import ScheduledChunk, StepPlanner, slot_of
 from edgekit.generation.model import TextModel
 from edgekit.generation.prefix import PrefixCache, PrefixStats
 from edgekit.generation.speculative.draft_model import DRAFT_MAX
 from edgekit.generation.speculative.drafters import Drafters
 from edgekit.generation.speculative.step_cost import StepTimes
+from edgekit.jetson.energy import EnergyMeter
 from edgekit.runners.base import Chunk
 
 __all__ = ["Engine", "EngineStats"]
@@ -68,6 +70,7 @@ class Engine:
         prefix: Keeps KV cache that has left the slots; None turns it off.
         speculation: Speculative decoding for requests that do not set it.
         draft_max: Maximum draft tokens per step from the draft model, if there is one.
+        meter: Measures the energy of the steps; None reports none.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class Engine:
         prefix: PrefixCache | None = None,
         speculation: bool = True,
         draft_max: int = DRAFT_MAX,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self._model = model
+        self._energy = StepEnergy(meter)
         self._runner = model.runner
         self._limits = model.runner.limits
         self._drafters = Drafters(model.draft, self._limits, self._verify_cost, draft_max=draft_max)
@@ -211,6 +216,8 @@ class Engine:
         """
         self._step_failed = False
         self.sweep()
+        if not self._running and not self.idle:
+            self._energy.begin()
         self._admit()
         planned = self._plan()
         if planned:
@@ -317,6 +324,7 @@ class Engine:
             self._retry_separately(planned, internal_error(error))
             return
         seconds = time.monotonic() - started
+        self._energy.charge(planned)
         prefilled = self._planner.observe(planned, seconds)
         if prefilled and self._prefix is not None:
             self._prefix.computed(prefilled, seconds)

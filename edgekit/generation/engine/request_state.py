@@ -67,6 +67,9 @@ class RequestState:
         self.done = False
         self.cached_tokens = self.accepted_tokens = self.rejected_tokens = self.completion_tokens = 0
         self.steps = self.kv_bytes = 0
+        # Joules of prefill and of decoding; None if none was measured.
+        self._energy: tuple[float, float] | None = None
+        self._energy_unknown = False
         self._on_event = on_event
         self._wake = wake
         self._deltas = 0
@@ -126,6 +129,19 @@ class RequestState:
         self._last_token = now
         return now
 
+    def add_energy(self, joules: float | None, *, decoding: bool) -> None:
+        """Count the request's part of a step's energy.
+
+        Args:
+            joules: The energy; None if it was not measured, and then neither is that of the request.
+            decoding: The step was after the first token.
+        """
+        if joules is None:
+            self._energy_unknown = True
+            return
+        prefill, decode = self._energy or (0.0, 0.0)
+        self._energy = (prefill, decode + joules) if decoding else (prefill + joules, decode)
+
     def send(self, index: int, pieces: Sequence[ParserEvent], logprobs: Sequence[TokenLogprob] = ()) -> None:
         """Send one choice's output as deltas; the logprobs go with the first text delta."""
         for piece in pieces:
@@ -162,6 +178,7 @@ class RequestState:
         now = time.monotonic()
         started = now if self._started is None else self._started
         first = now if self._first_token is None else self._first_token
+        prefill_j, decode_j = (None, None) if self._energy is None or self._energy_unknown else self._energy
         self._end(
             Finished(
                 reason=reasons[0],
@@ -180,6 +197,8 @@ class RequestState:
                     slowest_token_s=self._slowest_s,
                     steps=self.steps,
                     kv_bytes=self.kv_bytes,
+                    prefill_j=prefill_j,
+                    decode_j=decode_j,
                 ),
                 reasons=reasons,
             )

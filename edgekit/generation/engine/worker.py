@@ -25,6 +25,7 @@ from edgekit.generation.prefix import PrefixCache
 from edgekit.generation.speculative.draft_model import DRAFT_MAX
 from edgekit.generation.time_limit import TimeLimit
 from edgekit.generation.types import ChatRequest, Event, Failure, Finished
+from edgekit.jetson.energy import EnergyMeter
 
 __all__ = ["EngineWorker", "OnEvent", "RequestState", "shutting_down"]
 
@@ -54,6 +55,7 @@ class EngineWorker:
         prefix: As for `Engine`; `stop` closes it.
         speculation: As for `Engine`.
         draft_max: As for `Engine`.
+        meter: As for `Engine`.
     """
 
     def __init__(
@@ -66,11 +68,17 @@ class EngineWorker:
         prefix: PrefixCache | None = None,
         speculation: bool = True,
         draft_max: int = DRAFT_MAX,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self._model = model
         self._prefix = prefix
         self._engine = Engine(
-            model, kv_budget_bytes=kv_budget_bytes, prefix=prefix, speculation=speculation, draft_max=draft_max
+            model,
+            kv_budget_bytes=kv_budget_bytes,
+            prefix=prefix,
+            speculation=speculation,
+            draft_max=draft_max,
+            meter=meter,
         )
         # As many run as there are slots; `max_queue` more may wait.
         self._max_open = max_queue + model.runner.limits.sequence_slots

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from edgekit.client.answers import read_finish
 from edgekit.daemon.api import (
     CollectedReply,
     call_delta_body,
@@ -76,6 +77,20 @@ def test_timings_have_durations_speeds_and_counts() -> None:
         "kv_bytes": 4096,
         "left_out_messages": 0,
     }
+
+
+def test_timings_have_the_energy_if_it_was_measured() -> None:
+    body = timings_body(Timings(0.1, 2.0, 0.5, prefill_j=6.0, decode_j=1.25), USAGE)
+    # Five tokens, of which the prefill yields the first.
+    assert (body["prefill_j"], body["decode_j"], body["joules_per_token"]) == (6.0, 1.25, 0.3125)
+    one = timings_body(Timings(0.1, 2.0, 0.0, prefill_j=6.0, decode_j=0.0), Usage(10, 1))
+    assert (one["prefill_j"], one["decode_j"]) == (6.0, 0.0)
+    assert "joules_per_token" not in one
+
+
+def test_a_client_reads_the_energy_back() -> None:
+    for timings in (Timings(0.1, 2.0, 0.5, prefill_j=6.0, decode_j=1.25), Timings(0.1, 2.0, 0.5)):
+        assert read_finish("stop", usage_body(USAGE), timings_body(timings, USAGE)).timings == timings
 
 
 def test_deltas_of_several_choices_are_collected_separately() -> None:

@@ -13,6 +13,7 @@ import pytest
 from edgekit.config import HttpConfig
 from edgekit.daemon.api import chat, completion, ollama, parse_chat
 from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED
+from edgekit.daemon.device import device_metrics
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics, MqttStats
 from edgekit.generation.engine.engine import EngineStats
@@ -20,8 +21,10 @@ from edgekit.generation.model import ModelInfo
 from edgekit.generation.prefix import DiskStats, PrefixStats
 from edgekit.generation.types import Finished
 from edgekit.generation.usage import Timings, Usage
+from edgekit.jetson.device import find_jetson
 from tests.daemon.http.conftest import MODEL, Played
 from tests.daemon.mqtt.scripted import WORDS
+from tests.jetson.tree import write_nano
 
 PAGE = (Path(__file__).parents[3] / "docs" / "http.md").read_text(encoding="utf-8")
 
@@ -87,10 +90,14 @@ STATE = EngineStats(0, 0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats
 MQTT = MqttStats(connected=True, reconnects=0, unacknowledged=0, dropped=0, repeated=0, no_subscribers=0)
 
 
-def test_every_metric_is_on_the_page_and_no_other() -> None:
+def test_every_metric_is_on_the_page_and_no_other(tmp_path: Path) -> None:
     metrics = Metrics()
     metrics.watch(ModelInfo("m", 0, 64), queue_length=lambda: 0, heartbeat_age=lambda: 0.0, stats=lambda: STATE)
     metrics.watch_mqtt(lambda: MQTT)
+    jetson = find_jetson(write_nano(tmp_path))
+    assert jetson is not None
+    metrics.watch_device(lambda: device_metrics(jetson))
+    metrics.watch_energy()
     metrics.track("http", lambda _: None)(Finished("stop", Usage(1, 1), Timings(0, 0, 0)))
     shown = set(re.findall(r"^# TYPE (\w+)", metrics.render()[0].decode(), re.MULTILINE))
     assert {name for name in shown if not name.endswith("_created")} == rows("Metrics")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,17 @@ import pytest
 from edgekit.config import MqttConfig
 from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.model import ModelInfo
+from edgekit.runners import Rejected
 from tests.broker import Broker
 from tests.daemon.mqtt.scripted import ScriptedWorker
 
-MODEL = ModelInfo("tiny-instruct", created=1_700_000_000, context_length=2048)
+MODEL = ModelInfo(
+    "tiny-instruct",
+    created=1_700_000_000,
+    context_length=2048,
+    runner="onnxruntime",
+    rejected=(Rejected("cpu", "they are not compiled"),),
+)
 REQUEST = "edgekit/box/chat/request"
 CANCEL = "edgekit/box/chat/cancel"
 STATUS = "edgekit/box/status"
@@ -60,9 +67,15 @@ MakeService = Callable[..., MqttService]
 def make_service(broker: Broker, worker: ScriptedWorker) -> Iterator[MakeService]:
     started: list[MqttService] = []
 
-    def make(*, wait: bool = True, state: Path | None = None, **config: Any) -> MqttService:
+    def make(
+        *,
+        wait: bool = True,
+        state: Path | None = None,
+        device: Callable[[], Mapping[str, object]] | None = None,
+        **config: Any,
+    ) -> MqttService:
         settings = {"host": "127.0.0.1", "port": broker.port, "device_id": "box", **config}
-        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state)
+        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state, device=device)
         started.append(service)
         service.start()
         assert not wait or eventually(lambda: service.connected), "the service did not connect"

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from edgekit.daemon.device import device_status
 from edgekit.generation.types import ChoiceFinished, Delta, TokenLogprob, ToolCallDelta
+from edgekit.jetson.device import find_jetson
 from tests.broker import Broker, Caller, tool
 from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeService, chat
 from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedWorker, finish, wait_for_cancel
+from tests.jetson.tree import write_nano
 
 pytestmark = pytest.mark.broker
 
@@ -59,6 +62,16 @@ def test_every_message_of_the_page_has_the_fields_and_types_of_the_real_one(brok
             expected["error"] |= {"param": str, "hint": type(None)}
             del expected["error"]["retry_after_s"]
         assert shape(message) == expected
+
+
+def test_the_status_of_a_board_with_sensors_looks_as_on_the_page(
+    broker: Broker, make_service: MakeService, tmp_path: Path
+) -> None:
+    jetson = find_jetson(write_nano(tmp_path / "nano"))
+    assert jetson is not None
+    make_service(device=lambda: device_status(jetson))
+    with Caller(broker.port, "edgekit/box/status") as caller:
+        assert shape(caller.next()) == shape(documented("status")[1])
 
 
 def call_then_say(playing: Playing) -> None:

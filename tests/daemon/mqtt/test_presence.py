@@ -10,7 +10,7 @@ import pytest
 from edgekit import __version__
 from edgekit.daemon.mqtt import presence as presence_module
 from edgekit.daemon.mqtt.outgoing import Outgoing
-from edgekit.daemon.mqtt.presence import Presence
+from edgekit.daemon.mqtt.presence import REFRESH_S, Presence
 from edgekit.daemon.mqtt.topics import Topics
 from edgekit.generation.model import ModelInfo
 from edgekit.runners import Rejected
@@ -77,8 +77,27 @@ def test_another_status_than_its_own_is_repaired_after_a_second_and_once(monkeyp
     for now, payload in ((10.0, presence.online().payload), (20.0, late_will), (30.0, b"")):
         Clock.now = now
         presence.on_status(payload)
-        due.append(presence.repair_due)
+        due.append(presence.publish_due)
     # The third does not put it off.
     assert due == [None, 21.0, 21.0]
     presence.online()
-    assert presence.repair_due is None
+    assert presence.publish_due is None
+
+
+def test_a_board_and_its_sensors_are_in_online_only_and_read_anew_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence_module, "time", Clock)
+    readings = iter([{"temperature_c": 50.0}, {"temperature_c": 51.0}])
+    presence = Presence(TOPICS, MODEL, device=lambda: next(readings))
+    presence.begin()
+    Clock.now = 100.0
+    first = presence.online()
+    assert content(first)["device"] == {"temperature_c": 50.0}
+    assert "device" not in content(presence.offline())
+    assert presence.publish_due == 100.0 + REFRESH_S
+    # The message of a minute ago may come back from the broker after the next one was made.
+    second = presence.online()
+    presence.on_status(first.payload)
+    presence.on_status(second.payload)
+    assert presence.publish_due == 100.0 + REFRESH_S
+    presence.on_status(presence.offline().payload)
+    assert presence.publish_due == 101.0
