@@ -137,8 +137,9 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with TensorRT for RTX and report the result."""
-    from edgekit.export.tensorrt.build import DIALECTS, build_engine
     from edgekit.profile import unreadable
+    from edgekit.runners.tensorrt.build import build_engine
+    from edgekit.runners.tensorrt.graph_file import DIALECTS
     from edgekit.target import load_targets
 
     manifest = bundle.manifest
@@ -159,9 +160,10 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
         )
     if not quiet:
         stderr.print("building with TensorRT for RTX …", style="dim")
-    report = build_engine(bundle.path, compute_capability=min(capabilities))
-    if report.int4_bytes and not report.int4_kept:
-        expanded = (*report.decode.expanded, *report.prefill.expanded)
+    report = build_engine(bundle.path, compute_capability=min(capabilities), prefer="tensorrt_rtx")
+    profiles = [(name, one) for name, one in (("one token", report.decode), ("a chunk", report.prefill)) if one]
+    if report.int4_bytes and report.int4_kept is False:
+        expanded = [node for _, profile in profiles for node in profile.expanded]
         raise BundleError(
             f"the builder expanded {len(expanded)} of the INT4 matrices, first that of {expanded[0]}: the engine has "
             f"{bytes_text(report.engine_bytes)}, the graph {bytes_text(report.graph_bytes)}"
@@ -174,7 +176,7 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
             f"{bytes_text(report.peak_memory_bytes)}\n"
             f"engine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
         )
-        for name, profile in (("one token", report.decode), ("a chunk", report.prefill)):
+        for name, profile in profiles:
             console.print(
                 f"a step of {name}: {profile.kernels} kernels, {profile.int4} matrix products read INT4, "
                 f"{len(profile.expanded)} do not, {len(profile.cache_copies)} kernels copy the KV cache"

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from edgekit.errors import missing_extra
 
@@ -181,9 +181,9 @@ class NvidiaLibrary:
         return cache
 
     @staticmethod
-    def save_timing_cache(config: Any, file: BinaryIO) -> None:
-        """Write the timings, those of this build included."""
-        file.write(memoryview(config.get_timing_cache().serialize()))
+    def timings(config: Any) -> bytes:
+        """Return the timings, those of this build included."""
+        return bytes(memoryview(config.get_timing_cache().serialize()))
 
 
 def find_library(prefer: LibraryName | None = None) -> NvidiaLibrary:

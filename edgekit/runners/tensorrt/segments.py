@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from edgekit.errors import ConfigError, RunnerError, option
 from edgekit.runners.cpu.onnx_reader.onnx_proto import NodeProto, ValueInfo
@@ -35,6 +36,7 @@ class Segment:
         model: A serialized `ModelProto`.
         graph_bytes: Bytes of its initializers.
         int4_bytes: Bytes of those stored as INT4.
+        largest_bytes: Bytes of the largest matrix that is multiplied by.
         products: Names of the nodes that multiply by an INT4 matrix.
         nodes: Number of nodes.
     """
@@ -47,6 +49,7 @@ class Segment:
     model: bytes
     graph_bytes: int
     int4_bytes: int
+    largest_bytes: int
     products: tuple[str, ...]
     nodes: int
 
@@ -84,6 +87,16 @@ class Chain:
         self.layers = sorted({int(match[1]) for name in self._inputs if (match := _CACHE.fullmatch(name))})
         # Before unit i; None before the first.
         self._boundaries: list[ValueInfo | None] = [None, *self._residuals()]
+
+    @property
+    def path(self) -> Path:
+        """The model file, beside which the weights are."""
+        return self._graph.path
+
+    @property
+    def dialect(self) -> str:
+        """The graph's dialect."""
+        return self._graph.dialect
 
     def __len__(self) -> int:
         """The number of units: the most segments that there can be."""
@@ -147,13 +160,15 @@ class Chain:
         wanted = [value for name, value in self._outputs.items() if _layer_of(name) in layers]
         wanted.append((self._boundaries[stop] if stop < len(self) else None) or self._outputs["logits"])
         used = self._needed([value.name for value in wanted], boundary)
-        raws, read, products = [], dict[str, None](), []
+        raws, read, multiplied, products = [], dict[str, None](), set[str](), []
         packed: set[str] = set()
         for index in used:
             node, raw = self._nodes[index], self._graph.raw_nodes[index]
             inputs = self._own_cache(node, layers)
             raws.append(raw if inputs == node.inputs else with_inputs(raw, node, inputs))
             read |= dict.fromkeys(inputs)
+            if node.op_type != "Gather":  # only some rows of a table are read
+                multiplied |= {*inputs}
             if node.op_type == "DequantizeLinear" and self._is_int4(node.inputs[0]):
                 packed.add(node.outputs[0])
             elif node.op_type == "MatMul" and packed & {*node.inputs}:
@@ -171,6 +186,7 @@ class Chain:
             model=self._graph.encode(raws, tensors, declared, wanted),
             graph_bytes=sum(sizes.values()),
             int4_bytes=sum(size for name, size in sizes.items() if self._is_int4(name)),
+            largest_bytes=max((size for name, size in sizes.items() if name in multiplied), default=0),
             products=tuple(products),
             nodes=len(raws),
         )
