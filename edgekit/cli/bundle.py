@@ -15,7 +15,7 @@ from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.cli.termination import clean_up_when_terminated
-from edgekit.errors import BundleError, IncompatibleBundleError
+from edgekit.errors import BundleError
 
 __all__ = ["info", "verify"]
 
@@ -137,30 +137,15 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with TensorRT for RTX and report the result."""
-    from edgekit.profile import unreadable
+    from edgekit.cli.build import capability_of
     from edgekit.runners.tensorrt.build import build_engine
-    from edgekit.runners.tensorrt.graph_file import DIALECTS
-    from edgekit.target import load_targets
+    from edgekit.runners.tensorrt.prepare import check_artifact
 
-    manifest = bundle.manifest
-    if manifest.artifact.dialect not in DIALECTS:
-        kind = f"{manifest.artifact.kind} {manifest.artifact.dialect}".strip()
-        raise IncompatibleBundleError(
-            f"{bundle.path} is not for TensorRT: its artifact is {kind}", hint="export it with --target orin or rtx"
-        )
-    capabilities = {
-        target.compute_capability
-        for target in load_targets()
-        if target.compatible in manifest.compatible and target.compute_capability
-    }
-    if not capabilities:
-        raise IncompatibleBundleError(
-            f"no known target is compatible with {', '.join(manifest.compatible)}",
-            hint="; ".join(error.message for error in unreadable()) or None,
-        )
+    check_artifact(bundle)
+    capability = capability_of(bundle)
     if not quiet:
         stderr.print("building with TensorRT for RTX …", style="dim")
-    report = build_engine(bundle.path, compute_capability=min(capabilities), prefer="tensorrt_rtx")
+    report = build_engine(bundle.path, compute_capability=capability, prefer="tensorrt_rtx")
     profiles = [(name, one) for name, one in (("one token", report.decode), ("a chunk", report.prefill)) if one]
     if report.int4_bytes and report.int4_kept is False:
         expanded = [node for _, profile in profiles for node in profile.expanded]

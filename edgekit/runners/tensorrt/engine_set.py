@@ -11,6 +11,7 @@ gives them; every other input of a segment is an input of the graph.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -123,7 +124,8 @@ def write_engine_set(folder: Path, engine: EngineSet) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    text = json.dumps({"format": FORMAT, **asdict(engine)}, indent=2) + "\n"
+    data = {"format": FORMAT, **asdict(engine)}
+    text = json.dumps({"digest": _digest(data), **data}, indent=2) + "\n"
     replace_file(folder / ENGINE_JSON, text.encode())
 
 
@@ -151,6 +153,8 @@ def read_engine_set(folder: Path) -> EngineSet:
         raise RunnerError(
             f"{path} has format {data['format']}; this edgekit reads {FORMAT}", hint=f"update edgekit, or {_AGAIN}"
         )
+    if data.pop("digest", None) != _digest(data):
+        raise RunnerError(f"{path} was changed: its digest does not match", hint=_AGAIN)
     try:
         return _engine_set(data)
     except _FieldError as error:
@@ -182,6 +186,11 @@ def verify_files(folder: Path, engine: EngineSet, progress: Callable[[int], None
             raise RunnerError(f"{path} cannot be read: {error.strerror}", hint=_AGAIN) from error
         if sha256 != segment.sha256:
             raise RunnerError(f"{path} is damaged: its SHA-256 is {sha256[:12]}…", hint=_AGAIN)
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of a description, so that a flipped bit in it is detected too."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 class _FieldError(Exception):

@@ -36,7 +36,7 @@ class Segment:
         model: A serialized `ModelProto`.
         graph_bytes: Bytes of its initializers.
         int4_bytes: Bytes of those stored as INT4.
-        largest_bytes: Bytes of the largest matrix that is multiplied by.
+        largest_bytes: Bytes of the largest matrix that is multiplied by, all its planes together.
         products: Names of the nodes that multiply by an INT4 matrix.
         nodes: Number of nodes.
     """
@@ -52,6 +52,11 @@ class Segment:
     largest_bytes: int
     products: tuple[str, ...]
     nodes: int
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return 0 if self.first_layer is None or self.last_layer is None else self.last_layer - self.first_layer + 1
 
     @property
     def caches(self) -> dict[str, str | None]:
@@ -160,15 +165,17 @@ class Chain:
         wanted = [value for name, value in self._outputs.items() if _layer_of(name) in layers]
         wanted.append((self._boundaries[stop] if stop < len(self) else None) or self._outputs["logits"])
         used = self._needed([value.name for value in wanted], boundary)
-        raws, read, multiplied, products = [], dict[str, None](), set[str](), []
+        raws, read, products = [], dict[str, None](), []
+        matrices: dict[str, int] = {}
         packed: set[str] = set()
         for index in used:
             node, raw = self._nodes[index], self._graph.raw_nodes[index]
             inputs = self._own_cache(node, layers)
             raws.append(raw if inputs == node.inputs else with_inputs(raw, node, inputs))
             read |= dict.fromkeys(inputs)
-            if node.op_type != "Gather":  # only some rows of a table are read
-                multiplied |= {*inputs}
+            if node.op_type != "Gather":  # which reads only some rows of a table
+                path = node.name.rpartition("/")[0]
+                matrices[path] = matrices.get(path, 0) + sum(map(self._size, inputs))
             if node.op_type == "DequantizeLinear" and self._is_int4(node.inputs[0]):
                 packed.add(node.outputs[0])
             elif node.op_type == "MatMul" and packed & {*node.inputs}:
@@ -176,7 +183,7 @@ class Chain:
         inputs_of = [value for name, value in self._inputs.items() if name in read]
         tensors = [name for name in self._graph.model.tensors if name in read]
         declared = inputs_of if boundary is None else [boundary, *inputs_of]
-        sizes = {name: tensor_bytes(self._graph.model.tensors[name]) for name in tensors}
+        sizes = {name: self._size(name) for name in tensors}
         return Segment(
             first_layer=layers[0] if layers else None,
             last_layer=layers[-1] if layers else None,
@@ -186,7 +193,7 @@ class Chain:
             model=self._graph.encode(raws, tensors, declared, wanted),
             graph_bytes=sum(sizes.values()),
             int4_bytes=sum(size for name, size in sizes.items() if self._is_int4(name)),
-            largest_bytes=max((size for name, size in sizes.items() if name in multiplied), default=0),
+            largest_bytes=max(matrices.values(), default=0),
             products=tuple(products),
             nodes=len(raws),
         )
@@ -213,6 +220,11 @@ class Chain:
             raise self._unknown(f"`{node.name}` reads the KV cache of another layer")
         # All caches have the same number of blocks.
         return tuple(name.replace(f".{_layer_of(name)}.", f".{layers[0]}.") for name in node.inputs)
+
+    def _size(self, name: str) -> int:
+        """Bytes of an initializer; 0 for another value."""
+        tensor = self._graph.model.tensors.get(name)
+        return 0 if tensor is None else tensor_bytes(tensor)
 
     def _is_int4(self, name: str) -> bool:
         tensor = self._graph.model.tensors.get(name)

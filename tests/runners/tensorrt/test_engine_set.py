@@ -61,9 +61,19 @@ def test_a_folder_without_an_engine_is_an_error_that_says_how_to_build_one(tmp_p
 )
 def test_a_damaged_field_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     write_engine_set(tmp_path, engine_in(tmp_path))
-    data = json.loads((tmp_path / ENGINE_JSON).read_text())
-    (tmp_path / ENGINE_JSON).write_text(json.dumps(data | change))
+    data = json.loads((tmp_path / ENGINE_JSON).read_text()) | change
+    del data["digest"]
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    (tmp_path / ENGINE_JSON).write_text(json.dumps({"digest": digest, **data}))
     with pytest.raises(RunnerError, match=message):
+        read_engine_set(tmp_path)
+
+
+def test_a_changed_description_is_detected(tmp_path: Path) -> None:
+    write_engine_set(tmp_path, engine_in(tmp_path))
+    path = tmp_path / ENGINE_JSON
+    path.write_text(path.read_text().replace('"context_length": 4096', '"context_length": 4095'))
+    with pytest.raises(RunnerError, match="its digest does not match"):
         read_engine_set(tmp_path)
 
 
