@@ -138,14 +138,22 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with TensorRT for RTX and report the result."""
     from edgekit.cli.build import capability_of
-    from edgekit.runners.tensorrt.build import build_engine
+    from edgekit.runners.tensorrt.build import build_engine, installed_library, open_chain
+    from edgekit.runners.tensorrt.build_memory import choose_segments
     from edgekit.runners.tensorrt.prepare import check_artifact
+    from edgekit.runners.tensorrt.shapes import BuildLimits
 
     check_artifact(bundle)
     capability = capability_of(bundle)
     if not quiet:
         stderr.print("building with TensorRT for RTX …", style="dim")
-    report = build_engine(bundle.path, compute_capability=capability, prefer="tensorrt_rtx")
+    chain, _ = open_chain(bundle.path, BuildLimits())
+    report = build_engine(
+        bundle.path,
+        compute_capability=capability,
+        segments=choose_segments(chain, installed_library("tensorrt_rtx").name),
+        prefer="tensorrt_rtx",
+    )
     profiles = [(name, one) for name, one in (("one token", report.decode), ("a chunk", report.prefill)) if one]
     if report.int4_bytes and report.int4_kept is False:
         expanded = [node for _, profile in profiles for node in profile.expanded]
@@ -154,7 +162,7 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
             f"{bytes_text(report.engine_bytes)}, the graph {bytes_text(report.graph_bytes)}"
         )
     if not quiet:
-        int4 = "INT4 weights kept" if report.int4_bytes else "no INT4 weights"
+        int4 = "INT4 weights kept" if report.int4_kept else "no INT4 weights" if not report.int4_bytes else "unknown"
         console.print(
             f"built by {report.library} {report.version} for {report.built_for} (device: compute capability "
             f"{report.compute_capability}) in {report.seconds:.1f} s, peak memory "
