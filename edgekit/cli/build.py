@@ -37,9 +37,8 @@ __all__ = ["build", "capability_of"]
 @click.option(
     "--from",
     "source",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Take the engine from here, where a device of the same kind wrote it.",
+    metavar="FOLDER|USER@HOST",
+    help="Take the engine that a device of the same kind built: from a folder, or over ssh from the device.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def build(
@@ -50,7 +49,7 @@ def build(
     context_length: int,
     chunk: int,
     output: Path | None,
-    source: Path | None,
+    source: str | None,
     as_json: bool,
 ) -> None:
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
@@ -127,7 +126,7 @@ class _Percent:
         stderr.print(f"{progress.share:.0%}, segment {progress.segment + 1} of {progress.segments}")
 
 
-def _show(prepared: PreparedEngine, source: Path | None) -> None:
+def _show(prepared: PreparedEngine, source: str | None) -> None:
     engine, report = prepared.stored.engine, prepared.report
     count = len(engine.segments)
     console.print(

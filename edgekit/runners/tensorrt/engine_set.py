@@ -30,6 +30,7 @@ __all__ = [
     "EngineSegment",
     "EngineSet",
     "Profile",
+    "parse_engine_set",
     "read_engine_set",
     "verify_files",
     "write_engine_set",
@@ -143,6 +144,19 @@ def read_engine_set(folder: Path) -> EngineSet:
         raise RunnerError(f"{folder} has no engine: it has no {ENGINE_JSON}", hint=_AGAIN) from None
     except OSError as error:
         raise RunnerError(f"cannot read {path}: {error.strerror}") from error
+    return parse_engine_set(text, str(path))
+
+
+def parse_engine_set(text: bytes, path: str) -> EngineSet:
+    """Parse the description of an engine.
+
+    Args:
+        text: The content of `engine.json`.
+        path: What to call it in messages.
+
+    Raises:
+        RunnerError: It is damaged, or a newer edgekit wrote it.
+    """
     try:
         data = json.loads(text[:_MAX_JSON])
     except (ValueError, RecursionError) as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,15 +19,14 @@ from edgekit.runners.tensorrt.build import (
     open_chain,
 )
 from edgekit.runners.tensorrt.build_memory import choose_segments
-from edgekit.runners.tensorrt.engine_set import read_engine_set, write_engine_set
+from edgekit.runners.tensorrt.engine_set import read_engine_set
+from edgekit.runners.tensorrt.fetch import fetch_engine
 from edgekit.runners.tensorrt.graph_file import DIALECTS
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
 
 __all__ = ["BuildPlan", "PreparedEngine", "check_artifact", "plan_build", "prepare_engine"]
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +127,7 @@ def prepare_engine(
     *,
     store: EngineStore | None = None,
     output: Path | None = None,
-    source: Path | None = None,
+    source: str | None = None,
     prefer: LibraryName | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
     waiting: Callable[[], None] | None = None,
@@ -141,7 +138,8 @@ def prepare_engine(
         plan: The engine.
         store: Where engines are kept; default: `EngineStore()`.
         output: Write the engine into this new folder instead, for another device to fetch.
-        source: Take the engine from this folder, which another device of the same kind filled, instead of building it.
+        source: Take the engine from another device of the same kind instead of building it: a folder, or `user@host`
+            (`fetch_engine`).
         prefer: As for `plan_build`.
         progress: As for `build_engine`.
         waiting: As for `EngineStore.obtain`.
@@ -152,9 +150,13 @@ def prepare_engine(
     """
     reports: list[BuildReport] = []
 
+    def copied(done: int, total: int) -> None:
+        if progress is not None:
+            progress(BuildProgress(0, 1, done / max(1, total)))
+
     def make(folder: Path) -> None:
         if source is not None:
-            _fetch(source, plan.wanted, folder)
+            fetch_engine(source, plan.wanted, folder, copied)
             return
         reports.append(_build(plan, folder, timings, prefer, progress))
 
@@ -191,35 +193,6 @@ def _build(
         prefer=prefer,
         progress=progress,
     )
-
-
-def _fetch(source: Path, wanted: Wanted, folder: Path) -> None:
-    """Copy an engine that is the one wanted, and verify the copy."""
-    engine = read_engine_set(source)
-    difference = wanted.difference(engine)
-    if difference is not None:
-        raise RunnerError(
-            f"the engine in {source} is not for this bundle and device: {difference}",
-            hint="build it here: edgekit build BUNDLE",
-        )
-    for segment in engine.segments:
-        digest, size = hashlib.sha256(), 0
-        try:
-            with (source / segment.file).open("rb") as read, (folder / segment.file).open("xb") as write:
-                while data := read.read(_CHUNK):
-                    digest.update(data)
-                    size += len(data)
-                    write.write(data)
-                write.flush()
-                os.fsync(write.fileno())
-        except OSError as error:
-            raise RunnerError(f"copying {source / segment.file} failed: {error.strerror or error}") from error
-        if (size, digest.hexdigest()) != (segment.size, segment.sha256):
-            raise RunnerError(
-                f"{source / segment.file} is damaged: it has not the size and SHA-256 of {source / 'engine.json'}",
-                hint="copy it again, or build it here: edgekit build BUNDLE",
-            )
-    write_engine_set(folder, engine)
 
 
 def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:

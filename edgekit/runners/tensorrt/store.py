@@ -249,7 +249,8 @@ class EngineStore:
                 continue
             users = [path for path in folder.iterdir() if _USER.fullmatch(path.name)]
             kept = [path for path in users if path.name != own and _is_there(path)]
-            if kept:
+            # Without a description it is what a killed process had not finished removing.
+            if kept and (folder / ENGINE_JSON).exists():
                 with suppress(OSError):
                     (folder / own).unlink(missing_ok=True)
             else:

@@ -185,6 +185,17 @@ def test_an_engine_whose_bundle_is_gone_is_removed_at_the_next_build(
     assert len(engines(store)) == 1
 
 
+def test_what_a_killed_process_had_not_finished_removing_is_removed(
+    store: EngineStore, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    left = store.obtain(tmp_path / "other", WANTED, Maker()).folder
+    (left / "engine.json").unlink()
+    obtain(store, bundle, replace(WANTED, version="10.16.2"))
+    assert not left.exists()
+    assert len(engines(store)) == 1
+
+
 class MadeError(Exception):
     """What a maker raised."""
 
