@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from edgekit.bundle.bundle import Bundle, open_bundle
-from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+from edgekit.cli.output import bytes_text, console, print_json, print_warning, progress_bar, stderr
 from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.errors import ConfigError, IncompatibleBundleError, option
 
@@ -70,6 +70,7 @@ def build(
         capability = compute_capability or capability_of(opened)
         limits = BuildLimits(chunk=chunk, context_length=context_length)
         plan = plan_build(opened, compute_capability=capability, limits=limits, segments=segments)
+        _warn_of_another_library(opened, plan.library.name)
         shown = _Percent()
 
         def advance(progress: BuildProgress) -> None:
@@ -109,6 +110,24 @@ def capability_of(bundle: Bundle) -> str:
             hint="; ".join(error.message for error in unreadable()) or None,
         )
     return min(capabilities)
+
+
+def _warn_of_another_library(bundle: Bundle, library: str) -> None:
+    """Say so if the library's engines do not run on the devices that a bundle is for."""
+    from edgekit.target import load_targets
+
+    runners = {
+        runner
+        for target in load_targets()
+        if target.compatible in bundle.manifest.compatible
+        for runner in target.runners
+    }
+    if runners and library not in runners:
+        print_warning(
+            f"{library} builds for other devices than {', '.join(bundle.manifest.compatible)}: this engine shows what "
+            "the build takes, and does not run there",
+            f"edgekit build {bundle.path}, on the device",
+        )
 
 
 class _Percent:

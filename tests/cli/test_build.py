@@ -50,9 +50,11 @@ def test_an_engine_is_built_once_and_found_again(orin: Path, cache: Path) -> Non
     verify_files(Path(first["path"]), read_engine_set(Path(first["path"])))
     again = build(orin)
     assert (again["path"], again["build"]) == (first["path"], None)
-    text = edgekit("build", orin, *SMALL).stdout
-    assert "in 2 segments, tensorrt_rtx" in text
-    assert "there already" in text
+    done = edgekit("build", orin, *SMALL)
+    assert "in 2 segments, tensorrt_rtx" in done.stdout
+    assert "there already" in done.stdout
+    # It stands in for TensorRT in these tests; on a Jetson its engines do not load.
+    assert "tensorrt_rtx builds for other devices than jetson-orin" in done.stderr
 
 
 def test_an_engine_is_built_for_another_machine_which_takes_it(orin: Path, cache: Path, tmp_path: Path) -> None:
@@ -151,16 +153,17 @@ def test_a_store_whose_builds_are_killed_at_any_moment_stays_usable(orin: Path, 
     """Twenty times, at random: only whole engines are ever found."""
     draw = random.Random(7)  # noqa: S311  not for cryptography
     killed = found = 0
+    start = time.monotonic()
+    subprocess.run(edgekit_command("build", orin, *SMALL, "--segments", "3"), check=True, capture_output=True)
+    whole_s = time.monotonic() - start
     for _ in range(20):
-        if draw.random() < 0.2:
-            shutil.rmtree(cache, ignore_errors=True)
         process = subprocess.Popen(
-            edgekit_command("build", orin, *SMALL, "--segments", "3", "--context", str(draw.choice((64, 72, 80)))),
+            edgekit_command("build", orin, *SMALL, "--segments", "3", "--context", str(draw.choice((72, 80)))),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(draw.uniform(0.5, 12.0))
+            process.wait(draw.uniform(0, 1.1 * whole_s))
         except subprocess.TimeoutExpired:
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()

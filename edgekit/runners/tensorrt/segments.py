@@ -251,15 +251,16 @@ def _balanced(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     total = [0]
     for size in sizes:
         total.append(total[-1] + size)
-    # best[stop]: the largest run, and the stops, of the units before `stop`.
-    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    # best[stop]: of the units before `stop`, the largest run, the sum of squares (the most even of equals), the stops.
+    best: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     for runs in range(1, count + 1):
         best = {
             stop: min(
-                (max(largest, total[stop] - total[start]), (*stops, stop))
-                for start, (largest, stops) in best.items()
+                (max(largest, run), squares + run * run, (*stops, stop))
+                for start, (largest, squares, stops) in best.items()
                 if start < stop
+                for run in (total[stop] - total[start],)
             )
             for stop in range(runs, len(sizes) - (count - runs) + 1)
         }
-    return best[len(sizes)][1]
+    return best[len(sizes)][2]

@@ -19,7 +19,8 @@ from edgekit.export.quantization.rtn import rtn
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.profile import Dialect
 from edgekit.runners.tensorrt import child
-from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, build_engine, installed_library
+from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, build_engine, installed_library, open_chain
+from edgekit.runners.tensorrt.build_memory import needed_bytes
 from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
 from edgekit.runners.tensorrt.layers import ProfileReport
 from edgekit.runners.tensorrt.shapes import BuildLimits
@@ -87,6 +88,8 @@ def check(folder: Path) -> None:
     assert report.graph_bytes <= (folder / "model.onnx.data").stat().st_size + (folder / "model.onnx").stat().st_size
     assert report.seconds > 0
     assert report.peak_memory_bytes > report.engine_bytes
+    (whole,) = open_chain(folder, LIMITS)[0].cut(1)
+    assert report.peak_memory_bytes < needed_bytes(whole, report.library)
     assert report.warnings == ()
     layers, native = _layers(folder)
     decode, prefill = kernels(report)
