@@ -82,7 +82,7 @@ def build(
         report = None if prepared.report is None else asdict(prepared.report)
         print_json({"path": str(prepared.stored.folder), "engine": asdict(prepared.stored.engine), "build": report})
     else:
-        _show(prepared, source)
+        _show(prepared)
 
 
 def capability_of(bundle: Bundle) -> str:
@@ -145,7 +145,7 @@ class _Percent:
         stderr.print(f"{progress.share:.0%}, segment {progress.segment + 1} of {progress.segments}")
 
 
-def _show(prepared: PreparedEngine, source: str | None) -> None:
+def _show(prepared: PreparedEngine) -> None:
     engine, report = prepared.stored.engine, prepared.report
     count = len(engine.segments)
     console.print(
@@ -156,7 +156,7 @@ def _show(prepared: PreparedEngine, source: str | None) -> None:
         )
     )
     if report is None:
-        console.print(f"copied from {source}, or there already" if source is not None else "there already")
+        console.print("copied and verified" if prepared.fetched else "there already")
         return
     console.print(f"built in {report.seconds:.0f} s, peak memory {bytes_text(report.peak_memory_bytes)}")
     for name, profile in (("one token", report.decode), ("a chunk", report.prefill)):

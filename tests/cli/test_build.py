@@ -57,6 +57,15 @@ def test_an_engine_is_built_once_and_found_again(orin: Path, cache: Path) -> Non
     assert "tensorrt_rtx builds for other devices than jetson-orin" in done.stderr
 
 
+def test_two_processes_that_build_at_once_build_one_engine(orin: Path, cache: Path) -> None:
+    command = edgekit_command("build", orin, *SMALL, "--json")
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
+    replies = [json.loads(process.communicate(timeout=240)[0]) for process in processes]
+    assert sorted(reply["build"] is None for reply in replies) == [False, True]
+    assert replies[0]["path"] == replies[1]["path"]
+    assert {path.name for path in (cache / "engines").iterdir()} == {"edgekit-engines", Path(replies[0]["path"]).name}
+
+
 def test_an_engine_is_built_for_another_machine_which_takes_it(orin: Path, cache: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     made = build(orin, "--compute-capability", "8.9", "--output", engine)

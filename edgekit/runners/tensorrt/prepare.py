@@ -39,6 +39,7 @@ class BuildPlan:
         limits: What the engine must be able to run, within the model's context.
         wanted: The engine.
         graph_bytes: Weights of the graph; the engine is at least as large.
+        prefer: As for `plan_build`.
     """
 
     bundle: Bundle
@@ -46,6 +47,7 @@ class BuildPlan:
     limits: BuildLimits
     wanted: Wanted
     graph_bytes: int
+    prefer: LibraryName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,13 @@ class PreparedEngine:
 
     Attributes:
         stored: The engine.
-        report: Its build; None if it was there already or was fetched.
+        report: Its build; None if it was not built now.
+        fetched: It was copied from another device now.
     """
 
     stored: StoredEngine
     report: BuildReport | None
+    fetched: bool = False
 
 
 def check_artifact(bundle: Bundle) -> None:
@@ -119,7 +123,7 @@ def plan_build(
         profiles=limits.profiles,
         segments=segments,
     )
-    return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole))
+    return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
 
 
 def prepare_engine(
@@ -128,7 +132,6 @@ def prepare_engine(
     store: EngineStore | None = None,
     output: Path | None = None,
     source: str | None = None,
-    prefer: LibraryName | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> PreparedEngine:
@@ -140,7 +143,6 @@ def prepare_engine(
         output: Write the engine into this new folder instead, for another device to fetch.
         source: Take the engine from another device of the same kind instead of building it: a folder, or `user@host`
             (`fetch_engine`).
-        prefer: As for `plan_build`.
         progress: As for `build_engine`.
         waiting: As for `EngineStore.obtain`.
 
@@ -149,16 +151,19 @@ def prepare_engine(
         RunnerError: The build failed, memory or disk do not suffice, or the engine in `source` is not the one needed.
     """
     reports: list[BuildReport] = []
+    fetched = False
 
     def copied(done: int, total: int) -> None:
         if progress is not None:
             progress(BuildProgress(0, 1, done / max(1, total)))
 
     def make(folder: Path) -> None:
-        if source is not None:
-            fetch_engine(source, plan.wanted, folder, copied)
+        nonlocal fetched
+        if source is None:
+            reports.append(_build(plan, folder, timings, progress))
             return
-        reports.append(_build(plan, folder, timings, prefer, progress))
+        fetch_engine(source, plan.wanted, folder, copied)
+        fetched = True
 
     if output is not None:
         timings = None
@@ -167,14 +172,13 @@ def prepare_engine(
         store = store or EngineStore()
         timings = store.timings
         stored = store.obtain(plan.bundle.path, plan.wanted, make, needed_bytes=plan.graph_bytes, waiting=waiting)
-    return PreparedEngine(stored, reports[0] if reports else None)
+    return PreparedEngine(stored, reports[0] if reports else None, fetched)
 
 
 def _build(
     plan: BuildPlan,
     folder: Path,
     timings: Path | None,
-    prefer: LibraryName | None,
     progress: Callable[[BuildProgress], None] | None,
 ) -> BuildReport:
     count = plan.wanted.segments
@@ -190,7 +194,7 @@ def _build(
         workspace_bytes=plan.wanted.workspace_bytes,
         timing_cache=timings,
         graph_sha256=plan.wanted.graph_sha256,
-        prefer=prefer,
+        prefer=plan.prefer,
         progress=progress,
     )
 
