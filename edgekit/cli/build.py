@@ -165,5 +165,7 @@ def _show(prepared: PreparedEngine) -> None:
                 f"a step of {name}: {profile.kernels} kernels, {profile.int4} matrix products read INT4, "
                 f"{len(profile.expanded)} do not, {len(profile.cache_copies)} kernels copy the KV cache"
             )
+    if report.int4_bytes and report.int4_kept is False:
+        print_warning("the builder expanded INT4 matrices: the engine is larger and slower than it should be", None)
     for warning in report.warnings:
         stderr.print(f"  {warning}", style="dim")

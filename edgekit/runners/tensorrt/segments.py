@@ -89,6 +89,10 @@ class Chain:
         self._inputs = {value.name: self._fixed(value) for value in graph.model.inputs}
         self._outputs = {value.name: self._fixed(value) for value in graph.model.outputs}
         self._by_name = {node.name: node for node in self._nodes}
+        caches = [name for name in self._inputs if _CACHE.fullmatch(name)]
+        missing = {"logits", *(name.replace("past_key_values", "present") for name in caches)} - {*self._outputs}
+        if missing:
+            raise self._unknown(f"it has no output `{min(missing)}`")
         self.layers = sorted({int(match[1]) for name in self._inputs if (match := _CACHE.fullmatch(name))})
         # Before unit i; None before the first.
         self._boundaries: list[ValueInfo | None] = [None, *self._residuals()]
@@ -165,6 +169,9 @@ class Chain:
         wanted = [value for name, value in self._outputs.items() if _layer_of(name) in layers]
         wanted.append((self._boundaries[stop] if stop < len(self) else None) or self._outputs["logits"])
         used = self._needed([value.name for value in wanted], boundary)
+        before = {self._producer[one.name] for one in self._boundaries[1 : start + 1] if one is not None}
+        if before & {*used}:
+            raise self._unknown("a layer reads what was computed before the one in front of it")
         raws, read, products = [], dict[str, None](), []
         matrices: dict[str, int] = {}
         packed: set[str] = set()

@@ -197,6 +197,27 @@ def test_a_graph_that_is_not_a_chain_of_layers_is_refused(tmp_path: Path) -> Non
         chain_of(folder, "portable")
 
 
+def test_a_layer_that_reads_what_an_earlier_one_put_out_is_refused(tmp_path: Path) -> None:
+    folder = write_graph(tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.name == "/model/layers.2/attn/residual/Add")
+    node.input[0] = "/model/layers.0/mlp/residual/Add/output_0"
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(RunnerError, match="reads what was computed before the one in front of it"):
+        chain_of(folder, "portable").cut(5)
+
+
+def test_a_graph_without_logits_or_a_caches_rows_is_refused(tmp_path: Path) -> None:
+    folder = write_graph(tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for index, name in ((0, "logits"), (-1, "present.2.value")):
+        changed = onnx.ModelProto.FromString(model.SerializeToString())
+        del changed.graph.output[index]
+        (folder / "model.onnx").write_bytes(changed.SerializeToString())
+        with pytest.raises(RunnerError, match=f"has no output `{name}`"):
+            chain_of(folder, "portable")
+
+
 def test_a_layer_that_reads_anothers_cache_is_refused(tmp_path: Path) -> None:
     folder = write_graph(tmp_path)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
