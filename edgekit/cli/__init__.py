@@ -27,6 +27,7 @@ _VERBS = {
     "doctor": ("edgekit.cli.device:doctor", "Identify this machine's target and check what is missing."),
     "info": ("edgekit.cli.bundle:info", "Show a bundle's model, recipe, size, memory and quality."),
     "verify": ("edgekit.cli.bundle:verify", "Check every byte of a bundle; --build also builds it with TensorRT."),
+    "build": ("edgekit.cli.build:build", "Build a bundle's TensorRT engine, on the device or for it."),
     "eval": ("edgekit.cli.eval:evaluate", "Measure a bundle's quantization error against its checkpoint."),
     "run": ("edgekit.cli.run:run", "Answer a prompt, or chat, in this terminal."),
     "serve": ("edgekit.cli.serve:serve", "Serve a bundle over HTTP and MQTT."),
@@ -43,7 +44,8 @@ _EXTRAS = {
     "run": "onnxruntime",
     "serve": "daemon",
     "ask": "daemon",
-    "verify": "export",
+    "verify": "tensorrt-rtx",
+    "build": "tensorrt-rtx",
 }
 
 

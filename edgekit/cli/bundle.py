@@ -15,7 +15,7 @@ from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.cli.termination import clean_up_when_terminated
-from edgekit.errors import BundleError, EdgekitError, IncompatibleBundleError
+from edgekit.errors import BundleError, EdgekitError
 
 __all__ = ["info", "verify"]
 
@@ -136,44 +136,39 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with TensorRT for RTX and report the result."""
-    from edgekit.export.tensorrt.build import DIALECTS, build_engine
-    from edgekit.profile import unreadable
-    from edgekit.target import load_targets
+    from edgekit.cli.build import capability_of
+    from edgekit.runners.tensorrt.build import build_engine, installed_library, open_chain
+    from edgekit.runners.tensorrt.build_memory import choose_segments
+    from edgekit.runners.tensorrt.prepare import check_artifact
+    from edgekit.runners.tensorrt.shapes import BuildLimits
 
-    manifest = bundle.manifest
-    if manifest.artifact.dialect not in DIALECTS:
-        kind = f"{manifest.artifact.kind} {manifest.artifact.dialect}".strip()
-        raise IncompatibleBundleError(
-            f"{bundle.path} is not for TensorRT: its artifact is {kind}", hint="export it with --target orin or rtx"
-        )
-    capabilities = {
-        target.compute_capability
-        for target in load_targets()
-        if target.compatible in manifest.compatible and target.compute_capability
-    }
-    if not capabilities:
-        raise IncompatibleBundleError(
-            f"no known target is compatible with {', '.join(manifest.compatible)}",
-            hint="; ".join(error.message for error in unreadable()) or None,
-        )
+    check_artifact(bundle)
+    capability = capability_of(bundle)
     if not quiet:
         stderr.print("building with TensorRT for RTX …", style="dim")
-    report = build_engine(bundle.path, compute_capability=min(capabilities))
-    if report.int4_bytes and not report.int4_kept:
-        expanded = (*report.decode.expanded, *report.prefill.expanded)
+    chain, _ = open_chain(bundle.path, BuildLimits())
+    report = build_engine(
+        bundle.path,
+        compute_capability=capability,
+        segments=choose_segments(chain, installed_library("tensorrt_rtx").name),
+        prefer="tensorrt_rtx",
+    )
+    profiles = [(name, one) for name, one in (("one token", report.decode), ("a chunk", report.prefill)) if one]
+    if report.int4_bytes and report.int4_kept is False:
+        expanded = [node for _, profile in profiles for node in profile.expanded]
         raise BundleError(
             f"the builder expanded {len(expanded)} of the INT4 matrices, first that of {expanded[0]}: the engine has "
             f"{bytes_text(report.engine_bytes)}, the graph {bytes_text(report.graph_bytes)}"
         )
     if not quiet:
-        int4 = "INT4 weights kept" if report.int4_bytes else "no INT4 weights"
+        int4 = "INT4 weights kept" if report.int4_kept else "no INT4 weights" if not report.int4_bytes else "unknown"
         console.print(
             f"built by {report.library} {report.version} for {report.built_for} (device: compute capability "
             f"{report.compute_capability}) in {report.seconds:.1f} s, peak memory "
             f"{bytes_text(report.peak_memory_bytes)}\n"
             f"engine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
         )
-        for name, profile in (("one token", report.decode), ("a chunk", report.prefill)):
+        for name, profile in profiles:
             console.print(
                 f"a step of {name}: {profile.kernels} kernels, {profile.int4} matrix products read INT4, "
                 f"{len(profile.expanded)} do not, {len(profile.cache_copies)} kernels copy the KV cache"

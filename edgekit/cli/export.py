@@ -122,7 +122,7 @@ def export(
     if target.runners[0] in {"cpu", "mlx"}:
         stderr.print(f"\nnext: edgekit run {output} 'What is the capital of Germany?'\n      edgekit serve {output}")
     else:
-        stderr.print(f"\nnext: edgekit verify {output} --build")
+        stderr.print(f"\nnext: edgekit verify {output} --build\n      on the device: edgekit build {output}")
 
 
 @click.command()

@@ -6,7 +6,7 @@
         writing.tmp           the block being written; left by a killed process, it is removed at the next start
 
 Only files with these names are removed, those of other models among them. A second process runs without the folder, and
-so does one that finds a folder which is not the cache's (see `folder`).
+so does one that finds a folder which is not the cache's (see `owned_folder`).
 
 The files are the index: opening the store reads their names, sizes and times; contents are read on demand, and verified
 each time. A separate thread writes from a bounded queue; saving never blocks. If the disk is full, read-only or
@@ -32,8 +32,8 @@ from edgekit.generation.prefix.block_file import (
     read_block,
     write_block,
 )
-from edgekit.generation.prefix.folder import MARKER, ForeignFolderError, lock_folder
 from edgekit.generation.prefix.lru import Lru
+from edgekit.owned_folder import ForeignFolderError, lock_folder
 
 __all__ = ["QUEUE_BYTES", "DiskStats", "DiskStore"]
 
@@ -45,6 +45,7 @@ _RETRY_S = 300.0
 _MIB = 1 << 20
 QUEUE_BYTES = 128 * _MIB
 """Default limit of the write queue."""
+_MARKER = "edgekit-prefix-cache"
 _TEMPORARY = "writing.tmp"
 _BLOCK_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.kv")
 
@@ -217,14 +218,14 @@ class DiskStore:
             self._writer.join(flush_s + 0.5)
 
     def _open(self) -> None:
-        self._lock = lock_folder(self._folder)
+        self._lock = lock_folder(self._folder, _MARKER, setting="prefix_folder")
         # Prompts are private, even if the folder already existed.
         self._folder.chmod(0o700)
         found = []
         removed = foreign = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name == MARKER:
+                if entry.name == _MARKER:
                     continue
                 match = _BLOCK_NAME.fullmatch(entry.name)
                 if not (match or entry.name == _TEMPORARY) or entry.is_dir(follow_symlinks=False):

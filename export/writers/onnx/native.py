@@ -10,7 +10,7 @@ In addition to the inputs and outputs in `edgekit.export.writers.onnx.tensorrt`:
 with total = capacity: new rows are written into the cache in place, attention reads all of it, and the masks hide what
 is not used. (A slice of the first positions would be copied in every step.) `capacity` is symbolic in the file, so that
 a device can choose it according to its memory; TensorRT requires a number before it parses the graph
-(`edgekit.export.tensorrt.build` sets it).
+(`edgekit.runners.tensorrt.segments` sets it).
 
 Requirements of TensorRT's parser (10.15 and 10.16; TensorRT-RTX 1.7 has the same): RoPE positions in INT64;
 four-dimensional attention without past, softcap or an explicit softmax precision; queries scaled beforehand. If no

@@ -123,7 +123,8 @@ def _describe(kernels: Sequence[Kernel], products: Sequence[str], caches: Mappin
 
 
 def _moves(kernel: Kernel, caches: Mapping[str, str | None]) -> bool:
-    return [caches.get(value.name) for value in kernel.inputs] == [value.name for value in kernel.outputs]
+    moved = [caches.get(value.name) for value in kernel.inputs]
+    return bool(moved) and moved == [value.name for value in kernel.outputs]
 
 
 def _copies(kernel: Kernel, caches: Mapping[str, str | None]) -> bool:

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import psutil
 import pytest
 
-from edgekit.errors import ExportError
+from edgekit.errors import BundleError, RunnerError
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.rtn import rtn
-from edgekit.export.tensorrt import build
-from edgekit.export.tensorrt.build import BuildLimits, build_engine
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.profile import Dialect
+from edgekit.runners.tensorrt import child
+from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, build_engine, installed_library, open_chain
+from edgekit.runners.tensorrt.build_memory import needed_bytes
+from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
+from edgekit.runners.tensorrt.layers import ProfileReport
+from edgekit.runners.tensorrt.shapes import BuildLimits
 from tests.conftest import edgekit
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.variants import VARIANTS, variant
@@ -62,8 +67,20 @@ def export(
     return folder / "onnx"
 
 
+def built(
+    source: Path, *, compute_capability: str = "8.7", limits: BuildLimits = LIMITS, **options: Any
+) -> BuildReport:
+    return build_engine(source, compute_capability=compute_capability, limits=limits, **options)
+
+
+def kernels(report: BuildReport) -> tuple[ProfileReport, ProfileReport]:
+    assert report.decode is not None
+    assert report.prefill is not None
+    return report.decode, report.prefill
+
+
 def check(folder: Path) -> None:
-    report = build_engine(folder, limits=LIMITS)
+    report = built(folder)
     assert (report.compute_capability, report.built_for) == ("8.7", "SM86")
     assert report.int4_kept
     # Expanded to FP16 the INT4 weights alone would be larger than the whole engine.
@@ -71,17 +88,20 @@ def check(folder: Path) -> None:
     assert report.graph_bytes <= (folder / "model.onnx.data").stat().st_size + (folder / "model.onnx").stat().st_size
     assert report.seconds > 0
     assert report.peak_memory_bytes > report.engine_bytes
+    (whole,) = open_chain(folder, LIMITS)[0].cut(1)
+    assert report.peak_memory_bytes < needed_bytes(whole, report.library)
     assert report.warnings == ()
     layers, native = _layers(folder)
-    for profile in (report.decode, report.prefill):
+    decode, prefill = kernels(report)
+    for profile in (decode, prefill):
         assert profile.expanded == (), "a matrix is not read as INT4"
         assert profile.int4 >= 7 * layers
-    assert report.decode.cache_copies == ()
+    assert decode.cache_copies == ()
     # The builder repeats K and V for each query head in a chunk.
-    assert (report.prefill.cache_copies == ()) == (not native)
+    assert (prefill.cache_copies == ()) == (not native)
     # In `native` it moves each layer's keys to the output that is the same memory.
-    assert len(report.decode.cache_moves) == layers * native
-    assert report.decode.kernels <= (5 + 12 * layers if native else 8 + 15 * layers)
+    assert len(decode.cache_moves) == layers * native
+    assert decode.kernels <= (5 + 12 * layers if native else 8 + 15 * layers)
 
 
 def _layers(folder: Path) -> tuple[int, bool]:
@@ -104,15 +124,15 @@ def test_a_graph_that_transposes_its_keys_is_seen_to_copy_them(tmp_path: Path) -
         node = onnx.helper.make_node("Transpose", [value], [name], name=f"turned/{offset}", perm=[0, 1, 3, 2])
         model.graph.node.insert(place + (offset if value != "product" else 3), node)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    report = build_engine(folder, limits=BuildLimits(chunk=16, context_length=256, typical_past=128))
-    assert report.decode.cache_copies
+    report = built(folder, limits=BuildLimits(chunk=16, context_length=256, typical_past=128))
+    assert kernels(report)[0].cache_copies
 
 
 def test_matrices_that_the_builder_expands_are_named(tmp_path: Path) -> None:
     # It does so silently where one group is the whole column.
-    report = build_engine(export(tmp_path, layers=1, group=None), limits=LIMITS)
-    assert "/model/layers.0/mlp/gate_proj/MatMul" in report.decode.expanded
-    assert report.decode.int4 + len(report.decode.expanded) == 8
+    decode, _ = kernels(built(export(tmp_path, layers=1, group=None)))
+    assert "/model/layers.0/mlp/gate_proj/MatMul" in decode.expanded
+    assert decode.int4 + len(decode.expanded) == 8
 
 
 # Only the numbers in their RoPE tables differ from another variant's graph.
@@ -140,18 +160,18 @@ def test_one_native_file_is_built_with_a_cache_of_any_length(tmp_path: Path) -> 
     before = (folder / "model.onnx").read_bytes()
     for context in (64, 128):
         limits = BuildLimits(chunk=16, context_length=context, typical_past=32)
-        assert build_engine(folder, limits=limits).engine_bytes > 0
+        assert built(folder, limits=limits).engine_bytes > 0
     assert (folder / "model.onnx").read_bytes() == before
 
 
 def test_a_grid_with_offsets_builds_as_int4_too(tmp_path: Path) -> None:
-    report = build_engine(export(tmp_path, offset=Offset.FLOAT, **WIDE), limits=LIMITS)
+    report = built(export(tmp_path, offset=Offset.FLOAT, **WIDE))
     assert report.int4_kept
     assert report.int4_bytes > 0
 
 
 def test_a_float_graph_builds_and_is_not_called_int4(tmp_path: Path) -> None:
-    report = build_engine(export(tmp_path, offset=None), limits=LIMITS)
+    report = built(export(tmp_path, offset=None))
     assert (report.int4_bytes, report.int4_kept) == (0, False)
 
 
@@ -180,22 +200,79 @@ def test_a_float_head_of_its_own_is_built_and_held_once(
 def test_an_int4_engine_is_less_than_half_as_large_as_the_fp16_engine_of_the_same_model(tmp_path: Path) -> None:
     for name in ("int4", "fp16"):
         (tmp_path / name).mkdir()
-    int4 = build_engine(export(tmp_path / "int4", **WIDE | {"layers": 2}), limits=LIMITS)
-    fp16 = build_engine(export(tmp_path / "fp16", offset=None, **WIDE | {"layers": 2}), limits=LIMITS)
+    int4 = built(export(tmp_path / "int4", **WIDE | {"layers": 2}))
+    fp16 = built(export(tmp_path / "fp16", offset=None, **WIDE | {"layers": 2}))
     # Two layers of seven matrices, and the head.
-    assert (int4.decode.int4, fp16.decode.int4) == (15, 0)
+    assert (kernels(int4)[0].int4, kernels(fp16)[0].int4) == (15, 0)
     assert int4.engine_bytes < fp16.engine_bytes / 2
 
 
-def test_the_engine_is_saved_where_the_caller_wants_it(tmp_path: Path) -> None:
-    report = build_engine(export(tmp_path), limits=LIMITS, compute_capability="8.9", engine=tmp_path / "model.engine")
-    assert report.built_for == "SM89"
-    assert (tmp_path / "model.engine").stat().st_size == report.engine_bytes
+def test_the_engine_is_saved_with_its_description(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    report = built(export(tmp_path), compute_capability="8.9", folder=folder, graph_sha256="1" * 64)
+    engine = read_engine_set(folder)
+    assert (report.built_for, engine.built_for, engine.compute_capability) == ("SM89", "SM89", "8.9")
+    assert (engine.dialect, engine.layout, engine.context_length, engine.graph_sha256) == ("portable", 2, 64, "1" * 64)
+    assert [profile.tokens for profile in engine.profiles] == [1, 16]
+    assert [segment.file for segment in engine.segments] == ["segment-00.engine"]
+    assert engine.size == report.engine_bytes == (folder / "segment-00.engine").stat().st_size
+    verify_files(folder, engine)
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_segments_are_built_one_after_another_and_their_kernels_counted_together(
+    tmp_path: Path, dialect: Dialect
+) -> None:
+    source, folder = export(tmp_path, dialect=dialect), tmp_path / "engine"
+    folder.mkdir()
+    seen: list[BuildProgress] = []
+    report = built(source, segments=4, folder=folder, progress=seen.append)
+    engine = read_engine_set(folder)
+    assert [(one.first_layer, one.last_layer) for one in engine.segments] == [
+        (None, None),
+        (0, 0),
+        (1, 1),
+        (None, None),
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["engine.json", *(one.file for one in engine.segments)]
+    for before, after in zip(engine.segments, engine.segments[1:], strict=False):
+        assert after.boundary in before.outputs
+        assert after.boundary in after.inputs
+    verify_files(folder, engine)
+    decode, prefill = kernels(report)
+    assert (decode.int4, decode.expanded, prefill.int4, prefill.expanded) == (15, (), 15, ())
+    assert decode.cache_copies == ()
+    assert report.int4_kept
+    assert report.engine_bytes == sum(one.engine_bytes for one in report.segments) == engine.size
+    assert [one.segment for one in seen] == sorted(one.segment for one in seen)
+    assert {one.segments for one in seen} == {4}
+    assert [one.share for one in seen] == sorted(one.share for one in seen)
+    assert (seen[0].share, seen[-1].share) == (0.0, 1.0)
+
+
+def test_a_build_is_cancelled_by_an_exception_of_the_callers_and_leaves_no_child(tmp_path: Path) -> None:
+    source = export(tmp_path)
+    children = []
+
+    class CancelledError(Exception):
+        pass
+
+    def cancel(progress: BuildProgress) -> None:
+        found = psutil.Process().children(recursive=True)
+        if found and progress.share > 0:
+            children.extend(found)
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        built(source, progress=cancel)
+    assert children
+    assert not any(child.is_running() for child in children)
 
 
 def test_a_device_too_old_for_the_library_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"7\.2 is older") as caught:
-        build_engine(export(tmp_path), compute_capability="7.2")
+    with pytest.raises(RunnerError, match=r"does not build for compute capability 7\.2") as caught:
+        built(export(tmp_path), compute_capability="7.2")
     assert "8.6" in str(caught.value.hint)
 
 
@@ -206,55 +283,75 @@ def test_an_operator_that_tensorrt_does_not_support_is_named_with_its_node(tmp_p
     node.op_type, node.domain = "SiLU", "com.example"
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ExportError, match=r"/model/layers\.1/mlp/act/Sigmoid.*SiLU"):
-        build_engine(folder)
+    with pytest.raises(RunnerError, match=r"/model/layers\.1/mlp/act/Sigmoid.*SiLU"):
+        built(folder)
 
 
 def test_a_graph_for_another_runtime_is_refused(tmp_path: Path) -> None:
     folder = export(tmp_path, dialect="onnxruntime")
-    with pytest.raises(ExportError, match="does not build the `onnxruntime` dialect"):
-        build_engine(folder)
+    with pytest.raises(BundleError, match="does not build the `onnxruntime` dialect"):
+        built(folder)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="does not exist"):
-        build_engine(tmp_path)
+    with pytest.raises(BundleError, match="does not exist"):
+        built(tmp_path)
     folder = export(tmp_path)
     (folder / "model.onnx.data").unlink()
-    with pytest.raises(ExportError, match=r"model\.onnx\.data does not exist"):
-        build_engine(folder)
+    with pytest.raises(BundleError, match=r"model\.onnx\.data does not exist"):
+        built(folder)
     (folder / "model.onnx").write_bytes(b"\xff\xff\xff")
-    with pytest.raises(ExportError, match="not an ONNX file"):
-        build_engine(folder)
+    with pytest.raises(BundleError, match="not an ONNX file"):
+        built(folder)
 
 
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("os.abort()", r"crashed \(signal 6\)"),
+        (
+            "os.kill(os.getpid(), 9)",
+            r"was killed, as the system does when memory is short; the build needs about 0\.\d GiB",
+        ),
+        ("raise ValueError('no such tactic')", "ended: ValueError: no such tactic"),
+        ("print('hello'); sys.exit()", "ended: no reason given"),
+    ],
+)
 def test_a_builder_that_crashes_is_an_error_and_does_not_end_this_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, message: str
 ) -> None:
-    (tmp_path / "crashing.py").write_text("import os; os.abort()\n", encoding="utf-8")
+    source = export(tmp_path)
+    installed_library()
+    (tmp_path / "crashing.py").write_text(f"import os, sys; {program}\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(build, "_WORKER", "crashing")
-    with pytest.raises(ExportError, match=r"crashed \(signal 6\)"):
-        build_engine(export(tmp_path))
+    monkeypatch.setattr(child, "_WORKER", "crashing")
+    with pytest.raises(RunnerError, match=message):
+        built(source)
 
 
 def test_a_build_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"did not finish within 0\.01 s"):
-        build_engine(export(tmp_path), timeout_s=0.01)
+    installed_library()
+    with pytest.raises(RunnerError, match=r"did not finish within 0\.01 s"):
+        built(export(tmp_path), timeout_s=0.01)
 
 
-def test_without_the_library_the_error_names_the_extra() -> None:
+def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
+    source, folder = export(tmp_path), tmp_path / "engine"
+    folder.mkdir()
+    # The child inherits the limit; a file that exceeds it is refused like one on a full disk.
     program = (
-        "import importlib.util as util, pathlib\n"
-        "find = util.find_spec\n"
-        "util.find_spec = lambda name, *rest: None if name.startswith('tensorrt') else find(name, *rest)\n"
+        "import pathlib, resource, signal, sys\n"
         "from edgekit.errors import EdgekitError\n"
-        "from edgekit.export.tensorrt.build import build_engine\n"
-        "try: build_engine(pathlib.Path('anything'))\n"
-        "except EdgekitError as error: print(error.code, error.hint)\n"
+        "from edgekit.runners.tensorrt.build import build_engine\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "source, folder = map(pathlib.Path, sys.argv[1:])\n"
+        "try: build_engine(source, compute_capability='8.7', folder=folder)\n"
+        "except EdgekitError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "missing_extra pip install 'edgekit-llm[tensorrt-rtx]'\n"
+    done = subprocess.run([sys.executable, "-c", program, source, folder], capture_output=True, text=True, check=True)
+    assert done.stdout == "the engine cannot be written: File too large\n"
+    assert not (folder / "engine.json").exists()
 
 
 def test_the_command_line_exports_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""How much memory a build needs, and into how many segments a graph must be cut so that it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edgekit.errors import RunnerError
+from edgekit.machine import available_bytes
+from edgekit.memory import GIB, MIB
+from edgekit.runners.tensorrt.segments import Chain, Segment
+
+__all__ = ["COSTS", "BuildCost", "choose_segments", "needed_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildCost:
+    """Peak resident memory of the process that builds a segment with two profiles.
+
+    Attributes:
+        process: Interpreter and libraries, bytes.
+        layer: Bytes for each decoder layer, whatever its size.
+        int4: Bytes per byte of INT4 weights.
+        other: Bytes per byte of other weights: each profile may keep them in an order of its own.
+        largest: Bytes per byte of the largest matrix, in addition.
+        basis: Where the figures come from.
+    """
+
+    process: int
+    layer: int
+    int4: float
+    other: float
+    largest: float
+    basis: str
+
+    def needed(self, segment: Segment) -> int:
+        """Return the bytes that building a segment takes."""
+        weights = self.int4 * segment.int4_bytes + self.other * (segment.graph_bytes - segment.int4_bytes)
+        return int(self.process + self.layer * segment.layers + weights + self.largest * segment.largest_bytes)
+
+
+COSTS: Mapping[str, BuildCost] = {
+    "tensorrt_rtx": BuildCost(
+        400 * MIB,
+        10 * MIB,
+        4.0,
+        4.6,
+        2.6,
+        "measured: TensorRT-RTX 1.7.1 for SM86, x86-64 Linux; 28 segments of Qwen2.5's 7B and 0.5B shapes with heads "
+        "of 4, 8 and 16 bits, 11 to 1,881 MiB, took 73 to 99 % of it",
+    ),
+    "tensorrt": BuildCost(
+        900 * MIB,
+        10 * MIB,
+        5.0,
+        5.6,
+        2.6,
+        "estimate: as the library for RTX, the finished engine (10.3 does not stream it), and a CUDA context",
+    ),
+}
+"""By library."""
+
+
+def needed_bytes(segment: Segment, library: str) -> int:
+    """Return the bytes that building a segment takes with a library."""
+    return COSTS[library].needed(segment)
+
+
+def choose_segments(chain: Chain, library: str, available: Callable[[], int | None] = available_bytes) -> int:
+    """Return the smallest number of segments whose builds fit into the memory that is available now.
+
+    Raises:
+        RunnerError: Even single layers do not fit; the message has the figures.
+    """
+    free = available()
+    if free is None:
+        return 1
+    smallest = None
+    for count in range(1, len(chain) + 1):
+        needed = max(needed_bytes(part, library) for part in chain.cut(count))
+        if needed <= free:
+            return count
+        smallest = needed if smallest is None else min(smallest, needed)
+    raise RunnerError(
+        f"building the engine takes {(smallest or 0) / GIB:.1f} GiB of memory even if cut into single layers; "
+        f"{free / GIB:.1f} GiB are available",
+        hint="stop what else uses memory; on a Jetson without a desktop: sudo systemctl isolate multi-user.target; or "
+        "fetch the engine from another device: edgekit build BUNDLE --from FOLDER",
+    )

@@ -1,0 +1,247 @@
+"""The child process of a build: the only code that runs NVIDIA's builder.
+
+    python -m edgekit.runners.tensorrt.build_worker < REQUEST.json
+
+It parses one graph, whose weights lie beside the requested model, builds it, and writes one JSON object per line:
+`progress` as it goes, and in the end `done` or `failed`. The library may print to its own output, which goes to stderr.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from edgekit.atomic_file import replace_file
+from edgekit.errors import EdgekitError
+from edgekit.runners.tensorrt.layers import LAYERS
+from edgekit.runners.tensorrt.library import Messages, NvidiaLibrary, find_library
+
+__all__ = ["main"]
+
+# Nearly all of a build's time, in TensorRT as in the library for RTX.
+_SLOW_PHASE = "Computing profile costs"
+_SLOW_SHARE = 0.95
+_INTERVAL_S = 0.25
+_PR_SET_PDEATHSIG = 1
+_SYNC_BYTES = 64 << 20
+
+
+def main() -> None:
+    """Answer one request."""
+    channel = _private_stdout()
+
+    def send(event: str, **fields: object) -> None:
+        channel.write(json.dumps({"event": event, **fields}) + "\n")
+        channel.flush()
+
+    request = json.loads(sys.stdin.read())
+    _end_with(request["parent"])
+    try:
+        library = find_library(request["prefer"])
+        if "graph" in request:
+            send("done", **_build(library, request, send))
+        else:
+            send("done", library=library.name, version=library.version, capabilities=library.capabilities())
+    except _FailedError as error:
+        send("failed", error=str(error), errno=error.errno)
+    except EdgekitError as error:
+        send("refused", error=error.message, hint=error.hint, code=error.code)
+
+
+class _FailedError(Exception):
+    """The build failed; the message says why."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class _Output:
+    """Writes the engine to a file, or nowhere, and hashes it on the way."""
+
+    def __init__(self, path: str | None) -> None:
+        self.size = 0
+        self.error: OSError | None = None
+        self._digest = hashlib.sha256()
+        self._file = None if path is None else Path(path).open("xb", buffering=0)  # noqa: SIM115  closed by `close`
+        self._unsynced = 0
+
+    def write(self, data: memoryview) -> None:
+        self._digest.update(data)
+        self.size += len(data)
+        if self._file is None:
+            return
+        try:
+            rest = data
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self._unsynced += len(data)
+            # Little by little: dirty pages take memory that the builder needs.
+            if self._unsynced >= _SYNC_BYTES:
+                self._sync()
+        except OSError as error:
+            self.error = error
+            raise
+
+    def close(self) -> str:
+        """Store everything on disk and return the SHA-256."""
+        if self._file is not None:
+            self._sync()
+            self._file.close()
+        return self._digest.hexdigest()
+
+    def _sync(self) -> None:
+        assert self._file is not None  # noqa: S101  only called with a file
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+
+class _Progress:
+    """Estimates the finished share of a build from the builder's phases, whose number is not known beforehand."""
+
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        self._steps: dict[str, int] = {}
+        self._top: str | None = None
+        self._share = 0.0
+        self._sent = 0.0
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._steps[phase] = max(1, steps)
+            if parent is None:
+                self._top = phase
+
+    def step(self, phase: str, index: int) -> bool:
+        with self._lock:
+            done = (index + 1) / self._steps.get(phase, index + 1)
+            if phase == _SLOW_PHASE:
+                self._share = max(self._share, 1 - _SLOW_SHARE + done * _SLOW_SHARE)
+            elif phase == self._top:
+                self._share = max(self._share, done * (1 - _SLOW_SHARE))
+            now = time.monotonic()
+            if now - self._sent >= _INTERVAL_S:
+                self._sent = now
+                self._send("progress", share=min(self._share, 1.0))
+        return True
+
+    def finish(self, phase: str) -> None:
+        """Do nothing: a phase that fails is finished too."""
+
+
+def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..., None]) -> dict[str, Any]:
+    start = time.perf_counter()
+    layers: list[str] = []
+    messages = Messages(lambda text: layers.append(text) if text.startswith(LAYERS) else None)
+    trt, logger = library.module, library.logger(messages)
+    builder = trt.Builder(logger)
+    network = library.create_network(builder)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(base64.b64decode(request["graph"]), request["model"]):
+        raise _FailedError(f"TensorRT refuses the graph: {_parser_errors(parser) or _reason(messages)}")
+    library.allow_decomposed_attention(network)
+    config = builder.create_builder_config()
+    if request["capability"]:
+        library.set_capability(config, request["capability"])
+    # Otherwise some builds wait for one another hundreds of times in a step.
+    config.max_aux_streams = 0
+    # Lists the kernels in the log.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["workspace_bytes"]:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+    for shapes in request["profiles"]:
+        profile = builder.create_optimization_profile()
+        for tensor, (min_shape, opt_shape, max_shape) in shapes.items():
+            profile.set_shape(tensor, min_shape, opt_shape, max_shape)
+        config.add_optimization_profile(profile)
+    progress = _Progress(send)
+    # Kept in a variable: the library holds only a pointer.
+    monitor = library.monitor(progress.start, progress.step, progress.finish)
+    config.progress_monitor = monitor
+    timings = Path(request["timing_cache"]) if request["timing_cache"] and library.times_kernels else None
+    cache = None if timings is None else library.load_timing_cache(config, _bytes_of(timings))
+    output = _Output(request["engine"])
+    try:
+        built = library.serialize(builder, network, config, output.write)
+        sha256 = output.close()
+    except OSError as error:
+        raise _FailedError(f"the engine cannot be written: {error.strerror}", error.errno) from error
+    if output.error is not None:
+        raise _FailedError(f"the engine cannot be written: {output.error.strerror}", output.error.errno)
+    if not built:
+        raise _FailedError(_reason(messages))
+    if timings is not None and cache is not None:
+        with suppress(OSError):  # the next build takes longer
+            replace_file(timings, library.timings(config))
+    return {
+        "version": library.version,
+        "library": library.name,
+        "size": output.size,
+        "sha256": sha256,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": _peak_memory(),
+        "warnings": list(messages.warnings),
+        "layers": layers,
+    }
+
+
+def _reason(messages: Messages) -> str:
+    return "; ".join(messages.take_errors()[:3]) or "the builder gave no reason"
+
+
+def _parser_errors(parser: Any) -> str:
+    errors = [parser.get_error(i) for i in range(min(parser.num_errors, 3))]
+    return "; ".join(
+        f"node `{error.node_name()}` ({error.node_operator()}): {error.desc()}" if error.node_name() else error.desc()
+        for error in errors
+    )
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _peak_memory() -> int:
+    """The peak resident memory of this program; `ru_maxrss` would count its parent's before the program started."""
+    with suppress(OSError), Path("/proc/self/status").open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _private_stdout() -> TextIO:
+    """Return stdout for this program alone; what libraries print goes to stderr."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _end_with(parent: int) -> None:
+    """Have the system end this process with its parent's thread, and first if memory is short."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+if __name__ == "__main__":
+    main()

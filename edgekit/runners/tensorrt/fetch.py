@@ -1,0 +1,185 @@
+"""Takes an engine that another device of the same kind built: from a folder, or over ssh from its store.
+
+Over ssh the system's `ssh` is used, with the user's configuration, keys and prompts; the other device needs a POSIX
+shell and nothing else. What arrives is verified before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import IO
+
+from edgekit.errors import RunnerError
+from edgekit.runners.tensorrt.engine_set import (
+    ENGINE_JSON,
+    EngineSet,
+    parse_engine_set,
+    read_engine_set,
+    write_engine_set,
+)
+from edgekit.runners.tensorrt.store import Wanted
+
+__all__ = ["fetch_engine", "is_host"]
+
+_CHUNK = 1 << 20
+_MAX_LISTING = 64 << 20
+_HERE = "build it here: edgekit build BUNDLE"
+_HOST = re.compile(r"[^\s@/-][^\s@/]*@[^\s@/-][^\s@/]*")
+_END_S = 20.0
+_NO_CONNECTION = 255
+_OPTIONS = ("-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15")
+
+# The stores of the user and of the service.
+_LIST = r"""
+for cache in "${EDGEKIT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/edgekit}" /var/cache/edgekit; do
+  for file in "$cache"/engines/*/engine.json; do
+    if [ -f "$file" ] && [ -r "$file" ]; then
+      printf '%s\0' "${file%/engine.json}"; cat "$file"; printf '\0'
+    fi
+  done
+done
+"""
+
+
+def is_host(text: str) -> bool:
+    """Whether a source is `user@host` and not a folder."""
+    return _HOST.fullmatch(text) is not None and not Path(text).exists()
+
+
+def fetch_engine(source: str, wanted: Wanted, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Copy the engine that is wanted into an empty folder.
+
+    Args:
+        source: A folder with an engine, or `user@host`, whose store is searched.
+        wanted: The engine.
+        folder: Where to write it.
+        progress: Called with the bytes copied and in total.
+
+    Raises:
+        RunnerError: There is no such engine, it cannot be read or written, or it is damaged.
+    """
+    if is_host(source):
+        place, engine = _find(source, wanted)
+        files = " ".join(shlex.quote(segment.file) for segment in engine.segments)
+        with _ssh(source, f"cd {shlex.quote(place)} && cat {files}\n") as stream:
+            _copy(lambda _: nullcontext(stream), engine, folder, source, progress)
+    else:
+        engine = read_engine_set(Path(source))
+        if (difference := wanted.difference(engine)) is not None:
+            raise RunnerError(f"the engine in {source} is not for this bundle and device: {difference}", hint=_HERE)
+        for segment in engine.segments:
+            # A link could point at anything.
+            if (Path(source) / segment.file).is_symlink():
+                raise RunnerError(f"{Path(source) / segment.file} is a link", hint="copy the engine itself")
+        _copy(lambda name: (Path(source) / name).open("rb"), engine, folder, source, progress)
+    write_engine_set(folder, engine)
+
+
+def _copy(
+    opened: Callable[[str], AbstractContextManager[IO[bytes]]],
+    engine: EngineSet,
+    folder: Path,
+    source: str,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    done = 0
+    for segment in engine.segments:
+        digest, rest = hashlib.sha256(), segment.size
+        try:
+            with opened(segment.file) as stream, (folder / segment.file).open("xb") as write:
+                while rest and (data := stream.read(min(rest, _CHUNK))):
+                    digest.update(data)
+                    write.write(data)
+                    rest -= len(data)
+                    done += len(data)
+                    if progress is not None:
+                        progress(done, engine.size)
+                write.flush()
+                os.fsync(write.fileno())
+        except OSError as error:
+            raise RunnerError(f"copying {segment.file} from {source} failed: {error.strerror or error}") from error
+        if rest or digest.hexdigest() != segment.sha256:
+            raise RunnerError(
+                f"{segment.file} from {source} is damaged: it has not the size and SHA-256 of {ENGINE_JSON}",
+                hint=f"copy it again, or {_HERE}",
+            )
+
+
+def _find(host: str, wanted: Wanted) -> tuple[str, EngineSet]:
+    """The folder of the engine in a host's stores, and its description."""
+    with _ssh(host, _LIST) as stream:
+        parts = stream.read(_MAX_LISTING).split(b"\0")
+    differences = []
+    for place, text in zip(parts[::2], parts[1::2], strict=False):
+        try:
+            engine = parse_engine_set(text, f"{host}:{os.fsdecode(place)}")
+        except RunnerError:
+            continue
+        difference = wanted.difference(engine)
+        if difference is None:
+            return os.fsdecode(place), engine
+        differences.append(difference)
+    raise RunnerError(
+        f"{host} has no engine for this bundle and device"
+        + (f" ({len(differences)} others; of the last, {differences[-1]})" if differences else ""),
+        hint=f"build it there, with the same bundle: edgekit build BUNDLE; or {_HERE}",
+    )
+
+
+@contextmanager
+def _ssh(host: str, script: str) -> Iterator[IO[bytes]]:
+    """Run a script of the POSIX shell on a host and yield its output."""
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as commands:
+        commands.write(script.encode("utf-8", "surrogateescape"))
+        commands.seek(0)
+        try:
+            process = subprocess.Popen(  # noqa: S603  the user's own ssh
+                ["ssh", *_OPTIONS, "--", host, "sh -s"],  # noqa: S607
+                stdin=commands,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        except OSError as error:
+            raise RunnerError(f"ssh cannot be started: {error.strerror}", hint="apt install openssh-client") from error
+        assert process.stdout is not None  # noqa: S101  a pipe, see above
+        try:
+            yield process.stdout
+            _end(host, process.stdout)
+            process.wait(_END_S)
+        except RunnerError:
+            process.stdout.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            # Of a connection that fails, the reason says more than that something is missing.
+            if process.returncode == _NO_CONNECTION:
+                raise _unreachable(host, errors) from None
+            raise
+        except subprocess.TimeoutExpired as error:
+            raise RunnerError(f"the connection to {host} does not end") from error
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if process.returncode == _NO_CONNECTION:
+            raise _unreachable(host, errors)
+
+
+def _end(host: str, stream: IO[bytes]) -> None:
+    if stream.read(1):
+        raise RunnerError(f"{host} sends more than was asked for")
+
+
+def _unreachable(host: str, errors: IO[bytes]) -> RunnerError:
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return RunnerError(
+        f"{host} cannot be reached by ssh: {lines[-1] if lines else 'no reason given'}", hint=f"try: ssh {host}"
+    )

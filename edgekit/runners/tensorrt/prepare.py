@@ -1,0 +1,221 @@
+"""Gives a bundle its engine: from the store, from another device, or built now."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.bundle.bundle import Bundle
+from edgekit.errors import ConfigError, IncompatibleBundleError, RunnerError, option
+from edgekit.runners.tensorrt.build import (
+    BuildProgress,
+    BuildReport,
+    InstalledLibrary,
+    build_engine,
+    installed_library,
+    open_chain,
+)
+from edgekit.runners.tensorrt.build_memory import choose_segments
+from edgekit.runners.tensorrt.engine_set import read_engine_set
+from edgekit.runners.tensorrt.fetch import fetch_engine
+from edgekit.runners.tensorrt.graph_file import DIALECTS
+from edgekit.runners.tensorrt.library import LibraryName
+from edgekit.runners.tensorrt.shapes import BuildLimits
+from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
+
+__all__ = ["BuildPlan", "PreparedEngine", "check_artifact", "plan_build", "prepare_engine"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What is to be built.
+
+    Attributes:
+        bundle: The bundle.
+        library: The library that builds.
+        limits: What the engine must be able to run, within the model's context.
+        wanted: The engine.
+        graph_bytes: Weights of the graph; the engine is at least as large.
+        prefer: As for `plan_build`.
+    """
+
+    bundle: Bundle
+    library: InstalledLibrary
+    limits: BuildLimits
+    wanted: Wanted
+    graph_bytes: int
+    prefer: LibraryName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedEngine:
+    """An engine that can be loaded.
+
+    Attributes:
+        stored: The engine.
+        report: Its build; None if it was not built now.
+        fetched: It was copied from another device now.
+    """
+
+    stored: StoredEngine
+    report: BuildReport | None
+    fetched: bool = False
+
+
+def check_artifact(bundle: Bundle) -> None:
+    """Refuse a bundle that is not for TensorRT.
+
+    Raises:
+        IncompatibleBundleError: Its graph is in another dialect, or it has none.
+    """
+    artifact = bundle.manifest.artifact
+    if artifact.kind != "onnx" or artifact.dialect not in DIALECTS:
+        raise IncompatibleBundleError(
+            f"{bundle.path} is not for TensorRT: its artifact is {f'{artifact.kind} {artifact.dialect}'.strip()}",
+            hint="export it with --target orin or rtx",
+        )
+
+
+def plan_build(
+    bundle: Bundle,
+    *,
+    compute_capability: str,
+    limits: BuildLimits | None = None,
+    segments: int | None = None,
+    workspace_bytes: int = 0,
+    prefer: LibraryName | None = None,
+) -> BuildPlan:
+    """Determine the engine that a bundle needs.
+
+    Args:
+        bundle: The bundle; its files are already verified (`edgekit.bundle.check`).
+        compute_capability: Of the device, `major.minor`.
+        limits: What the engine must be able to run.
+        segments: Number of segments; None leaves it to the memory that is available.
+        workspace_bytes: Limit of the engine's scratch memory; 0 leaves it to the library.
+        prefer: The library, if several are installed.
+
+    Raises:
+        EdgekitError: `missing_extra`, if no library is installed.
+        BundleError: The graph is missing or damaged.
+        IncompatibleBundleError: The bundle is not for TensorRT.
+        ConfigError: The graph cannot be cut into so many segments.
+        RunnerError: The library does not build for this device.
+    """
+    check_artifact(bundle)
+    artifact = bundle.manifest.artifact
+    library = installed_library(prefer)
+    library.nearest(compute_capability)
+    chain, limits = open_chain(bundle.path, limits or BuildLimits())
+    whole = chain.cut(segments or 1)
+    wanted = Wanted(
+        graph_sha256=graph_digest(bundle),
+        dialect=artifact.dialect,
+        layout=artifact.layout,
+        library=library.name,
+        version=library.version,
+        compute_capability=compute_capability,
+        context_length=limits.context_length,
+        workspace_bytes=workspace_bytes,
+        profiles=limits.profiles,
+        segments=segments,
+    )
+    return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
+
+
+def prepare_engine(
+    plan: BuildPlan,
+    *,
+    store: EngineStore | None = None,
+    output: Path | None = None,
+    source: str | None = None,
+    progress: Callable[[BuildProgress], None] | None = None,
+    waiting: Callable[[], None] | None = None,
+) -> PreparedEngine:
+    """Return the engine of a bundle, from the store if it has it.
+
+    Args:
+        plan: The engine.
+        store: Where engines are kept; default: `EngineStore()`.
+        output: Write the engine into this new folder instead, for another device to fetch.
+        source: Take the engine from another device of the same kind instead of building it: a folder, or `user@host`
+            (`fetch_engine`).
+        progress: As for `build_engine`.
+        waiting: As for `EngineStore.obtain`.
+
+    Raises:
+        ConfigError: `output` already exists.
+        RunnerError: The build failed, memory or disk do not suffice, or the engine in `source` is not the one needed.
+    """
+    reports: list[BuildReport] = []
+    fetched = False
+
+    def copied(done: int, total: int) -> None:
+        if progress is not None:
+            progress(BuildProgress(0, 1, done / max(1, total)))
+
+    def make(folder: Path) -> None:
+        nonlocal fetched
+        if source is None:
+            reports.append(_build(plan, folder, timings, progress))
+            return
+        fetch_engine(source, plan.wanted, folder, copied)
+        fetched = True
+
+    if output is not None:
+        timings = None
+        stored = _write_into(output, make)
+    else:
+        store = store or EngineStore()
+        timings = store.timings
+        stored = store.obtain(plan.bundle.path, plan.wanted, make, needed_bytes=plan.graph_bytes, waiting=waiting)
+    return PreparedEngine(stored, reports[0] if reports else None, fetched)
+
+
+def _build(
+    plan: BuildPlan,
+    folder: Path,
+    timings: Path | None,
+    progress: Callable[[BuildProgress], None] | None,
+) -> BuildReport:
+    count = plan.wanted.segments
+    if count is None:
+        chain, _ = open_chain(plan.bundle.path, plan.limits)
+        count = choose_segments(chain, plan.library.name)
+    return build_engine(
+        plan.bundle.path,
+        compute_capability=plan.wanted.compute_capability,
+        folder=folder,
+        segments=count,
+        limits=plan.limits,
+        workspace_bytes=plan.wanted.workspace_bytes,
+        timing_cache=timings,
+        graph_sha256=plan.wanted.graph_sha256,
+        prefer=plan.prefer,
+        progress=progress,
+    )
+
+
+def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
+    """Make an engine beside a new folder, and rename it when it is complete."""
+    output = output.absolute()
+    if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
+        raise ConfigError(f"{output} already exists", hint=f"choose another {option('output')}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise RunnerError(f"cannot write to {output.parent}: {error.strerror}") from error
+    try:
+        make(folder)
+        engine = read_engine_set(folder)
+        folder.chmod(0o755)
+        folder.rename(output)
+    except OSError as error:
+        raise RunnerError(f"writing {output} failed: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return StoredEngine(output, engine)

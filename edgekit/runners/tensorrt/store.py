@@ -1,0 +1,359 @@
+"""The store of engines: what was built on this device, found again at the next start.
+
+    FOLDER/                        0700
+        edgekit-engines            marks the folder as the store's; locked while an engine is added
+        0123…cdef/                 one engine: `engine.json` and its segments (`engine_set`)
+            verified.json          what its files looked like when they were verified
+            bundle-0123456789abcdef  a bundle that uses it: the file holds its path
+        building/                  the engine that is being added; left by a killed process, it is removed by the next
+
+An engine is used only if it is what is wanted in every respect (`Wanted`) and its files have their size and SHA-256.
+Anything else is built again. An engine that no bundle uses any more is removed. Only files and folders with these names
+are removed, and links are never followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgekit.bundle.bundle import Bundle
+from edgekit.errors import RunnerError
+from edgekit.machine import cache_folder
+from edgekit.memory import GIB
+from edgekit.owned_folder import ForeignFolderError, lock_folder
+from edgekit.runners.tensorrt.engine_set import (
+    ENGINE_JSON,
+    SEGMENT_NAME,
+    EngineSet,
+    Profile,
+    read_engine_set,
+    verify_files,
+)
+
+__all__ = ["EngineStore", "StoredEngine", "Wanted", "graph_digest"]
+
+logger = logging.getLogger(__name__)
+
+_MARKER = "edgekit-engines"
+_BUILDING = "building"
+_VERIFIED = "verified.json"
+_TIMINGS = "timings"
+_ENGINE = re.compile(r"[0-9a-f]{32}")
+_USER = re.compile(r"bundle-[0-9a-f]{16}")
+# `engine.json` while it is written (`atomic_file`).
+_PARTIAL = re.compile(r"\.(?:engine|verified)\.json\..*\.partial")
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The engine that a bundle needs; the attributes are those of `EngineSet`.
+
+    Attributes:
+        segments: Number of segments; None takes any.
+    """
+
+    graph_sha256: str
+    dialect: str
+    layout: int
+    library: str
+    version: str
+    compute_capability: str
+    context_length: int
+    workspace_bytes: int
+    profiles: tuple[Profile, ...]
+    segments: int | None = None
+
+    def difference(self, engine: EngineSet) -> str | None:
+        """Return in what an engine is not the one wanted, for the user; None if it is."""
+        for field, label in _LABELS.items():
+            have, want = getattr(engine, field), getattr(self, field)
+            if have != want:
+                return f"its {label} is {_shown(have)}, not {_shown(want)}"
+        if self.segments is not None and len(engine.segments) != self.segments:
+            return f"it has {len(engine.segments)} segments, not {self.segments}"
+        return None
+
+
+_LABELS = {
+    "graph_sha256": "graph",
+    "dialect": "dialect",
+    "layout": "layout",
+    "library": "library",
+    "version": "library's version",
+    "compute_capability": "compute capability",
+    "context_length": "context length",
+    "workspace_bytes": "workspace",
+    "profiles": "shapes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEngine:
+    """An engine in the store, or in a folder of the user's."""
+
+    folder: Path
+    engine: EngineSet
+
+
+class EngineStore:
+    """A folder of engines; several processes may use it.
+
+    Args:
+        folder: Created if missing; default: `engines` in edgekit's cache folder.
+
+    Raises:
+        ConfigError: There is no cache folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_folder() / "engines"
+
+    @property
+    def timings(self) -> Path:
+        """The file of the builder's timings."""
+        return self.folder / _TIMINGS
+
+    def find(self, wanted: Wanted) -> StoredEngine | None:
+        """Return an engine that is wanted and sound; None if there is none."""
+        for folder in self._engines():
+            try:
+                engine = read_engine_set(folder)
+                if wanted.difference(engine) is not None:
+                    continue
+                if not _is_verified(folder, engine):
+                    verify_files(folder, engine)
+                    _mark_verified(folder, engine)
+            except (RunnerError, OSError) as error:
+                logger.warning("an engine is not used: %s", error)
+                continue
+            return StoredEngine(folder, engine)
+        return None
+
+    def obtain(
+        self,
+        bundle: Path,
+        wanted: Wanted,
+        make: Callable[[Path], object],
+        *,
+        needed_bytes: int = 0,
+        waiting: Callable[[], None] | None = None,
+    ) -> StoredEngine:
+        """Return the engine that a bundle needs, making it if there is none.
+
+        Args:
+            bundle: The bundle's folder.
+            wanted: The engine.
+            make: Writes an engine into an empty folder. What it raises, this raises.
+            needed_bytes: Space that the engine takes at least.
+            waiting: Called several times a second while another process adds an engine; it may raise.
+
+        Raises:
+            RunnerError: The folder cannot be used, the disk is full, or what was made is not what is wanted.
+        """
+        if (found := self.find(wanted)) is not None and self._is_user(found.folder, bundle):
+            return found
+        with self._locked(waiting):
+            # Another process may have built it meanwhile.
+            if (found := self.find(wanted)) is None:
+                found = self._add(bundle, wanted, make, needed_bytes)
+            else:
+                _add_user(found.folder, bundle)
+            self._remove_unused(bundle, found.folder)
+        return found
+
+    def _add(self, bundle: Path, wanted: Wanted, make: Callable[[Path], object], needed_bytes: int) -> StoredEngine:
+        building = self.folder / _BUILDING
+        self._make_room(bundle, needed_bytes)
+        try:
+            building.mkdir(mode=0o700)
+            make(building)
+            engine = read_engine_set(building)
+            difference = wanted.difference(engine)
+            if difference is not None:
+                raise RunnerError(f"the engine is not the one that the bundle needs: {difference}")
+            _add_user(building, bundle)
+            _mark_verified(building, engine)
+            _sync(building)
+            folder = self.folder / _name(engine)
+            # One of this name is damaged: otherwise it would have been found.
+            _remove(folder)
+            building.rename(folder)
+            _sync(self.folder)
+        except OSError as error:
+            raise RunnerError(f"the engine cannot be stored in {self.folder}: {error.strerror or error}") from error
+        finally:
+            _remove(building)
+        return StoredEngine(folder, engine)
+
+    def _make_room(self, bundle: Path, needed_bytes: int) -> None:
+        """Remove engines that this bundle used, if the new one does not fit beside them."""
+        if shutil.disk_usage(self.folder).free < needed_bytes:
+            self._remove_unused(bundle, None)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed_bytes:
+            raise RunnerError(
+                f"the engine takes at least {needed_bytes / GIB:.2f} GiB; {self.folder} has {free / GIB:.2f} GiB",
+                hint="free some space, or set EDGEKIT_CACHE to a folder on another disk",
+            )
+
+    def _engines(self) -> list[Path]:
+        """The engines' folders; none if this is not a store."""
+        marker = self.folder / _MARKER
+        if self.folder.is_symlink() or marker.is_symlink() or not marker.is_file():
+            return []
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if _ENGINE.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        )
+
+    @contextmanager
+    def _locked(self, waiting: Callable[[], None] | None) -> Iterator[None]:
+        """Hold the store's lock: one engine is built at a time, as each build takes memory."""
+        try:
+            while True:
+                try:
+                    lock = lock_folder(self.folder, _MARKER, setting="EDGEKIT_CACHE")
+                    break
+                except BlockingIOError:
+                    if waiting is not None:
+                        waiting()
+                    time.sleep(_POLL_S)
+        except ForeignFolderError as error:
+            raise RunnerError(f"{self.folder} cannot hold engines: {error}") from error
+        except OSError as error:
+            raise RunnerError(f"{self.folder} cannot be used: {error.strerror or error}") from error
+        try:
+            _remove(self.folder / _BUILDING)
+            yield
+        finally:
+            os.close(lock)
+
+    def _remove_unused(self, bundle: Path, current: Path | None) -> None:
+        """Remove the engines that only this bundle used before, and those of bundles that are gone."""
+        own = _user_file(bundle)
+        for folder in self._engines():
+            if folder == current:
+                continue
+            users = [path for path in folder.iterdir() if _USER.fullmatch(path.name)]
+            kept = [path for path in users if path.name != own and _is_there(path)]
+            # Without a description it is what a killed process had not finished removing.
+            if kept and (folder / ENGINE_JSON).exists():
+                with suppress(OSError):
+                    (folder / own).unlink(missing_ok=True)
+            else:
+                logger.info("removing an engine that no bundle uses: %s", folder)
+                _remove(folder)
+
+    @staticmethod
+    def _is_user(folder: Path, bundle: Path) -> bool:
+        return (folder / _user_file(bundle)).is_file()
+
+
+def graph_digest(bundle: Bundle) -> str:
+    """Return the SHA-256 of a bundle's graph and weights, by its manifest."""
+    files = sorted((entry.path, entry.sha256) for entry in bundle.manifest.files if _is_graph(entry.path))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _is_graph(path: str) -> bool:
+    return path.endswith((".onnx", ".onnx.data"))
+
+
+def _name(engine: EngineSet) -> str:
+    """The folder of an engine: what it was built from and for, not what came of it."""
+    key = asdict(engine) | {"segments": len(engine.segments)}
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _user_file(bundle: Path) -> str:
+    return f"bundle-{hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:16]}"
+
+
+def _add_user(folder: Path, bundle: Path) -> None:
+    """Note that a bundle uses an engine; without the note the engine is built again after the next one."""
+    with suppress(OSError):
+        (folder / _user_file(bundle)).write_bytes(os.fsencode(bundle.resolve()))
+
+
+def _is_there(user: Path) -> bool:
+    """Whether the bundle that a file names still exists; if in doubt it does."""
+    try:
+        return user.is_symlink() or Path(os.fsdecode(user.read_bytes())).exists()
+    except (OSError, ValueError):
+        return True
+
+
+def _stamps(folder: Path, engine: EngineSet) -> dict[str, list[int]]:
+    """What changes if a segment is replaced or written: inode, size, and times of modification and status change."""
+    found = {}
+    for segment in engine.segments:
+        status = (folder / segment.file).lstat()
+        found[segment.file] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return found
+
+
+def _is_verified(folder: Path, engine: EngineSet) -> bool:
+    try:
+        stored = json.loads((folder / _VERIFIED).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    expected = {segment.file: segment.sha256 for segment in engine.segments}
+    return bool(stored == {"files": _stamps(folder, engine), "sha256": expected})
+
+
+def _mark_verified(folder: Path, engine: EngineSet) -> None:
+    """Note that the files were verified, so that they are hashed again only if they change."""
+    hashes = {segment.file: segment.sha256 for segment in engine.segments}
+    data = {"files": _stamps(folder, engine), "sha256": hashes}
+    try:
+        (folder / _VERIFIED).write_text(json.dumps(data), encoding="utf-8")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        logger.info("%s cannot be written: the engine is verified at every start", folder / _VERIFIED)
+
+
+def _remove(folder: Path) -> None:
+    """Remove an engine's folder; files that are not the store's stay, and so does their folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    try:
+        # Without its description nothing takes what is left for an engine.
+        (folder / ENGINE_JSON).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.name == _VERIFIED or any(
+                pattern.fullmatch(path.name) for pattern in (SEGMENT_NAME, _USER, _PARTIAL)
+            ):
+                path.unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", folder, error.strerror or error)
+
+
+def _sync(folder: Path) -> None:
+    """Store a folder's entries on disk."""
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(f"{one.batch} × {one.tokens}" for one in value)
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else f"`{text}`"

@@ -1,0 +1,77 @@
+"""What is known about failures of NVIDIA's builder, and what to do about them."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from edgekit.errors import RunnerError, option
+from edgekit.memory import GIB
+
+__all__ = ["build_failed", "killed"]
+
+_MORE_SEGMENTS = (
+    f"stop what else uses memory, or build with more {option('segments')}, which need less memory each; on a Jetson "
+    "without a desktop: sudo systemctl isolate multi-user.target"
+)
+
+_NVMAP = (
+    "known of JetPack 6.2.1 and 6.2.2, where large allocations fail although memory is free; L4T 36.4.7 mends it: "
+    "sudo apt update && sudo apt install --only-upgrade 'nvidia-l4t-*', then reboot"
+)
+_MYELIN = (
+    "Myelin, TensorRT's compiler of fused kernels, fails on some graphs: try another number of "
+    f"{option('segments')}, or export for another JetPack's dialect (edgekit export --jetpack)"
+)
+
+# The first that matches counts.
+_KNOWN: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        # github.com/ggml-org/llama.cpp/issues/23732
+        re.compile(r"nvmap.*error 12|NvMapMemAlloc", re.IGNORECASE | re.DOTALL),
+        _NVMAP,
+    ),
+    (re.compile(r"out of ?memory|outofmemory|bad_alloc|cudaMalloc", re.IGNORECASE), _MORE_SEGMENTS),
+    (
+        re.compile(r"no CUDA-capable device|CUDA initialization|insufficient driver|CUDA driver", re.IGNORECASE),
+        "the library finds no GPU that it can use: edgekit doctor",
+    ),
+    (
+        # github.com/NVIDIA/TensorRT/issues/4832
+        re.compile(r"myelin", re.IGNORECASE),
+        _MYELIN,
+    ),
+)
+
+
+def build_failed(message: str, number: int | None = None) -> RunnerError:
+    """Return the error for a failed build.
+
+    Args:
+        message: The builder's own.
+        number: `errno`, if a system call failed.
+    """
+    message = " ".join(message.split())
+    if number == errno.ENOSPC:
+        return RunnerError(message, hint="free some space, or name a folder on another disk")
+    hint = next((text for pattern, text in _KNOWN if pattern.search(message)), None)
+    return RunnerError(message, hint=hint)
+
+
+def killed(number: int, needed_bytes: int) -> RunnerError:
+    """Return the error for a builder that a signal ended.
+
+    Args:
+        number: The signal.
+        needed_bytes: The memory that the build was expected to need.
+    """
+    if number == 9:
+        return RunnerError(
+            f"TensorRT's builder was killed, as the system does when memory is short; the build needs about "
+            f"{needed_bytes / GIB:.1f} GiB",
+            hint=_MORE_SEGMENTS,
+        )
+    return RunnerError(
+        f"TensorRT's builder crashed (signal {number})",
+        hint=f"if memory is short, build with more {option('segments')}",
+    )

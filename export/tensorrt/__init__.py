@@ -1,1 +1,0 @@
-"""Builds engines with NVIDIA's parser and builder, in a child process."""
