@@ -12,10 +12,17 @@ import pytest
 from edgekit.config import MqttConfig
 from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.model import ModelInfo
+from edgekit.runners import Rejected
 from tests.broker import Broker
 from tests.daemon.mqtt.scripted import ScriptedWorker
 
-MODEL = ModelInfo("tiny-instruct", created=1_700_000_000, context_length=2048)
+MODEL = ModelInfo(
+    "tiny-instruct",
+    created=1_700_000_000,
+    context_length=2048,
+    runner="onnxruntime",
+    rejected=(Rejected("cpu", "they are not compiled"),),
+)
 REQUEST = "edgekit/box/chat/request"
 CANCEL = "edgekit/box/chat/cancel"
 STATUS = "edgekit/box/status"
