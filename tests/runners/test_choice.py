@@ -118,7 +118,7 @@ def test_a_fixed_runner_is_used_or_the_error_says_why_not(listed: list[Candidate
 def test_onnxruntime_is_found_without_importing_it(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from edgekit.runners import expected_runner; "
-        f"print(expected_runner(Path({str(tmp_path)!r}), 'onnx', 'portable')[0], 'onnxruntime' in sys.modules)"
+        f"print(expected_runner(Path({str(tmp_path)!r}), 'onnx', 'optimum')[0], 'onnxruntime' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said == f"onnxruntime {version('onnxruntime')} on the CPU False\n"
