@@ -21,7 +21,7 @@ from edgekit.cli.chat.settings import Settings
 from edgekit.cli.chat.turn import answer, continue_text
 from edgekit.cli.input import check_text, is_terminal, read_stdin
 from edgekit.cli.max_tokens import chat_limit, max_tokens_option, note_cut_off, one_shot_limit
-from edgekit.cli.output import progress_bar, spinner
+from edgekit.cli.output import progress_bar, spinner, stderr
 from edgekit.cli.runner_option import runner_option
 from edgekit.config import MAX_THREADS
 from edgekit.errors import ConfigError
@@ -147,4 +147,7 @@ def _open(folder: Path, resources: ExitStack, *, ignore_compatible: bool, **opti
             os._exit(130)  # at the usual end the interpreter would wait for the thread
         model = loading.result()
     resources.callback(model.close)
+    if model.info.rejected and stderr.is_terminal:
+        better = ", ".join(map(str, model.info.rejected))
+        stderr.print(f"running on {model.info.runner}; not on {better}", style="dim", markup=False, highlight=False)
     return LocalModel(bundle, model)

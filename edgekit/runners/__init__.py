@@ -155,6 +155,9 @@ def _first(
         if not isinstance(result, EdgekitError):
             rejected = zip(listed, failures, strict=False)
             return *result, tuple(Rejected(one.name, error.message) for one, error in rejected)
+        if len(listed) > 1:
+            # Its frames hold what was loaded, for which the next runner needs the memory.
+            result.__traceback__ = result.__cause__ = result.__context__ = None
         failures.append(result)
     raise _nothing_runs(listed, failures, runner)
 

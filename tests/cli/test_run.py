@@ -30,10 +30,10 @@ main()
 """
 
 
-def start(command: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+def start(command: list[str], **variables: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start a program whose stderr is a terminal; return it and the terminal's other end."""
     ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120", **variables}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=env)
     os.close(theirs)
     return process, ours
@@ -58,6 +58,15 @@ def test_a_terminal_shows_that_the_model_is_loading_and_a_pipe_gets_only_the_ans
     assert process.returncode == 0
     plain = subprocess.run(command, capture_output=True, timeout=30, check=True)
     assert (plain.stdout, plain.stderr) == (answer, b"")
+
+
+def test_a_terminal_shows_why_no_better_runner_is_used(tmp_path: Path) -> None:
+    command = edgekit_command("run", tiny_bundle(tmp_path, "onnx"), "Hello", "--max-tokens", "4", "--threads", "1")
+    process, terminal = start(command, EDGEKIT_CPU_KERNELS="off")
+    read_until(terminal, b"running on onnxruntime; not on cpu: switched off by $EDGEKIT_CPU_KERNELS")
+    process.communicate(timeout=30)
+    os.close(terminal)
+    assert process.returncode == 0
 
 
 def test_ctrl_c_while_the_model_loads_ends_it_at_once_with_the_cursor_shown_again(tmp_path: Path) -> None:

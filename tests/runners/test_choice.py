@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_fixed_runner_is_used_or_the_error_says_why_not(listed: list[Candidate
 def test_onnxruntime_is_found_without_importing_it(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from edgekit.runners import expected_runner; "
-        f"print(expected_runner(Path({str(tmp_path)!r}), 'onnx', 'portable')[0], 'onnxruntime' in sys.modules)"
+        f"print(expected_runner(Path({str(tmp_path)!r}), 'onnx', 'optimum')[0], 'onnxruntime' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said == f"onnxruntime {version('onnxruntime')} on the CPU False\n"
@@ -143,6 +144,27 @@ def test_a_runner_that_is_not_accepted_is_closed_and_the_next_one_is_tried(liste
     assert cast("Closing", choice.runner) is second
     assert choice.rejected == (Rejected("a", "its logits are wrong"),)
     assert (first.closed, second.closed) == (True, False)
+
+
+def test_what_a_failed_runner_loaded_is_freed_before_the_next_one_loads(listed: list[Candidate]) -> None:
+    class Weights:
+        pass
+
+    held: list[weakref.ref[Weights]] = []
+
+    def fail_after_loading(_: LoadOptions) -> NoReturn:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        raise RunnerError("no room for the KV cache")
+
+    def load(_: LoadOptions) -> Runner:
+        assert [weights() for weights in held] == [None]
+        return RUNNER
+
+    for name, loading in (("a", fail_after_loading), ("b", load)):
+        listed.append(Candidate(name, name, name, lambda *_, loading=loading: Offer("", loading)))
+    choice = choose_runner(Path(), "onnx", "portable", OPTIONS)
+    assert choice.rejected == (Rejected("a", "no room for the KV cache"),)
 
 
 def test_what_would_be_chosen_is_told_without_loading(listed: list[Candidate]) -> None:
