@@ -104,7 +104,7 @@ def diagnose(
         _device_id(config, root),
     ]
     if jetson is not None:
-        checks += check_jetson(jetson, root)
+        checks += check_jetson(jetson, machine.memory_gib, root)
     checks += _runners(target, jetson)
     if target.dialect != "onnxruntime":
         checks.append(_kernels("note"))

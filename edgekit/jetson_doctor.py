@@ -22,18 +22,20 @@ _FIRST_L4T = (36, 4, 0)
 _SUPER_L4T = (36, 4, 3)
 _FLASH = "flash JetPack 6.2 or later with NVIDIA's SDK Manager"
 _ORIN = 87
+_SCARCE_GIB = 9.0
 
 
-def check_jetson(jetson: Jetson, root: Path) -> list[Check]:
+def check_jetson(jetson: Jetson, memory_gib: float, root: Path) -> list[Check]:
     """Check a Jetson.
 
     Args:
         jetson: From `find_jetson`.
+        memory_gib: Its memory as the kernel counts it.
         root: Folder that contains /proc and /usr.
     """
     reading = jetson.read()
     checks = [_board(jetson), _jetpack(jetson), _libnvinfer(root), _power_mode(reading), _clocks(reading)]
-    return [*checks, *_desktop(root), *_swap(root)]
+    return [*checks, *_desktop(root), *(_swap(root) if memory_gib < _SCARCE_GIB else [])]
 
 
 def _board(jetson: Jetson) -> Check:

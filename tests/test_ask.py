@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,15 @@ def test_text_of_lost_deltas_is_taken_from_the_final_message(broker: Broker) -> 
         text, last = collected(ask_mqtt("127.0.0.1", broker.port, "lossy", QUESTION))
         thread.join()
     assert (text, last.reason) == ("Paris!", "length")
+
+
+def test_the_energy_of_a_token_is_shown_where_the_device_measures_it(url: str, worker: ScriptedWorker) -> None:
+    assert "J/token" not in edgekit("ask", "--http", url, "--stats", "Hello").stderr
+
+    def measured(playing: Playing) -> None:
+        end = finish()
+        playing.on_event(replace(end, timings=replace(end.timings, prefill_j=3.0, decode_j=10.5)))
+
+    worker.script = measured
+    # Eight tokens, of which the prefill yields the first.
+    assert "1.50 J/token" in edgekit("ask", "--http", url, "--stats", "Hello").stderr

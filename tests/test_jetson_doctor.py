@@ -21,10 +21,10 @@ from tests.jetson.tree import (
 )
 
 
-def checks(root: Path) -> dict[str, Check]:
+def checks(root: Path, memory_gib: float = 7.4) -> dict[str, Check]:
     jetson = find_jetson(root)
     assert jetson is not None
-    return {check.name: check for check in check_jetson(jetson, root)}
+    return {check.name: check for check in check_jetson(jetson, memory_gib, root)}
 
 
 def test_a_slow_power_mode_comes_with_the_command_for_the_fastest(tmp_path: Path) -> None:
@@ -93,10 +93,11 @@ def test_a_desktop_is_reported_with_the_memory_that_it_holds(tmp_path: Path) -> 
         ("", False),
     ],
 )
-def test_swap_in_memory_alone_is_noted(tmp_path: Path, swaps: str, noted: bool) -> None:
+def test_swap_in_memory_alone_is_noted_where_memory_is_scarce(tmp_path: Path, swaps: str, noted: bool) -> None:
     write_nano(tmp_path)
     write(tmp_path, "proc/swaps", f"Filename Type Size Used Priority\n{swaps}")
     assert ("swap" in checks(tmp_path)) == noted
+    assert "swap" not in checks(tmp_path, memory_gib=61.4)
 
 
 def test_a_jetson_of_which_nothing_can_be_read_is_diagnosed(tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ from edgekit.runners.cpu.library import Kernels, load
 from edgekit.runners.cpu.onnx_reader.match_model import ModelDescription
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.version import current_version
+from tests.arm_root import ArmRoot
+from tests.broker import Broker, Caller
 from tests.conftest import SMALL
+from tests.generation.bundles import tiny_bundle
+from tests.jetson.tree import write, write_nano
 from tests.runners.cpu import small_kernels
 from tests.runners.cpu.conftest import best  # noqa: F401  a fixture
 from tests.runners.cpu.models import random_model
@@ -210,3 +214,36 @@ def test_the_wheel_exports_and_answers_in_an_empty_environment(wheels: Wheels, t
     call(edgekit, "export", SMALL, "--target", "cpu", "-o", "bundle")
     answer = call(edgekit, "run", "bundle", "--system", "Answer in one sentence.", "What is the capital of France?")
     assert "Paris" in answer
+
+
+@pytest.mark.broker
+def test_the_wheel_for_arm_answers_over_mqtt_on_a_system_that_looks_like_a_jetsons(
+    wheels: Wheels, tmp_path: Path
+) -> None:
+    (wheel,) = wheels.folder.glob(f"*{LINUX['aarch64']}.whl")
+    answer_on_arm(wheel, tmp_path)
+
+
+def answer_on_arm(wheel: Path, tmp_path: Path) -> None:
+    """Ask a wheel's daemon, in a Debian root for 64-bit Arm under qemu, with a Jetson's files in /proc and /sys."""
+    root = ArmRoot(tmp_path)
+    root.pip_install(f"edgekit-llm[daemon] @ {wheel.as_uri()}")
+    tiny_bundle(root.path / "opt", "onnx")
+    write_nano(root.path)
+    write(root.path, "proc/meminfo", "MemTotal: 7801405 kB\nMemAvailable: 5452595 kB\nCmaFree: 0 kB\n")
+    with Broker(tmp_path) as broker, Caller(broker.port, "edgekit/nano/status", "replies/me") as caller:
+        options = ["--http-port", "0", "--mqtt", f"127.0.0.1:{broker.port}", "--device", "nano"]
+        daemon = root.popen("-m", "edgekit", "serve", "/opt/bundle", *options, log=tmp_path / "log")
+        try:
+            status = caller.next(600)
+            body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "reply_to": "replies/me"}
+            caller.publish("edgekit/nano/chat/request", body)
+            final = caller.until("final", 600)[-1]
+        finally:
+            daemon.terminate()
+            daemon.wait(120)
+    log = (tmp_path / "log").read_text()
+    assert "serving tiny on cpu (dotprod)" in log, log
+    assert status["device"]["jetpack"] == "6.2.1"
+    assert status["device"]["power_w"] == 6.0
+    assert final["usage"]["completion_tokens"] > 0

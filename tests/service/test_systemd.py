@@ -161,7 +161,9 @@ def test_in_an_image_the_configuration_is_read_from_the_image(tmp_path: Path) ->
 
 def test_the_unit_allows_the_devices_that_cuda_opens_on_orin_and_many_connections() -> None:
     lines = (UNITS / "edgekit.service").read_text(encoding="utf-8").splitlines()
-    for device in ("/dev/nvmap", "/dev/host1x-fence", "char-nvhost*", "char-nvgpu*", "char-drm"):
+    # nvgpu's devices have the name of the GPU's node in the device tree: 17000000.gpu, on JetPack 5 17000000.ga10b.
+    gpu = ("char-nvhost*", "char-nvgpu*", "char-*.gpu", "char-*.ga10b", "char-nvidia*", "char-drm")
+    for device in ("/dev/nvmap", "/dev/host1x-fence", *gpu):
         assert f"DeviceAllow={device} rw" in lines
     for name in ("edgekit.service", "user/edgekit.service"):
         assert "LimitNOFILE=65536" in (UNITS / name).read_text(encoding="utf-8").splitlines()
