@@ -169,7 +169,7 @@ class Chain:
         wanted = [value for name, value in self._outputs.items() if _layer_of(name) in layers]
         wanted.append((self._boundaries[stop] if stop < len(self) else None) or self._outputs["logits"])
         used = self._needed([value.name for value in wanted], boundary)
-        before = {self._producer[one.name] for one in self._boundaries[1 : start + 1] if one is not None}
+        before = {self._producer.get(one.name) for one in self._boundaries[1 : start + 1] if one is not None}
         if before & {*used}:
             raise self._unknown("a layer reads what was computed before the one in front of it")
         raws, read, products = [], dict[str, None](), []

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from edgekit.errors import BundleError, ConfigError, RunnerError
+from edgekit.errors import BundleError, ConfigError, EdgekitError, RunnerError
 from edgekit.export.quantization.grid import Offset
 from edgekit.profile import Dialect
 from edgekit.runners.masks import PADDING, Masks
@@ -226,6 +226,23 @@ def test_a_layer_that_reads_anothers_cache_is_refused(tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(RunnerError, match="reads the KV cache of another layer"):
         chain_of(folder, "portable").cut(5)
+
+
+def test_a_damaged_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    folder = write_graph(tmp_path, layers=1)
+    data, draw = (folder / "model.onnx").read_bytes(), np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        for at in draw.integers(0, len(data), 4):
+            damaged[at] = draw.integers(0, 256)
+        (folder / "model.onnx").write_bytes(damaged)
+        try:
+            for segment in chain_of(folder, "portable").cut(3):
+                assert segment.caches is not None
+        except EdgekitError:
+            refused += 1
+    assert refused > 20
 
 
 def test_weights_outside_the_bundle_are_refused(tmp_path: Path) -> None:
