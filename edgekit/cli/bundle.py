@@ -86,12 +86,12 @@ def _sampling(manifest: Manifest) -> Iterator[str]:
 
 def _runner_here(folder: Path, dialect: str) -> Iterator[str]:
     """The runner that this machine would use, where there are several."""
-    if dialect != "onnxruntime":
+    if dialect not in {"onnxruntime", "portable", "native"}:
         return
     try:
         from edgekit.runners.cpu.select import Available, probe
 
-        found = probe(folder)
+        found = probe(folder, dialect)
     except (ImportError, BundleError):
         # Without numpy nothing runs here; damage is for `edgekit verify` to report.
         return

@@ -17,8 +17,7 @@ __all__ = ["open_runner"]
 
 logger = logging.getLogger(__name__)
 
-# Dialects that only onnxruntime runs.
-_DIALECTS = {"portable", "native", "optimum"}
+_TENSORRT_DIALECTS = {"portable", "native"}
 
 
 def open_runner(
@@ -32,11 +31,13 @@ def open_runner(
     max_chunk: int | None = None,
     kv_bits: int | None = None,
     shares_cores: bool = False,
+    runner: str = "auto",
 ) -> Runner:
     """Load the artifact of a bundle into the runner of its kind.
 
-    The `onnxruntime` dialect runs on the CPU kernels if they are available and support the graph, otherwise on
-    onnxruntime; the log gives the reason. Backends are imported lazily, so that a device needs only its own.
+    ONNX graphs run on the CPU kernels if they are available and support the graph, otherwise on onnxruntime, which runs
+    those for TensorRT slowly; the log gives the reason. Backends are imported lazily, so that a device needs only its
+    own.
 
     Args:
         folder: The bundle's folder.
@@ -48,6 +49,8 @@ def open_runner(
         max_chunk: Maximum tokens of one slot in one step; default: the runner's.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps it in the model's precision.
         shares_cores: Another runner computes between the steps of this one, so its threads must not spin.
+        runner: `onnxruntime` does not try the CPU kernels. It computes graphs for TensorRT as TensorRT does, with FP16
+            activations, but slowly; the kernels round activations to 8 bits.
 
     Raises:
         IncompatibleBundleError: No runner supports this kind.
@@ -66,9 +69,10 @@ def open_runner(
         options["max_chunk"] = max_chunk
     try:
         if kind == "onnx":
-            if dialect in _DIALECTS:
-                return _onnx_runner(dialect)(folder, threads=threads, shares_cores=shares_cores, **options)
-            return _cpu_runner(folder, threads=threads, shares_cores=shares_cores, **options)
+            options |= {"threads": threads, "shares_cores": shares_cores}
+            if dialect == "optimum" or runner == "onnxruntime":
+                return _onnx_runner(dialect)(folder, **options)
+            return _cpu_runner(folder, dialect, **options)
         if kind == "mlx":
             from edgekit.runners.mlx import MlxRunner
 
@@ -86,6 +90,7 @@ def open_runner(
 
 
 def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
+    """Return the runner of a dialect over onnxruntime."""
     if dialect == "portable":
         from edgekit.runners.portable import PortableRunner
 
@@ -94,32 +99,42 @@ def _onnx_runner(dialect: str) -> type[GraphRunner | OptimumRunner]:
         from edgekit.runners.native import NativeRunner
 
         return NativeRunner
-    from edgekit.runners.optimum import OptimumRunner
+    if dialect == "optimum":
+        from edgekit.runners.optimum import OptimumRunner
 
-    return OptimumRunner
-
-
-def _cpu_runner(folder: Path, *, shares_cores: bool, **options: Any) -> Runner:
-    from edgekit.runners.cpu.select import Available, probe
-
-    found = probe(folder)
-    if isinstance(found, Available):
-        from edgekit.runners.cpu.runner import CpuRunner
-
-        # The kernels' threads sleep within a millisecond, so `shares_cores` makes no difference.
-        runner = CpuRunner(found.description, found.kernels, **options)
-        logger.info("running on the CPU kernels: %s", found.kernels.variant)
-        return runner
+        return OptimumRunner
     from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
-    logger.info("running on onnxruntime instead of the CPU kernels: %s", found.reason)
+    return OnnxRuntimeRunner
+
+
+def _cpu_runner(folder: Path, dialect: str, *, shares_cores: bool, **options: Any) -> Runner:
+    from edgekit.runners.cpu.select import Available, probe
+
+    found = probe(folder, dialect if dialect in _TENSORRT_DIALECTS else "onnxruntime")
+    if isinstance(found, Available):
+        from edgekit.runners.cpu.onnx_reader.matcher import Unsupported
+        from edgekit.runners.cpu.runner import CpuRunner
+
+        try:
+            # The kernels' threads sleep within a millisecond, so `shares_cores` makes no difference.
+            opened = CpuRunner(found.description, found.kernels, **options)
+        except Unsupported as error:
+            reason = error.message
+        else:
+            logger.info("running on the CPU kernels: %s", found.kernels.variant)
+            return opened
+    else:
+        reason = found.reason
+    slowly = ", slowly," if dialect in _TENSORRT_DIALECTS else ""
+    logger.info("running on onnxruntime%s instead of the CPU kernels: %s", slowly, reason)
     try:
-        return OnnxRuntimeRunner(folder, shares_cores=shares_cores, **options)
+        return _onnx_runner(dialect)(folder, shares_cores=shares_cores, **options)
     except EdgekitError as error:
         if error.code != "missing_extra":
             raise
         raise EdgekitError(
-            f"neither the CPU kernels ({found.reason}) nor onnxruntime (not installed) can run this bundle",
+            f"neither the CPU kernels ({reason}) nor onnxruntime (not installed) can run this bundle",
             hint=f"{error.hint}; to check the kernels: edgekit doctor",
             code="missing_extra",
         ) from error

@@ -233,7 +233,9 @@ def _compare_heads(
 
 
 def _run(bundle: Bundle, pair: _WeightPair, normed: FloatArray, ids: npt.NDArray[np.int64], report: Report) -> Figures:
-    """Measure the bundle as its own runner computes it. Memory holds the logits of one window.
+    """Measure the bundle as its own runner computes it: one for TensorRT with FP16 activations, as TensorRT does.
+
+    Memory holds the logits of one window.
 
     Args:
         bundle: The bundle.
@@ -246,7 +248,8 @@ def _run(bundle: Bundle, pair: _WeightPair, normed: FloatArray, ids: npt.NDArray
     rows = length - 1
     divergence = Divergence(ids[:, 1:].reshape(-1))
     kind, dialect = bundle.manifest.artifact.kind, bundle.manifest.artifact.dialect
-    runner = open_runner(bundle.path, kind, dialect, context_length=length, threads=layers.threads)
+    computes = "onnxruntime" if dialect in {"portable", "native"} else "auto"
+    runner = open_runner(bundle.path, kind, dialect, context_length=length, threads=layers.threads, runner=computes)
     with closing(runner):
         step = min(runner.limits.max_chunk, 128)
         for index, window in enumerate(ids):

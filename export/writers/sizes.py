@@ -267,11 +267,10 @@ def _wide(folder: Path) -> frozenset[str]:
     """The matrices whose scales stay float32 in the CPU kernels; none if the kernels do not support the graph."""
     try:
         model = describe_graph(folder)
+        wide = [matrix.name for matrix in model.matrices() if is_wide(matrix, model.release_pages)]
     except (BundleError, Unsupported):
         return frozenset()
-    return frozenset(
-        matrix.name.removesuffix(".weight") for matrix in model.matrices() if is_wide(matrix, model.release_pages)
-    )
+    return frozenset(name.removesuffix(".weight") for name in wide)
 
 
 def runner_for(target: Target, dialect: str | None, sizes: Sizes, requested: str | None = None) -> str:

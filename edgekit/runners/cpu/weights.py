@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import numpy as np
 
@@ -44,12 +43,13 @@ class Weights:
 
         Raises:
             MemoryError: It cannot be allocated.
+            Unsupported: As `Matrix.factors`.
         """
         rows, columns = matrix.shape
-        scales = np.ascontiguousarray(matrix.scales, np.float32)
-        offsets = np.ascontiguousarray(matrix.offsets(), np.float32) if _has_offsets(matrix) else None
+        scales, offsets = matrix.factors()
         wide = not (fits_half(scales) and (offsets is None or fits_half(offsets)))
         codes = np.ascontiguousarray(matrix.codes)
+        low = None if matrix.low is None else np.ascontiguousarray(matrix.low.codes)
         bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, np.float32)
         handle = self._call.matrix_new(
             self._arena,
@@ -58,7 +58,9 @@ class Weights:
             columns,
             matrix.bits,
             matrix.group_size,
+            matrix.by_columns,
             codes.ctypes.data,
+            None if low is None else low.ctypes.data,
             scales.ctypes.data,
             None if offsets is None else offsets.ctypes.data,
             1 << (matrix.bits - 1),
@@ -80,13 +82,8 @@ class Weights:
 
     def _bytes(self, matrix: Matrix) -> int:
         rows, columns = matrix.shape
-        offsets, wide = _has_offsets(matrix), 1
+        offsets, wide = matrix.may_have_offsets, 1
         return int(self._call.matrix_bytes(rows, columns, matrix.bits, matrix.group_size, offsets, wide))
-
-
-def _has_offsets(matrix: Matrix) -> bool:
-    """Whether each group has its own offset; otherwise every zero point is the middle."""
-    return matrix.zero_points is not None or matrix.float_offsets is not None
 
 
 def is_wide(matrix: Matrix, release_pages: Callable[[], None] = lambda: None) -> bool:
@@ -99,15 +96,8 @@ def is_wide(matrix: Matrix, release_pages: Callable[[], None] = lambda: None) ->
     groups = matrix.scales.shape[1]
     step = max(1, _BATCH // groups)
     for start in range(0, len(matrix.scales), step):
-        rows = slice(start, start + step)
-        points, floats = matrix.zero_points, matrix.float_offsets
-        part = replace(
-            matrix,
-            scales=matrix.scales[rows],
-            zero_points=None if points is None else points[rows],
-            float_offsets=None if floats is None else floats[rows],
-        )
-        if not (fits_half(part.scales) and (not _has_offsets(part) or fits_half(part.offsets()))):
+        scales, offsets = matrix.factors(slice(start, start + step))
+        if not (fits_half(scales) and (offsets is None or fits_half(offsets))):
             return True
         release_pages()
     return False

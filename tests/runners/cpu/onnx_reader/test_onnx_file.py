@@ -258,7 +258,7 @@ def attempt(folder: Path) -> str:
     for matrix in (model.embedding, model.head, *(m for layer in model.layers for m in (*layer.qkv, layer.down))):
         assert matrix.codes.shape[0] == matrix.shape[0]
         assert matrix.codes.shape[1] * matrix.group_size == matrix.shape[1]
-        assert matrix.offsets().shape == matrix.scales.shape == matrix.codes.shape[:2]
+        assert matrix.factors()[0].shape == matrix.scales.shape == matrix.codes.shape[:2]
         matrix.codes.sum()
     return "read"
 
