@@ -132,7 +132,7 @@ def diagnose(
     if jetson:
         checks += _jetson(root)
     checks += _runners(target, jetson=jetson)
-    if "cpu" not in target.runners:
+    if target.dialect != "onnxruntime":
         checks.append(_kernels("note"))
     checks += [_extra("daemon", "missing"), _extra("export", "note")]
     checks += [_service_manager(), _broker(), _locale()]
@@ -255,14 +255,14 @@ def tensorrt_version(root: Path) -> tuple[int, ...] | None:
 
 def _runners(target: Target, *, jetson: bool) -> list[Check]:
     """The target's runners: the preferred one is required, the others are optional."""
-    if "cpu" in target.runners:
+    if target.dialect == "onnxruntime":
         return _cpu_runners()
     checks = []
     for index, runner in enumerate(target.runners):
         state: State = "missing" if index == 0 else "note"
         if runner == "tensorrt" and jetson:
             checks.append(_jetson_tensorrt(state))
-        else:
+        elif runner != "cpu":
             checks.append(_extra(runner.replace("_", "-"), state, f"runner {runner}"))
     if "onnxruntime" in target.runners and (jetson or target.compatible == "nvidia-rtx"):
         checks.append(_onnxruntime_cuda(jetson=jetson))

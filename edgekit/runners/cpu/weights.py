@@ -9,7 +9,7 @@ import numpy as np
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.model import FloatArray, Matrix
 
-__all__ = ["Weights", "fits_half", "is_wide"]
+__all__ = ["Weights", "fits_half", "stored_factors"]
 
 # Relative rounding error of a normal float16 number: half a step of its 11 bits.
 _ROUNDING = 2.0**-11
@@ -86,21 +86,25 @@ class Weights:
         return int(self._call.matrix_bytes(rows, columns, matrix.bits, matrix.group_size, offsets, wide))
 
 
-def is_wide(matrix: Matrix, release_pages: Callable[[], None] = lambda: None) -> bool:
-    """Whether a matrix's scales and offsets stay float32 in the kernels. Reads a few rows at a time.
+def stored_factors(matrix: Matrix, release_pages: Callable[[], None] = lambda: None) -> tuple[bool, bool]:
+    """Whether a matrix's scales and offsets stay float32 in the kernels, and whether it has offsets there.
+
+    Reads a few rows at a time.
 
     Args:
         matrix: The matrix.
         release_pages: Called now and then to drop the mapped pages that were read.
     """
-    groups = matrix.scales.shape[1]
+    groups, wide, has_offsets = matrix.scales.shape[1], False, False
     step = max(1, _BATCH // groups)
     for start in range(0, len(matrix.scales), step):
         scales, offsets = matrix.factors(slice(start, start + step))
-        if not (fits_half(scales) and (offsets is None or fits_half(offsets))):
-            return True
+        has_offsets = has_offsets or offsets is not None
+        wide = wide or not (fits_half(scales) and (offsets is None or fits_half(offsets)))
         release_pages()
-    return False
+        if wide and has_offsets == matrix.may_have_offsets:
+            break
+    return wide, has_offsets
 
 
 def fits_half(values: FloatArray) -> bool:
