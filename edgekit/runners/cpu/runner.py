@@ -180,8 +180,8 @@ class CpuRunner(SlotRunner):
         }
         for which, matrix in matrices.items():
             self._call.model_matrix(self._model, index, which, self._weights.matrix(matrix))
-        # A layer at a time, to bound the file's pages in memory.
-        model.release_pages()
+            # A matrix at a time, to bound the file's pages in memory: several threads load layers.
+            model.release_pages()
 
     def _norm(self, index: int, which: int, weights: FloatArray) -> None:
         weights = np.ascontiguousarray(weights, np.float32)
