@@ -47,8 +47,8 @@ Pattern = Annotated[str, Matches(r".*[^*?\s].*", "must have more than wildcards"
 
 # For each dialect, and for MLX: the dtype in which its writer stores unquantized tensors, and what runs it.
 _FORMATS: dict[str, tuple[str, tuple[RunnerName, ...]]] = {
-    "portable": ("float16", ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")),
-    "native": ("float16", ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")),
+    "portable": ("float16", ("tensorrt", "tensorrt_rtx", "cuda", "cpu", "onnxruntime")),
+    "native": ("float16", ("tensorrt", "tensorrt_rtx", "cuda", "cpu", "onnxruntime")),
     "onnxruntime": ("float32", ("cpu", "onnxruntime")),
     "mlx": ("float16", ("mlx",)),
 }

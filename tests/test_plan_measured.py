@@ -1,4 +1,4 @@
-"""The memory plan of the cpu target against the real daemon's memory, with its context filled over HTTP."""
+"""The memory plan of bundles on the CPU against the real daemon's memory, with its context filled over HTTP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def daemon(bundle: Path, context: int) -> Iterator[tuple[int, httpx.Client]]:
     """A daemon that is ready: its process id and an HTTP client."""
     port = free_port()
     command = edgekit_command("serve", bundle)
-    command += ["--port", str(port), "--context-length", str(context)]
+    command += ["--port", str(port), "--context-length", str(context), "--ignore-compatible"]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=250) as client,
@@ -84,8 +84,8 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def check(bundle: Path, context: int, name: str, runner: str) -> None:
-    plan = plan_model(str(bundle), load_target("cpu"), ExportOptions(context_length=context), runner=runner).plan
+def check(bundle: Path, context: int, name: str, runner: str, target: str = "cpu") -> None:
+    plan = plan_model(str(bundle), load_target(target), ExportOptions(context_length=context), runner=runner).plan
     per_word = len(Tokenizer.load(bundle / "tokenizer.json").encode(" word" * 100)) / 100
     with daemon(bundle, context) as (pid, client):
         length = fill(client, name, " word" * int(0.93 * context / per_word))
@@ -105,6 +105,12 @@ def test_the_plan_of_a_real_model_is_what_the_daemon_needs(export: Export, runne
 
 def test_the_plan_of_a_real_model_in_4_bits_is_what_the_daemon_needs(export: Export, runner: str) -> None:
     check(export("cpu", SMALL, "--recipe", "rtn"), 512, SMALL, runner)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "lsq"])
+def test_the_plan_of_a_bundle_for_a_jetson_on_the_kernels_is_what_the_daemon_needs(recipe: str, export: Export) -> None:
+    refresh(find_compiler())
+    check(export("orin", SMALL, "--recipe", recipe), 1024, SMALL, "cpu", "orin")
 
 
 def test_a_large_kv_cache_is_planned_for(tmp_path: Path, runner: str) -> None:

@@ -72,7 +72,7 @@ WRONG: dict[str, list[object]] = {
     "export.dialect": ["fast", None],
     "export.activation_dtype": ["bfloat16", "float32"],
     "export.group_sizes": [100, [100], [16], [256], [], [32, 32]],
-    "export.runners": [["vllm"], [], ["cpu"], ["tensorrt", "tensorrt"]],
+    "export.runners": [["vllm"], [], ["mlx"], ["tensorrt", "tensorrt"]],
     "jetpacks[0].since": ["seven", "7"],
     "jetpacks[0].tensorrt": ["ten"],
     "jetpacks[0].dialect": ["onnxruntime"],

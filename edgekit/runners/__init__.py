@@ -75,7 +75,8 @@ def open_runner(
         max_chunk: Maximum tokens of one slot in one step; default: the runner's.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps it in the model's precision.
         shares_cores: Another runner computes between the steps of this one, so its threads must not spin.
-        runner: `auto`, or the name of the only runner to try.
+        runner: `auto`, or the name of the only runner to try. `onnxruntime` computes graphs for TensorRT as TensorRT
+            does, with FP16 activations, but slowly; the CPU kernels round activations to 8 bits.
 
     Raises:
         IncompatibleBundleError: No runner supports this kind.

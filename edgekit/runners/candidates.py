@@ -117,10 +117,10 @@ def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:
     )
 
 
-def _cpu(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
+def _cpu(folder: Path, dialect: str) -> Offer:
     from edgekit.runners.cpu.select import Unavailable, probe
 
-    found = probe(folder)
+    found = probe(folder, dialect if dialect in _ONNX else "onnxruntime")
     if isinstance(found, Unavailable):
         raise RunnerError(found.reason)
 
@@ -200,7 +200,7 @@ _MLX = Candidate("mlx", "MLX", "mlx", _mlx)
 # By dialect, the preferred one first (docs/decisions/0031). A runner of TensorRT engines belongs before `_CUDA`.
 _ONNX: dict[str, tuple[Candidate, ...]] = {
     "onnxruntime": (_CPU, _ONNXRUNTIME),
-    "portable": (_CUDA, _ONNXRUNTIME),
-    "native": (_CUDA, _ONNXRUNTIME),
+    "portable": (_CUDA, _CPU, _ONNXRUNTIME),
+    "native": (_CUDA, _CPU, _ONNXRUNTIME),
     "optimum": (_ONNXRUNTIME,),
 }

@@ -20,7 +20,7 @@ from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.onnx.packing import int4_planes, offset_kind
 from edgekit.runners.cpu.onnx_reader.match_model import Unsupported
 from edgekit.runners.cpu.onnx_reader.match_model import describe as describe_graph
-from edgekit.runners.cpu.weights import fits_half, is_wide
+from edgekit.runners.cpu.weights import fits_half, stored_factors
 from edgekit.target import Target
 
 __all__ = ["Rows", "Sizes", "StoredMatrix", "predicted_sizes", "runner_for", "size_exceeded", "sizes_of_files"]
@@ -40,6 +40,7 @@ class StoredMatrix:
         offsets: Zero points and offsets.
         bits: Bits per code; 0 for floating point.
         wide: Whether the CPU kernels keep its scales and offsets in float32, because float16 cannot represent them.
+        kernel_factors: Bytes of its scales and offsets in the CPU kernels.
     """
 
     weights: int = 0
@@ -47,6 +48,7 @@ class StoredMatrix:
     offsets: int = 0
     bits: int = 0
     wide: bool = False
+    kernel_factors: int = 0
 
     @property
     def total(self) -> int:
@@ -55,12 +57,12 @@ class StoredMatrix:
 
     @property
     def in_cpu_kernels(self) -> int:
-        """Bytes in the CPU kernels: float16 scales per group, and as many offsets if the matrix has any.
+        """Bytes in the CPU kernels."""
+        return self.weights + self.kernel_factors
 
-        The artifact's scales are float32.
-        """
-        scales = self.scales if self.wide else self.scales // 2
-        return self.weights + scales + (scales if self.offsets else 0)
+    def with_factors(self, groups: int, *, wide: bool, offsets: bool) -> StoredMatrix:
+        """Return the matrix with scales and perhaps offsets of so many groups, of all rows, in the CPU kernels."""
+        return replace(self, wide=wide, kernel_factors=groups * (4 if wide else 2) * (2 if offsets else 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,20 +198,22 @@ def _matrix(linear: Linear, rows: Rows, artifact_format: str) -> StoredMatrix:
     codes, scales = out * inner * rows.bits // 8, out * groups * element
     if artifact_format == "mlx":
         return StoredMatrix(codes, scales, scales, rows.bits)
+    kind = offset_kind(rows)
+    # An estimate: a single scale outside the sample can make the matrix wide.
+    wide = not (fits_half(rows.scales) and (kind is Offset.SYMMETRIC or fits_half(rows.offsets)))
     if artifact_format == "onnxruntime":
-        kind = offset_kind(rows)
         zero_points = 0 if kind is Offset.SYMMETRIC else out * (-(-groups // 2) if rows.bits == 4 else groups)
         offsets = zero_points + (scales if kind is Offset.FLOAT else 0)
-        # An estimate: a single scale outside the sample can make the matrix wide.
-        wide = not (fits_half(rows.scales) and (not offsets or fits_half(rows.offsets)))
-        return StoredMatrix(codes, scales, offsets, rows.bits, wide)
-    planes, residual = int4_planes(rows)
-    return StoredMatrix(
-        weights=len(planes) * -(-out * inner // 2),
-        scales=len(planes) * scales,
-        offsets=0 if residual is None else scales,
-        bits=rows.bits,
-    )
+        stored = StoredMatrix(codes, scales, offsets, rows.bits)
+    else:
+        planes, residual = int4_planes(rows)
+        stored = StoredMatrix(
+            weights=len(planes) * -(-out * inner // 2),
+            scales=len(planes) * scales,
+            offsets=0 if residual is None else scales,
+            bits=rows.bits,
+        )
+    return stored.with_factors(out * groups, wide=wide, offsets=kind is not Offset.SYMMETRIC)
 
 
 def _int32_table(table: Linear, rows: Rows) -> StoredMatrix:
@@ -217,8 +221,10 @@ def _int32_table(table: Linear, rows: Rows) -> StoredMatrix:
     assert isinstance(rows, GroupedTensor)  # noqa: S101  the caller checked it
     out, inner = table.out_features, table.in_features
     per_group = 2 * out * (inner // rows.group_size)
-    offsets = 0 if offset_kind(rows) is Offset.SYMMETRIC else per_group
-    return StoredMatrix(out * inner * rows.bits // 8, per_group, offsets, rows.bits)
+    symmetric = offset_kind(rows) is Offset.SYMMETRIC
+    wide = not (fits_half(rows.scales) and (symmetric or fits_half(rows.offsets)))
+    stored = StoredMatrix(out * inner * rows.bits // 8, per_group, 0 if symmetric else per_group, rows.bits)
+    return stored.with_factors(per_group // 2, wide=wide, offsets=not symmetric)
 
 
 def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
@@ -251,10 +257,14 @@ def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
             parts[part] += size
             bits_of[module] = max(bits_of.get(module, 0), bits)
             shared = shared or is_alias
-    wide = _wide(folder) if kind == "onnx" else frozenset()
     matrices = {
-        module: StoredMatrix(**parts, bits=bits_of[module], wide=module in wide) for module, parts in sizes.items()
+        module: StoredMatrix(parts["weights"], parts["scales"], parts["offsets"], bits_of[module])
+        for module, parts in sizes.items()
     }
+    for module, factors in (_kernel_factors(folder) if kind == "onnx" else {}).items():
+        if module in matrices:
+            groups, wide, offsets = factors
+            matrices[module] = matrices[module].with_factors(groups, wide=wide, offsets=offsets)
     table = matrices.pop(decoder.embedding.name, StoredMatrix())
     head = matrices.pop(decoder.head.name, None)
     if head is None or shared:
@@ -263,15 +273,17 @@ def sizes_of_files(folder: Path, kind: str, decoder: Decoder) -> Sizes:
     return Sizes(table, head, shared, tuple(matrices.values()), vectors, rope)
 
 
-def _wide(folder: Path) -> frozenset[str]:
-    """The matrices whose scales stay float32 in the CPU kernels; none if the kernels do not support the graph."""
+def _kernel_factors(folder: Path) -> dict[str, tuple[int, bool, bool]]:
+    """The arguments of `StoredMatrix.with_factors` for each matrix; none if the kernels do not support the graph."""
+    found = {}
     try:
         model = describe_graph(folder)
+        for matrix in model.matrices():
+            wide, offsets = stored_factors(matrix, model.release_pages)
+            found[matrix.name.removesuffix(".weight")] = matrix.scales.size, wide, offsets
     except (BundleError, Unsupported):
-        return frozenset()
-    return frozenset(
-        matrix.name.removesuffix(".weight") for matrix in model.matrices() if is_wide(matrix, model.release_pages)
-    )
+        return {}
+    return found
 
 
 def runner_for(target: Target, dialect: str | None, sizes: Sizes, requested: str | None = None) -> str:
@@ -286,7 +298,7 @@ def runner_for(target: Target, dialect: str | None, sizes: Sizes, requested: str
     Raises:
         ConfigError: The requested runner cannot run the artifact.
     """
-    cpu_kernels = dialect == "onnxruntime" and sizes.quantized
+    cpu_kernels = dialect in {"onnxruntime", "portable", "native"} and sizes.quantized
     suitable = [runner for runner in target.runners if runner != "cpu" or cpu_kernels]
     if requested is not None and requested not in suitable:
         raise ConfigError(

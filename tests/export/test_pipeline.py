@@ -36,7 +36,9 @@ def exported(checkpoint: Path, target: str, folder: Path, **options: Any) -> Bun
 
 def logits(bundle: Bundle) -> FloatArray:
     artifact = bundle.manifest.artifact
-    runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=64, threads=1)
+    # The CPU kernels would round the activations of a graph for TensorRT.
+    computes = "onnxruntime" if artifact.dialect in {"portable", "native"} else "auto"
+    runner = open_runner(bundle.path, artifact.kind, artifact.dialect, context_length=64, threads=1, runner=computes)
     try:
         return np.array(runner.run([Chunk(0, TOKENS, "all")])[0])
     finally:

@@ -23,7 +23,9 @@ from edgekit.runners.cpu.build import find_compiler, refresh
 from edgekit.runners.cpu.onnx_reader.match_model import describe
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
+from edgekit.runners.portable import PortableRunner
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
+from tests.ort_version import native_runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +57,7 @@ def opened(folder: Path) -> Runner:
     return open_runner(folder, "onnx", "onnxruntime", context_length=64, sequence_slots=2, threads=1)
 
 
-def outcome(folder: Path, before: str, **env: str) -> str:
+def outcome(folder: Path, before: str, dialect: str = "onnxruntime", **env: str) -> str:
     """Open a bundle in a new process, after running the code `before`; return its output."""
     program = f"""
 import logging, sys
@@ -66,7 +68,7 @@ from edgekit.errors import EdgekitError
 from edgekit.runners import open_runner
 from edgekit.runners.base import Chunk
 try:
-    runner = open_runner(Path(sys.argv[1]), "onnx", "onnxruntime", context_length=64, threads=1)
+    runner = open_runner(Path(sys.argv[1]), "onnx", "{dialect}", context_length=64, threads=1)
     print(type(runner).__name__, runner.backend.runtime, runner.run([Chunk(0, [1, 2, 3])])[0].shape)
 except EdgekitError as error:
     print(error.code, error.message, error.hint, sep=" | ")
@@ -112,6 +114,68 @@ def test_onnxruntime_runs_a_graph_that_the_kernels_do_not_support_and_the_log_sa
     assert isinstance(runner, OnnxRuntimeRunner)
     assert str(runner.backend) == "onnxruntime"
     assert "has 1 for its `accuracy_level`" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def for_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each dialect with symmetric INT4 weights, and one with floats, which the kernels do not support."""
+    place = tmp_path_factory.mktemp("tensorrt")
+    source = tiny_checkpoint(place / "hf", intermediate=256, tied=True)
+    int4 = TensorWeights(
+        tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 128, Offset.SYMMETRIC, np.float16))
+    )
+    for name, writer, weights in (
+        ("portable", OnnxWriter("portable"), int4),
+        ("native", OnnxWriter("native"), int4),
+        ("floats", OnnxWriter("portable"), TensorWeights(tiny_tensors(source))),
+    ):
+        (place / name).mkdir()
+        writer(tiny_decoder(source), weights, place / name, lambda _: None)
+    return place
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+def test_the_kernels_run_graphs_for_tensorrt_and_onnxruntime_is_not_even_imported(
+    dialect: str, for_tensorrt: Path
+) -> None:
+    lines = outcome(for_tensorrt / dialect, "sys.modules['onnxruntime'] = None", dialect=dialect).splitlines()
+    assert lines[0].startswith("running on the CPU kernels, ")
+    assert lines[1:] == ["CpuRunner cpu (1, 512)", "no onnxruntime was imported"]
+
+
+@pytest.mark.parametrize("dialect", ["portable", pytest.param("native", marks=native_runs)])
+def test_the_kernels_compute_graphs_for_tensorrt_as_onnxruntime_does_but_for_rounded_activations(
+    dialect: str, for_tensorrt: Path
+) -> None:
+    tokens = list(range(3, 63))
+    logits = {}
+    for runner in ("auto", "onnxruntime"):
+        folder = for_tensorrt / dialect
+        opened = open_runner(folder, "onnx", dialect, context_length=64, threads=1, runner=runner)
+        assert isinstance(opened, CpuRunner) == (runner == "auto")
+        logits[runner] = np.concatenate([opened.run([Chunk(0, part, "all")])[0].copy()
+                                         for part in (tokens[:50], tokens[50:59], tokens[59:])])  # fmt: skip
+        opened.close()
+    error = np.sqrt(np.mean((logits["auto"] - logits["onnxruntime"]) ** 2)) / logits["onnxruntime"].std()
+    # As in `test_quantizing_activations_costs_little`.
+    assert 1e-3 < error < 0.04
+
+
+def test_a_graph_for_tensorrt_that_the_kernels_do_not_support_runs_on_onnxruntime_and_the_log_says_why(
+    for_tensorrt: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "edgekit.runners"):
+        runner = open_runner(for_tensorrt / "floats", "onnx", "portable", context_length=64, threads=1)
+    assert isinstance(runner, PortableRunner)
+    assert "on the CPU; not on cuda: " in caplog.text
+    assert ", cpu: the kernels cannot run this graph" in caplog.text
+    assert "is not the expected DequantizeLinear" in caplog.text
+
+
+def test_a_graph_in_another_dialect_than_the_manifest_says_is_refused(for_tensorrt: Path, folder: Path) -> None:
+    for path, dialect in ((for_tensorrt / "portable", "native"), (folder, "portable"), (for_tensorrt / "native", "")):
+        with pytest.raises(BundleError, match="dialect"):
+            open_runner(path, "onnx", dialect, context_length=64, threads=1)
 
 
 def test_a_selected_variant_is_used_and_an_unavailable_one_is_refused(

@@ -16,13 +16,13 @@ _TYPES: dict[str, tuple[Any, list[Any]]] = {
     "arena_new": (_POINTER, [_SIZE]),
     "arena_free": (None, [_POINTER]),
     "matrix_bytes": (_SIZE, [_INT] * 6),
-    "matrix_new": (_POINTER, [_POINTER, _TEXT, *[_INT] * 4, _POINTER, _POINTER, _POINTER, _INT, _INT, _POINTER]),
+    "matrix_new": (_POINTER, [_POINTER, _TEXT, *[_INT] * 5, *[_POINTER] * 4, _INT, _INT, _POINTER]),
     "matrix_free": (None, [_POINTER]),
     "model_new": (_POINTER, [_TEXT, *[_INT] * 9, _FLOAT, _INT, _FLOAT]),
     "model_embeddings": (None, [_POINTER, _POINTER, _POINTER]),
     "model_matrix": (None, [_POINTER, _INT, _INT, _POINTER]),
     "model_norm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER]),
-    "model_layer": (None, [_POINTER, _INT, _INT, _FLOAT, *[_POINTER] * 4]),
+    "model_layer": (None, [_POINTER, _INT, _INT, _FLOAT, _INT, *[_POINTER] * 4]),
     "model_free": (None, [_POINTER]),
 }
 

@@ -12,54 +12,116 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LayerDescription", "Matrix", "ModelDescription"]
+from edgekit.runners.cpu.onnx_reader.matcher import Unsupported
+
+__all__ = ["LayerDescription", "Matrix", "ModelDescription", "Plane", "belong_together"]
+
+_SMALLEST_HALF = np.float32(2.0**-24)
 
 Bytes = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+Factors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """The low nibbles of a matrix whose 8-bit codes are stored as two INT4 tensors.
+
+    Attributes:
+        codes: As `Matrix.codes`.
+        scales: `[out, groups]`: a sixteenth of the matrix's, but for the rounding of float16.
+    """
+
+    codes: Bytes
+    scales: Factors
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """A quantized matrix: `w = scale * (code - zero_point) + float_offset`, per group along the inputs.
 
+    With `low`, `w = scale * (high - 8) + low.scale * (low - 8) + float_offset`.
+
+    Scales and offsets may be float16, and transposed views of arrays `[groups, out]`.
+
     Attributes:
         name: Its name in the artifact.
-        codes: `[out, groups, group_size * bits / 8]`, of two 4-bit codes the first in the low nibble.
+        codes: By rows: `[out, groups, group_size * bits / 8]`, of two 4-bit codes the first in the low nibble.
+            By columns: the bytes of an ONNX INT4 tensor `[in, out]`, which holds `code - 8`.
         scales: `[out, groups]`.
         zero_points: 8 bits: `[out, groups]`. 4 bits: two per byte along the groups, `[out, ceil(groups / 2)]`.
             None if all are the middle, 8 or 128.
-        float_offsets: `[out, groups]`, perhaps a transposed view of an array `[groups, out]`. None if all are zero.
+        float_offsets: `[out, groups]`. None if all are zero.
         bits: 4 or 8.
         group_size: Inputs that share a scale.
         shape: `(out, in)`.
         bias: `[out]`.
+        by_columns: How the codes are stored.
+        low: Of 8 bits by columns, the low nibbles; `codes` and `scales` are then those of the high nibbles.
     """
 
     name: str
     codes: Bytes
-    scales: FloatArray
+    scales: Factors
     zero_points: Bytes | None
-    float_offsets: FloatArray | None
+    float_offsets: Factors | None
     bits: int
     group_size: int
     shape: tuple[int, int]
     bias: FloatArray | None = None
+    by_columns: bool = False
+    low: Plane | None = None
 
-    def offsets(self) -> FloatArray:
-        """Compute `[out, groups]` such that `w = scale * code + offset`."""
-        groups = self.scales.shape[1]
+    @property
+    def may_have_offsets(self) -> bool:
+        """Whether `factors` may return offsets."""
+        return self.low is not None or self.zero_points is not None or self.float_offsets is not None
+
+    def factors(self, rows: slice = slice(None)) -> tuple[FloatArray, FloatArray | None]:
+        """Compute scales and offsets `[out, groups]` such that `w = scale * code + offset`.
+
+        Args:
+            rows: The rows of the matrix to compute them for.
+
+        Returns:
+            Both in float32; no offsets if all zero points are the middle, 8 or 128.
+
+        Raises:
+            Unsupported: The scales of the high and of the low nibbles do not belong together.
+        """
+        scales = np.ascontiguousarray(self.scales[rows], np.float32)
+        if not self.may_have_offsets:
+            return scales, None
         offsets: FloatArray
-        if self.zero_points is None:
-            offsets = self.scales * np.float32(-(1 << (self.bits - 1)))
+        if self.low is not None:
+            high, low = scales, self.low.scales[rows].astype(np.float32)
+            scales = high / np.float32(16)
+            if not belong_together(high, low):
+                raise Unsupported(f"`{self.name[:80]}` has scales of high and low nibbles that do not belong together")
+            offsets = np.float32(-8) * (high + scales)
+        elif self.zero_points is None:
+            offsets = scales * np.float32(-(1 << (self.bits - 1)))
         elif self.bits == 8:
-            offsets = self.scales * -self.zero_points.astype(np.float32)
+            offsets = scales * -self.zero_points[rows].astype(np.float32)
         else:
-            points = np.stack([self.zero_points & 15, self.zero_points >> 4], axis=-1)
-            points = points.reshape(len(points), -1)[:, :groups]
-            offsets = self.scales * -points.astype(np.float32)
+            stored = self.zero_points[rows]
+            points = np.stack([stored & 15, stored >> 4], axis=-1)
+            points = points.reshape(len(points), -1)[:, : scales.shape[1]]
+            offsets = scales * -points.astype(np.float32)
         if self.float_offsets is not None:
-            offsets += self.float_offsets
-        return offsets
+            offsets += self.float_offsets[rows]
+        if self.low is not None and (offsets == np.float32(-128) * scales).all():
+            return scales, None
+        return scales, offsets
+
+
+def belong_together(high: Factors, low: Factors) -> bool:
+    """Whether the scales of high nibbles are 16 times those of the low ones.
+
+    They may differ by the smallest float16 number, where float16 has few bits left or zero was replaced by it.
+    """
+    difference = high.astype(np.float32) / np.float32(16) - low.astype(np.float32)
+    return bool((np.abs(difference) <= _SMALLEST_HALF).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +177,8 @@ class ModelDescription:
         layers: First to last.
         final_norm: `[hidden]`.
         head: The LM head, `[vocab, hidden]`; the same object as `embedding` if they share their bytes.
-        ropes: Cosines and sines `[positions, head_dim / 2]`: element i of a head is rotated with i + head_dim / 2.
+        ropes: Cosines and sines `[positions, dim / 2]`, perhaps float16: element i of a head is rotated with
+            i + dim / 2. Elements from `dim` on are not rotated.
         positions: Rows of these tables.
         context_length: Context length that the model was exported for, tokens.
         metadata: The graph's metadata.
@@ -135,7 +198,7 @@ class ModelDescription:
     layers: tuple[LayerDescription, ...]
     final_norm: FloatArray
     head: Matrix
-    ropes: tuple[tuple[FloatArray, FloatArray], ...]
+    ropes: tuple[tuple[Factors, Factors], ...]
     positions: int
     context_length: int
     metadata: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Runs bundles of the `onnxruntime` dialect with the CPU kernels: several slots in one pass, without padding.
+"""Runs bundles of edgekit's ONNX dialects with the CPU kernels: several slots in one pass, without padding.
 
 Weights are repacked into the layout of the kernels at load time, and the data file is closed. The KV cache is float16,
 with keys in tiles of 16 positions, so that a query is multiplied by 16 keys at once. Every row is computed alike
@@ -118,7 +118,9 @@ class CpuRunner(SlotRunner):
         # One row per slot, as in decoding; reused from step to step.
         self._logits = np.empty((slots, model.vocab_size), np.float32)
         # Copies: a mapping would keep the file open, and truncating the file would kill the process.
-        self._ropes = [tuple(np.array(table[:context], order="C") for table in tables) for tables in model.ropes]
+        self._ropes = [
+            tuple(np.array(table[:context], np.float32, order="C") for table in tables) for tables in model.ropes
+        ]
         self._weights = Weights(call, self._variant, model.matrices())
         resources.callback(self._weights.close)
         self._model = call.model_new(
@@ -164,10 +166,12 @@ class CpuRunner(SlotRunner):
         for which, norm in norms.items():
             if norm is not None:
                 self._norm(index, which, norm)
-        cosines, sines = (table.ctypes.data for table in self._ropes[layer.rope])
+        tables = self._ropes[layer.rope]
+        cosines, sines = (table.ctypes.data for table in tables)
         keys, values = (array.ctypes.data for array in self._kv.of_layer(index))
         window = max(layer.window, 0)
-        self._call.model_layer(self._model, index, window, layer.scale, cosines, sines, keys, values)
+        rotary_dim = 2 * tables[0].shape[1]
+        self._call.model_layer(self._model, index, window, layer.scale, rotary_dim, cosines, sines, keys, values)
         matrices = {
             **dict(zip((_QUERY, _KEY, _VALUE), layer.qkv, strict=False)),
             _OUT: layer.o,
@@ -176,8 +180,8 @@ class CpuRunner(SlotRunner):
         }
         for which, matrix in matrices.items():
             self._call.model_matrix(self._model, index, which, self._weights.matrix(matrix))
-        # A layer at a time, to bound the file's pages in memory.
-        model.release_pages()
+            # A matrix at a time, to bound the file's pages in memory: several threads load layers.
+            model.release_pages()
 
     def _norm(self, index: int, which: int, weights: FloatArray) -> None:
         weights = np.ascontiguousarray(weights, np.float32)

@@ -24,8 +24,12 @@ class Available:
     description: ModelDescription
 
 
-def probe(folder: Path) -> Available | Unavailable:
-    """Load the kernels and read the graph of a bundle of the `onnxruntime` dialect.
+def probe(folder: Path, dialect: str) -> Available | Unavailable:
+    """Load the kernels and read the graph of a bundle.
+
+    Args:
+        folder: The bundle's folder.
+        dialect: The dialect that its manifest declares: `onnxruntime`, `portable` or `native`.
 
     Raises:
         BundleError: The graph is damaged or in another dialect.
@@ -35,6 +39,6 @@ def probe(folder: Path) -> Available | Unavailable:
     if isinstance(kernels, Unavailable):
         return kernels
     try:
-        return Available(kernels, describe(folder))
+        return Available(kernels, describe(folder, dialect))
     except Unsupported as error:
         return Unavailable(error.message)

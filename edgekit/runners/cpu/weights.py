@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import numpy as np
 
 from edgekit.runners.cpu.functions import Functions
 from edgekit.runners.cpu.model import FloatArray, Matrix
 
-__all__ = ["Weights", "fits_half", "is_wide"]
+__all__ = ["Weights", "fits_half", "stored_factors"]
 
 # Relative rounding error of a normal float16 number: half a step of its 11 bits.
 _ROUNDING = 2.0**-11
@@ -44,12 +43,13 @@ class Weights:
 
         Raises:
             MemoryError: It cannot be allocated.
+            Unsupported: As `Matrix.factors`.
         """
         rows, columns = matrix.shape
-        scales = np.ascontiguousarray(matrix.scales, np.float32)
-        offsets = np.ascontiguousarray(matrix.offsets(), np.float32) if _has_offsets(matrix) else None
+        scales, offsets = matrix.factors()
         wide = not (fits_half(scales) and (offsets is None or fits_half(offsets)))
         codes = np.ascontiguousarray(matrix.codes)
+        low = None if matrix.low is None else np.ascontiguousarray(matrix.low.codes)
         bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, np.float32)
         handle = self._call.matrix_new(
             self._arena,
@@ -58,7 +58,9 @@ class Weights:
             columns,
             matrix.bits,
             matrix.group_size,
+            matrix.by_columns,
             codes.ctypes.data,
+            None if low is None else low.ctypes.data,
             scales.ctypes.data,
             None if offsets is None else offsets.ctypes.data,
             1 << (matrix.bits - 1),
@@ -80,37 +82,29 @@ class Weights:
 
     def _bytes(self, matrix: Matrix) -> int:
         rows, columns = matrix.shape
-        offsets, wide = _has_offsets(matrix), 1
+        offsets, wide = matrix.may_have_offsets, 1
         return int(self._call.matrix_bytes(rows, columns, matrix.bits, matrix.group_size, offsets, wide))
 
 
-def _has_offsets(matrix: Matrix) -> bool:
-    """Whether each group has its own offset; otherwise every zero point is the middle."""
-    return matrix.zero_points is not None or matrix.float_offsets is not None
+def stored_factors(matrix: Matrix, release_pages: Callable[[], None] = lambda: None) -> tuple[bool, bool]:
+    """Whether a matrix's scales and offsets stay float32 in the kernels, and whether it has offsets there.
 
-
-def is_wide(matrix: Matrix, release_pages: Callable[[], None] = lambda: None) -> bool:
-    """Whether a matrix's scales and offsets stay float32 in the kernels. Reads a few rows at a time.
+    Reads a few rows at a time.
 
     Args:
         matrix: The matrix.
         release_pages: Called now and then to drop the mapped pages that were read.
     """
-    groups = matrix.scales.shape[1]
+    groups, wide, has_offsets = matrix.scales.shape[1], False, False
     step = max(1, _BATCH // groups)
     for start in range(0, len(matrix.scales), step):
-        rows = slice(start, start + step)
-        points, floats = matrix.zero_points, matrix.float_offsets
-        part = replace(
-            matrix,
-            scales=matrix.scales[rows],
-            zero_points=None if points is None else points[rows],
-            float_offsets=None if floats is None else floats[rows],
-        )
-        if not (fits_half(part.scales) and (not _has_offsets(part) or fits_half(part.offsets()))):
-            return True
+        scales, offsets = matrix.factors(slice(start, start + step))
+        has_offsets = has_offsets or offsets is not None
+        wide = wide or not (fits_half(scales) and (offsets is None or fits_half(offsets)))
         release_pages()
-    return False
+        if wide and has_offsets == matrix.may_have_offsets:
+            break
+    return wide, has_offsets
 
 
 def fits_half(values: FloatArray) -> bool:

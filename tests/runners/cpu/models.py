@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.runners.cpu.onnx_reader.match_model import LayerDescription, Matrix, ModelDescription
+from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription, Plane
 
 __all__ = ["Offsets", "Shape", "random_model"]
 
@@ -36,6 +36,8 @@ class Shape:
         window: Sliding window of every second layer.
         tied: The head is the embedding.
         factor: Scales and offsets of matrices that read a norm's output are multiplied by this; the norm compensates.
+        by_columns: Matrices are stored as in TensorRT's dialects, which have no zero points and only full groups.
+        rotary_dim: Elements of a head that are rotated; 0: all.
     """
 
     vocab_size: int = 96
@@ -59,6 +61,8 @@ class Shape:
     window: int = -1
     tied: bool = False
     factor: float = 1.0
+    by_columns: bool = False
+    rotary_dim: int = 0
 
 
 class _Generator:
@@ -74,6 +78,8 @@ class _Generator:
         groups = -(-width // shape.group_size)
         middle = 1 << (shape.bits - 1)
         spread = factor / (0.58 * middle * np.sqrt(width))
+        if shape.by_columns:
+            return self.columns(name, out, width, spread, shape, bias=bias)
         points: npt.NDArray[np.uint8] | None = None
         if shape.offsets != "symmetric":
             points = rng.integers(middle - middle // 4, middle + middle // 4, (out, groups)).astype(np.uint8)
@@ -94,6 +100,33 @@ class _Generator:
             group_size=shape.group_size,
             shape=(out, width),
             bias=rng.normal(0, 0.3, out).astype(np.float32) if bias else None,
+        )
+
+    def columns(self, name: str, out: int, width: int, spread: float, shape: Shape, *, bias: bool) -> Matrix:
+        """A matrix by columns."""
+        rng, groups = self._rng, width // shape.group_size
+        assert width % shape.group_size == 0
+        size = -(-out * width // 2)
+        scales = (spread * rng.uniform(0.7, 1.3, (groups, out))).astype(np.float16)
+        offsets: npt.NDArray[np.float16] | None = None
+        if shape.offsets == "float":
+            offsets = (spread * rng.uniform(-1, 1, (groups, out))).astype(np.float16)
+        elif shape.bits == 8:
+            # The planes' middle is 8 * 16 + 8, not 128.
+            offsets = 8 * scales
+        low = Plane(rng.integers(0, 256, size, dtype=np.uint8), scales.T) if shape.bits == 8 else None
+        return Matrix(
+            name=name,
+            codes=rng.integers(0, 256, size, dtype=np.uint8),
+            scales=(scales if low is None else 16 * scales).T,
+            zero_points=None,
+            float_offsets=None if offsets is None else offsets.T,
+            bits=shape.bits,
+            group_size=shape.group_size,
+            shape=(out, width),
+            bias=rng.normal(0, 0.3, out).astype(np.float32) if bias else None,
+            by_columns=True,
+            low=low,
         )
 
     def norm(self, width: int, size: float = 1.0) -> FloatArray:
@@ -129,7 +162,7 @@ class _Generator:
         )
 
     def rope(self, base: float) -> tuple[FloatArray, FloatArray]:
-        half = self._shape.head_dim // 2
+        half = (self._shape.rotary_dim or self._shape.head_dim) // 2
         angles = np.outer(np.arange(self._shape.positions + 1), base ** -(np.arange(half) / half))
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 

@@ -51,6 +51,35 @@ SHAPES: dict[str, dict[str, Any]] = {
     "heads of 112": {"heads": 2, "kv_heads": 2, "head_dim": 112},
     "heads of 128": {"heads": 2, "kv_heads": 1, "head_dim": 128, "head_norms": True},
     "heads of 256": {"heads": 2, "kv_heads": 1, "head_dim": 256, "activation": "gelu_tanh", "post_norms": True},
+    **{
+        f"columns of {bits}-{offsets}-{size}": {
+            "by_columns": True,
+            "bits": bits,
+            "offsets": offsets,
+            "group_size": size,
+            "hidden": 128,
+            "intermediate": 256,
+            "head_dim": 32,
+            "fused": False,
+        }
+        for bits, offsets, size in (
+            (4, "symmetric", 32),
+            (4, "symmetric", 64),
+            (4, "float", 128),
+            (8, "symmetric", 128),
+            (8, "float", 32),
+        )
+    },
+    "columns of an odd number": {
+        "by_columns": True,
+        "vocab_size": 101,
+        "offsets": "symmetric",
+        "intermediate": 64,
+        "biases": True,
+    },
+    "columns of 8 bits of an odd number": {"by_columns": True, "vocab_size": 37, "bits": 8, "intermediate": 64},
+    "half of a head rotated": {"rotary_dim": 8},
+    "three quarters of a normed head rotated": {"rotary_dim": 24, "head_dim": 32, "head_norms": True},
     "all at once": {
         "activation": "gelu_tanh",
         "biases": True,

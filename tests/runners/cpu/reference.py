@@ -42,8 +42,9 @@ class Pass:
 
 def dequantized(matrix: Matrix) -> FloatArray:
     """The float32 matrix `[out, in]`."""
-    values = _codes(matrix) * matrix.scales[:, :, None] + matrix.offsets()[:, :, None]
-    return _flat(matrix, values)
+    scales, offsets = matrix.factors()
+    offsets = scales * np.float32(-(1 << (matrix.bits - 1))) if offsets is None else offsets
+    return _flat(matrix, _codes(matrix) * scales[:, :, None] + offsets[:, :, None])
 
 
 def forward(model: ModelDescription, tokens: Sequence[int]) -> FloatArray:
@@ -104,7 +105,7 @@ def _attention(
         q = _norm(model, q, layer.q_norm)
     if layer.k_norm is not None:
         k = _norm(model, k, layer.k_norm)
-    cos, sin = (table[:count, None] for table in model.ropes[layer.rope])
+    cos, sin = (table[:count, None].astype(np.float32) for table in model.ropes[layer.rope])
     q, k = (_rope(part, cos, sin) for part in (q, k))
     computed = [part.swapaxes(0, 1) for part in (k, v)]
     k, v = (np.repeat(part, groups, axis=0) for part in (computed if stored_cache is None else stored_cache))
@@ -119,8 +120,9 @@ def _attention(
 
 
 def _rope(x: Array, cos: Array, sin: Array) -> Array:
-    a, b = np.split(x, 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    half = cos.shape[-1]
+    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
 def _mlp(model: ModelDescription, layer: LayerDescription, x: Array, linear: Linear) -> Array:
@@ -141,7 +143,15 @@ def _norm(model: ModelDescription, x: Array, weight: FloatArray) -> Array:
 def _codes(matrix: Matrix) -> FloatArray:
     """`[out, groups, group_size]`."""
     codes = np.asarray(matrix.codes)
-    if matrix.bits == 4:
+    if matrix.by_columns:
+        out, width = matrix.shape
+        planes = [matrix.codes] if matrix.low is None else [matrix.low.codes, matrix.codes]
+        codes = np.zeros((width, out), np.uint8)
+        for at, plane in enumerate(planes):
+            nibbles = np.stack([plane & 15, plane >> 4], axis=-1).reshape(-1)[: out * width].reshape(width, out)
+            codes |= (nibbles ^ 8) << np.uint8(4 * at)
+        codes = codes.T.reshape(out, -1, matrix.group_size)
+    elif matrix.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
     return codes.astype(np.float32)
 
@@ -157,12 +167,11 @@ def _biased(matrix: Matrix, x: Array) -> Array:
 
 def _stored(matrix: Matrix) -> npt.NDArray[np.float64]:
     """The matrix `[out, in]` with scales and offsets rounded to float16, unless one of them would lose bits."""
-    scales = matrix.scales
-    has_offsets = matrix.zero_points is not None or matrix.float_offsets is not None
-    offsets = matrix.offsets() if has_offsets else np.zeros_like(scales)
+    scales, found = matrix.factors()
+    offsets = np.zeros_like(scales) if found is None else found
     if all(np.all((a == 0) | ((a >= _FLOAT16_MIN) & (a <= _FLOAT16_MAX))) for a in map(np.abs, (scales, offsets))):
         scales, offsets = (part.astype(np.float16).astype(np.float32) for part in (scales, offsets))
-    codes = _codes(matrix).astype(np.float64) - (0 if has_offsets else 1 << (matrix.bits - 1))
+    codes = _codes(matrix).astype(np.float64) - (1 << (matrix.bits - 1) if found is None else 0)
     return _flat(matrix, codes * scales[:, :, None] + offsets[:, :, None])
 
 

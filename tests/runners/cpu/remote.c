@@ -7,7 +7,7 @@
  *     1 address                                    free
  *     2 address size bytes…                        write memory
  *     3 address size                               read memory -> bytes
- *     4 size name…, 12 integers, 2 floats (bits)   call -> result
+ *     4 size name…, 14 integers, 2 floats (bits)   call -> result
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@
 #include <string.h>
 
 typedef uint64_t call(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
-                      uint64_t, uint64_t, float, float);
+                      uint64_t, uint64_t, uint64_t, uint64_t, float, float);
 
 static void get(void *to, size_t size) {
     if (fread(to, 1, size, stdin) != size) exit(0);
@@ -42,9 +42,9 @@ static float number(void) {
 
 static uint64_t run(void *library, uint64_t size) {
     char name[64] = "";
-    uint64_t n[12];
+    uint64_t n[14];
     get(name, size < sizeof name ? size : sizeof name - 1);
-    for (int i = 0; i < 12; i++) n[i] = word();
+    for (int i = 0; i < 14; i++) n[i] = word();
     const float a = number(), b = number();
     void *found = dlsym(library, name);
     call *function;
@@ -53,7 +53,7 @@ static uint64_t run(void *library, uint64_t size) {
         exit(2);
     }
     memcpy(&function, &found, sizeof function);
-    return function(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], a, b);
+    return function(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], a, b);
 }
 
 int main(int count, char **arguments) {

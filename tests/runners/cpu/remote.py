@@ -94,7 +94,7 @@ class Remote:
         self._send(4, len(name))
         self._in.write(name.encode())
         bits = [struct.unpack("<I", struct.pack("<f", value))[0] for value in floats]
-        self._send(*integers, *[0] * (12 - len(integers)), *bits, *[0] * (2 - len(bits)))
+        self._send(*integers, *[0] * (14 - len(integers)), *bits, *[0] * (2 - len(bits)))
         return self._word()
 
     def _send(self, *words: int) -> None:
@@ -141,7 +141,7 @@ class _Model:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.vocab, _, _, _, self.kv_heads, self.head_dim, _, self.positions = sizes
-        self.layers: dict[int, tuple[int, float, list[_Mirror]]] = {}
+        self.layers: dict[int, tuple[int, float, int, list[_Mirror]]] = {}
 
     def cache_bytes(self, slots: int) -> int:
         """Bytes of a layer's keys, or of its values."""
@@ -166,12 +166,14 @@ class _Library:
         return _Function(self, self._remote, name)
 
     def call_matrix_new(self, call: _Function, *given: Any) -> Any:
-        arena, variant, out, width, bits, group, codes, scales, offsets, zero, wide, bias = given
+        arena, variant, out, width, bits, group, by_columns, codes, low, scales, offsets, zero, wide, bias = given
         groups = -(-width // group)
-        sizes = (out * groups * group * bits // 8, 4 * out * groups, 4 * out * groups, 4 * out)
-        parts = [_Mirror(self._remote, address) if address else None for address in (codes, scales, offsets, bias)]
-        codes, scales, offsets, bias = (part and part.send(size) for part, size in zip(parts, sizes, strict=True))
-        matrix = call.plain(arena, variant, out, width, bits, group, codes, scales, offsets, zero, wide, bias)
+        # Two planes have 4 bits each.
+        plane = -(-out * groups * group * (4 if by_columns else bits) // 8)
+        sizes = (plane, plane, 4 * out * groups, 4 * out * groups, 4 * out)
+        parts = [_Mirror(self._remote, address) if address else None for address in (codes, low, scales, offsets, bias)]
+        *arrays, bias = (part and part.send(size) for part, size in zip(parts, sizes, strict=True))
+        matrix = call.plain(arena, variant, out, width, bits, group, by_columns, *arrays, zero, wide, bias)
         for part in filter(None, parts):
             part.free()
         return matrix
@@ -183,7 +185,7 @@ class _Library:
 
     def call_model_free(self, call: _Function, model: int) -> None:
         call.plain(model)
-        for _, _, mirrors in self._models.pop(model).layers.values():
+        for *_, mirrors in self._models.pop(model).layers.values():
             for mirror in mirrors:
                 mirror.free()
 
@@ -195,8 +197,9 @@ class _Library:
         return failed
 
     def call_model_layer(self, _: _Function, *given: Any) -> None:
-        model, index, window, scale, *arrays = given
-        self._models[model].layers[index] = window, scale, [_Mirror(self._remote, address) for address in arrays]
+        model, index, window, scale, rotary_dim, *arrays = given
+        mirrors = [_Mirror(self._remote, address) for address in arrays]
+        self._models[model].layers[index] = window, scale, rotary_dim, mirrors
 
     def call_step(self, call: _Function, *given: Any) -> Any:
         model, rows, tokens, chunks, chunk_table, wanted_count, wanted, logits = given
@@ -235,15 +238,16 @@ class _Library:
     def _send_layers(self, model: int, slots: int, positions: int) -> None:
         """Copy what may be read: the KV cache of the first slots, and the RoPE tables up to a position."""
         m = self._models[model]
-        tables, cache = 2 * m.head_dim * positions, m.cache_bytes(slots)
-        for index, (window, scale, mirrors) in m.layers.items():
+        cache = m.cache_bytes(slots)
+        for index, (window, scale, rotary_dim, mirrors) in m.layers.items():
+            tables = 2 * rotary_dim * positions
             addresses = [
                 mirror.send(size) for mirror, size in zip(mirrors, (tables, tables, cache, cache), strict=True)
             ]
-            self._remote.call("ek_model_layer", [model, index, window, *addresses], [scale])
+            self._remote.call("ek_model_layer", [model, index, window, rotary_dim, *addresses], [scale])
 
     def _fetch_cache(self, model: _Model, slots: int) -> None:
-        for _, _, mirrors in model.layers.values():
+        for *_, mirrors in model.layers.values():
             for mirror in mirrors[2:]:
                 mirror.fetch(model.cache_bytes(slots))
 

@@ -21,8 +21,8 @@ __all__ = ["GARBAGE", "MODELS", "SCHEDULES", "SLOTS", "Slots", "expected_of", "f
 FloatArray = npt.NDArray[np.float32]
 
 SLOTS, LENGTH, SEQUENCES = 3, 600, 4
-# Together they cover both kinds of grids, fused and separate matrices, windows across spans, one or several query heads
-# per KV head, and more query heads per KV head than one attention item takes.
+# Together they cover all kinds of grids, fused and separate matrices, partial rotation, windows across spans, one or
+# several query heads per KV head, and more query heads per KV head than one attention item takes.
 MODELS = {
     "plain": Shape(positions=LENGTH, vocab_size=50, window=270),
     "full": Shape(
@@ -41,7 +41,17 @@ MODELS = {
         activation="gelu_tanh",
         window=20,
     ),
-    "symmetric": Shape(positions=LENGTH, heads=3, kv_heads=3, head_dim=48, offsets="symmetric", group_size=16),
+    "columns": Shape(
+        positions=LENGTH,
+        heads=3,
+        kv_heads=3,
+        head_dim=48,
+        offsets="symmetric",
+        group_size=16,
+        fused=False,
+        by_columns=True,
+        rotary_dim=32,
+    ),
 }
 # NaN, minus infinity, and the maximum of float16.
 GARBAGE = (0x7E00, 0xFC00, 0x7BFF)

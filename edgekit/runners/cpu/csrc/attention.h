@@ -40,15 +40,16 @@ static void rope_and_store(ek_model *m, ek_pool *pool, const layer *l, size_t st
         while (index >= m->chunk[c].row + m->chunk[c].rows) c++;
         const int position = m->chunk[c].position + index - m->chunk[c].row;
         const float *row = m->projected + (size_t)index * stride;
-        const float *cosines = l->cosines + (size_t)position * (size / 2);
-        const float *sines = l->sines + (size_t)position * (size / 2);
+        const float *cosines = l->cosines + (size_t)position * (l->rotary_dim / 2);
+        const float *sines = l->sines + (size_t)position * (l->rotary_dim / 2);
         float rotated[1024];
         for (int head = 0; head < m->heads; head++)
-            m->k->rope(row + head * size, l->norms[QUERY_NORM], m->eps, cosines, sines, size, l->scale,
+            m->k->rope(row + head * size, l->norms[QUERY_NORM], m->eps, cosines, sines, l->rotary_dim, size, l->scale,
                        m->x + (size_t)index * queries + head * size);
         for (int head = 0; head < m->kv_heads; head++) {
             const size_t at = m->chunk[c].slot * m->slot_stride + (size_t)head * m->positions * size;
-            m->k->rope(row + queries + head * size, l->norms[KEY_NORM], m->eps, cosines, sines, size, 1.0f, rotated);
+            m->k->rope(row + queries + head * size, l->norms[KEY_NORM], m->eps, cosines, sines, l->rotary_dim, size,
+                       1.0f, rotated);
             m->k->store_key(rotated, size, l->keys + at, position);
             m->k->store_value(row + queries + (m->kv_heads + head) * size, size, l->values + at, position);
         }

@@ -202,9 +202,9 @@ static void add_norm(float *h, const float *branch, const float *branch_norm, co
     }
 }
 
-static void rope(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int head_dim,
-                 float scale, float *y) {
-    const int half = head_dim / 2;
+static void rope(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int rotary_dim,
+                 int head_dim, float scale, float *y) {
+    const int half = rotary_dim / 2;
     const float times = norm ? inverse_rms(x, head_dim, eps) : 1.0f;
     for (int i = 0; i < half; i++) {
         float a = x[i], b = x[half + i];
@@ -212,6 +212,7 @@ static void rope(const float *x, const float *norm, float eps, const float *cosi
         y[i] = (a * cosines[i] - b * sines[i]) * scale;
         y[half + i] = (b * cosines[i] + a * sines[i]) * scale;
     }
+    for (int i = rotary_dim; i < head_dim; i++) y[i] = (norm ? x[i] * times * norm[i] : x[i]) * scale;
 }
 
 /* The tanh approximation of GELU is x · sigmoid(2 u) with u = sqrt(2 / pi) · (x + 0.044715 x^3). */

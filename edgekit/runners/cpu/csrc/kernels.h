@@ -69,9 +69,9 @@ typedef struct {
     /* h += branch, or RMSNorm(branch) with branch_norm; then x = RMSNorm(h). NULL branch or x: skip that step. */
     void (*add_norm)(float *h, const float *branch, const float *branch_norm, const float *norm, float eps, int size,
                      float *x);
-    /* Rotate one head (NeoX style), after RMSNorm if norm is given, and scale it. */
-    void (*rope)(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int head_dim,
-                 float scale, float *y);
+    /* Rotate the first `rotary_dim` elements of one head (NeoX style), after RMSNorm if norm is given, and scale it. */
+    void (*rope)(const float *x, const float *norm, float eps, const float *cosines, const float *sines, int rotary_dim,
+                 int head_dim, float scale, float *y);
     /* y = silu(gate) · up, or gelu(gate) · up. */
     void (*gate)(const float *gate, const float *up, int size, bool gelu, float *y);
     /* Attention over one span; `partial` of queries that see nothing of it is left unchanged. */

@@ -64,8 +64,9 @@ EXPORT int ek_model_norm(ek_model *m, int index, int which, int size, const floa
     return 0;
 }
 
-EXPORT void ek_model_layer(ek_model *m, int index, int window, float scale, const float *cosines, const float *sines,
-                           uint16_t *keys, uint16_t *values) {
+EXPORT void ek_model_layer(ek_model *m, int index, int window, float scale, int rotary_dim, const float *cosines,
+                           const float *sines, uint16_t *keys, uint16_t *values) {
     layer *l = &m->layer[index];
-    l->window = window, l->scale = scale, l->cosines = cosines, l->sines = sines, l->keys = keys, l->values = values;
+    l->window = window, l->scale = scale, l->rotary_dim = rotary_dim, l->cosines = cosines, l->sines = sines;
+    l->keys = keys, l->values = values;
 }

@@ -16,7 +16,8 @@ enum { INPUT_NORM, BRANCH_NORM, MLP_NORM, MLP_OUT_NORM, QUERY_NORM, KEY_NORM, NO
 typedef struct {
     const ek_matrix *matrices[MATRICES]; /* fused q/k/v or gate/up: the first matrix, then NULL */
     float *norms[NORMS];                 /* or NULL */
-    const float *cosines, *sines;        /* [positions, head_dim / 2] */
+    int rotary_dim;                      /* elements of a head that RoPE rotates */
+    const float *cosines, *sines;        /* [positions, rotary_dim / 2] */
     uint16_t *keys, *values;             /* of slot 0 */
     int window;                          /* sliding window, the token itself included; 0: none */
     float scale;                         /* of attention scores */

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgekit.runners.cpu.model import FloatArray, LayerDescription, Matrix
+from edgekit.runners.cpu.model import Factors, FloatArray, LayerDescription, Matrix
 from edgekit.runners.cpu.onnx_reader.match_matrices import Matrices
 from edgekit.runners.cpu.onnx_reader.matcher import (
     MICROSOFT,
@@ -22,7 +22,7 @@ from edgekit.runners.cpu.onnx_reader.matcher import (
     integer,
     unsupported,
 )
-from edgekit.runners.cpu.onnx_reader.onnx_proto import NodeProto
+from edgekit.runners.cpu.onnx_reader.onnx_proto import FLOAT, INT32, INT64, NodeProto, ValueInfo
 
 __all__ = ["Layers", "Sizes", "Stack"]
 
@@ -56,7 +56,7 @@ class Stack:
     entry: str
     layers: tuple[LayerDescription, ...]
     final_norm: FloatArray
-    ropes: tuple[tuple[FloatArray, FloatArray], ...]
+    ropes: tuple[tuple[Factors, Factors], ...]
     sizes: Sizes
     eps: float
 
@@ -160,6 +160,21 @@ class Layers:
             )
             layers.append(layer)
         return Stack(entry, tuple(layers), final_norm, tuple(ropes.values()), size, self._eps)
+
+    def ends(self, stack: Stack, vocab: int) -> tuple[list[ValueInfo], list[ValueInfo]]:
+        """Return the inputs and outputs of a graph whose layers were matched."""
+        cache = ("batch", stack.sizes.kv_heads, "capacity", stack.sizes.head_dim)
+        inputs = [
+            ValueInfo("input_ids", INT64, ("batch", "sequence")),
+            ValueInfo("seqlens_k", INT32, ("batch",)),
+            ValueInfo("total_sequence_length", INT32, ()),
+            ValueInfo("logits_index", INT64, ("batch", "rows", 1)),
+        ]
+        outputs = [ValueInfo("logits", FLOAT, ("batch", "rows", vocab))]
+        for index in range(len(stack.layers)):
+            inputs += [ValueInfo(f"past_key_values.{index}.{part}", FLOAT, cache) for part in ("key", "value")]
+            outputs += [ValueInfo(f"present.{index}.{part}", FLOAT, cache) for part in ("key", "value")]
+        return inputs, outputs
 
     # x ─ gate_up ─ Split ─┬─ gate ─ act ─┐
     #                      └─ up ──── Mul ┴─ down ─ (norm) ─▶

@@ -14,7 +14,7 @@ from edgekit.runners.cpu.model import Bytes, FloatArray, Matrix
 from edgekit.runners.cpu.onnx_reader.matcher import MICROSOFT, Attributes, GraphMatcher, integer, unsupported
 from edgekit.runners.cpu.onnx_reader.onnx_proto import NodeProto
 
-__all__ = ["Matrices"]
+__all__ = ["Matrices", "check_grid"]
 
 # `accuracy_level` of MatMulNBits: activations are quantized to 8 bits per group, as in the kernels.
 _INT8_ACTIVATIONS = 4
@@ -143,9 +143,18 @@ class Matrices:
         )
 
 
+def check_grid(node: NodeProto, bits: int, size: int, shape: tuple[int, int]) -> int:
+    """Check that the kernels support a grid; return the number of groups of a row.
+
+    Raises:
+        Unsupported: They do not.
+    """
+    if bits not in {4, 8} or size < 16 or size & (size - 1) or min(shape) < 1 or shape[1] % size:
+        raise unsupported(node, f"has {bits}-bit codes in groups of {size}, for {shape[1]} inputs")
+    return shape[1] // size
+
+
 def _grid(node: NodeProto, shape: tuple[int, int]) -> tuple[int, int, int]:
     """Return bits, group size and number of groups."""
     bits, size = integer(node, "bits"), integer(node, "block_size")
-    if bits not in {4, 8} or size < 16 or size & (size - 1) or min(shape) < 1 or shape[1] % size:
-        raise unsupported(node, f"has {bits}-bit codes in groups of {size}, for {shape[1]} inputs")
-    return bits, size, shape[1] // size
+    return bits, size, check_grid(node, bits, size, shape)

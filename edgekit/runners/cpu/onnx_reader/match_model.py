@@ -1,13 +1,13 @@
-"""Derives the model of a bundle in the `onnxruntime` dialect from its graph, so that the CPU kernels can run it.
+"""Derives the model of a bundle from its graph, in any of edgekit's dialects, so that the CPU kernels can run it.
 
 Names prove nothing: the graph is matched from its logits to its token ids, and rejected if a single node or attribute
-differs from what `edgekit.export.writers.onnx.ort` writes.
+differs from what the dialect's writer in `edgekit.export.writers.onnx` writes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,25 +18,30 @@ import numpy.typing as npt
 from edgekit.errors import BundleError
 from edgekit.runners.cpu.limits import check_limits
 from edgekit.runners.cpu.model import LayerDescription, Matrix, ModelDescription
-from edgekit.runners.cpu.onnx_reader.match_layers import Layers, Stack
+from edgekit.runners.cpu.onnx_reader.match_layers import Layers
 from edgekit.runners.cpu.onnx_reader.match_matrices import Matrices
-from edgekit.runners.cpu.onnx_reader.matcher import GraphMatcher, Unsupported, unsupported
+from edgekit.runners.cpu.onnx_reader.match_native import NativeLayers
+from edgekit.runners.cpu.onnx_reader.match_portable import PortableLayers
+from edgekit.runners.cpu.onnx_reader.match_tensorrt import TensorRtLayers
+from edgekit.runners.cpu.onnx_reader.match_tensorrt_matrices import TensorRtMatrices
+from edgekit.runners.cpu.onnx_reader.matcher import MICROSOFT, GraphMatcher, Unsupported, unsupported
 from edgekit.runners.cpu.onnx_reader.onnx_file import Graph, read_graph
-from edgekit.runners.cpu.onnx_reader.onnx_proto import ValueInfo
+from edgekit.runners.cpu.onnx_reader.onnx_proto import FLOAT, ValueInfo
 
 __all__ = ["LayerDescription", "Matrix", "ModelDescription", "Unsupported", "describe"]
 
-_MODEL_FILE, _DIALECT = "model.onnx", "onnxruntime"
+_MODEL_FILE = "model.onnx"
+_TENSORRT: Mapping[str, type[TensorRtLayers]] = {"portable": PortableLayers, "native": NativeLayers}
 # Other versions of an operator may compute something else.
-_OPSETS = {"": 20, "com.microsoft": 1}
-_FLOAT, _INT32, _INT64 = 1, 6, 7
+_OPSETS = {"onnxruntime": {"": 20, MICROSOFT: 1}} | {name: layers.opsets for name, layers in _TENSORRT.items()}
 
 
-def describe(folder: Path) -> ModelDescription:
+def describe(folder: Path, dialect: str | None = None) -> ModelDescription:
     """Describe a bundle's model, without reading its weights.
 
     Args:
         folder: Contains `model.onnx` and its data file.
+        dialect: The expected dialect: `onnxruntime`, `portable` or `native`; None accepts each of them.
 
     Raises:
         BundleError: The graph is missing, damaged, or in another dialect.
@@ -44,37 +49,46 @@ def describe(folder: Path) -> ModelDescription:
     """
     path = folder / _MODEL_FILE
     if not path.exists():
-        raise BundleError(f"{folder} has no {_MODEL_FILE}", hint="is this a bundle exported for the cpu target?")
+        raise BundleError(f"{folder} has no {_MODEL_FILE}", hint="is this an ONNX bundle?")
     graph = read_graph(path)
     written = graph.metadata.get("edgekit.dialect", "unknown")
-    if written != _DIALECT:
+    if written not in _OPSETS or dialect not in {None, written}:
         raise BundleError(
-            f"{path} is written in the `{written[:40]}` dialect, not in `{_DIALECT}`",
+            f"{path} is written in the `{written[:40]}` dialect, not in `{dialect or '`, `'.join(_OPSETS)}`",
             hint="export the model for this device's target",
             code="bundle_incompatible",
         )
     if graph.unread_parts:
         raise Unsupported(f"the kernels cannot run this graph: it has {', '.join(graph.unread_parts)}")
-    if graph.opsets != _OPSETS:
+    if graph.opsets != _OPSETS[written]:
         raise Unsupported(f"the kernels cannot run this graph: it uses the opsets {str(graph.opsets)[:80]}")
-    model = _described(graph, _context(graph.metadata))
+    model = _described(graph, written, _context(graph.metadata))
     check_limits(model)
     return model
 
 
 # input_ids ─ rows of the embedding ─ (Mul scale) ─ layers ─ head ─▶ logits
-def _described(graph: Graph, context: int) -> ModelDescription:
+def _described(graph: Graph, dialect: str, context: int) -> ModelDescription:
     matcher = GraphMatcher(graph)
-    matrices = Matrices(matcher)
-    normed, head = matrices.linear("logits")
+    matrices: Matrices | TensorRtMatrices
+    layers: Layers | TensorRtLayers
+    if dialect in _TENSORRT:
+        matrices = TensorRtMatrices(matcher)
+        logits = matcher.match("logits", "Cast", {"to": FLOAT}).inputs[0]
+        normed, head = matrices.linear(logits, may_have_bias=False)
+        layers = _TENSORRT[dialect](matcher, matrices, head.shape[1])
+    else:
+        matrices = Matrices(matcher)
+        normed, head = matrices.linear("logits")
+        layers = Layers(matcher, matrices, head.shape[1])
     vocab, hidden = head.shape
-    stack = Layers(matcher, matrices, hidden).read(normed)
+    stack = layers.read(normed)
     rows, scale = _scaled(matcher, stack.entry)
     embedding = matrices.lookup(rows, "input_ids")
     matcher.assert_all_matched()
     if embedding.shape != head.shape:
         raise Unsupported(f"the embedding has the shape {embedding.shape}, the head {head.shape}")
-    _check_ends(graph, stack, vocab)
+    _check_ends(graph, *layers.ends(stack, vocab))
     positions = stack.ropes[0][0].shape[0]
     if context > positions:
         raise BundleError(f"the graph declares a context of {context} tokens, but has {positions} positions")
@@ -112,19 +126,8 @@ def _scaled(matcher: GraphMatcher, value: str) -> tuple[str, float | None]:
     return node.inputs[0], scale
 
 
-def _check_ends(graph: Graph, stack: Stack, vocab: int) -> None:
+def _check_ends(graph: Graph, inputs: Sequence[ValueInfo], outputs: Sequence[ValueInfo]) -> None:
     """Check that the graph has exactly the inputs and outputs that the matched nodes use."""
-    cache = ("batch", stack.sizes.kv_heads, "capacity", stack.sizes.head_dim)
-    inputs = [
-        ValueInfo("input_ids", _INT64, ("batch", "sequence")),
-        ValueInfo("seqlens_k", _INT32, ("batch",)),
-        ValueInfo("total_sequence_length", _INT32, ()),
-        ValueInfo("logits_index", _INT64, ("batch", "rows", 1)),
-    ]
-    outputs = [ValueInfo("logits", _FLOAT, ("batch", "rows", vocab))]
-    for index in range(len(stack.layers)):
-        inputs += [ValueInfo(f"past_key_values.{index}.{part}", _FLOAT, cache) for part in ("key", "value")]
-        outputs += [ValueInfo(f"present.{index}.{part}", _FLOAT, cache) for part in ("key", "value")]
     for expected, found in ((inputs, graph.inputs), (outputs, graph.outputs)):
         by_name = {value.name: value for value in found}
         for value in expected:
@@ -143,7 +146,7 @@ def _same_bytes(one: Matrix, other: Matrix) -> bool:
         (one.float_offsets, other.float_offsets),
         (one.bias, other.bias),
     ]
-    grids = [(matrix.bits, matrix.group_size, matrix.shape) for matrix in (one, other)]
+    grids = [(matrix.bits, matrix.group_size, matrix.shape, matrix.by_columns) for matrix in (one, other)]
     return grids[0] == grids[1] and all(
         a is b if a is None or b is None else a.__array_interface__ == b.__array_interface__ for a, b in pairs
     )

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from edgekit.errors import RunnerError
 from edgekit.runners.cpu.onnx_reader.onnx_file import Graph
-from edgekit.runners.cpu.onnx_reader.onnx_proto import Attribute, NodeProto
+from edgekit.runners.cpu.onnx_reader.onnx_proto import INT4, Attribute, NodeProto
 
 __all__ = ["MICROSOFT", "Attributes", "GraphMatcher", "Unsupported", "integer", "unsupported"]
 
 MICROSOFT = "com.microsoft"
+_MATRIX = 2
 
 Attributes = Mapping[str, Attribute | type]
 """Required attributes of a node: each one's value, or its type if any value is accepted."""
@@ -148,15 +149,35 @@ class GraphMatcher:
             )
         return self.graph.array(name)
 
+    def int4(self, node: NodeProto, name: str) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+        """Return the bytes of an INT4 matrix that a node reads, and its shape; see `Graph.int4`.
+
+        Raises:
+            Unsupported: The value is not an INT4 initializer with two dimensions, each above 0.
+            BundleError: Its bytes are missing.
+        """
+        tensor = self.graph.tensors.get(name)
+        if tensor is None or tensor.kind != INT4 or len(tensor.shape) != _MATRIX or min(tensor.shape) < 1:
+            raise unsupported(node, f"reads `{name[:80]}`, which is no INT4 matrix")
+        return self.graph.int4(name), (tensor.shape[0], tensor.shape[1])
+
+    def expect(self, node: NodeProto, name: str, values: npt.NDArray[np.generic]) -> None:
+        """Check that an input of a node is an initializer with this dtype, shape and values.
+
+        Raises:
+            Unsupported: It is not.
+        """
+        found = self.array(node, name, values.dtype.type, values.shape)
+        if not np.array_equal(found, values):
+            raise unsupported(node, f"reads {str(found.tolist())[:80]} instead of {str(values.tolist())[:80]}")
+
     def expect_ints(self, node: NodeProto, name: str, values: Sequence[int]) -> None:
         """Check that an input of a node is an int64 initializer `[n]` with these values.
 
         Raises:
             Unsupported: It is not.
         """
-        found = self.array(node, name, np.int64, (len(values),))
-        if found.tolist() != list(values):
-            raise unsupported(node, f"reads {found.tolist()} instead of {list(values)}")
+        self.expect(node, name, np.array(values, np.int64))
 
 
 def integer(node: NodeProto, name: str) -> int:

@@ -19,6 +19,7 @@ from edgekit.errors import BundleError
 from edgekit.runners.cpu.onnx_reader.protobuf import Message
 
 __all__ = [
+    "INT4",
     "Attribute",
     "ExternalData",
     "ModelProto",
@@ -31,6 +32,8 @@ __all__ = [
 
 # TensorProto.DataType
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, DOUBLE = 1, 2, 3, 6, 7, 10, 11
+# numpy has no such dtype: `Graph.int4` reads it.
+INT4 = 22
 _DTYPES = {
     number: np.dtype(code)
     for number, code in {FLOAT: "<f4", UINT8: "u1", INT8: "i1", INT32: "<i4", INT64: "<i8"}.items()

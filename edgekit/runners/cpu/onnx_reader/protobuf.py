@@ -18,8 +18,8 @@ _VARINT, _FIXED64, _SPAN, _FIXED32 = 0, 1, 2, 5
 _WIDTH = {_FIXED32: 4, _FIXED64: 8}
 # The longest varint: 64 bits, seven in a byte.
 _VARINT_BYTES = 10
-# Fields and packed numbers in one file; each takes about a hundred bytes of memory. Edgekit's graphs have about 400 per
-# layer.
+# Fields and packed numbers in one file; each takes about a hundred bytes of memory. Edgekit's graphs have 400 to 1,600
+# per layer.
 _MAX_FIELDS = 1 << 18
 
 

@@ -30,14 +30,15 @@ from tests.variants import variant
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["onnxruntime", "portable", "native"])
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle of each dialect."""
     place = tmp_path_factory.mktemp("sound")
     sizes = {"layers": 1, "hidden": 64, "intermediate": 32, "heads": 1, "kv_heads": 1, "vocab": 300, "max_position": 8}
     source = variant("llama-biased", place / "hf", **sizes)
     weights = TensorWeights(tiny_tensors(source), lambda _, weight: lsq(weight, Grid(4, 32, Offset.FLOAT)))
     (place / "onnx").mkdir()
-    OnnxWriter("onnxruntime")(tiny_decoder(source), weights, place / "onnx", lambda _: None)
+    OnnxWriter(request.param)(tiny_decoder(source), weights, place / "onnx", lambda _: None)
     return place / "onnx"
 
 
@@ -69,6 +70,9 @@ def test_nodes_and_weights_equal_those_that_onnx_reads(sound: Path) -> None:
         assert dict(node.attributes) == {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     assert list(graph.tensors) == [tensor.name for tensor in expected.graph.initializer]
     for tensor in expected.graph.initializer:
+        if tensor.data_type == TensorProto.INT4:
+            assert graph.int4(tensor.name).tobytes() == tensor.raw_data
+            continue
         array = graph.array(tensor.name)
         np.testing.assert_array_equal(array, numpy_helper.to_array(tensor), strict=True)
         assert not array.flags.writeable
@@ -247,6 +251,36 @@ def test_parts_that_may_change_what_is_computed_are_named(tmp_path: Path) -> Non
     assert graph.unread_parts == ("training", "functions", "sparse weights", "overloaded operators")
 
 
+@pytest.mark.parametrize("count", [1, 6, 7])
+@pytest.mark.parametrize("where", ["in the graph", "in the data file"])
+def test_int4_weights_are_read_as_bytes_of_two(where: str, count: int, tmp_path: Path) -> None:
+    packed = bytes(range(0x21, 0x21 + (count + 1) // 2))
+    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=(count, 1))
+    if where == "in the graph":
+        tensor.raw_data = packed
+    else:
+        (tmp_path / "data").write_bytes(packed)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": "data", "offset": "0", "length": str(len(packed))}.items():
+            tensor.external_data.add(key=key, value=value)
+    graph = read_graph(saved(tmp_path, model_of(tensor)))
+    assert graph.int4("w").tobytes() == packed
+    assert not graph.int4("w").flags.writeable
+    tensor.dims[0] += 2
+    with pytest.raises(BundleError, match=r"`w` has \d bytes"):
+        read_graph(saved(tmp_path, model_of(tensor))).int4("w")
+
+
+@pytest.mark.parametrize("dims", [(2**62,), (2**31, 2**31)])
+def test_an_impossibly_large_int4_weight_is_refused(dims: tuple[int, ...], tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=dims, raw_data=b"1")
+    with pytest.raises(BundleError, match="impossibly large"):
+        read_graph(saved(tmp_path, model_of(tensor))).int4("w")
+    tensor.data_type = TensorProto.UINT8
+    with pytest.raises(BundleError, match="no INT4 weight"):
+        read_graph(saved(tmp_path, model_of(tensor))).int4("w")
+
+
 def attempt(folder: Path) -> str:
     """Describe a bundle and read all its weights."""
     try:
@@ -256,19 +290,20 @@ def attempt(folder: Path) -> str:
         assert len(error.message) < 1000  # noqa: PT017
         return "refused"
     for matrix in (model.embedding, model.head, *(m for layer in model.layers for m in (*layer.qkv, layer.down))):
-        assert matrix.codes.shape[0] == matrix.shape[0]
-        assert matrix.codes.shape[1] * matrix.group_size == matrix.shape[1]
-        assert matrix.offsets().shape == matrix.scales.shape == matrix.codes.shape[:2]
+        out, groups = matrix.scales.shape
+        assert (out, groups * matrix.group_size) == matrix.shape
+        assert matrix.codes.size == -(-out * matrix.shape[1] * matrix.bits // 8)
+        assert matrix.factors()[0].shape == (out, groups)
         matrix.codes.sum()
     return "read"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_changed_graph_is_read_or_refused(
     sound: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    folder = tmp_path_factory.getbasetemp() / f"fuzzed-{sound.parent.name}"
     folder.mkdir(exist_ok=True)
     if not (folder / "model.onnx.data").exists():
         (folder / "model.onnx.data").write_bytes((sound / "model.onnx.data").read_bytes())
