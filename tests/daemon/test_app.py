@@ -18,6 +18,7 @@ import pytest
 from edgekit.config import DaemonConfig, GenerationConfig, HttpConfig, MqttConfig
 from edgekit.daemon.app import Daemon
 from edgekit.generation import startup
+from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.model import TextModel
 from edgekit.machine import state_folder
 from tests.broker import Broker
@@ -139,9 +140,9 @@ def test_a_thread_that_hangs_makes_the_daemon_unhealthy(on_both: Daemon, monkeyp
     assert eventually(lambda: health.problem is None)
     release.clear()
     with monkeypatch.context() as hang:
-        # Called on the event loop.
-        hang.setattr(on_both._metrics, "render", lambda: (bytes(release.wait(30)), "text/plain"))
-        asking = threading.Thread(target=httpx.get, args=(f"{http.url}/metrics",), kwargs={"timeout": 30})
+        # Called on the event loop, for `/readyz` alone.
+        hang.setattr(EngineWorker, "accepting", property(lambda _: release.wait(30)))
+        asking = threading.Thread(target=httpx.get, args=(f"{http.url}/readyz",), kwargs={"timeout": 30})
         asking.start()
         assert eventually(lambda: (health.problem or "").startswith("the HTTP server has been stalled for "))
         release.set()
