@@ -59,6 +59,7 @@ class OnnxRuntimeRunner(GraphRunner):
 
     _dialect: ClassVar[str] = "onnxruntime"
     _batched: ClassVar[bool] = True
+    _rounds_activations: ClassVar[bool] = True
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
