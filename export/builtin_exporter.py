@@ -27,6 +27,7 @@ from edgekit.export.recipes.calibration_text import (
     calibration_text,
     choose_windows,
 )
+from edgekit.export.recipes.reading_order import reading_order
 from edgekit.export.recipes.recipe import CALIBRATED, Recipe
 from edgekit.export.recipes.self_test import ObservedWeights, self_test_prompt
 from edgekit.export.recipes.streaming import CheckpointWeights
@@ -80,7 +81,8 @@ def builtin_exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, opt
         # MLX keeps fused matrices (such as qkv_proj) as the checkpoint stores them; ONNX splits them.
         linears = (decoder.embedding, *(decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()))
         # onnxruntime's graph fuses matrices: its writer reads them layer by layer.
-        order = linears if target.dialect == "onnxruntime" else _layers_in_file_order(decoder, linears, checkpoint)
+        ordered = target.dialect == "onnxruntime"
+        order = linears if ordered else reading_order(decoder, linears, checkpoint, recipe)
         total = len(decoder.tensor_shapes())
         done = 0
 
@@ -158,17 +160,6 @@ def _weights(
     if recipe.method in CALIBRATED and calibration is not None:
         return CalibratedWeights(checkpoint, decoder, recipe, calibration.ids)
     return CheckpointWeights(checkpoint, recipe, order)
-
-
-def _layers_in_file_order(decoder: Decoder, linears: Sequence[Linear], checkpoint: Checkpoint) -> Sequence[Linear]:
-    """Sort matrices by layer, which the self-test needs, and within one by their position in the checkpoint's files."""
-    position = {name: number for number, name in enumerate(checkpoint.tensors)}
-    layer_of = {part.stored.name: layer.index for layer in decoder.layers for part in layer.linears()}
-    layer_of |= {decoder.embedding.name: -1, decoder.head.name: len(decoder.layers)}
-    return sorted(
-        linears,
-        key=lambda linear: (layer_of[linear.stored.name], position[linear.stored.weight], linear.first_row),
-    )
 
 
 def _check_size(folder: Path, artifact: Artifact, limit: int | None) -> None:

@@ -1,8 +1,8 @@
 """Computes a bundle's self-test from the tensors that its writer reads, as they pass.
 
 `ObservedWeights` stands between the weights and the writer. Once all matrices of a layer have passed, a thread runs the
-prompt through the layer while the writer goes on: in memory is what the next layer needs, and never the model. Matrices
-may pass in any order; in the order of the layers, at most two layers are kept.
+prompt through the layer while the writer goes on. Matrices may pass in any order: those whose layer's turn has not come
+are kept packed. In the order of the layers, two layers at most are in memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edgekit.export.checkpoints.tokenizer_files import read_tokenizer
 from edgekit.export.forward.few_tokens import FewTokens, Matrix
 from edgekit.export.quantization.float_rows import FloatRows
 from edgekit.export.quantization.grid import GroupedTensor
+from edgekit.export.recipes.held_matrix import HeldMatrix
 from edgekit.export.writers.base import Weights
 
 __all__ = ["ObservedWeights", "Prompt", "self_test_prompt"]
@@ -81,11 +82,11 @@ class ObservedWeights:
             for part in layer.linears():
                 for linear in {part, part.stored}:
                     self._parts.setdefault(linear.name, []).append(part)
-        self._ready: dict[str, Matrix] = {}
+        self._ready: dict[str, Matrix | HeldMatrix] = {}
         self._next = 0
         self._hidden: Future[FloatArray] | None = None
         self._logits: FloatArray | None = None
-        self._head: GroupedTensor | FloatArray | FloatRows | None = None
+        self._head: Matrix | HeldMatrix | FloatRows | None = None
 
     def __enter__(self) -> ObservedWeights:  # noqa: PYI034  `Self` needs Python 3.11
         return self
@@ -127,7 +128,7 @@ class ObservedWeights:
                 # A tied head in floating point is read a second time.
                 self._logits = _joined([self._product(part) for part in head.parts()])
             else:
-                self._logits = self._product(head)
+                self._logits = self._product(_released(head))
         if not np.isfinite(self._logits).all():
             return None
         rows = [ExpectedRow.of_logits(int(at), row) for at, row in zip(self._positions, self._logits, strict=True)]
@@ -144,16 +145,17 @@ class ObservedWeights:
             if self._d.tied:
                 self._head = tensor
         elif linear.name == self._d.head.name:
-            self._head = tensor
             if self._layers_done:
-                self._logits, self._head = self._product(tensor), None
+                self._logits = self._product(tensor)
+            else:
+                self._head = _held(tensor)
         else:
+            turn = self._hidden is not None and linear.name in self._turn()
             for part in self._parts[linear.name]:
                 first = 0 if part.name == linear.name else part.first_row
                 last = first + part.out_features
-                self._ready[part.name] = (
-                    tensor.rows(first, last) if isinstance(tensor, GroupedTensor) else tensor[first:last]
-                )
+                piece = _rows(tensor, first, last)
+                self._ready[part.name] = piece if turn else _held(piece)
         self._advance()
 
     def _observed_rows(self, linear: Linear, table: FloatRows) -> Iterator[FloatArray]:
@@ -212,17 +214,23 @@ class ObservedWeights:
             before = self._hidden.result()
             self._hidden = self._thread.submit(self._run(layer, matrices, vectors, before))
             self._next += 1
-            if any(not isinstance(matrix, GroupedTensor) for matrix in matrices.values()):
+            if any(isinstance(matrix, np.ndarray) for matrix in matrices.values()):
                 # Two layers in floating point would be too many.
                 self._hidden.result()
 
+    def _turn(self) -> set[str]:
+        """Names of the matrices of the layer whose turn it is."""
+        layer = self._d.layers[self._next] if self._next < len(self._d.layers) else None
+        return set() if layer is None else {name for x in layer.linears() for name in (x.name, x.stored.name)}
+
     def _run(
-        self, layer: Layer, matrices: dict[str, Matrix], vectors: dict[str, FloatArray], hidden: FloatArray
+        self, layer: Layer, matrices: dict[str, Matrix | HeldMatrix], vectors: dict[str, FloatArray], hidden: FloatArray
     ) -> Callable[[], FloatArray]:
         def run() -> FloatArray:
             # A model that overflows has no self-test; that is found at the end.
             with np.errstate(all="ignore"):
-                return self._pass.layer(layer, matrices, vectors, hidden)
+                released = {name: _released(matrix) for name, matrix in matrices.items()}
+                return self._pass.layer(layer, released, vectors, hidden)
 
         return run
 
@@ -252,3 +260,15 @@ class ObservedWeights:
 
 def _joined(parts: list[FloatArray]) -> FloatArray:
     return np.concatenate(parts, axis=1)
+
+
+def _rows(matrix: Matrix, first: int, last: int) -> Matrix:
+    return matrix.rows(first, last) if isinstance(matrix, GroupedTensor) else matrix[first:last]
+
+
+def _held(matrix: Matrix) -> Matrix | HeldMatrix:
+    return HeldMatrix.of(matrix) if isinstance(matrix, GroupedTensor) else matrix
+
+
+def _released(matrix: Matrix | HeldMatrix) -> Matrix:
+    return matrix.tensor() if isinstance(matrix, HeldMatrix) else matrix
