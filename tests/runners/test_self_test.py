@@ -19,6 +19,9 @@ from edgekit.runners.base import Backend, Chunk, Limits, Runner
 from edgekit.runners.candidates import candidates
 from edgekit.runners.self_test import Report, check_self_test, self_test
 from edgekit.target import load_target
+from tests.export.checkpoints.gguf.files import write_gguf
+from tests.export.checkpoints.packed_files import pack_checkpoint
+from tests.models import tiny_checkpoint
 from tests.ort_version import RUNS_NATIVE, WINDOWS_RUN
 from tests.variants import VARIANTS, variant
 
@@ -81,6 +84,38 @@ def test_floats_pass_too(name: str, target: str, tmp_path: Path) -> None:
     found = reports(exported(variant(name, tmp_path / name), target, tmp_path / "bundle", "none"))
     assert found
     assert all(report.ok and report.error < 0.005 for report in found)
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ExportOptions(recipe="gptq", calibration_windows=2),
+        ExportOptions(recipe="awq", calibration_windows=2),
+        ExportOptions(recipe="lsq", head_bits=16),
+        ExportOptions(recipe="lsq", embedding_bits=16, head_bits=8),
+    ],
+    ids=["gptq", "awq", "float-head", "float-embedding"],
+)
+def test_every_recipe_passes(options: ExportOptions, target: str, tmp_path: Path) -> None:
+    # Biases and separate matrices, which AWQ changes.
+    source = variant("qwen2", tmp_path / "model", layers=2)
+    found = reports(export_bundle(str(source), load_target(target), tmp_path / "bundle", options, silent))
+    assert found
+    assert all(report.ok and report.error < (report.max_error / 2 if target == "cpu" else 0.005) for report in found)
+
+
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "gguf"])
+def test_quantized_checkpoints_pass(method: str, target: str, tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "model", layers=2)
+    if method == "gguf":
+        source = write_gguf(source, tmp_path / "model.gguf")
+    else:
+        pack_checkpoint(source, method, symmetric=False)
+    found = reports(export_bundle(str(source), load_target(target), tmp_path / "bundle", ExportOptions(), silent))
+    assert found
+    assert all(report.ok and report.error < (report.max_error / 2 if target == "cpu" else 0.005) for report in found)
 
 
 @pytest.fixture(scope="module")
