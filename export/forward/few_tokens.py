@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,23 @@ from edgekit.export.architectures.decoder import Decoder, Layer, Rope
 from edgekit.export.forward.stream import causal_mask
 from edgekit.export.quantization.grid import GroupedTensor
 
-__all__ = ["FewTokens", "Matrix"]
+__all__ = ["FewTokens", "Matrix", "QuantizedRows"]
 
 FloatArray = npt.NDArray[np.float32]
-Matrix = GroupedTensor | FloatArray
+
+
+class QuantizedRows(Protocol):
+    """A quantized matrix that is read some rows at a time, such as a `GroupedTensor`."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out, in)`."""
+
+    def rows(self, start: int, stop: int) -> GroupedTensor:
+        """The rows `start:stop`."""
+
+
+Matrix = QuantizedRows | FloatArray
 
 # Weights multiplied by one thread at a time.
 _SPAN = 1 << 21
@@ -89,7 +103,7 @@ class FewTokens:
 
     def multiply(self, matrix: Matrix, x: FloatArray) -> FloatArray:
         """Multiply tokens, float32 `[tokens, in]`, by a matrix `[out, in]`."""
-        if not isinstance(matrix, GroupedTensor):
+        if isinstance(matrix, np.ndarray):
             product: FloatArray = x @ matrix.T
             return product
         from edgekit.export.quantization.kernels import multiply_rows

@@ -46,16 +46,17 @@ class HeldMatrix:
         offsets = None if symmetric else _narrowed(tensor.offsets)
         return cls(packed, _narrowed(tensor.scales), offsets, tensor.shape, tensor.bits)
 
-    def tensor(self) -> GroupedTensor:
-        """Unpack it."""
+    def rows(self, start: int, stop: int) -> GroupedTensor:
+        """Unpack the rows `start:stop`."""
         from edgekit.export.writers.nibbles import unpack_pairs
 
-        codes = self.codes
-        if codes.shape != self.shape:
-            codes = np.empty(self.shape, np.uint8)
-            unpack_pairs(self.codes.reshape(-1), codes.reshape(-1))
-        scales = self.scales.astype(np.float32)
-        offsets = _symmetric(scales, self.bits) if self.offsets is None else self.offsets.astype(np.float32)
+        codes = self.codes[start:stop]
+        if codes.shape[1] != self.shape[1]:
+            packed, codes = codes, np.empty((len(codes), self.shape[1]), np.uint8)
+            unpack_pairs(packed.reshape(-1), codes.reshape(-1))
+        scales = self.scales[start:stop].astype(np.float32)
+        kept = self.offsets
+        offsets = _symmetric(scales, self.bits) if kept is None else kept[start:stop].astype(np.float32)
         return GroupedTensor(codes, scales, offsets, self.bits)
 
 

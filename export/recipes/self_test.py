@@ -82,11 +82,11 @@ class ObservedWeights:
             for part in layer.linears():
                 for linear in {part, part.stored}:
                     self._parts.setdefault(linear.name, []).append(part)
-        self._ready: dict[str, Matrix | HeldMatrix] = {}
+        self._ready: dict[str, Matrix] = {}
         self._next = 0
         self._hidden: Future[FloatArray] | None = None
         self._logits: FloatArray | None = None
-        self._head: Matrix | HeldMatrix | FloatRows | None = None
+        self._head: Matrix | FloatRows | None = None
 
     def __enter__(self) -> ObservedWeights:  # noqa: PYI034  `Self` needs Python 3.11
         return self
@@ -128,7 +128,7 @@ class ObservedWeights:
                 # A tied head in floating point is read a second time.
                 self._logits = _joined([self._product(part) for part in head.parts()])
             else:
-                self._logits = self._product(_released(head))
+                self._logits = self._product(head)
         if not np.isfinite(self._logits).all():
             return None
         rows = [ExpectedRow.of_logits(int(at), row) for at, row in zip(self._positions, self._logits, strict=True)]
@@ -224,13 +224,12 @@ class ObservedWeights:
         return set() if layer is None else {name for x in layer.linears() for name in (x.name, x.stored.name)}
 
     def _run(
-        self, layer: Layer, matrices: dict[str, Matrix | HeldMatrix], vectors: dict[str, FloatArray], hidden: FloatArray
+        self, layer: Layer, matrices: dict[str, Matrix], vectors: dict[str, FloatArray], hidden: FloatArray
     ) -> Callable[[], FloatArray]:
         def run() -> FloatArray:
             # A model that overflows has no self-test; that is found at the end.
             with np.errstate(all="ignore"):
-                released = {name: _released(matrix) for name, matrix in matrices.items()}
-                return self._pass.layer(layer, released, vectors, hidden)
+                return self._pass.layer(layer, matrices, vectors, hidden)
 
         return run
 
@@ -250,7 +249,7 @@ class ObservedWeights:
                 vectors[linear.bias_name] = self._w.vector(linear.stored.bias_name)[linear.rows]
         return vectors
 
-    def _product(self, head: GroupedTensor | FloatArray) -> FloatArray:
+    def _product(self, head: Matrix) -> FloatArray:
         """Logits of all or some rows of the output head, `[positions, rows]`."""
         assert self._hidden is not None  # noqa: S101  all layers have run
         with np.errstate(all="ignore"):
@@ -262,13 +261,9 @@ def _joined(parts: list[FloatArray]) -> FloatArray:
     return np.concatenate(parts, axis=1)
 
 
-def _rows(matrix: Matrix, first: int, last: int) -> Matrix:
+def _rows(matrix: GroupedTensor | FloatArray, first: int, last: int) -> GroupedTensor | FloatArray:
     return matrix.rows(first, last) if isinstance(matrix, GroupedTensor) else matrix[first:last]
 
 
-def _held(matrix: Matrix) -> Matrix | HeldMatrix:
+def _held(matrix: GroupedTensor | FloatArray) -> Matrix:
     return HeldMatrix.of(matrix) if isinstance(matrix, GroupedTensor) else matrix
-
-
-def _released(matrix: Matrix | HeldMatrix) -> Matrix:
-    return matrix.tensor() if isinstance(matrix, HeldMatrix) else matrix

@@ -158,7 +158,7 @@ def test_verify_run_prints_the_figures_of_every_runner(bundle: Path) -> None:
     assert [line.split(" in ")[0] for line in lines] == ["the CPU kernels", "onnxruntime"]
     found = json.loads(command("verify", bundle, "--run", "--json").stdout)["run"]
     assert [result["name"] for result in found] == ["the CPU kernels", "onnxruntime"]
-    assert all(result["ok"] and 0 < result["error"] < 0.08 and result["rows"] == 12 for result in found)
+    assert all(result["ok"] and 0 < result["error"] < 0.1 and result["rows"] == 12 for result in found)
 
 
 def test_verify_run_fails_with_the_figures_of_every_runner(bundle: Path) -> None:
