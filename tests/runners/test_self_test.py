@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgekit.bundle.bundle import Bundle
+from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.self_test import SelfTest, read_self_test
 from edgekit.errors import EdgekitError, RunnerError
 from edgekit.export.pipeline import ExportOptions, export_bundle
@@ -19,6 +19,7 @@ from edgekit.runners.base import Backend, Chunk, Limits, Runner
 from edgekit.runners.candidates import candidates
 from edgekit.runners.self_test import Report, check_self_test, self_test
 from edgekit.target import load_target
+from tests.conftest import Export
 from tests.export.checkpoints.gguf.files import write_gguf
 from tests.export.checkpoints.packed_files import pack_checkpoint
 from tests.models import tiny_checkpoint
@@ -116,6 +117,17 @@ def test_quantized_checkpoints_pass(method: str, target: str, tmp_path: Path) ->
     found = reports(export_bundle(str(source), load_target(target), tmp_path / "bundle", ExportOptions(), silent))
     assert found
     assert all(report.ok and report.error < (report.max_error / 2 if target == "cpu" else 0.005) for report in found)
+
+
+@pytest.mark.parametrize("target", ["cpu", "orin"])
+def test_a_real_model_passes(target: str, export: Export) -> None:
+    found = reports(open_bundle(export(target)))
+    assert found
+    for report in found:
+        assert report.ok, report
+        assert report.error < report.max_error / 2, report
+        # Most rows have one token that is far more probable than the next.
+        assert report.top1 >= 0.5
 
 
 @pytest.fixture(scope="module")
