@@ -27,7 +27,9 @@ from edgekit.export.recipes.calibration_text import (
     calibration_text,
     choose_windows,
 )
+from edgekit.export.recipes.reading_order import reading_order
 from edgekit.export.recipes.recipe import CALIBRATED, Recipe
+from edgekit.export.recipes.self_test import ObservedWeights, self_test_prompt
 from edgekit.export.recipes.streaming import CheckpointWeights
 from edgekit.export.writers import writer_for
 from edgekit.export.writers.base import Artifact
@@ -79,7 +81,8 @@ def builtin_exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, opt
         # MLX keeps fused matrices (such as qkv_proj) as the checkpoint stores them; ONNX splits them.
         linears = (decoder.embedding, *(decoder.stored_linears() if target.artifact == "mlx" else decoder.linears()))
         # onnxruntime's graph fuses matrices: its writer reads them layer by layer.
-        order = linears if target.dialect == "onnxruntime" else _in_file_order(linears, checkpoint)
+        ordered = target.dialect == "onnxruntime"
+        order = linears if ordered else reading_order(decoder, linears, checkpoint, recipe)
         total = len(decoder.tensor_shapes())
         done = 0
 
@@ -88,11 +91,14 @@ def builtin_exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, opt
             done += 1
             report("quantize and write", min(done, total), total)
 
+        prompt = self_test_prompt(tokenizer.tokenizer_json, decoder)
         with (
             _weights(checkpoint, decoder, recipe, calibration, order) as weights,
+            ObservedWeights(weights, decoder, prompt) as observed,
             SourceHashes(checkpoint, weights.fraction_read) as hashing,
         ):
-            artifact = writer_for(target)(decoder, weights, folder, progress)
+            artifact = writer_for(target)(decoder, observed, folder, progress)
+            self_test = observed.result()
             report("quantize and write", total, total)
             source = hashing.result()
         _check_size(folder, artifact, options.fit_bytes)
@@ -111,6 +117,7 @@ def builtin_exporter(checkpoint: Checkpoint, target: Target, recipe: Recipe, opt
             kv_bytes_per_token=decoder.kv_bytes_per_token(RUNTIMES[runner].kv_element),
             recipe=recipe.summary(weights.used, calibration.as_dict() if calibration else None),
             source=source,
+            self_test=self_test,
         )
 
     return export
@@ -153,12 +160,6 @@ def _weights(
     if recipe.method in CALIBRATED and calibration is not None:
         return CalibratedWeights(checkpoint, decoder, recipe, calibration.ids)
     return CheckpointWeights(checkpoint, recipe, order)
-
-
-def _in_file_order(linears: Sequence[Linear], checkpoint: Checkpoint) -> Sequence[Linear]:
-    """Sort matrices by their position in the checkpoint's files."""
-    position = {name: number for number, name in enumerate(checkpoint.tensors)}
-    return sorted(linears, key=lambda linear: (position[linear.stored.weight], linear.first_row))
 
 
 def _check_size(folder: Path, artifact: Artifact, limit: int | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.bundle.self_test import SelfTest
 from edgekit.export.checkpoints.base import SourceFile, TokenizerFiles
 from edgekit.export.progress import Report
 from edgekit.export.writers.base import Artifact
@@ -26,6 +27,8 @@ class ExportResult:
         kv_bytes_per_token: KV cache bytes per token.
         recipe: The manifest's entry for the recipe.
         source: The checkpoint's files, if they were hashed during the export.
+        self_test: Logits that a runner of the artifact must compute.
+        no_self_test: Why there is none, for the manifest.
     """
 
     artifact: Artifact
@@ -36,6 +39,8 @@ class ExportResult:
     kv_bytes_per_token: int
     recipe: Mapping[str, object]
     source: tuple[SourceFile, ...] = ()
+    self_test: SelfTest | None = None
+    no_self_test: str = "the model's logits are not finite"
 
 
 Exporter = Callable[[Path, TokenizerFiles, Report], ExportResult]

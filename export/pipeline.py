@@ -14,6 +14,7 @@ from pathlib import Path
 from edgekit import __version__
 from edgekit.bundle import manifest as schema
 from edgekit.bundle.bundle import Bundle, hash_folder, open_bundle
+from edgekit.bundle.self_test import SELF_TEST_FILE
 from edgekit.export.checkpoints.base import SourceFile
 from edgekit.export.checkpoints.tokenizer_files import write_text_files
 from edgekit.export.checks import check_export
@@ -66,6 +67,8 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
             result = export(folder, tokenizer, report)
             artifact = result.artifact
             write_text_files(folder, artifact.config, tokenizer, result.context_length, licence=checkpoint.licence)
+            if result.self_test is not None:
+                (folder / SELF_TEST_FILE).write_text(result.self_test.to_json(), encoding="utf-8")
             source = result.source or checkpoint.source()
             files = hash_folder(folder, artifact.sha256)
             manifest = schema.Manifest(
@@ -87,6 +90,7 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 licence=checkpoint.licence,
                 compatible=(target.compatible,),
                 files=files,
+                self_test={"none": result.no_self_test} if result.self_test is None else {"file": SELF_TEST_FILE},
             )
             if text is not None:
                 quality = evaluate(Bundle(folder, manifest), checkpoint, text, EvaluationOptions(), report)

@@ -120,6 +120,7 @@ class Manifest:
         licence: SPDX identifier of the weights, or `unknown`.
         compatible: `compatible` strings of the targets that can run it.
         files: Every other file of the bundle.
+        self_test: Its `file`, or `none` with the reason; empty in a bundle of an older version.
         extra: Unknown fields, from a newer edgekit.
     """
 
@@ -139,6 +140,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     quality: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    self_test: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -212,6 +214,7 @@ class Manifest:
                 ),
                 quality=data.get("quality") or {},
                 sampling=_as(data, "sampling", dict) if data.get("sampling") else {},
+                self_test=_as(data, "self_test", dict) if data.get("self_test") else {},
                 schema=schema,
                 extra={key: value for key, value in data.items() if key not in known},
             )

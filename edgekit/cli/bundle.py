@@ -14,6 +14,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
+from edgekit.cli.self_test import check_results, run_self_tests
 from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.errors import BundleError, EdgekitError
 
@@ -102,8 +103,9 @@ def _runner_here(folder: Path, manifest: Manifest) -> Iterator[str]:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--build", is_flag=True, help="Also parse and build the graph with TensorRT for RTX.")
+@click.option("--run", is_flag=True, help="Also run the self-test on every runner that this machine has for BUNDLE.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
-def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
+def verify(*, bundle: Path, build: bool, run: bool, as_json: bool) -> None:
     """Check every byte of BUNDLE against its manifest."""
     clean_up_when_terminated()
     opened = open_bundle(bundle)
@@ -128,10 +130,15 @@ def verify(*, bundle: Path, build: bool, as_json: bool) -> None:
     result: dict[str, object] = {"sound": True, "files": len(opened.manifest.files), "bytes": total}
     if build:
         result["build"] = _build(opened, quiet=as_json)
+    results = None
+    if run:
+        results = result["run"] = run_self_tests(opened, quiet=as_json)
     if as_json:
         print_json(result)
     else:
         console.print(f"{bundle} is sound: {len(opened.manifest.files)} files, {bytes_text(total)}")
+    if results is not None:
+        check_results(opened, results)
 
 
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -238,6 +238,7 @@ def load_model(
     parallel: int = 1,
     kv_bits: int | None = None,
     shares_cores: bool = False,
+    accept: Callable[[Runner], None] | None = None,
 ) -> TextModel:
     """Load a bundle.
 
@@ -249,6 +250,7 @@ def load_model(
         parallel: Number of sequence slots.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps the model's own precision.
         shares_cores: Another model, such as a draft model, runs between this one's steps.
+        accept: Called with a runner that has run a step; a `RunnerError` rejects it, and the next one is tried.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -277,15 +279,13 @@ def load_model(
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
     artifact = manifest.artifact
     options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores)
-    token = min(manifest.eos_token_ids, default=0)
-    choice = choose_runner(
-        bundle.path,
-        artifact.kind,
-        artifact.dialect,
-        options,
-        runner=runner,
-        accept=lambda loaded: warm_up(loaded, token),
-    )
+
+    def check(loaded: Runner) -> None:
+        warm_up(loaded, min(manifest.eos_token_ids, default=0))
+        if accept is not None:
+            accept(loaded)
+
+    choice = choose_runner(bundle.path, artifact.kind, artifact.dialect, options, runner=runner, accept=check)
     loaded = choice.runner
     return TextModel(
         info=ModelInfo(

@@ -10,6 +10,7 @@ from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.check import HashProgress, check_bundle
 from edgekit.config import GenerationConfig
 from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.first_load import check_first_load
 from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, grammar_bytes, kv_budget, model_shapes
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
@@ -39,7 +40,7 @@ def open_model(
         IncompatibleBundleError: A bundle was made for other targets.
         BundleError: A bundle is damaged.
         ConfigError: The context is too long, or the draft model has a different tokenizer.
-        RunnerError: An artifact could not be loaded, or produces NaN or infinity.
+        RunnerError: An artifact could not be loaded, produces NaN or infinity, or fails its bundle's self-test.
     """
     # Opened first: a wrong path should fail before the main model's weights are loaded.
     if draft is None and config.draft_bundle is not None:
@@ -55,14 +56,18 @@ def open_model(
         parallel=config.parallel,
         kv_bits=config.kv_cache_bits,
         shares_cores=draft is not None,
+        accept=lambda runner: check_first_load(bundle, runner),
     )
     if draft is None:
         return model
     try:
-        return replace(model, draft=open_draft(draft, model, bundle.path, threads=config.threads))
+        model = replace(model, draft=open_draft(draft, model, bundle.path, threads=config.threads))
+        if model.draft is not None:
+            check_first_load(draft, model.draft)
     except BaseException:
         model.close()
         raise
+    return model
 
 
 @dataclass(frozen=True, slots=True)

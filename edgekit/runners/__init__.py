@@ -202,7 +202,8 @@ def _nothing_runs(listed: Sequence[Candidate], failures: Sequence[EdgekitError],
         return failures[0]
     reasons = "; ".join(f"{one.title}: {error.message}" for one, error in zip(listed, failures, strict=True))
     hints = dict.fromkeys(_hints(failures))
-    code = "missing_extra" if any(error.code == "missing_extra" for error in failures) else "runner_failed"
+    codes = {error.code for error in failures}
+    code = "missing_extra" if "missing_extra" in codes else next(iter(codes)) if len(codes) == 1 else "runner_failed"
     return RunnerError(f"nothing here runs this bundle: {reasons}", hint="; ".join(hints), code=code)
 
 

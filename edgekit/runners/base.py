@@ -45,11 +45,13 @@ class Backend:
         runtime: Name in targets and in the memory plan: `cpu`, `onnxruntime`, `mlx`.
         variant: Variant of the CPU kernels, empty for other runtimes.
         digest: SHA-256 of the kernels' library, empty where a package version identifies the code.
+        rounds_activations: Inputs of matrix products, or the KV cache, are rounded to 8 bits.
     """
 
     runtime: str
     variant: str = ""
     digest: str = ""
+    rounds_activations: bool = False
 
     def __str__(self) -> str:
         return f"{self.runtime} ({self.variant})" if self.variant else self.runtime

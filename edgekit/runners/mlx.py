@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import ConfigError, RunnerError, missing_extra
-from edgekit.runners.base import Chunk, Limits, first_line
+from edgekit.runners.base import Backend, Chunk, Limits, first_line
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 
 __all__ = ["MlxRunner"]
@@ -95,6 +95,11 @@ class MlxRunner(SlotRunner):
         self._slots: list[Any] = [self._new_cache() for _ in range(sequence_slots)]
         kv_type = "8 bits" if kv_bits else self._rows[0][2]
         _LOG.info("loaded %s on %s, KV cache in %s", folder, mx.default_device(), kv_type)
+
+    @property
+    def backend(self) -> Backend:
+        """See `Runner.backend`."""
+        return Backend(self._runtime, rounds_activations=self._group is not None)
 
     def close(self) -> None:
         """Release the model and the KV cache."""

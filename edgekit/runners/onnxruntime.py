@@ -61,6 +61,7 @@ class OnnxRuntimeRunner(GraphRunner):
     _dialect: ClassVar[str] = "onnxruntime"
     _batched: ClassVar[bool] = True
     _kv: KvCache
+    _rounds_activations: ClassVar[bool] = True
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

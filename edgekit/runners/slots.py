@@ -28,13 +28,15 @@ class SlotRunner(ABC):
     """Its name in error messages."""
     _runtime: ClassVar[str]
     """See `Backend.runtime`."""
+    _rounds_activations: ClassVar[bool] = False
+    """See `Backend.rounds_activations`."""
     _limits: Limits
     _closed = False
 
     @property
     def backend(self) -> Backend:
         """The code that computes."""
-        return Backend(self._runtime)
+        return Backend(self._runtime, rounds_activations=self._rounds_activations)
 
     @property
     def limits(self) -> Limits:

@@ -91,6 +91,7 @@ def by_optimum(checkpoint: Checkpoint, target: Target, recipe: Recipe, options: 
             context_length=length,
             kv_bytes_per_token=source.kv_bytes_per_token,
             recipe=recipe.summary(used),
+            no_self_test="the optimum exporter computes none",
         )
 
     return export

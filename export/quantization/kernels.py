@@ -21,6 +21,7 @@ __all__ = [
     "fit_lines",
     "fit_weighted_lines",
     "group_ranges",
+    "multiply_rows",
     "nearest_codes",
     "round_with_feedback",
 ]
@@ -39,6 +40,8 @@ _SUMS = frozenset({"reassoc", "contract", "nsz"})
 _GROUPS = 16
 # Outputs that `round_with_feedback` processes at a time: the errors of a group of 128 fill 32 KiB.
 _OUTPUTS = 64
+# Inputs that `multiply_rows` processes at a time: those of 18 tokens fill 144 KiB.
+_INPUTS = 2048
 # Rows of the state, one number per group. A single array: LLVM would have to assume that several overlap.
 (
     _BEST_SCALE, _BEST_ZERO, _BEST_GAIN, _SCALE, _ZERO_AT, _INVERSE,
@@ -401,3 +404,76 @@ def round_with_feedback(  # noqa: PLR0917  numba calls by position
                 code = min(top, code)
                 out[i] = np.uint8(code)
                 rest[i] -= code * scale[i] + offset[i]
+
+
+@helper(fastmath=_SUMS)
+def _dequantize(codes: npt.NDArray[np.uint8], scale: np.float32, offset: np.float32, out: FloatArray) -> None:
+    for i in range(codes.shape[0]):
+        out[i] = np.float32(codes[i]) * scale + offset
+
+
+@helper(fastmath=_SUMS)
+def _add_products(  # noqa: PLR0917  numba calls by position
+    a: FloatArray, b: FloatArray, x: FloatArray, y: FloatArray, z: FloatArray, out: FloatArray, other: FloatArray
+) -> None:
+    """Add the products of two rows with three tokens."""
+    ax = ay = az = bx = by = bz = _ZERO
+    for i in range(a.shape[0]):
+        ax += a[i] * x[i]
+        ay += a[i] * y[i]
+        az += a[i] * z[i]
+        bx += b[i] * x[i]
+        by += b[i] * y[i]
+        bz += b[i] * z[i]
+    out[0] += ax
+    out[1] += ay
+    out[2] += az
+    other[0] += bx
+    other[1] += by
+    other[2] += bz
+
+
+@kernel(
+    "void(uint8[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1])",
+    fastmath=_SUMS,
+)
+def multiply_rows(  # noqa: PLR0917  numba calls by position
+    codes: npt.NDArray[np.uint8],
+    scales: FloatArray,
+    offsets: FloatArray,
+    inputs: FloatArray,
+    work: FloatArray,
+    out: FloatArray,
+) -> None:
+    """Multiply a few tokens by rows of a quantized matrix, dequantizing two rows at a time.
+
+    Args:
+        codes: `[rows, in]`, an even number of rows.
+        scales: `[rows, in / group]`.
+        offsets: `[rows, in / group]`.
+        inputs: `[tokens, in]`; the number of tokens must divide by three.
+        work: Working memory, `[2, in]`.
+        out: Receives the products, `[rows, tokens]`.
+    """
+    rows, width = codes.shape
+    tokens, size = inputs.shape[0], width // scales.shape[1]
+    step = max(size, _INPUTS // size * size)
+    out[:] = _ZERO
+    for start in range(0, width, step):
+        stop = min(width, start + step)
+        for row in range(0, rows, 2):
+            for r in range(2):
+                for at in range(start, stop, size):
+                    group, end = at // size, at + size
+                    scale, offset = scales[row + r, group], offsets[row + r, group]
+                    _dequantize(codes[row + r, at:end], scale, offset, work[r, at:end])
+            for t in range(0, tokens, 3):
+                _add_products(
+                    work[0, start:stop],
+                    work[1, start:stop],
+                    inputs[t, start:stop],
+                    inputs[t + 1, start:stop],
+                    inputs[t + 2, start:stop],
+                    out[row, t : t + 3],
+                    out[row + 1, t : t + 3],
+                )

@@ -35,6 +35,8 @@ Matrix = GroupedTensor | FloatArray
 _FLOATING = "floating point"
 # Weights read and quantized at a time by one thread: 2 MiB of float32, which fit in its cache.
 _SPAN = 1 << 19
+# The self-test frees a layer's matrices together: their memory is kept for the next layer's.
+_FREE_BUFFERS = 12
 # Spans of a float table that are read ahead of the writer.
 _READAHEAD = 3
 
@@ -62,7 +64,7 @@ class CheckpointWeights:
         self._next: tuple[Linear, Future[tuple[Matrix, str]]] | None = None
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._pool = ThreadPoolExecutor(count_cores().usable_cpus, thread_name_prefix="quantize")
-        self._buffers = Buffers()
+        self._buffers = Buffers(_FREE_BUFFERS)
         self._lock = Lock()
         self._read = 0
         self._total = max(1, sum(linear.out_features * linear.in_features for linear in order))

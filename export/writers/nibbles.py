@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from edgekit.export.quantization.jit import helper, kernel
 
-__all__ = ["pack_pairs", "pack_transposed"]
+__all__ = ["pack_pairs", "pack_transposed", "unpack_pairs"]
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 
-_FOUR = np.uint8(4)
+_FOUR, _LOW = np.uint8(4), np.uint8(15)
 _4, _8, _16, _32 = (np.uint64(n) for n in (4, 8, 16, 32))
 _HALVES, _QUARTERS = np.uint64(0x00000000FFFFFFFF), np.uint64(0x0000FFFF0000FFFF)
 _BYTES = np.uint64(0x00FF00FF00FF00FF)
@@ -26,6 +26,13 @@ def pack_pairs(codes: Bytes, packed: Bytes) -> None:
     """Pack codes `[2 n]` into bytes `[n]`."""
     for i in range(packed.shape[0]):
         packed[i] = np.uint8(codes[2 * i] | np.uint8(codes[2 * i + 1] << _FOUR))
+
+
+@kernel("void(uint8[::1], uint8[::1])")
+def unpack_pairs(packed: Bytes, codes: Bytes) -> None:
+    """Unpack bytes `[n]` into codes `[2 n]`."""
+    for i in range(packed.shape[0]):
+        codes[2 * i], codes[2 * i + 1] = np.uint8(packed[i] & _LOW), np.uint8(packed[i] >> _FOUR)
 
 
 @helper()

@@ -51,6 +51,7 @@ class CpuRunner(SlotRunner):
     """
 
     _backend, _runtime = "cpu kernels", "cpu"
+    _rounds_activations = True
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class CpuRunner(SlotRunner):
     @property
     def backend(self) -> Backend:
         """The variant of the kernels, and the digest of their library."""
-        return Backend(self._runtime, self._variant, self._digest)
+        return Backend(self._runtime, self._variant, self._digest, self._rounds_activations)
 
     def close(self) -> None:
         """Release the model and the KV cache. Also happens when the runner is garbage-collected."""
