@@ -67,6 +67,10 @@ class Stream:
         finally:
             self._device.call("cuGraphDestroy", graph)
 
+    def zero(self, address: int, size: int) -> None:
+        """Enqueue zeros into the GPU's memory."""
+        self._device.call("cuMemsetD8Async", address, 0, size, self.handle)
+
     def copy_rows(
         self, target: int, source: int, *, rows: int, row_bytes: int, target_stride: int, source_stride: int
     ) -> None:

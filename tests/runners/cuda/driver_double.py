@@ -209,6 +209,10 @@ class DriverDouble:
     def cuMemAllocManaged(self, bytesize: int, flags: int) -> tuple[Any, ...]:
         if flags != CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL:
             return self._error(CUresult.CUDA_ERROR_INVALID_VALUE, "flags", None)
+        if any(self._queues.values()):
+            return self._error(
+                CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, "the CPU would clear it while work is pending", None
+            )
         return self._allocate(bytesize, "managed")
 
     def cuMemHostAlloc(self, bytesize: int, Flags: int) -> tuple[Any, ...]:
@@ -267,6 +271,12 @@ class DriverDouble:
                 to[:] = of
 
         return self._enqueued(hStream, copy) if height and width else (CUresult.CUDA_SUCCESS,)
+
+    def cuMemsetD8Async(self, dstDevice: int, uc: int, N: int, hStream: int) -> tuple[Any, ...]:
+        def fill() -> None:
+            self.memory(int(dstDevice), N)[:] = uc
+
+        return self._enqueued(hStream, fill)
 
     def cuStreamCreate(self, Flags: int) -> tuple[Any, ...]:
         if not self._current:
@@ -382,8 +392,8 @@ class DriverDouble:
             return self._error(CUresult.CUDA_ERROR_INVALID_VALUE, "no bytes", None)
         if self.allocated + size > self._total:
             return self._error(CUresult.CUDA_ERROR_OUT_OF_MEMORY, f"{size} bytes", None)
-        # Fresh memory need not be zero.
-        raw = np.full(size + 256, 0xA5, np.uint8)
+        # Fresh memory need not be zero; this is NaN in every float format.
+        raw = np.full(size + 256, 0xFF, np.uint8)
         skip = -raw.ctypes.data % 256
         buffer = raw[skip : skip + size]
         address = buffer.ctypes.data

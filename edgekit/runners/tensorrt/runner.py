@@ -1,0 +1,300 @@
+"""Runs the engines of a Jetson's or an RTX card's bundle: `tensorrt` and `tensorrt_rtx`, `portable` and `native`.
+
+Prefill runs in chunks, one sequence at a time. Decode runs as many sequences in one execution as the engines allow, if
+their caches have the same length bucket. Its first execution at a place in the KV cache is a plain one, and is captured
+as a CUDA graph: all engines, and the kernel that puts the new rows behind the old ones. Later steps write tokens,
+positions and masks, and launch the graph. `Chunk.exact` is not supported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from edgekit.errors import RunnerError
+from edgekit.runners.base import Chunk, Limits, first_line
+from edgekit.runners.cuda.driver import Device
+from edgekit.runners.cuda.kernels import KvScatter
+from edgekit.runners.cuda.memory import DeviceMemory
+from edgekit.runners.cuda.stream import Stream
+from edgekit.runners.masks import Masks
+from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
+from edgekit.runners.tensorrt.buffers import StepBuffers
+from edgekit.runners.tensorrt.graphs import CapturedSteps, StepKey
+from edgekit.runners.tensorrt.kv_arena import KvArena
+from edgekit.runners.tensorrt.placement import Place
+from edgekit.runners.tensorrt.session import Session
+from edgekit.runners.tensorrt.tensors import CHUNK, DECODE, describe_engines, present_of
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import tensorrt as trt
+
+__all__ = ["TensorRtRunner"]
+
+logger = logging.getLogger(__name__)
+
+# Steps that the same slots must have decoded in before they are moved side by side: a move copies their caches.
+_STEADY_STEPS = 3
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_Part = TypeVar("_Part", bound=_Closable)
+
+
+class TensorRtRunner(SlotRunner):
+    """A `Runner` over engines that are open.
+
+    Args:
+        library: The module that opened them: `tensorrt` or `tensorrt_rtx`.
+        engines: In the order in which they run: one, or segments of layers. The runner releases them when it closes.
+        device: The GPU; the caller closes it, after the runner.
+        window: Size of the sliding window, if the graph has a `window_mask`: its metadata `edgekit.window`.
+        context_length: Tokens per slot; default: what the engines were built for.
+        sequence_slots: Maximum number of sequences at a time.
+        max_chunk: Maximum tokens of one slot in one step; the engines may allow fewer.
+        errors: Returns what the library has logged since the last call.
+
+    Raises:
+        RunnerError: The engines do not fit, or there is not enough memory.
+    """
+
+    _backend, _runtime = "TensorRT", "tensorrt"
+
+    def __init__(
+        self,
+        library: ModuleType,
+        engines: Sequence[trt.ICudaEngine],
+        device: Device,
+        *,
+        window: int | None = None,
+        context_length: int | None = None,
+        sequence_slots: int = 1,
+        max_chunk: int = 512,
+        errors: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        device.activate()
+        self._device = device
+        self._tensors = tensors = describe_engines(library, engines)
+        if context_length is not None and not 0 < context_length <= tensors.capacity:
+            raise RunnerError(
+                f"the context length must be between 1 and {tensors.capacity}, not {context_length}",
+                hint=f"the engine was built for {tensors.capacity} tokens",
+            )
+        chunk = min(max_chunk, tensors.max_chunk, context_length or tensors.capacity)
+        batch = min(sequence_slots, tensors.max_batch)
+        self._engines: list[trt.ICudaEngine] = list(engines)
+        self._opened: list[_Closable] = []
+        try:
+            self._stream = self._keep(Stream(device))
+            handle = int(self._stream.handle)
+            # The KV cache first: it is the largest.
+            self._kv = self._keep(
+                KvArena(
+                    device,
+                    self._stream,
+                    tensors=len(tensors.caches),
+                    slots=sequence_slots,
+                    heads=tensors.heads,
+                    row_bytes=tensors.row_bytes,
+                    capacity=tensors.capacity,
+                    block=None if tensors.in_place else tensors.block,
+                )
+            )
+            self._buffers = self._keep(
+                StepBuffers(
+                    device,
+                    self._stream,
+                    tensors,
+                    Masks(
+                        "attention_mask" in tensors.masks,
+                        window if "window_mask" in tensors.masks else None,
+                        tensors.dtype,
+                    ),
+                    caches=[self._kv.base(index) for index in range(len(tensors.caches))],
+                    capacity=self._kv.capacity,
+                    batch=batch,
+                    chunk=chunk,
+                )
+            )
+            self._scatter = None if tensors.in_place else self._keep(KvScatter(device))
+            self._decoding = self._keep(Session(library, engines, DECODE, handle, errors))
+            self._chunks = self._keep(Session(library, engines, CHUNK, handle, errors))
+            sessions = (self._decoding, self._chunks)
+            # They run one after another, so they share it.
+            scratch = self._keep(DeviceMemory(device, max(session.scratch_bytes for session in sessions)))
+            for session in sessions:
+                session.set_scratch(scratch.address, scratch.size)
+            self._captured = self._keep(CapturedSteps())
+            self._stream.synchronize()
+        except BaseException:
+            self._release()
+            raise
+        self._captures = True
+        self._batch = batch
+        self._previous: tuple[int, ...] = ()
+        self._steady = 0
+        self._limits = Limits(
+            context_length=min(context_length or self._kv.capacity, self._kv.capacity),
+            sequence_slots=sequence_slots,
+            max_chunk=chunk,
+            vocab_size=tensors.vocab_size,
+            kv_bytes_per_token=self._kv.bytes_per_token,
+        )
+
+    def close(self) -> None:
+        """Release the engines, the KV cache and all other memory."""
+        if not self._closed:
+            self._closed = True
+            self._device.activate()
+            self._release()
+
+    def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
+        self._device.activate()
+        by_slot = {chunk.slot: (chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)}
+        for slot, (_, ids) in by_slot.items():
+            self._kv.reserve(slot, self._kv.lengths[slot] + ids.size)
+        single = [slot for slot, (_, ids) in by_slot.items() if ids.size == 1]
+        logits: dict[int, FloatArray] = {}
+        for run in self._runs(single):
+            logits |= self._decode(run, [by_slot[slot][1] for slot in run])
+        for slot, (chunk, ids) in by_slot.items():
+            if ids.size > 1:
+                logits[slot] = self._run_chunk(slot, ids, every_row=chunk.logits == "all")
+            self._kv.lengths[slot] += ids.size
+        return [logits[chunk.slot][: 0 if chunk.logits == "none" else None] for chunk in chunks]
+
+    def _runs(self, slots: list[int]) -> list[list[int]]:
+        """Divide slots with one token each into executions.
+
+        Slots that decode together for some steps are moved side by side, if that saves an execution.
+        """
+        wanted = tuple(sorted(slots))
+        self._steady = self._steady + 1 if wanted == self._previous else 0
+        self._previous = wanted
+        runs = self._kv.runs(slots, self._batch)
+        if self._steady != _STEADY_STEPS or len(runs) < 2 or self._batch < 2:
+            return runs
+        self._kv.gather(slots)
+        return self._kv.runs(slots, self._batch)
+
+    def _decode(self, slots: list[int], tokens: list[TokenArray]) -> dict[int, FloatArray]:
+        """Run one token of each of some slots, which lie side by side."""
+        place, batch = self._kv.place(slots[0]), len(slots)
+        buffers, lengths = self._buffers, [self._kv.lengths[slot] for slot in slots]
+        shapes = buffers.fill(tokens, lengths, place.stride, every_row=False)
+        key = StepKey(place.offset, place.stride, batch)
+        graph = self._captured.get(key)
+
+        def enqueue() -> None:
+            buffers.upload(shapes)
+            self._decoding.enqueue()
+            self._append(place, batch, 1)
+            buffers.download(batch, 1, decoding=True)
+
+        if graph is not None:
+            graph.launch(self._stream)
+        else:
+            self._prepare(self._decoding, place, shapes, buffers.logits_address(batch, 1, decoding=True))
+            enqueue()
+            self._capture(key, enqueue)
+        self._stream.synchronize()
+        logits = buffers.logits(batch, 1, decoding=True)
+        return {slot: logits[index] for index, slot in enumerate(slots)}
+
+    def _capture(self, key: StepKey, enqueue: Callable[[], None]) -> None:
+        """Capture a step that was just run plainly with the same shapes, as TensorRT requires."""
+        if not self._captures:
+            return
+        try:
+            self._captured.add(key, self._stream.capture(enqueue))
+        except RunnerError as error:
+            self._captures = False
+            logger.warning("decoding without CUDA graphs, more slowly: %s", first_line(error))
+
+    def _run_chunk(self, slot: int, tokens: TokenArray, *, every_row: bool) -> FloatArray:
+        """Run a chunk of one sequence."""
+        place, rows = self._kv.place(slot), tokens.size if every_row else 1
+        buffers = self._buffers
+        shapes = buffers.fill([tokens], [self._kv.lengths[slot]], place.stride, every_row=every_row)
+        self._prepare(self._chunks, place, shapes, buffers.logits_address(1, rows, decoding=False))
+        buffers.upload(shapes)
+        self._chunks.enqueue()
+        self._append(place, 1, tokens.size)
+        buffers.download(1, rows, decoding=False)
+        self._stream.synchronize()
+        logits: FloatArray = buffers.logits(1, rows, decoding=False)[0]
+        return logits
+
+    def _prepare(
+        self, session: Session, place: Place, shapes: Mapping[str, tuple[int, ...]], logits_address: int
+    ) -> None:
+        """Set the shapes and addresses of an execution on caches at a place."""
+        tensors, offset = self._tensors, self._kv.offset_bytes(place)
+        caches = {name: self._kv.base(index) + offset for index, name in enumerate(tensors.caches)}
+        addresses = {**self._buffers.addresses, **caches, "logits": logits_address}
+        if tensors.in_place:
+            addresses |= {present_of(name): address for name, address in caches.items()}
+        session.bind(addresses)
+        batch, _ = shapes["input_ids"]
+        shape = (batch, tensors.heads, *tensors.positions(place.stride), tensors.head_dim)
+        session.reshape({**shapes, **dict.fromkeys(tensors.caches, shape)})
+
+    def _append(self, place: Place, batch: int, rows: int) -> None:
+        """Enqueue the kernel that puts new rows behind the old ones, if the engines do not write them there."""
+        if self._scatter is not None:
+            self._scatter.enqueue(
+                self._stream,
+                sources=self._buffers.sources,
+                caches=self._buffers.caches,
+                starts=self._buffers.starts,
+                tensors=len(self._tensors.caches),
+                batch=batch,
+                heads=self._tensors.heads,
+                rows=rows,
+                row_bytes=self._tensors.row_bytes,
+                stride=place.stride,
+                offset=self._kv.offset_bytes(place),
+            )
+
+    def _length(self, slot: int) -> int:
+        return self._kv.lengths[slot]
+
+    def _truncate(self, slot: int, length: int) -> None:
+        if length == 0:
+            self._kv.release(slot)
+        else:
+            self._kv.lengths[slot] = length
+
+    def _read(self, slot: int, start: int, stop: int) -> bytes:
+        self._device.activate()
+        return self._kv.read(slot, start, stop)
+
+    def _write(self, slot: int, count: int, data: memoryview) -> None:  # noqa: ARG002 - given by the size of `data`
+        self._device.activate()
+        self._kv.write(slot, data)
+
+    def _snapshot(self) -> list[int]:
+        return list(self._kv.lengths)
+
+    def _restore(self, before: list[int], chunks: Sequence[Chunk]) -> None:  # noqa: ARG002
+        self._kv.lengths[:] = before
+        # What was enqueued before the failure still reads the inputs, which the next step writes.
+        with contextlib.suppress(RunnerError):
+            self._stream.synchronize()
+
+    def _keep(self, part: _Part) -> _Part:
+        self._opened.append(part)
+        return part
+
+    def _release(self) -> None:
+        """Close everything, in the reverse order of opening."""
+        while self._opened:
+            self._opened.pop().close()
+        self._engines.clear()
