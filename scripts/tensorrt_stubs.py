@@ -104,7 +104,10 @@ def check(folder: Path, version: str, *files: str) -> str:
     done = subprocess.run(  # noqa: S603 - our own command
         [*command, *files], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
-    return "" if done.returncode == 0 else done.stdout + done.stderr
+    if done.returncode > 1:
+        return done.stdout + done.stderr
+    # The stubs have faults of their own.
+    return "\n".join(line for line in done.stdout.splitlines() if ": error:" in line and line.startswith(files))
 
 
 def _repaired(lines: list[str]) -> Iterator[str]:

@@ -90,7 +90,7 @@ class Session:
             unknown = context.infer_shapes()
             if unknown:
                 raise self._failure(f"it lacks the shape or the address of `{unknown[0]}`")
-            passed |= {name: tuple(context.get_tensor_shape(name)) for name in outputs}
+            passed |= {name: context.get_tensor_shape(name)[:] for name in outputs}
         self._shapes = dict(shapes)
 
     def enqueue(self) -> None:

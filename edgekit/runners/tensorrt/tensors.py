@@ -104,7 +104,7 @@ def describe_engines(library: ModuleType, engines: Sequence[trt.ICudaEngine]) ->
     if missing:
         raise RunnerError(f"the engines have no `{min(missing)}`", hint="build them again from this bundle")
     engine = inputs[caches[0]]
-    shape = tuple(engine.get_tensor_shape(caches[0]))
+    shape: tuple[int, ...] = engine.get_tensor_shape(caches[0])[:]
     in_place = len(shape) != _PORTABLE_RANK
     if in_place:
         capacity = shape[2]
@@ -136,12 +136,13 @@ def tensor_names(engine: trt.ICudaEngine) -> list[str]:
 
 def _largest(engine: trt.ICudaEngine, name: str, profile: int) -> tuple[int, ...]:
     """The largest shape of an input in a profile."""
-    return tuple(engine.get_tensor_profile_shape(name, profile)[2])
+    largest: tuple[int, ...] = engine.get_tensor_profile_shape(name, profile)[2][:]
+    return largest
 
 
 def _token_bytes(engine: trt.ICudaEngine, name: str) -> int:
-    _, _, *rest = engine.get_tensor_shape(name)
-    return int(prod(rest)) * np.dtype(_DTYPES[engine.get_tensor_dtype(name).name]).itemsize
+    rest: tuple[int, ...] = engine.get_tensor_shape(name)[2:]
+    return prod(rest) * np.dtype(_DTYPES[engine.get_tensor_dtype(name).name]).itemsize
 
 
 def _check_aliases(engines: Sequence[trt.ICudaEngine], caches: Sequence[str]) -> None:

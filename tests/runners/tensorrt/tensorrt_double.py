@@ -197,8 +197,8 @@ class ICudaEngine:
                 one = self._in_place(feeds, sequence, token, steps)
                 one = one or self._with_what_it_sees(feeds, sequence, token, steps)
                 one["logits_index"] = np.zeros(1, np.int64)
-                for name, value in feeds.items():
-                    one.setdefault(name, value[sequence : sequence + 1, token : token + 1])
+                rest = feeds.keys() - one.keys()
+                one |= {name: feeds[name][sequence : sequence + 1, token : token + 1] for name in rest}
                 steps.append(self._whole({value.name: one[value.name] for value in self._session.get_inputs()}))
             results.append(steps)
         outputs = {}
