@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgekit.errors import RunnerError
-from edgekit.runners.base import Chunk, Limits, first_line
+from edgekit.runners.base import Backend, Chunk, Limits, first_line
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.cuda.kernels import KvScatter
 from edgekit.runners.cuda.memory import DeviceMemory
@@ -60,6 +60,7 @@ class TensorRtRunner(SlotRunner):
         sequence_slots: Maximum number of sequences at a time.
         max_chunk: Maximum tokens of one slot in one step; the engines may allow fewer.
         errors: Returns what the library has logged since the last call.
+        backend: What computes: the library's version, and a digest of the engines.
 
     Raises:
         RunnerError: The engines do not fit, or there is not enough memory.
@@ -78,8 +79,10 @@ class TensorRtRunner(SlotRunner):
         sequence_slots: int = 1,
         max_chunk: int = 512,
         errors: Callable[[], Sequence[str]] = tuple,
+        backend: Backend | None = None,
     ) -> None:
         device.activate()
+        self._computes = backend or Backend(self._runtime)
         self._device = device
         self._tensors = tensors = describe_engines(library, engines)
         if context_length is not None and not 0 < context_length <= tensors.capacity:
@@ -87,6 +90,11 @@ class TensorRtRunner(SlotRunner):
                 f"the context length must be between 1 and {tensors.capacity}, not {context_length}",
                 hint=f"the engine was built for {tensors.capacity} tokens",
             )
+        if "window_mask" in tensors.masks and window is None:
+            raise RunnerError("the size of the sliding window is not known", hint="export the model again")
+        masks = Masks(
+            "attention_mask" in tensors.masks, window if "window_mask" in tensors.masks else None, tensors.dtype
+        )
         chunk = min(max_chunk, tensors.max_chunk, context_length or tensors.capacity)
         batch = min(sequence_slots, tensors.max_batch)
         self._engines: list[trt.ICudaEngine] = list(engines)
@@ -112,11 +120,7 @@ class TensorRtRunner(SlotRunner):
                     device,
                     self._stream,
                     tensors,
-                    Masks(
-                        "attention_mask" in tensors.masks,
-                        window if "window_mask" in tensors.masks else None,
-                        tensors.dtype,
-                    ),
+                    masks,
                     caches=[self._kv.base(index) for index in range(len(tensors.caches))],
                     capacity=self._kv.capacity,
                     batch=batch,
@@ -147,6 +151,11 @@ class TensorRtRunner(SlotRunner):
             vocab_size=tensors.vocab_size,
             kv_bytes_per_token=self._kv.bytes_per_token,
         )
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
+        return self._computes
 
     def close(self) -> None:
         """Release the engines, the KV cache and all other memory."""
@@ -210,7 +219,7 @@ class TensorRtRunner(SlotRunner):
 
     def _capture(self, key: StepKey, enqueue: Callable[[], None]) -> None:
         """Capture a step that was just run plainly with the same shapes, as TensorRT requires."""
-        if not self._captures:
+        if not self._captures or not self._decoding.can_be_captured():
             return
         try:
             self._captured.add(key, self._stream.capture(enqueue))

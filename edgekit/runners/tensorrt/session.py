@@ -102,6 +102,11 @@ class Session:
         for context, _, _ in self._contexts:
             self._require(context.execute_async_v3(self._stream), "it did not execute")
 
+    def can_be_captured(self) -> bool:
+        """Whether the next execution can be captured; TensorRT for RTX cannot yet while it compiles kernels."""
+        probes = (getattr(context, "is_stream_capturable", None) for context, _, _ in self._contexts)
+        return all(probe(self._stream) for probe in probes if probe is not None)
+
     def close(self) -> None:
         """Release the contexts; their work must have ended."""
         self._contexts.clear()

@@ -13,6 +13,7 @@ from onnx.utils import Extractor
 
 from edgekit.export.writers.onnx.portable import BLOCK
 from edgekit.runners.cuda.driver import Device
+from edgekit.runners.tensorrt.load import load_engines
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from tests.runners.cuda.driver_double import DriverDouble
 from tests.runners.cuda.host_kernels import host_kernel
@@ -100,10 +101,10 @@ def open_double(engines: Sequence[Path], driver: DriverDouble | None = None, **o
     """Open engines on doubles, in a runner with these options."""
     driver = driver or new_driver()
     library, log = TensorRtDouble(driver), Log()
-    runtime: Any = library.Runtime(log)
-    opened = [runtime.deserialize_cuda_engine(path.read_bytes()) for path in engines]
     module: Any = library
-    runner = TensorRtRunner(module, opened, Device(driver), errors=log.take, **options)
+    device = Device(driver)
+    opened = load_engines(module, log, engines, log.take)
+    runner = TensorRtRunner(module, opened, device, errors=log.take, **options)
     return Opened(runner, driver, log)
 
 

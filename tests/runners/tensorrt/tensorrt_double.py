@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,9 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
 
-    def deserialize_cuda_engine(self, serialized_engine: bytes | memoryview) -> ICudaEngine | None:
+    def deserialize_cuda_engine(self, serialized_engine: mmap) -> ICudaEngine | None:
         try:
-            fields = json.loads(bytes(serialized_engine))
+            fields = json.loads(serialized_engine[:])
         except ValueError:
             self.logger.log(ILogger.ERROR, "the engine is damaged")
             return None
@@ -330,6 +331,9 @@ class IExecutionContext:
 
         self._driver.enqueue(stream_handle, work)
         return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self._driver.capturing(stream) and self._ran == self._shapes
 
     def _inputs(self) -> list[str]:
         return [name for name, tensor in self._engine._tensors.items() if tensor.mode == TensorIOMode.INPUT]

@@ -22,7 +22,10 @@ from tests.runners.tensorrt.tensorrt_double import CLASSES
 
 DESCRIBE = Path(__file__).with_name("describe_bindings.py")
 # Behind a feature probe.
-MISSING = {"10.3.0": {"ICudaEngine.get_aliased_input_tensor"}}
+MISSING = {
+    "10.3.0": {"ICudaEngine.get_aliased_input_tensor", "IExecutionContext.is_stream_capturable"},
+    "10.16.1.11": {"IExecutionContext.is_stream_capturable"},
+}
 ENUMERATIONS = ("TensorIOMode", "DataType", "ExecutionContextAllocationStrategy")
 
 

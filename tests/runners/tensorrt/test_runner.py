@@ -20,6 +20,7 @@ from edgekit.runners.portable import PortableRunner
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.ort_version import native_runs
 from tests.runners.tensorrt.engines import Opened, build, new_driver, open_double, window_of
+from tests.runners.tensorrt.tensorrt_double import ICudaEngine, IExecutionContext
 from tests.variants import VARIANTS, variant
 
 FloatArray = npt.NDArray[np.float32]
@@ -194,6 +195,23 @@ def test_a_step_that_cannot_be_captured_runs_plainly_and_the_log_says_so(
     assert other.driver.log.count("capture") == 1
 
 
+def test_a_library_that_cannot_capture_yet_is_asked_again_in_the_next_step(graph: Path) -> None:
+    opened = open_double(build(graph))
+    context, _, _ = opened.runner._decoding._contexts[0]
+    answers = iter([False, False, True])
+    context.is_stream_capturable = lambda stream: next(answers)  # noqa: ARG005
+    decoded = [executions(opened, lambda: opened.runner.run([Chunk(0, [7])])) for _ in range(5)]
+    assert decoded == [(1, 0), (1, 0), (2, 0), (0, 1), (0, 1)]
+
+
+def test_a_library_without_that_question_is_not_asked(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(IExecutionContext, "is_stream_capturable")
+    monkeypatch.delattr(ICudaEngine, "get_aliased_input_tensor")
+    opened = open_double(build(graph))
+    in_chunks(opened.runner, TOKENS[:12], [10, 1, 1])
+    assert opened.driver.log.count("launch graph") == 1
+
+
 def test_a_refusal_carries_the_librarys_reason_and_leaves_the_slot_as_it_was(graph: Path) -> None:
     opened = open_double(build(graph))
     runner = opened.runner
@@ -206,6 +224,32 @@ def test_a_refusal_carries_the_librarys_reason_and_leaves_the_slot_as_it_was(gra
     assert runner.length(0) == 10
     context._scratch = runner._decoding._contexts[0][0]._scratch
     np.testing.assert_array_equal(runner.run([Chunk(0, TOKENS[10:20], "all")])[0], expected[10:])
+
+
+def test_a_step_that_fails_halfway_leaves_every_slot_as_it_was(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_double(build(graph), sequence_slots=3)
+    runner = opened.runner
+    expected = in_chunks(runner, TOKENS[:20], [5, 1, 14])
+    runner.truncate(0, 5)
+    real, calls = runner._chunks.enqueue, []
+
+    def fails_at_the_second() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RunnerError("out of memory")
+        real()
+
+    monkeypatch.setattr(runner._chunks, "enqueue", fails_at_the_second)
+    with pytest.raises(RunnerError, match="TensorRT failed: out of memory"):
+        runner.run([Chunk(0, TOKENS[5:6]), Chunk(1, TOKENS[:4]), Chunk(2, TOKENS[:9])])
+    assert [runner.length(slot) for slot in range(3)] == [5, 0, 0]
+    np.testing.assert_array_equal(in_chunks(runner, TOKENS[5:20], [1, 14]), expected[5:])
+
+
+def test_a_graph_with_a_sliding_window_needs_its_size(tmp_path: Path) -> None:
+    engines = build(export(tmp_path, "portable", "mistral-window"))
+    with pytest.raises(RunnerError, match="the size of the sliding window is not known"):
+        open_double(engines)
 
 
 def test_logits_of_a_step_outlive_the_next_one(graph: Path) -> None:
