@@ -1,4 +1,8 @@
-"""Captured decode steps: one for each place that a batch of slots can have, which changes with its length bucket."""
+"""Decode steps that are ready to be repeated: one for each place that a batch of slots can have in the KV cache.
+
+A graph holds what its execution contexts were when it was captured, and is only valid while they stay so (NVIDIA's
+documentation of TensorRT, on CUDA graphs). So each step has contexts of its own, which are set up once.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from edgekit.runners.cuda.stream import Graph
+from edgekit.runners.tensorrt.session import Session
 
-__all__ = ["CapturedSteps", "StepKey"]
+__all__ = ["DecodeStep", "DecodeSteps", "StepKey"]
 
-_KEPT = 32
-"""Each takes about a megabyte for seven hundred kernels."""
+_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +32,48 @@ class StepKey:
     batch: int
 
 
-class CapturedSteps:
-    """The most recently used graphs."""
+@dataclass(slots=True)
+class DecodeStep:
+    """A step.
 
-    def __init__(self) -> None:
-        self._graphs: OrderedDict[StepKey, Graph] = OrderedDict()
+    Attributes:
+        session: Its execution contexts, with shapes and addresses set.
+        graph: The captured step, once it is captured.
+    """
 
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def get(self, key: StepKey) -> Graph | None:
-        """Return the graph of a step, if it was captured."""
-        graph = self._graphs.get(key)
-        if graph is not None:
-            self._graphs.move_to_end(key)
-        return graph
-
-    def add(self, key: StepKey, graph: Graph) -> None:
-        """Keep a graph; the one that was used least recently may go."""
-        self._graphs[key] = graph
-        if len(self._graphs) > _KEPT:
-            self._graphs.popitem(last=False)[1].close()
+    session: Session
+    graph: Graph | None = None
 
     def close(self) -> None:
-        """Release all graphs; their work must have ended."""
-        while self._graphs:
-            self._graphs.popitem()[1].close()
+        """Release it; its work must have ended."""
+        if self.graph is not None:
+            self.graph.close()
+        self.session.close()
+
+
+class DecodeSteps:
+    """The steps that were used last."""
+
+    def __init__(self) -> None:
+        self._steps: OrderedDict[StepKey, DecodeStep] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def get(self, key: StepKey) -> DecodeStep | None:
+        """Return a step, if it is kept."""
+        step = self._steps.get(key)
+        if step is not None:
+            self._steps.move_to_end(key)
+        return step
+
+    def add(self, key: StepKey, step: DecodeStep) -> None:
+        """Keep a step; the one that was used least recently may go, and its work must have ended."""
+        self._steps[key] = step
+        if len(self._steps) > _KEPT:
+            self._steps.popitem(last=False)[1].close()
+
+    def close(self) -> None:
+        """Release all steps."""
+        while self._steps:
+            self._steps.popitem()[1].close()

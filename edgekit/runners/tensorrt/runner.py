@@ -22,10 +22,10 @@ from edgekit.runners.cuda.stream import Stream
 from edgekit.runners.masks import Masks
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 from edgekit.runners.tensorrt.buffers import StepBuffers
-from edgekit.runners.tensorrt.graphs import CapturedSteps, StepKey
+from edgekit.runners.tensorrt.graphs import DecodeStep, DecodeSteps, StepKey
 from edgekit.runners.tensorrt.kv_arena import KvArena
 from edgekit.runners.tensorrt.placement import Place
-from edgekit.runners.tensorrt.session import Session
+from edgekit.runners.tensorrt.session import Session, scratch_bytes
 from edgekit.runners.tensorrt.tensors import CHUNK, DECODE, describe_engines, present_of
 
 if TYPE_CHECKING:
@@ -128,14 +128,14 @@ class TensorRtRunner(SlotRunner):
                 )
             )
             self._scatter = None if tensors.in_place else self._keep(KvScatter(device))
-            self._decoding = self._keep(Session(library, engines, DECODE, handle, errors))
-            self._chunks = self._keep(Session(library, engines, CHUNK, handle, errors))
-            sessions = (self._decoding, self._chunks)
-            # They run one after another, so they share it.
-            scratch = self._keep(DeviceMemory(device, max(session.scratch_bytes for session in sessions)))
-            for session in sessions:
-                session.set_scratch(scratch.address, scratch.size)
-            self._captured = self._keep(CapturedSteps())
+            scratch = self._keep(DeviceMemory(device, scratch_bytes(engines, (DECODE, CHUNK))))
+
+            def session(profile: int) -> Session:
+                return Session(library, self._engines, profile, handle, scratch=scratch, errors=errors)
+
+            self._new_session = session
+            self._chunks = self._keep(session(CHUNK))
+            self._decoding = self._keep(DecodeSteps())
             self._stream.synchronize()
         except BaseException:
             self._release()
@@ -198,31 +198,38 @@ class TensorRtRunner(SlotRunner):
         place, batch = self._kv.place(slots[0]), len(slots)
         buffers, lengths = self._buffers, [self._kv.lengths[slot] for slot in slots]
         shapes = buffers.fill(tokens, lengths, place.stride, every_row=False)
-        key = StepKey(place.offset, place.stride, batch)
-        graph = self._captured.get(key)
+        step = self._decode_step(place, batch, shapes)
 
         def enqueue() -> None:
             buffers.upload(shapes)
-            self._decoding.enqueue()
+            step.session.enqueue()
             self._append(place, batch, 1)
             buffers.download(batch, 1, decoding=True)
 
-        if graph is not None:
-            graph.launch(self._stream)
+        if step.graph is not None:
+            step.graph.launch(self._stream)
         else:
-            self._prepare(self._decoding, place, shapes, buffers.logits_address(batch, 1, decoding=True))
             enqueue()
-            self._capture(key, enqueue)
+            self._capture(step, enqueue)
         self._stream.synchronize()
         logits = buffers.logits(batch, 1, decoding=True)
         return {slot: logits[index] for index, slot in enumerate(slots)}
 
-    def _capture(self, key: StepKey, enqueue: Callable[[], None]) -> None:
+    def _decode_step(self, place: Place, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> DecodeStep:
+        key = StepKey(place.offset, place.stride, batch)
+        step = self._decoding.get(key)
+        if step is None:
+            step = DecodeStep(self._new_session(DECODE))
+            self._prepare(step.session, place, shapes, self._buffers.logits_address(batch, 1, decoding=True))
+            self._decoding.add(key, step)
+        return step
+
+    def _capture(self, step: DecodeStep, enqueue: Callable[[], None]) -> None:
         """Capture a step that was just run plainly with the same shapes, as TensorRT requires."""
-        if not self._captures or not self._decoding.can_be_captured():
+        if not self._captures or not step.session.can_be_captured():
             return
         try:
-            self._captured.add(key, self._stream.capture(enqueue))
+            step.graph = self._stream.capture(enqueue)
         except RunnerError as error:
             self._captures = False
             logger.warning("decoding without CUDA graphs, more slowly: %s", first_line(error))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.errors import RunnerError
+from edgekit.runners.cuda.memory import DeviceMemory
 from edgekit.runners.tensorrt.tensors import tensor_names
 
 if TYPE_CHECKING:
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
-__all__ = ["Session"]
+__all__ = ["Session", "scratch_bytes"]
+
+
+def scratch_bytes(engines: Sequence[trt.ICudaEngine], profiles: Sequence[int]) -> int:
+    """Return the memory that engines which run one after another need while they run."""
+    size: int = max(engine.get_device_memory_size_for_profile_v2(profile) for engine in engines for profile in profiles)
+    return size
 
 
 class Session:
@@ -24,10 +31,8 @@ class Session:
         engines: In the order in which they run.
         profile: Index of the optimization profile.
         stream: Handle of the stream that everything runs on.
+        scratch: Memory that the engines need while they run, of `scratch_bytes`; all sessions of a stream can share it.
         errors: Returns what the library has logged since the last call: its functions return only that they failed.
-
-    Attributes:
-        scratch_bytes: Memory that the engines need while they run; they can share it.
 
     Raises:
         RunnerError: The library could not create a context.
@@ -39,6 +44,8 @@ class Session:
         engines: Sequence[trt.ICudaEngine],
         profile: int,
         stream: int,
+        *,
+        scratch: DeviceMemory,
         errors: Callable[[], Sequence[str]],
     ) -> None:
         self._errors = errors
@@ -52,16 +59,11 @@ class Session:
             self._require(
                 context.set_optimization_profile_async(profile, stream), f"it has no optimization profile {profile}"
             )
+            context.set_device_memory(scratch.address, scratch.size)
             names = tensor_names(engine)
             inputs = [name for name in names if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT]
             self._contexts.append((context, inputs, [name for name in names if name not in inputs]))
-        self.scratch_bytes = max(engine.get_device_memory_size_for_profile_v2(profile) for engine in engines)
         self._shapes: Mapping[str, tuple[int, ...]] = {}
-
-    def set_scratch(self, address: int, size: int) -> None:
-        """Give all engines the memory that they need while they run."""
-        for context, _, _ in self._contexts:
-            context.set_device_memory(address, size)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Set the address of every tensor; work that was enqueued before keeps its own.

@@ -7,6 +7,7 @@ addresses, outputs are copied to them. What TensorRT refuses, or answers with ga
 - a shape outside the profile, or none;
 - a KV cache that is written in place, with past and present at two addresses;
 - a capture without a plain execution with the same shapes before, and anything but an execution inside of one;
+- a graph whose context was changed or released since the capture;
 - too little scratch memory. Each execution destroys its contents.
 
 `test_double.py` compares names and parameters with the real bindings of TensorRT 10.3 and 10.16 and TensorRT for RTX.
@@ -15,6 +16,7 @@ addresses, outputs are copied to them. What TensorRT refuses, or answers with ga
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -27,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from tests.runners.cuda.driver_double import DriverDouble
+from tests.runners.cuda.driver_double import CUresult, DriverDouble, Fault
 
 __all__ = ["CLASSES", "TensorRtDouble", "write_engine"]
 
@@ -257,10 +259,12 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
         self._ran: dict[str, tuple[int, ...]] | None = None
+        self._changes = 0
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         if self._driver.capturing(stream_handle) or profile_index >= self._engine.num_optimization_profiles:
             return self._refuse("no such profile, or a stream that captures")
+        self._changes += 1
         self._profile, self._shapes, self._ran = profile_index, {}, None
         return True
 
@@ -268,6 +272,7 @@ class IExecutionContext:
         assert self._profile is not None
         assert size >= self._engine.get_device_memory_size_for_profile_v2(self._profile)
         assert memory % 256 == 0
+        self._changes += 1
         self._scratch = (memory, size)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -276,12 +281,14 @@ class IExecutionContext:
         low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
         if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
             return self._refuse(f"{name}: {shape} is not between {low} and {high}")
+        self._changes += 1
         self._shapes[name] = tuple(shape)
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if name not in self._engine._tensors or not memory or memory % 256:
             return self._refuse(f"`{name}` cannot be at {memory:#x}")
+        self._changes += 1
         self._addresses[name] = memory
         return True
 
@@ -316,16 +323,20 @@ class IExecutionContext:
             self._ran = dict(self._shapes)
         self._driver.log.append("execute")
         shapes = {name: self.get_tensor_shape(name) for name in tensors}
-        addresses = dict(self._addresses)
+        addresses, inputs = dict(self._addresses), self._inputs()
+        driver, engine, context, changes = self._driver, self._engine, weakref.ref(self), self._changes
 
         def array(name: str) -> Array:
             kind = np.dtype(tensors[name].numpy)
-            flat = self._driver.memory(addresses[name], prod(shapes[name]) * kind.itemsize)
+            flat = driver.memory(addresses[name], prod(shapes[name]) * kind.itemsize)
             return flat.view(kind).reshape(shapes[name])
 
         def work() -> None:
-            self._driver.memory(memory, size)[:] = 0xFF
-            results = self._engine._execute({name: array(name).copy() for name in self._inputs()})
+            now = context()
+            if now is None or now._changes != changes:
+                raise Fault(CUresult.CUDA_ERROR_INVALID_HANDLE, "the context was changed or released since")
+            driver.memory(memory, size)[:] = 0xFF
+            results = engine._execute({name: array(name).copy() for name in inputs})
             for name, value in results.items():
                 array(name)[...] = value.reshape(shapes[name])
 

@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         model = open_model(open_bundle(bundle), GenerationConfig(threads=1, parallel=SLOTS))
     assert isinstance(model.runner, TensorRtRunner)
     yield model
-    assert len(model.runner._captured) > 1
+    assert len(model.runner._decoding) > 1
     model.close()
 
 

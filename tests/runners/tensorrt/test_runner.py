@@ -17,6 +17,7 @@ from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.runners.base import Chunk, Runner
 from edgekit.runners.native import NativeRunner
 from edgekit.runners.portable import PortableRunner
+from edgekit.runners.tensorrt import graphs
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.ort_version import native_runs
 from tests.runners.tensorrt.engines import Opened, build, new_driver, open_double, window_of
@@ -114,7 +115,7 @@ def test_decoding_is_captured_once_per_length_bucket(graph: Path) -> None:
     assert executions(opened, lambda: decode(1)) == (3 + 3, 0)  # plain, then captured
     assert executions(opened, lambda: decode(100)) == (0, 100)
     assert executions(opened, lambda: decode(200)) == (3 + 3, 199)  # 301 tokens do not fit 256 positions
-    assert opened.driver.log.count("capture") == len(runner._captured) == 2
+    assert opened.driver.log.count("capture") == len(runner._decoding) == 2
     runner.truncate(0, 0)
     assert executions(opened, lambda: decode(50)) == (0, 50)
     # The kernel is part of the graph: launched by name only in the plain executions and the captures.
@@ -195,11 +196,12 @@ def test_a_step_that_cannot_be_captured_runs_plainly_and_the_log_says_so(
     assert other.driver.log.count("capture") == 1
 
 
-def test_a_library_that_cannot_capture_yet_is_asked_again_in_the_next_step(graph: Path) -> None:
+def test_a_library_that_cannot_capture_yet_is_asked_again_in_the_next_step(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = open_double(build(graph))
-    context, _, _ = opened.runner._decoding._contexts[0]
     answers = iter([False, False, True])
-    context.is_stream_capturable = lambda stream: next(answers)  # noqa: ARG005
+    monkeypatch.setattr(IExecutionContext, "is_stream_capturable", lambda *_: next(answers))
     decoded = [executions(opened, lambda: opened.runner.run([Chunk(0, [7])])) for _ in range(5)]
     assert decoded == [(1, 0), (1, 0), (2, 0), (0, 1), (0, 1)]
 
@@ -212,17 +214,30 @@ def test_a_library_without_that_question_is_not_asked(graph: Path, monkeypatch: 
     assert opened.driver.log.count("launch graph") == 1
 
 
+def test_only_the_steps_used_last_are_kept(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_KEPT", 2)
+    opened = open_double(build(graph, context=2048), sequence_slots=3)
+    steps = [[Chunk(0, [1])], [Chunk(0, [1]), Chunk(1, [2])], [Chunk(slot, [3]) for slot in range(3)]]
+    for step in steps:
+        opened.runner.run(step)
+    assert executions(opened, lambda: opened.runner.run(steps[2])) == (0, 1)
+    assert executions(opened, lambda: opened.runner.run(steps[1])) == (0, 1)
+    assert executions(opened, lambda: opened.runner.run(steps[0])) == (2, 0)
+    assert len(opened.driver._executables) == len(opened.runner._decoding) == 2
+    assert executions(opened, lambda: opened.runner.run(steps[2])) == (2, 0)
+
+
 def test_a_refusal_carries_the_librarys_reason_and_leaves_the_slot_as_it_was(graph: Path) -> None:
     opened = open_double(build(graph))
     runner = opened.runner
     expected = in_chunks(runner, TOKENS[:20], [10, 10])
     runner.truncate(0, 10)
     context, _, _ = runner._chunks._contexts[0]
-    context._scratch = (0, 0)
+    scratch, context._scratch = context._scratch, (0, 0)
     with pytest.raises(RunnerError, match="TensorRT failed: it did not execute: no scratch memory"):
         runner.run([Chunk(0, TOKENS[10:20])])
     assert runner.length(0) == 10
-    context._scratch = runner._decoding._contexts[0][0]._scratch
+    context._scratch = scratch
     np.testing.assert_array_equal(runner.run([Chunk(0, TOKENS[10:20], "all")])[0], expected[10:])
 
 
