@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgekit.errors import RunnerError
@@ -25,6 +26,7 @@ from edgekit.runners.tensorrt.buffers import StepBuffers
 from edgekit.runners.tensorrt.graphs import DecodeStep, DecodeSteps, StepKey
 from edgekit.runners.tensorrt.kv_arena import KvArena
 from edgekit.runners.tensorrt.placement import Place
+from edgekit.runners.tensorrt.runtime_cache import RuntimeCache
 from edgekit.runners.tensorrt.session import Session, scratch_bytes
 from edgekit.runners.tensorrt.tensors import CHUNK, DECODE, describe_engines, present_of
 
@@ -61,6 +63,7 @@ class TensorRtRunner(SlotRunner):
         max_chunk: Maximum tokens of one slot in one step; the engines may allow fewer.
         errors: Returns what the library has logged since the last call.
         backend: What computes: the library's version, and a digest of the engines.
+        runtime_cache: File for what TensorRT for RTX compiles on this GPU when the engines first run.
 
     Raises:
         RunnerError: The engines do not fit, or there is not enough memory.
@@ -80,6 +83,7 @@ class TensorRtRunner(SlotRunner):
         max_chunk: int = 512,
         errors: Callable[[], Sequence[str]] = tuple,
         backend: Backend | None = None,
+        runtime_cache: Path | None = None,
     ) -> None:
         device.activate()
         self._computes = backend or Backend(self._runtime)
@@ -130,8 +134,10 @@ class TensorRtRunner(SlotRunner):
             self._scatter = None if tensors.in_place else self._keep(KvScatter(device))
             scratch = self._keep(DeviceMemory(device, scratch_bytes(engines, (DECODE, CHUNK))))
 
+            self._cache = cache = RuntimeCache(runtime_cache)
+
             def session(profile: int) -> Session:
-                return Session(library, self._engines, profile, handle, scratch=scratch, errors=errors)
+                return Session(library, self._engines, profile, handle, scratch=scratch, cache=cache, errors=errors)
 
             self._new_session = session
             self._chunks = self._keep(session(CHUNK))
@@ -162,6 +168,7 @@ class TensorRtRunner(SlotRunner):
         if not self._closed:
             self._closed = True
             self._device.activate()
+            self._cache.save()
             self._release()
 
     def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
@@ -211,6 +218,8 @@ class TensorRtRunner(SlotRunner):
         else:
             enqueue()
             self._capture(step, enqueue)
+            self._stream.synchronize()
+            self._cache.save()
         self._stream.synchronize()
         logits = buffers.logits(batch, 1, decoding=True)
         return {slot: logits[index] for index, slot in enumerate(slots)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import RunnerError
 from edgekit.runners.cuda.memory import DeviceMemory
+from edgekit.runners.tensorrt.runtime_cache import RuntimeCache
 from edgekit.runners.tensorrt.tensors import tensor_names
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Session:
         profile: Index of the optimization profile.
         stream: Handle of the stream that everything runs on.
         scratch: Memory that the engines need while they run, of `scratch_bytes`; all sessions of a stream can share it.
+        cache: Creates the contexts.
         errors: Returns what the library has logged since the last call: its functions return only that they failed.
 
     Raises:
@@ -46,6 +48,7 @@ class Session:
         stream: int,
         *,
         scratch: DeviceMemory,
+        cache: RuntimeCache,
         errors: Callable[[], Sequence[str]],
     ) -> None:
         self._errors = errors
@@ -53,7 +56,7 @@ class Session:
         self._contexts: list[tuple[trt.IExecutionContext, list[str], list[str]]] = []
         strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
         for engine in engines:
-            context = engine.create_execution_context(strategy)
+            context: trt.IExecutionContext | None = cache.create_context(engine, strategy)
             if context is None:
                 raise self._failure("it could not create an execution context")
             self._require(

@@ -170,9 +170,16 @@ class ICudaEngine:
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         return SCRATCH * (1 + profile_index)
 
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
     def create_execution_context(
-        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+        self, strategy: ExecutionContextAllocationStrategy | IRuntimeConfig = ExecutionContextAllocationStrategy.STATIC
     ) -> IExecutionContext:
+        if isinstance(strategy, IRuntimeConfig):
+            context = self.create_execution_context(strategy._strategy)
+            context._cache = strategy._cache
+            return context
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED, "the runner shares scratch memory"
         return IExecutionContext(self)
 
@@ -251,6 +258,40 @@ class ICudaEngine:
         return one
 
 
+class IRuntimeCache:
+    """What was compiled: a letter for each context that has run."""
+
+    def __init__(self) -> None:
+        self._compiled = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"cache:"):
+            return False
+        self._compiled = blob[6:]
+        return True
+
+    def serialize(self) -> bytes:
+        return b"cache:" + self._compiled
+
+
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self._strategy = ExecutionContextAllocationStrategy.STATIC
+        self._cache: IRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache | None = None) -> bool:
+        self._cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> None:
+        self._strategy = strategy
+
+
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine) -> None:
         self._engine, self._driver = engine, engine._driver
@@ -260,6 +301,7 @@ class IExecutionContext:
         self._scratch = (0, 0)
         self._ran: dict[str, tuple[int, ...]] | None = None
         self._changes = 0
+        self._cache: IRuntimeCache | None = None
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         if self._driver.capturing(stream_handle) or profile_index >= self._engine.num_optimization_profiles:
@@ -320,6 +362,8 @@ class IExecutionContext:
             if self._ran != self._shapes:
                 return self._refuse("a capture needs a plain execution with these shapes first")
         else:
+            if self._ran is None and self._cache is not None:
+                self._cache._compiled += b"k"
             self._ran = dict(self._shapes)
         self._driver.log.append("execute")
         shapes = {name: self.get_tensor_shape(name) for name in tensors}
@@ -354,7 +398,7 @@ class IExecutionContext:
         return False
 
 
-CLASSES = (Runtime, ICudaEngine, IExecutionContext)
+CLASSES = (Runtime, ICudaEngine, IRuntimeConfig, IRuntimeCache, IExecutionContext)
 
 
 class TensorRtDouble:

@@ -22,9 +22,17 @@ from tests.runners.tensorrt.tensorrt_double import CLASSES
 
 DESCRIBE = Path(__file__).with_name("describe_bindings.py")
 # Behind a feature probe.
+_CACHE = {
+    "IRuntimeCache.deserialize", "IRuntimeCache.serialize", "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.set_runtime_cache",
+}  # fmt: skip
+_NEWER = {
+    "ICudaEngine.create_runtime_config", "ICudaEngine.get_aliased_input_tensor",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
+}  # fmt: skip
 MISSING = {
-    "10.3.0": {"ICudaEngine.get_aliased_input_tensor", "IExecutionContext.is_stream_capturable"},
-    "10.16.1.11": {"IExecutionContext.is_stream_capturable"},
+    "10.3.0": {"IExecutionContext.is_stream_capturable", *_CACHE, *_NEWER},
+    "10.16.1.11": {"IExecutionContext.is_stream_capturable", *_CACHE},
 }
 ENUMERATIONS = ("TensorIOMode", "DataType", "ExecutionContextAllocationStrategy")
 
