@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import RunnerError
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.cuda.stream import Stream
 
@@ -74,7 +75,11 @@ class SharedBuffer:
             host_address = int(self._pointer)
         else:
             self._pointer = device.call("cuMemAlloc", self.size)
-            self._host = device.call("cuMemHostAlloc", self.size, 0)
+            try:
+                self._host = device.call("cuMemHostAlloc", self.size, 0)
+            except RunnerError:
+                device.call("cuMemFree", self._pointer)
+                raise
             host_address = int(self._host)
         self.address = int(self._pointer)
         self._host_address = host_address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -70,22 +71,27 @@ class StepBuffers:
         for name, size in sizes.items():
             self._starts[name] = total
             total += aligned(size)
-        self._inputs = SharedBuffer(device, total)
+        between = {name: aligned(rows * size) for name, size in tensors.boundaries.items()}
+        if not tensors.in_place:
+            fresh = aligned(rows * tensors.heads * tensors.row_bytes)
+            between |= {present_of(name): fresh for name in tensors.caches}
+        count = len(tensors.caches)
+        with contextlib.ExitStack() as opened:
+            self._inputs = opened.enter_context(contextlib.closing(SharedBuffer(device, total)))
+            self._between = opened.enter_context(contextlib.closing(DeviceMemory(device, sum(between.values()))))
+            self._tables = opened.enter_context(contextlib.closing(SharedBuffer(device, 2 * count * _INT64)))
+            self._decoded = opened.enter_context(
+                contextlib.closing(SharedBuffer(device, batch * tensors.vocab_size * _F32))
+            )
+            self._chunk_logits = SharedBuffer(device, tensors.vocab_size * _F32)
+            opened.pop_all()
+
         self.addresses = {name: self._inputs.address + start for name, start in self._starts.items()}
         self.starts = self.addresses["write_indices"]
-
-        between = {name: aligned(rows * size) for name, size in tensors.boundaries.items()}
-        fresh = aligned(rows * tensors.heads * tensors.row_bytes)
-        if not tensors.in_place:
-            between |= {present_of(name): fresh for name in tensors.caches}
-        self._between = DeviceMemory(device, sum(between.values()))
         address = self._between.address
         for name, size in between.items():
             self.addresses[name] = address
             address += size
-
-        count = len(tensors.caches)
-        self._tables = SharedBuffer(device, 2 * count * _INT64)
         table = self._tables.view(0, (2, count), np.uint64)
         if not tensors.in_place:
             table[0] = [self.addresses[present_of(name)] for name in tensors.caches]
@@ -93,8 +99,10 @@ class StepBuffers:
         self._tables.upload(stream, 0, self._tables.size)
         self.sources, self.caches = self._tables.address, self._tables.address + count * _INT64
 
-        self._decoded = SharedBuffer(device, batch * tensors.vocab_size * _F32)
-        self._chunk_logits = SharedBuffer(device, tensors.vocab_size * _F32)
+    @property
+    def size(self) -> int:
+        """Bytes of the GPU's memory."""
+        return sum(part.size for part in self._parts())
 
     def fill(
         self, tokens: Sequence[TokenArray], lengths: Sequence[int], stride: int, *, every_row: bool
@@ -141,8 +149,9 @@ class StepBuffers:
             return self._decoded.address
         size = batch * rows * self._tensors.vocab_size * _F32
         if size > self._chunk_logits.size:
+            larger = SharedBuffer(self._device, size)
             self._chunk_logits.close()
-            self._chunk_logits = SharedBuffer(self._device, size)
+            self._chunk_logits = larger
         return self._chunk_logits.address
 
     def download(self, batch: int, rows: int, *, decoding: bool) -> None:
@@ -158,8 +167,11 @@ class StepBuffers:
 
     def close(self) -> None:
         """Free the memory."""
-        for part in (self._inputs, self._between, self._tables, self._decoded, self._chunk_logits):
+        for part in self._parts():
             part.close()
+
+    def _parts(self) -> tuple[SharedBuffer | DeviceMemory, ...]:
+        return self._inputs, self._between, self._tables, self._decoded, self._chunk_logits
 
     def _columns(self, stride: int, count: int) -> int:
         return stride if self._tensors.in_place else stride + count

@@ -40,6 +40,7 @@ class KvArena:
         capacity: As given, or a little less: rounded down to whole blocks at aligned addresses.
         lengths: Tokens in each slot.
         bytes_per_token: KV cache bytes of one token.
+        size: Bytes of the allocation.
 
     Raises:
         RunnerError: There is not enough memory.
@@ -66,10 +67,11 @@ class KvArena:
         if not self.capacity or (block is None and self.capacity != capacity):
             raise RunnerError(f"a KV cache of {capacity} positions cannot be aligned", hint=f"use a multiple of {step}")
         self._bucketed = block is not None
-        self._size = slots * self.capacity
-        self._region = self._size * self._position
+        self._pool = slots * self.capacity
+        self._region = self._pool * self._position
         # One region more, for moves to places that overlap the old ones.
         self._memory = DeviceMemory(device, (tensors + 1) * self._region)
+        self.size = self._memory.size
         # Unused positions are masked, but a NaN in one of them would still spread.
         stream.zero(self._memory.address, self._memory.size)
         stream.synchronize()
@@ -95,11 +97,15 @@ class KvArena:
         stride = bucket_of(positions, self.capacity) if self._bucketed else self.capacity
         place = self._places.get(slot)
         if place is None or place.stride < stride:
-            self._move(placed(self._places, slot, stride, self._size))
+            self._move(placed(self._places, slot, stride, self._pool))
 
     def runs(self, slots: Sequence[int], longest: int) -> list[list[int]]:
         """Divide slots into runs that can be read as one batch, of at most `longest`."""
         return runs(self._places, slots, longest)
+
+    def fewest_runs(self, slots: Sequence[int], longest: int) -> int:
+        """Return the number of runs that `gather` would make of slots."""
+        return len(runs(packed(self._places, slots), slots, longest))
 
     def gather(self, slots: Sequence[int]) -> None:
         """Move slots so that those of the same stride among the given ones lie side by side."""

@@ -39,7 +39,7 @@ __all__ = ["TensorRtRunner"]
 
 logger = logging.getLogger(__name__)
 
-# Steps that the same slots must have decoded in before they are moved side by side: a move copies their caches.
+# Steps in which the same slots decode apart before they are moved side by side: a move copies their caches.
 _STEADY_STEPS = 3
 
 
@@ -149,13 +149,19 @@ class TensorRtRunner(SlotRunner):
         self._captures = True
         self._batch = batch
         self._previous: tuple[int, ...] = ()
-        self._steady = 0
+        self._scattered = 0
         self._limits = Limits(
             context_length=min(context_length or self._kv.capacity, self._kv.capacity),
             sequence_slots=sequence_slots,
             max_chunk=chunk,
             vocab_size=tensors.vocab_size,
             kv_bytes_per_token=self._kv.bytes_per_token,
+        )
+        logger.info(
+            "engines in %d segments on %s: %.0f MiB for the KV cache, %.0f for inputs and outputs, %.0f to compute in",
+            len(engines),
+            device.name,
+            *(part.size / (1 << 20) for part in (self._kv, self._buffers, scratch)),
         )
 
     @property
@@ -191,11 +197,13 @@ class TensorRtRunner(SlotRunner):
 
         Slots that decode together for some steps are moved side by side, if that saves an execution.
         """
-        wanted = tuple(sorted(slots))
-        self._steady = self._steady + 1 if wanted == self._previous else 0
+        runs, wanted = self._kv.runs(slots, self._batch), tuple(sorted(slots))
+        if len(runs) <= self._kv.fewest_runs(slots, self._batch):
+            self._scattered = 0
+            return runs
+        self._scattered = self._scattered + 1 if wanted == self._previous else 1
         self._previous = wanted
-        runs = self._kv.runs(slots, self._batch)
-        if self._steady != _STEADY_STEPS or len(runs) < 2 or self._batch < 2:
+        if self._scattered <= _STEADY_STEPS:
             return runs
         self._kv.gather(slots)
         return self._kv.runs(slots, self._batch)
@@ -321,5 +329,12 @@ class TensorRtRunner(SlotRunner):
     def _release(self) -> None:
         """Close everything, in the reverse order of opening."""
         while self._opened:
-            self._opened.pop().close()
+            _close(self._opened.pop())
         self._engines.clear()
+
+
+def _close(part: _Closable) -> None:
+    try:
+        part.close()
+    except RunnerError as error:  # after a fault of the GPU, nothing can be freed
+        logger.warning("%s", first_line(error))

@@ -101,6 +101,7 @@ class DriverDouble:
     Attributes:
         log: Every call that allocated, captured or launched, in order.
         faults: What was wrong, of every error.
+        fail_at: The number of allocations until the one that fails; negative for none.
     """
 
     CUresult = CUresult
@@ -117,6 +118,7 @@ class DriverDouble:
     ) -> None:
         self.log: list[str] = []
         self.faults: list[str] = []
+        self.fail_at = -1
         self._kernels = dict(kernels or {})
         self._integrated = integrated
         self._total = memory
@@ -390,7 +392,8 @@ class DriverDouble:
             return self._error(CUresult.CUDA_ERROR_INVALID_CONTEXT, "no context is current", None)
         if size < 1:
             return self._error(CUresult.CUDA_ERROR_INVALID_VALUE, "no bytes", None)
-        if self.allocated + size > self._total:
+        failing, self.fail_at = self.fail_at == 0, self.fail_at - 1
+        if failing or self.allocated + size > self._total:
             return self._error(CUresult.CUDA_ERROR_OUT_OF_MEMORY, f"{size} bytes", None)
         # Fresh memory need not be zero; this is NaN in every float format.
         raw = np.full(size + 256, 0xFF, np.uint8)

@@ -288,12 +288,31 @@ def test_closing_frees_everything(tmp_path: Path, dialect: Dialect, integrated: 
     assert not opened.driver.faults
 
 
-def test_too_little_memory_frees_what_was_allocated(graph: Path) -> None:
-    driver = new_driver(memory=7_000_000)
-    with pytest.raises(RunnerError, match="CUDA_ERROR_OUT_OF_MEMORY"):
-        open_double(build(graph, context=2048, chunk=512), driver)
-    assert driver.allocated == driver.open_handles == 0
-    assert "allocate device" in driver.log
+@pytest.mark.parametrize("integrated", [True, False])
+def test_too_little_memory_frees_what_was_allocated(graph: Path, integrated: bool) -> None:
+    engines = build(graph, context=512)
+    full = new_driver(integrated=integrated)
+    open_double(engines, full)
+    # Each allocation in turn is the one that fails.
+    for number in range(sum(entry.startswith("allocate") for entry in full.log)):
+        driver = new_driver(integrated=integrated)
+        driver.fail_at = number
+        with pytest.raises(RunnerError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+            open_double(engines, driver)
+        assert driver.allocated == driver.open_handles == 0
+
+
+def test_slots_that_grow_apart_are_moved_side_by_side_again(graph: Path) -> None:
+    opened = open_double(build(graph, context=2048), sequence_slots=3)
+    runner = opened.runner
+    for slot, count in enumerate((250, 100, 253)):
+        for start in range(0, count, 64):
+            runner.run([Chunk(slot, TOKENS[start : min(start + 64, count)])])
+    pair = [Chunk(0, [3]), Chunk(2, [4])]
+    for _ in range(16):
+        runner.run(pair)
+    assert [runner._kv.place(slot).stride for slot in range(3)] == [512, 256, 512]
+    assert executions(opened, lambda: runner.run(pair)) == (0, 1)
 
 
 def test_engines_of_something_else_are_refused(graph: Path, tmp_path: Path) -> None:
