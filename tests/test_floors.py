@@ -30,6 +30,7 @@ LEFT_OUT = {
 }
 # Modules whose names are not those of their distributions.
 DISTRIBUTIONS = {
+    "cuda": "cuda-bindings",
     "optimum": "optimum-onnx",
     "paho": "paho-mqtt",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu12-bindings",

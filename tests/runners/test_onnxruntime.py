@@ -31,6 +31,7 @@ from tests.export.optimum.graphs import float_graph
 from tests.models import TensorWeights, tiny_checkpoint, tiny_decoder, tiny_tensors
 from tests.ort_version import native_runs
 from tests.reference import forward
+from tests.runners.tensorrt.engines import build, open_double
 
 FloatArray = npt.NDArray[np.float32]
 Open = Callable[..., Runner]
@@ -76,10 +77,14 @@ def optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "portable",
         pytest.param("native", marks=native_runs),
         pytest.param("optimum", marks=pytest.mark.optimum),
+        "tensorrt portable",
+        pytest.param("tensorrt native", marks=native_runs),
     ]
 )
 def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native: Path) -> Open:
-    """All runners of graphs fulfil the same contract."""
+    """All runners of graphs fulfil the same contract; TensorRT's runs on doubles."""
+    if request.param.startswith("tensorrt"):
+        return double_of(portable if "portable" in request.param else native)
     if request.param == "optimum":
         path = request.getfixturevalue("optimum")
         return lambda **options: OptimumRunner(path, **({"threads": 1} | options))
@@ -88,6 +93,16 @@ def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native:
     if request.param == "native":
         return lambda **options: NativeRunner(native, **({"threads": 1} | options))
     return lambda **options: OnnxRuntimeRunner(folder, **({"threads": 1} | options))
+
+
+def double_of(folder: Path) -> Open:
+    # Two segments.
+    engines = build(folder / "model.onnx", chunk=256, segments=[1])
+
+    def open_engines(*, threads: int = 1, **options: Any) -> Runner:  # noqa: ARG001 - those of the CPU
+        return open_double(engines, **options).runner
+
+    return open_engines
 
 
 def everything(runner: Runner, chunk_sizes: list[int], slot: int = 0) -> FloatArray:

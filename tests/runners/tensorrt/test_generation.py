@@ -1,0 +1,90 @@
+"""The generation core on TensorRT's runner: its own tests of invariance, over the doubles.
+
+The double executes each token on its own, in one shape (`exact`), so that outputs can be compared bit by bit: a wrong
+mask, position, address or cache row changes them, and the numbers of a batch or a chunk do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.bundle.bundle import open_bundle
+from edgekit.config import GenerationConfig
+from edgekit.export.writers.onnx import OnnxWriter
+from edgekit.generation.model import TextModel
+from edgekit.generation.startup import open_model
+from edgekit.runners.tensorrt.runner import TensorRtRunner
+from tests.generation import test_invariance
+from tests.generation.bundles import tiny_bundle
+from tests.generation.test_invariance import CAREFULLY, SLOTS, Arrival, arrivals, texts
+from tests.models import TensorWeights, tiny_decoder, tiny_tensors
+from tests.ort_version import native_runs
+from tests.runners.tensorrt.engines import build, open_double
+
+KEPT = settings(CAREFULLY, max_examples=8)
+
+
+@pytest.fixture(scope="module", params=["portable", pytest.param("native", marks=native_runs)])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
+    folder = tmp_path_factory.mktemp("model")
+    bundle = tiny_bundle(folder, "onnx", layers=2)
+    checkpoint = folder / "checkpoint"
+    OnnxWriter(request.param, dtype="float32")(
+        tiny_decoder(checkpoint), TensorWeights(tiny_tensors(checkpoint)), folder, lambda _: None
+    )
+    engines = build(folder / "model.onnx", segments=[0], batch=SLOTS, exact=True)
+
+    def open_engines(
+        _folder: Path, *_: str, context_length: int, sequence_slots: int, **_options: Any
+    ) -> TensorRtRunner:
+        return open_double(engines, context_length=context_length, sequence_slots=sequence_slots).runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekit.generation.model.open_runner", open_engines)
+        model = open_model(open_bundle(bundle), GenerationConfig(threads=1, parallel=SLOTS))
+    assert isinstance(model.runner, TensorRtRunner)
+    yield model
+    assert len(model.runner._decoding) > 1
+    model.close()
+
+
+@given(crowd=arrivals(), tokens=st.sampled_from([None, 300, 500]), kept=st.booleans())
+@KEPT
+def test_output_does_not_depend_on_concurrent_requests(
+    model: TextModel, crowd: list[Arrival], tokens: int | None, kept: bool
+) -> None:
+    _invariant("output_does_not_depend_on_concurrent_requests")(model, crowd, tokens, kept)
+
+
+@given(content=texts(20), turns=st.lists(texts(5), min_size=1, max_size=3))
+@KEPT
+def test_a_continued_conversation_has_the_same_output_as_one_computed_anew(
+    model: TextModel, content: str, turns: list[str]
+) -> None:
+    _invariant("a_continued_conversation_has_the_same_output_as_one_computed_anew")(model, content, turns)
+
+
+def test_a_prefix_from_disk_is_as_good_as_one_computed(model: TextModel, tmp_path: Path) -> None:
+    test_invariance.test_a_prefix_from_disk_is_as_good_as_one_computed(model, tmp_path)
+
+
+def _invariant(name: str) -> Any:
+    """The body of one of the generation core's tests."""
+    return getattr(test_invariance, f"test_{name}").hypothesis.inner_test
+
+
+@pytest.mark.slow
+class TestAtLength:
+    """The same with as many examples as other runners have."""
+
+    test_concurrent = staticmethod(test_invariance.test_output_does_not_depend_on_concurrent_requests)
+    test_drafts = staticmethod(test_invariance.test_draft_tokens_with_a_grammar_change_nothing)
+    test_continued = staticmethod(
+        test_invariance.test_a_continued_conversation_has_the_same_output_as_one_computed_anew
+    )
