@@ -38,7 +38,8 @@ FOLDER = files("edgekit") / "targets"
 
 RunnerName = Literal["tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "mlx", "cpu"]
 RUNNERS: frozenset[RunnerName] = frozenset({"cuda", "onnxruntime", "mlx", "cpu"})
-"""The runners that this edgekit has. A profile may name others, for which it has no runner yet."""
+"""The runners that run a bundle as it is, which plans assume. A TensorRT engine must be built first, and none
+has run on a device yet."""
 Dialect = Literal["portable", "native", "onnxruntime"]
 Text = Annotated[str, Matches(r"[\s\S]*\S[\s\S]*", "must contain more than blanks")]
 Gigabytes = Annotated[float, Between(0, MAX_GIB)]

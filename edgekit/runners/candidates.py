@@ -117,6 +117,17 @@ def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:
     )
 
 
+def _tensorrt(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
+    from edgekit.runners.tensorrt.open import find_engine, open_engine
+
+    stored = find_engine(folder)
+
+    def load(options: LoadOptions) -> Runner:
+        return open_engine(folder, stored, **options.common())
+
+    return Offer(f"{stored.engine.library} {stored.engine.version}, {stored.engine.context_length} tokens", load)
+
+
 def _cpu(folder: Path, dialect: str) -> Offer:
     from edgekit.runners.cpu.select import Unavailable, probe
 
@@ -192,15 +203,16 @@ def _mlx(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
     return Offer("MLX", load)
 
 
+_TENSORRT = Candidate("tensorrt", "a TensorRT engine", "tensorrt", _tensorrt)
 _CPU = Candidate("cpu", "the CPU kernels", "text", _cpu)
 _CUDA = Candidate("cuda", "onnxruntime with CUDA", "onnxruntime-gpu", _cuda)
 _ONNXRUNTIME = Candidate("onnxruntime", "onnxruntime on the CPU", "onnxruntime", _onnxruntime)
 _MLX = Candidate("mlx", "MLX", "mlx", _mlx)
 
-# By dialect, the preferred one first (docs/decisions/0031). A runner of TensorRT engines belongs before `_CUDA`.
+# By dialect, the preferred one first (docs/decisions/0031).
 _ONNX: dict[str, tuple[Candidate, ...]] = {
     "onnxruntime": (_CPU, _ONNXRUNTIME),
-    "portable": (_CUDA, _CPU, _ONNXRUNTIME),
-    "native": (_CUDA, _CPU, _ONNXRUNTIME),
+    "portable": (_TENSORRT, _CUDA, _CPU, _ONNXRUNTIME),
+    "native": (_TENSORRT, _CUDA, _CPU, _ONNXRUNTIME),
     "optimum": (_ONNXRUNTIME,),
 }

@@ -167,7 +167,8 @@ def test_a_graph_for_tensorrt_that_the_kernels_do_not_support_runs_on_onnxruntim
     with caplog.at_level(logging.INFO, "edgekit.runners"):
         runner = open_runner(for_tensorrt / "floats", "onnx", "portable", context_length=64, threads=1)
     assert isinstance(runner, PortableRunner)
-    assert "on the CPU; not on cuda: " in caplog.text
+    assert "on the CPU; not on tensorrt: " in caplog.text
+    assert ", cuda: " in caplog.text
     assert ", cpu: the kernels cannot run this graph" in caplog.text
     assert "is not the expected DequantizeLinear" in caplog.text
 

@@ -4,6 +4,7 @@
         edgekit-engines            marks the folder as the store's; locked while an engine is added
         0123…cdef/                 one engine: `engine.json` and its segments (`engine_set`)
             verified.json          what its files looked like when they were verified
+            runtime-cache          what the library compiled when it first ran
             bundle-0123456789abcdef  a bundle that uses it: the file holds its path
         building/                  the engine that is being added; left by a killed process, it is removed by the next
 
@@ -41,18 +42,20 @@ from edgekit.runners.tensorrt.engine_set import (
     verify_files,
 )
 
-__all__ = ["EngineStore", "StoredEngine", "Wanted", "graph_digest"]
+__all__ = ["RUNTIME_CACHE", "EngineStore", "StoredEngine", "Wanted", "graph_digest"]
 
 logger = logging.getLogger(__name__)
 
 _MARKER = "edgekit-engines"
 _BUILDING = "building"
 _VERIFIED = "verified.json"
+RUNTIME_CACHE = "runtime-cache"
+"""What the library compiled when an engine first ran (`runtime_cache`)."""
 _TIMINGS = "timings"
 _ENGINE = re.compile(r"[0-9a-f]{32}")
 _USER = re.compile(r"bundle-[0-9a-f]{16}")
 # `engine.json` while it is written (`atomic_file`).
-_PARTIAL = re.compile(r"\.(?:engine|verified)\.json\..*\.partial")
+_PARTIAL = re.compile(r"\.(?:engine\.json|verified\.json|runtime-cache)\..*\.partial")
 _POLL_S = 0.2
 
 
@@ -127,10 +130,18 @@ class EngineStore:
 
     def find(self, wanted: Wanted) -> StoredEngine | None:
         """Return an engine that is wanted and sound; None if there is none."""
+        return next(self._sound(lambda engine: wanted.difference(engine) is None), None)
+
+    def of_graph(self, graph_sha256: str) -> list[StoredEngine]:
+        """Return the sound engines of a graph (`graph_digest`), for whatever library, GPU and shapes."""
+        return list(self._sound(lambda engine: engine.graph_sha256 == graph_sha256))
+
+    def _sound(self, fits: Callable[[EngineSet], bool]) -> Iterator[StoredEngine]:
+        """Yield engines that fit and whose files are verified."""
         for folder in self._engines():
             try:
                 engine = read_engine_set(folder)
-                if wanted.difference(engine) is not None:
+                if not fits(engine):
                     continue
                 if not _is_verified(folder, engine):
                     verify_files(folder, engine)
@@ -138,8 +149,7 @@ class EngineStore:
             except (RunnerError, OSError) as error:
                 logger.warning("an engine is not used: %s", error)
                 continue
-            return StoredEngine(folder, engine)
-        return None
+            yield StoredEngine(folder, engine)
 
     def obtain(
         self,
@@ -334,7 +344,7 @@ def _remove(folder: Path) -> None:
         # Without its description nothing takes what is left for an engine.
         (folder / ENGINE_JSON).unlink(missing_ok=True)
         for path in folder.iterdir():
-            if path.name == _VERIFIED or any(
+            if path.name in {_VERIFIED, RUNTIME_CACHE} or any(
                 pattern.fullmatch(path.name) for pattern in (SEGMENT_NAME, _USER, _PARTIAL)
             ):
                 path.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""A bundle's engine in the store is what runs it, over doubles of TensorRT and of the CUDA driver."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from edgekit.bundle.bundle import open_bundle
+from edgekit.config import GenerationConfig
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.progress import silent
+from edgekit.generation.model import TextModel
+from edgekit.generation.startup import open_model
+from edgekit.runners.cuda.driver import Device
+from edgekit.runners.tensorrt.build import InstalledLibrary
+from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, Profile, write_engine_set
+from edgekit.runners.tensorrt.library import NvidiaLibrary
+from edgekit.runners.tensorrt.runner import TensorRtRunner
+from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, Wanted, graph_digest
+from edgekit.target import load_target
+from tests.runners.cuda.driver_double import DriverDouble
+from tests.runners.tensorrt.engines import build, new_driver
+from tests.runners.tensorrt.tensorrt_double import TensorRtDouble
+from tests.variants import variant
+
+VERSION = "10.3.0"
+CONTEXT = 128
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    for name, seed in (("bundle", 0), ("other", 1)):
+        source = variant("qwen2", folder / f"{name}-model", seed=seed)
+        export_bundle(str(source), load_target("orin"), folder / name, ExportOptions(), silent)
+    return folder
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported / "bundle", tmp_path / "bundle"))
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DriverDouble:
+    """The double of the driver, of which the machine has one, and TensorRT."""
+    driver = new_driver()
+    library = NvidiaLibrary(TensorRtDouble(driver), "tensorrt", VERSION)
+    opening = "edgekit.runners.tensorrt.open"
+    monkeypatch.setattr(f"{opening}.installed_library", lambda _: InstalledLibrary("tensorrt", VERSION, {}))
+    monkeypatch.setattr(f"{opening}.find_library", lambda _: library)
+    monkeypatch.setattr(f"{opening}.open_device", lambda: Device(driver))
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEKIT_STATE", str(tmp_path / "state"))
+    return driver
+
+
+def place(bundle: Path, graph_of: Path | None = None, **changes: Any) -> StoredEngine:
+    """Put an engine of the bundle's graph, or of another one's, into the store."""
+    opened = open_bundle(bundle)
+    wanted = Wanted(
+        graph_sha256=graph_digest(opened),
+        dialect=opened.manifest.artifact.dialect,
+        layout=opened.manifest.artifact.layout,
+        library="tensorrt",
+        version=VERSION,
+        compute_capability="8.7",
+        context_length=CONTEXT,
+        workspace_bytes=0,
+        profiles=(Profile(4, 1), Profile(1, 64)),
+    )
+    wanted = replace(wanted, **changes)
+    work = Path(shutil.copytree(graph_of or bundle, bundle.parent / f"graph-{wanted.context_length}"))
+    (made,) = build(work / "model.onnx", context=wanted.context_length)
+
+    def make(folder: Path) -> None:
+        name, data = "segment-00.engine", made.read_bytes()
+        (folder / name).write_bytes(data)
+        segment = EngineSegment(name, len(data), sha256(data).hexdigest(), 0, 2, None, ("input_ids",), ("logits",))
+        fields = {field.name: getattr(wanted, field.name) for field in dataclass_fields(Wanted)}
+        write_engine_set(folder, EngineSet(**{**fields, "segments": (segment,), "built_for": ""}))
+
+    return EngineStore().obtain(bundle, wanted, make)
+
+
+def opened(bundle: Path, **options: Any) -> TextModel:
+    config = GenerationConfig(threads=1, parallel=3, ignore_compatible=True, **options)
+    return open_model(open_bundle(bundle), config)
+
+
+def reason(model: TextModel) -> str:
+    """Why the engine does not run it."""
+    first = model.info.rejected[0]
+    assert first.name == "tensorrt"
+    model.close()
+    return first.reason
+
+
+def test_an_engine_that_passes_the_self_test_runs_the_bundle_and_everything_is_released(
+    bundle: Path, driver: DriverDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = place(bundle)
+    caplog.set_level("INFO")
+    model = opened(bundle)
+    assert isinstance(model.runner, TensorRtRunner)
+    assert "self-test passed by tensorrt" in caplog.text
+    assert model.info.rejected == ()
+    assert (model.info.context_length, model.runner.limits.sequence_slots) == (CONTEXT, 3)
+    assert model.runner.limits.max_chunk == 64
+    assert "the engine holds 128 of the bundle's" in caplog.text
+    model.close()
+    assert (driver.allocated, driver.open_handles) == (0, 0)
+    assert (stored.folder / RUNTIME_CACHE).exists(), "TensorRT for RTX keeps what it compiled"
+    place(bundle, context_length=64)
+    assert not stored.folder.exists(), "the engine before is removed, with its cache"
+
+
+def test_the_engine_with_the_longest_context_is_taken(bundle: Path, driver: DriverDouble) -> None:
+    del driver
+    place(bundle)
+    # For the store, another bundle with the same graph.
+    place(Path(shutil.copytree(bundle, bundle.parent / "b")), context_length=256)
+    model = opened(bundle)
+    assert model.info.context_length == 256
+    model.close()
+
+
+def test_without_an_engine_another_runner_is_chosen_and_the_reason_says_so(bundle: Path, driver: DriverDouble) -> None:
+    del driver
+    assert reason(opened(bundle)) == "no engine was built"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"version": "10.16.1"}, "was built with tensorrt 10.16.1; tensorrt 10.3.0 is installed"),
+        ({"compute_capability": "8.6"}, "was built for compute capability 8.6; "),
+    ],
+)
+def test_an_engine_for_another_version_or_gpu_is_not_loaded(
+    bundle: Path, driver: DriverDouble, changes: dict[str, Any], why: str
+) -> None:
+    place(bundle, **changes)
+    assert why in reason(opened(bundle))
+    assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
+def test_an_engine_that_computes_something_else_is_rejected_with_the_figures(
+    bundle: Path, exported: Path, driver: DriverDouble
+) -> None:
+    place(bundle, graph_of=exported / "other")
+    assert "computes wrong logits with this bundle: error of the logits " in reason(opened(bundle))
+    assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
+def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> None:
+    del driver
+    stored = place(bundle)
+    (stored.folder / "segment-00.engine").write_bytes(b"damaged")
+    assert reason(opened(bundle)) == "no engine was built"
+
+
+def test_there_are_fewer_sequence_slots_where_memory_is_scarce(
+    bundle: Path, driver: DriverDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = place(bundle)
+    slot = open_bundle(bundle).manifest.memory.kv_cache_per_token * CONTEXT
+    driver._total = stored.engine.size + int(2.5 * slot / 0.6)
+    model = opened(bundle)
+    assert "memory for 2 of 3 sequences of 128 tokens" in caplog.text
+    # What is left may or may not do for the rest: then another runner is chosen.
+    runner = cast("Any", model.runner)
+    assert not isinstance(runner, TensorRtRunner) or runner.limits.sequence_slots == 2
+    model.close()
