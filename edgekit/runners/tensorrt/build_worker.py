@@ -156,6 +156,9 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
     config = builder.create_builder_config()
     if request["capability"]:
         library.set_capability(config, request["capability"])
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT for RTX may allocate memory in an execution otherwise, which a CUDA graph cannot capture.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     # Otherwise some builds wait for one another hundreds of times in a step.
     config.max_aux_streams = 0
     # Lists the kernels in the log.

@@ -28,6 +28,7 @@ class ILogger:
     VERBOSE, INFO, WARNING, ERROR, INTERNAL_ERROR = range(5)
 class IProgressMonitor: ...
 class NetworkDefinitionCreationFlag: STRONGLY_TYPED = 1
+class BuilderFlag: TF32 = 7
 class ProfilingVerbosity: DETAILED = 2
 class MemoryPoolType: WORKSPACE = 0
 
