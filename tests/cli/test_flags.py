@@ -14,6 +14,7 @@ import click
 import pytest
 
 import edgekit
+from edgekit.cli.build import build
 from edgekit.cli.export import export
 from edgekit.cli.output import flags_of
 from edgekit.cli.plan import plan
@@ -170,14 +171,14 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_the_core_names_no_flag() -> None:
-    commands = (export, plan, run_verb, serve)
+    commands = (build, export, plan, run_verb, serve)
     flags = {flag for command in commands for item in command.params for flag in item.opts if flag.startswith("--")}
     assert {"--fit", "--parallel", "--allow-oversize"} <= flags
     pattern = re.compile(rf"(?<![\w-])({'|'.join(sorted(flags, key=len, reverse=True))})(?![\w-])")
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text}" for path in CORE for line, text in strings(path)
         # A command to run is the same from everywhere; pip's and the compiler's options are arguments of their own.
-        if pattern.search(text) and "edgekit export " not in text and text.strip() not in flags
+        if pattern.search(text) and not re.search("edgekit (build|export) ", text) and text.strip() not in flags
     ]  # fmt: skip
     assert not found, "\n".join(found)
 
@@ -185,8 +186,8 @@ def test_the_core_names_no_flag() -> None:
 def test_every_option_that_the_core_mentions_is_an_argument_and_a_flag() -> None:
     functions = (edgekit.export_model, edgekit.load)
     arguments = {name for function in functions for name in inspect.signature(function).parameters}
-    arguments.add("parallel")  # of `edgekit plan` alone
-    parameters = {item.name for command in (export, plan, run_verb, serve) for item in command.params}
+    arguments |= {"parallel", "segments"}  # of `edgekit plan` and `edgekit build` alone
+    parameters = {item.name for command in (build, export, plan, run_verb, serve) for item in command.params}
     mentioned = set()
     for path in CORE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

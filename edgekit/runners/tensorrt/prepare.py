@@ -75,7 +75,7 @@ def check_artifact(bundle: Bundle) -> None:
     if artifact.kind != "onnx" or artifact.dialect not in DIALECTS:
         raise IncompatibleBundleError(
             f"{bundle.path} is not for TensorRT: its artifact is {f'{artifact.kind} {artifact.dialect}'.strip()}",
-            hint="export it with --target orin or rtx",
+            hint="export it for a device with TensorRT: edgekit export MODEL --target orin",
         )
 
 

@@ -55,6 +55,10 @@ def outputs() -> Iterator[tuple[str, list[Array]]]:
         float16.round_to_float16(block.reshape(-1), rounded)
         yield "round_to_float16", [rounded]
         yield "_to_float16_bits", [float16.to_float16(block)[0]]
+        inputs, out = normal(3, size), np.empty((200, 3), np.float32)
+        work = np.empty((2, size), np.float32)
+        kernels.multiply_rows(codes.reshape(200, size), scales[:, None], offsets[:, None], inputs, work, out)
+        yield "multiply_rows", [out]
         packed = np.empty(codes.size // 2, np.uint8)
         nibbles.pack_pairs(codes.reshape(-1), packed)
         yield "pack_pairs", [packed]
