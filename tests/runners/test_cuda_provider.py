@@ -126,7 +126,9 @@ def test_the_reason_comes_from_the_log_where_the_error_has_none(monkeypatch: pyt
 def test_a_provider_that_computes_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"version": "1.31.1", "providers": [PROVIDER], "error": None}
     assert answer(monkeypatch, f"print({json.dumps(facts)!r})").reason is None
-    assert expected_runner(Path(), "onnx", "portable") == ("onnxruntime 1.31.1 with CUDA", ())
+    label, rejected = expected_runner(Path(), "onnx", "portable")
+    assert label == "onnxruntime 1.31.1 with CUDA"
+    assert [one.name for one in rejected] == ["tensorrt"], "there is no engine"
 
 
 @pytest.mark.parametrize(
