@@ -120,7 +120,7 @@ def _warn_of_another_library(bundle: Bundle, library: str) -> None:
         runner
         for target in load_targets()
         if target.compatible in bundle.manifest.compatible
-        for runner in target.runners
+        for runner in target.profile.export.runners
     }
     if runners and library not in runners:
         print_warning(

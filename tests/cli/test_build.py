@@ -57,6 +57,13 @@ def test_an_engine_is_built_once_and_found_again(orin: Path, cache: Path) -> Non
     assert "tensorrt_rtx builds for other devices than jetson-orin" in done.stderr
 
 
+def test_no_warning_where_the_library_is_that_of_the_bundles_devices(tmp_path: Path, cache: Path) -> None:
+    edgekit("export", tiny_checkpoint(tmp_path / "hf", layers=1), "--target", "rtx", "-o", tmp_path / "rtx")
+    done = edgekit("build", tmp_path / "rtx", *SMALL, "--compute-capability", "8.6")
+    assert "other devices" not in done.stderr
+    assert cache.exists()
+
+
 def test_two_processes_that_build_at_once_build_one_engine(orin: Path, cache: Path) -> None:
     command = edgekit_command("build", orin, *SMALL, "--json")
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
