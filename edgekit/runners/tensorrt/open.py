@@ -78,17 +78,10 @@ def open_engine(
     """
     bundle, engine = open_bundle(folder), stored.engine
     library = find_library(_library_of(bundle))
-    if context_length > engine.context_length:
-        logger.warning(
-            "the engine holds %d of the bundle's %d tokens (hint: edgekit build %s --context %d)",
-            engine.context_length,
-            context_length,
-            folder,
-            context_length,
-        )
     device = open_device()
     try:
         _check_device(device, engine, folder)
+        _check_context(context_length, engine, folder)
         return _OpenEngine(
             bundle,
             stored,
@@ -101,6 +94,17 @@ def open_engine(
     except BaseException:
         device.close()
         raise
+
+
+def _check_context(wanted: int, engine: EngineSet, folder: Path) -> None:
+    if wanted > engine.context_length:
+        logger.warning(
+            "the engine holds %d of the bundle's %d tokens (hint: edgekit build %s --context %d)",
+            engine.context_length,
+            wanted,
+            folder,
+            wanted,
+        )
 
 
 def _check_device(device: Device, engine: EngineSet, folder: Path) -> None:
