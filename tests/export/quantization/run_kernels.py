@@ -62,6 +62,8 @@ def outputs() -> Iterator[tuple[str, list[Array]]]:
         packed = np.empty(codes.size // 2, np.uint8)
         nibbles.pack_pairs(codes.reshape(-1), packed)
         yield "pack_pairs", [packed]
+        nibbles.unpack_pairs(packed, codes.reshape(-1))
+        yield "unpack_pairs", [codes]
         words = codes.reshape(size, 200).view(np.uint64)
         transposed = np.empty((200, size // 16), np.uint64)
         nibbles.pack_transposed(words, 0, np.uint64(0), transposed)
