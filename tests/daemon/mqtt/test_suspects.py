@@ -129,12 +129,14 @@ def test_another_callers_answer_passes_the_one_that_the_broker_does_not_take(
 
 @pytest.mark.broker
 def test_a_broker_that_does_not_take_the_info_message_is_served_without_it(
-    tmp_path: Path, make_service: MakeService, worker: ScriptedWorker
+    tmp_path: Path, make_service: MakeService, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.script = speak_at_length
+    # So that the limit is between the sizes of the two presence messages.
+    monkeypatch.setattr("edgekit.daemon.mqtt.presence.__version__", "0.1.0")
     folder = tmp_path / "tiny"
     folder.mkdir()
-    with Broker(folder, config=("allow_anonymous true", "message_size_limit 310")) as broker:
+    with Broker(folder, config=("allow_anonymous true", "message_size_limit 260")) as broker:
         service = make_service(port=broker.port)
         assert eventually(lambda: service.stats().reconnects == MAX_LOSSES)
         with Caller(broker.port, STATUS, "edgekit/box/info") as caller:
