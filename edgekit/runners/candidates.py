@@ -120,10 +120,10 @@ def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:
 def _tensorrt(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
     from edgekit.runners.tensorrt.open import find_engine, open_engine
 
-    stored = find_engine(folder)
+    bundle, stored = find_engine(folder)
 
     def load(options: LoadOptions) -> Runner:
-        return open_engine(folder, stored, **options.common())
+        return open_engine(bundle, stored, **options.common())
 
     return Offer(f"{stored.engine.library} {stored.engine.version}, {stored.engine.context_length} tokens", load)
 

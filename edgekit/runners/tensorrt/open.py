@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 _KV_SHARE = 0.6
 
 
-def find_engine(folder: Path) -> StoredEngine:
-    """Return the engine of a bundle with the longest context that the installed library loads.
+def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
+    """Return a bundle, and its engine with the longest context that the installed library loads.
 
     Args:
         folder: The bundle's folder.
@@ -55,18 +55,18 @@ def find_engine(folder: Path) -> StoredEngine:
             f"the engine was built with {had.library} {had.version}; {library.name} {library.version} is installed",
             hint=build,
         )
-    return max(fitting, key=lambda one: one.engine.context_length)
+    return bundle, max(fitting, key=lambda one: one.engine.context_length)
 
 
 def open_engine(
-    folder: Path, stored: StoredEngine, *, context_length: int, sequence_slots: int, max_chunk: int | None = None
+    bundle: Bundle, stored: StoredEngine, *, context_length: int, sequence_slots: int, max_chunk: int | None = None
 ) -> TensorRtRunner:
     """Load an engine onto this machine's GPU.
 
     The whole KV cache is allocated at once: there are fewer sequence slots than asked for if memory does not suffice.
 
     Args:
-        folder: The bundle's folder.
+        bundle: The bundle.
         stored: Its engine.
         context_length: Tokens that one sequence slot should hold; at most as many as the engine was built for.
         sequence_slots: Maximum number of sequences at a time.
@@ -76,12 +76,12 @@ def open_engine(
         RunnerError: There is no GPU of the engine's kind, the engine does not load, or memory does not suffice.
         EdgekitError: `missing_extra`, if a library is not installed.
     """
-    bundle, engine = open_bundle(folder), stored.engine
+    engine = stored.engine
     library = find_library(_library_of(bundle))
     device = open_device()
     try:
-        _check_device(device, engine, folder)
-        _check_context(context_length, engine, folder)
+        _check_device(device, engine, bundle.path)
+        _check_context(context_length, engine, bundle.path)
         return _OpenEngine(
             bundle,
             stored,
