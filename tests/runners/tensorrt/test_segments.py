@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,22 +188,26 @@ def test_more_segments_than_units_are_refused_with_the_most(tmp_path: Path) -> N
         chain.cut(0)
 
 
+@contextmanager
+def changed_node(folder: Path, name: str) -> Iterator[onnx.NodeProto]:
+    """Give a node of the graph to change, and write the graph."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    yield next(node for node in model.graph.node if node.name == name)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
 def test_a_graph_that_is_not_a_chain_of_layers_is_refused(tmp_path: Path) -> None:
     folder = write_graph(tmp_path)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    node = next(node for node in model.graph.node if node.name == "/model/layers.1/mlp/residual/Add")
-    node.name = "renamed"
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with changed_node(folder, "/model/layers.1/mlp/residual/Add") as node:
+        node.name = "renamed"
     with pytest.raises(RunnerError, match=r"no node `/model/layers\.1/mlp/residual/Add`"):
         chain_of(folder, "portable")
 
 
 def test_a_layer_that_reads_what_an_earlier_one_put_out_is_refused(tmp_path: Path) -> None:
     folder = write_graph(tmp_path)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    node = next(node for node in model.graph.node if node.name == "/model/layers.2/attn/residual/Add")
-    node.input[0] = "/model/layers.0/mlp/residual/Add/output_0"
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with changed_node(folder, "/model/layers.2/attn/residual/Add") as node:
+        node.input[0] = "/model/layers.0/mlp/residual/Add/output_0"
     with pytest.raises(RunnerError, match="reads what was computed before the one in front of it"):
         chain_of(folder, "portable").cut(5)
 
@@ -220,10 +225,8 @@ def test_a_graph_without_logits_or_a_caches_rows_is_refused(tmp_path: Path) -> N
 
 def test_a_layer_that_reads_anothers_cache_is_refused(tmp_path: Path) -> None:
     folder = write_graph(tmp_path)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    node = next(node for node in model.graph.node if node.name == "/model/layers.2/attn/past_key/Reshape")
-    node.input[0] = "past_key_values.0.key"
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with changed_node(folder, "/model/layers.2/attn/past_key/Reshape") as node:
+        node.input[0] = "past_key_values.0.key"
     with pytest.raises(RunnerError, match="reads the KV cache of another layer"):
         chain_of(folder, "portable").cut(5)
 
