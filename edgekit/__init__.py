@@ -99,13 +99,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module `edgekit` has no attribute `{name}`")
     try:
         module = import_module(home)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "edgekit":
-            raise
-        from edgekit.errors import missing_extra
+    except ImportError as error:
+        from edgekit.errors import import_failure
 
-        raise missing_extra(missing, "daemon") from error
+        failure = import_failure(error, "daemon")
+        if failure is None:
+            raise
+        raise failure from error
     value = getattr(module, name)
     globals()[name] = value
     return value

@@ -20,7 +20,7 @@ from edgekit.check import Check, State
 from edgekit.config import DaemonConfig
 from edgekit.cores import count_cores
 from edgekit.device_id import device_id, is_stored, machine_hash
-from edgekit.errors import ConfigError, EdgekitError
+from edgekit.errors import ConfigError, EdgekitError, import_failure
 from edgekit.jetson.board import find_board
 from edgekit.jetson.device import Jetson
 from edgekit.jetson_doctor import check_jetson, onnxruntime_install, onnxruntime_on_jetson
@@ -223,7 +223,7 @@ def _kernels(if_absent: State) -> Check:
 
         found = load()
     except ImportError as error:
-        return Check(name, if_absent, f"cannot be loaded: {error}", pip_install("text"))
+        return _not_imported(name, "missing", error)  # nothing computes without numpy
     except ConfigError as error:
         return Check(name, "missing", f"{error.message}; {error.hint}", f"unset {VARIABLE}")
     if not isinstance(found, Unavailable):
@@ -239,6 +239,13 @@ def _kernels(if_absent: State) -> Check:
         compiler = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install gcc libc6-dev"
         return Check(name, if_absent, f"{detail}; {error}", f"{compiler} && {fix}")
     return Check(name, if_absent, detail, fix)
+
+
+def _not_imported(name: str, state: State, error: ImportError) -> Check:
+    failure = import_failure(error, "text")
+    if failure is None:
+        raise error
+    return Check(name, state, failure.message, pip_install("text") if failure.code == "missing_extra" else failure.hint)
 
 
 def _jetson_tensorrt(state: State) -> Check:
@@ -341,7 +348,7 @@ def _runner_of(folder: Path, runner: str) -> Check:
         artifact = open_bundle(folder).manifest.artifact
         label, rejected = expected_runner(folder, artifact.kind, artifact.dialect, runner=runner)
     except ImportError as error:
-        return Check("bundle's runner", "missing", f"cannot be loaded: {error}", pip_install("text"))
+        return _not_imported("bundle's runner", "missing", error)
     except EdgekitError as error:
         return Check("bundle's runner", "missing", error.message, error.hint)
     return Check("bundle's runner", "warn" if rejected else "ok", "; ".join((label, *(f"not {o}" for o in rejected))))

@@ -26,6 +26,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from traceback import walk_tb
 from typing import Any
 
 __all__ = [
@@ -41,8 +42,11 @@ __all__ = [
     "UnavailableError",
     "UpdateError",
     "as_argument",
+    "broken_library",
     "escape_controls",
     "field_path",
+    "first_line",
+    "import_failure",
     "internal_error",
     "missing_extra",
     "nearest",
@@ -253,3 +257,59 @@ def missing_extra(module: str, extra: str) -> EdgekitError:
         hint=f"pip install 'edgekit-llm[{extra}]'",
         code="missing_extra",
     )
+
+
+def import_failure(error: ImportError, extra: str) -> EdgekitError | None:
+    """Return the error for a library that cannot be imported; None if edgekit's own code is at fault.
+
+    Args:
+        error: `ModuleNotFoundError` if it is not installed; else a library that it loads is missing or another version
+            than it expects, or it is too old to have what edgekit imports from it.
+        extra: The extra of edgekit that installs it.
+
+    Returns:
+        An error with the code `missing_extra` or `broken_library`.
+    """
+    library = _library_of(error)
+    if library is None:
+        return None
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(library, extra)
+    return broken_library(library, error)
+
+
+def broken_library(library: str, error: BaseException, *, hint: str | None = None) -> EdgekitError:
+    """Return the error for a library that is installed and cannot be imported.
+
+    Args:
+        library: Its module.
+        error: What importing it raised.
+        hint: What mends it; by default, to install it again.
+    """
+    return EdgekitError(
+        f"`{library}` is installed and cannot be imported: {first_line(error)}",
+        hint=hint or f"{sys.executable} -m pip install --force-reinstall {library}",
+        code="broken_library",
+    )
+
+
+def _library_of(error: ImportError) -> str | None:
+    """The package of the library that could not be imported; None if it is edgekit."""
+    names = [error.name or ""]
+    if not isinstance(error, ModuleNotFoundError):
+        # An extension module is named without its package, but the code that imports it is that library's.
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+        names = [name for name in reversed(frames) if not name.startswith("importlib")][:1] + names
+    packages = (name.partition(".")[0] for name in names)
+    return next((package for package in packages if package not in {"", "edgekit", "__main__"}), None)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the reason in an exception of another library, in one line.
+
+    Backends append stack traces. numpy explains on a page why imports may fail; the reason is in the `ImportError`
+    that it was raised from.
+    """
+    if isinstance(error, ImportError) and isinstance(error.__cause__, ImportError):
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

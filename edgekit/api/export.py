@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgekit.errors import missing_extra
+from edgekit.errors import import_failure
 from edgekit.target import load_target
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def export_model(
         )
         profile = load_target(target, memory_gib=memory_gib, jetpack=jetpack)
         return export_bundle(os.fspath(model), profile, Path(output), options, progress or silent)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "edgekit":
+    except ImportError as error:
+        failure = import_failure(error, "export")
+        if failure is None:
             raise
-        raise missing_extra(missing, "export") from error
+        raise failure from error

@@ -14,7 +14,7 @@ import click
 from edgekit import __version__
 from edgekit.cli.output import flags_of, print_error
 from edgekit.cli.streams import discard_output, flush_output, prepare_streams, system_error
-from edgekit.errors import EdgekitError, missing_extra
+from edgekit.errors import EdgekitError, import_failure
 
 __all__ = ["main"]
 
@@ -109,13 +109,13 @@ def _run() -> int:
             hint = f"{error.ctx.command_path} --help"
         print_error(error.format_message(), hint)
         return error.exit_code
-    except ModuleNotFoundError as error:
-        verb = next((word for word in sys.argv[1:] if word in _EXTRAS), None)
-        if verb is None or error.name is None or error.name.startswith("edgekit"):
+    except ImportError as error:
+        verb = next((word for word in sys.argv[1:] if word in _VERBS), None)
+        failure = import_failure(error, _EXTRAS.get(verb or "", "text"))
+        if failure is None:
             raise
-        missing = missing_extra(error.name.partition(".")[0], _EXTRAS[verb])
-        print_error(missing.message, missing.hint)
-        return missing.exit_status
+        print_error(failure.message, failure.hint)
+        return failure.exit_status
     except OSError as error:
         discard_output()
         return _report(error)

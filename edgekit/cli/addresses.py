@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgekit.device_id import device_id
-from edgekit.errors import ConfigError, missing_extra
+from edgekit.errors import ConfigError, import_failure
 
 if TYPE_CHECKING:
     from edgekit.generation.types import Delta, Finished, Message, Restarted, ToolCallDelta
@@ -151,5 +151,8 @@ def _password(file: Path) -> str:
 def _client_needs() -> Iterator[None]:
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise missing_extra((error.name or "").partition(".")[0], "daemon") from error
+    except ImportError as error:
+        failure = import_failure(error, "daemon")
+        if failure is None:
+            raise
+        raise failure from error

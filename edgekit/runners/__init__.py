@@ -171,7 +171,7 @@ def _tried(
         offer = candidate.offer(folder, dialect)
         return offer, use(offer)
     except EdgekitError as error:
-        if isinstance(error, RunnerError) or error.code == "missing_extra":
+        if isinstance(error, RunnerError) or error.code in {"missing_extra", "broken_library"}:
             return error
         raise
 

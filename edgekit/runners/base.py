@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Backend", "Chunk", "Limits", "Runner", "first_line"]
+__all__ = ["Backend", "Chunk", "Limits", "Runner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,3 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Release the model."""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message: backends append stack traces."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekit.errors import IncompatibleBundleError, RunnerError, missing_extra
+from edgekit.errors import IncompatibleBundleError, RunnerError, import_failure, missing_extra
 from edgekit.runners.base import Runner
 
 __all__ = ["Candidate", "LoadOptions", "Offer", "candidates"]
@@ -62,7 +62,7 @@ class Candidate:
         name: As in `runner:` of the configuration.
         title: For people.
         extra: The extra of edgekit that installs what it needs.
-        make: Makes `offer`'s offer; may raise `ModuleNotFoundError`, as may the offer's `load`.
+        make: Makes `offer`'s offer; may raise `ImportError`, as may the offer's `load`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Candidate:
 
         Raises:
             RunnerError: It cannot run here; the message is the reason.
-            EdgekitError: `missing_extra`: a library is not installed.
+            EdgekitError: `missing_extra` or `broken_library`: a library is not installed, or cannot be imported.
             BundleError: The artifact is damaged.
             ConfigError: A setting is wrong.
         """
@@ -89,11 +89,11 @@ class Candidate:
     def _importing(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except ModuleNotFoundError as error:
-            # A missing module of edgekit itself is a bug, not a missing extra.
-            if error.name is None or error.name.partition(".")[0] == "edgekit":
+        except ImportError as error:
+            failure = import_failure(error, self.extra)
+            if failure is None:
                 raise
-            raise missing_extra(error.name, self.extra) from error
+            raise failure from error
 
 
 def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import RunnerError
-from edgekit.runners.base import first_line
+from edgekit.errors import RunnerError, first_line
 from edgekit.runners.bucketed_cache import bucket_of
 from edgekit.runners.session import CPU, Device, provide, run_bound
 from edgekit.runners.tiny_onnx import FLOAT, FLOAT16, INT64, Node, Value, encode_model

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import ConfigError, RunnerError, missing_extra
-from edgekit.runners.base import Backend, Chunk, Limits, first_line
+from edgekit.errors import ConfigError, RunnerError, broken_library, first_line, missing_extra
+from edgekit.runners.base import Backend, Chunk, Limits
 from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 
 __all__ = ["MlxRunner"]
@@ -218,8 +218,10 @@ def _import_mlx() -> tuple[Any, Any, Any, Any]:
             import mlx.core as mx
             from mlx_lm.models.cache import KVCache, QuantizedKVCache
             from mlx_lm.utils import load_model
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise missing_extra("mlx_lm", "mlx") from error
+    except ImportError as error:
+        raise broken_library("mlx", error) from error
     return mx, load_model, KVCache, QuantizedKVCache
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cores import usable_cores
-from edgekit.errors import BundleError, RunnerError, missing_extra
-from edgekit.runners.base import first_line
+from edgekit.errors import BundleError, RunnerError, broken_library, first_line, missing_extra
 
 __all__ = [
     "BATCHED_FILE",
@@ -78,14 +77,16 @@ def open_session(
         device: Where to compute.
 
     Raises:
-        EdgekitError: `missing_extra`, if onnxruntime is not installed.
+        EdgekitError: `missing_extra` or `broken_library`, if onnxruntime cannot be imported.
         BundleError: There is no such graph, or it is in another dialect.
         RunnerError: onnxruntime cannot load it.
     """
     try:
         import onnxruntime as ort
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise missing_extra("onnxruntime", "onnxruntime") from error
+    except ImportError as error:
+        raise broken_library("onnxruntime", error) from error
     path = folder / MODEL_FILE
     if batched and _version(ort.__version__) >= _BATCHED_FROM and (folder / BATCHED_FILE).is_file():
         path = folder / BATCHED_FILE

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import RunnerError
-from edgekit.runners.base import Backend, Chunk, Limits, first_line
+from edgekit.errors import RunnerError, first_line
+from edgekit.runners.base import Backend, Chunk, Limits
 
 __all__ = ["FloatArray", "SlotRunner", "TokenArray"]
 

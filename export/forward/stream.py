@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.cores import usable_cores
-from edgekit.errors import ExportError, missing_extra
+from edgekit.errors import ExportError, broken_library, first_line, missing_extra
 from edgekit.export.architectures.decoder import Decoder, Layer, Rope
 from edgekit.export.forward.layer_graph import INPUTS, Kind, layer_model
 from edgekit.export.forward.tensors import FloatArray, Tensors
-from edgekit.runners.base import first_line
 
 __all__ = ["LayerRunner", "Observe", "causal_mask"]
 
@@ -46,8 +45,10 @@ class LayerRunner:
     def __init__(self, decoder: Decoder, *, threads: int | None = None, tokens_per_run: int = _TOKENS) -> None:
         try:
             import onnxruntime
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise missing_extra("onnxruntime", "onnxruntime") from error
+        except ImportError as error:
+            raise broken_library("onnxruntime", error) from error
         self._ort = onnxruntime
         self._d = decoder
         self.threads = threads or usable_cores()

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import first_line
 from edgekit.generation.speculative.acceptance import AcceptanceRate
 from edgekit.generation.speculative.step_cost import StepCost, best_draft_length
-from edgekit.runners.base import Chunk, Limits, Runner, first_line
+from edgekit.runners.base import Chunk, Limits, Runner
 
 __all__ = ["DRAFT_MAX", "DraftModel", "DraftRunner"]
 

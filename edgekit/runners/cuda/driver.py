@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.errors import RunnerError, missing_extra
-from edgekit.runners.base import first_line
+from edgekit.errors import RunnerError, broken_library, first_line, missing_extra
 
 __all__ = ["Device", "open_device"]
 
@@ -96,6 +95,8 @@ def open_device(ordinal: int = 0) -> Device:
     """
     try:
         from cuda.bindings import driver
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise missing_extra("cuda-bindings", "tensorrt") from error
+    except ImportError as error:
+        raise broken_library("cuda-bindings", error) from error
     return Device(driver, ordinal)

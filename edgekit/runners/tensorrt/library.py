@@ -6,13 +6,14 @@ when it is used: it is native code of hundreds of megabytes, and may crash.
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from edgekit.errors import missing_extra
+from edgekit.errors import EdgekitError, broken_library, missing_extra
 
 __all__ = ["LibraryName", "Messages", "NvidiaLibrary", "find_library"]
 
@@ -20,6 +21,7 @@ LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 
 # JetPack's; NVIDIA's package for RTX cards; the same without the package that only forwards to it.
 _MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+_JETPACK = "sudo apt install --reinstall nvidia-jetpack; in a container, take an image with TensorRT"
 _KEPT = 20
 # Logged for every int64 input; ours are int64 on purpose.
 _EXPECTED = "Int64 binding"
@@ -193,19 +195,32 @@ def find_library(prefer: LibraryName | None = None) -> NvidiaLibrary:
         prefer: The one to take if both are installed; otherwise TensorRT.
 
     Raises:
-        EdgekitError: `missing_extra`, if there is none; the hint names the extra of the preferred one.
+        EdgekitError: `missing_extra`, if there is none; the hint names the extra of the preferred one. Or
+            `broken_library`, if it is installed and cannot be imported.
     """
+    broken: dict[str, BaseException] = {}
     modules = sorted(_MODULES, key=lambda name: not name.startswith(prefer or "tensorrt"))
     for name in modules:
         try:
             module = import_module(name)
-        # OSError: a library that it loads is missing. RuntimeError: the stub of the public index.
-        except (ImportError, OSError, RuntimeError):
+        except ModuleNotFoundError:
+            continue
+        # A library that it loads is missing, as in a container; or it is the stub of the public index.
+        except (ImportError, OSError, RuntimeError) as error:
+            broken[name] = error
             continue
         # Before the first use of a class, so that an empty module of this name is not taken for the library.
         if hasattr(module, "IBuilderConfig"):
             # Only the library for RTX builds for a GPU that the machine does not have.
             rtx = hasattr(module.IBuilderConfig, "set_compute_capability")
             return NvidiaLibrary(module, "tensorrt_rtx" if rtx else "tensorrt", str(module.__version__))
+    for name, error in broken.items():
+        if prefer is not None and name.removesuffix("_bindings") != prefer:
+            continue  # whether the other library would load is of no interest
+        hint = _JETPACK if name == "tensorrt" and platform.machine() == "aarch64" else None
+        raise broken_library(name, error, hint=hint) from error
     wanted = prefer or "tensorrt_rtx"
+    if wanted == "tensorrt" and platform.machine() == "aarch64":
+        # No index has it: the extra alone does not install it.
+        raise EdgekitError("JetPack's `tensorrt` is not visible here", hint="edgekit doctor", code="missing_extra")
     raise missing_extra(wanted, wanted.replace("_", "-"))

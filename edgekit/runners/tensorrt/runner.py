@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from edgekit.errors import RunnerError
-from edgekit.runners.base import Backend, Chunk, Limits, first_line
+from edgekit.errors import RunnerError, first_line
+from edgekit.runners.base import Backend, Chunk, Limits
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.cuda.kernels import KvScatter
 from edgekit.runners.cuda.memory import DeviceMemory

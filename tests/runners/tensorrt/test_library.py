@@ -56,7 +56,7 @@ def test_jetpacks_library_is_preferred_and_one_that_cannot_be_loaded_is_passed_o
 
 def test_without_the_library_the_error_names_the_extra(tmp_path: Path) -> None:
     for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
-        (tmp_path / f"{name}.py").write_text("raise ImportError")
+        (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError")
     assert in_a_new_process(FIND.format(""), tmp_path) == "missing_extra pip install 'edgekit-llm[tensorrt-rtx]'\n"
     wanted = FIND.format("'tensorrt'")
     assert in_a_new_process(wanted, tmp_path) == "missing_extra pip install 'edgekit-llm[tensorrt]'\n"
