@@ -28,7 +28,7 @@ from edgekit.machine import GIB, Machine, available_bytes, cache_folder, contigu
 from edgekit.recognition import check_targets, recognise
 from edgekit.target import Target
 
-__all__ = ["EXTRAS", "Check", "Diagnosis", "diagnose"]
+__all__ = ["EXTRAS", "Check", "Diagnosis", "diagnose", "machine_checks"]
 
 # Extra -> its modules that no other extra needs, with their distributions. A test compares this with pyproject.toml.
 EXTRAS: dict[str, dict[str, str]] = {
@@ -113,6 +113,21 @@ def diagnose(
     if config is not None:
         checks += _configured(config)
     return Diagnosis(target.name, target.title, tuple(checks))
+
+
+def machine_checks(machine: Machine, root: Path = Path("/")) -> tuple[Check, ...]:
+    """Return the checks of `diagnose` that describe the machine, and nothing of its owner's folders or accounts.
+
+    Args:
+        machine: From `probe`.
+        root: As for `diagnose`.
+    """
+    target = recognise(machine)
+    board = find_board(machine.device_tree)
+    checks = [_target(target, machine), _cores(root), _memory(target, machine, root)]
+    if board is not None:
+        checks += check_jetson(Jetson(board, root), machine.memory_gib, root)
+    return (*checks, _kernels("note"))
 
 
 def pip_install(extra: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "memory_bytes",
     "memory_limit",
     "parse_nvidia_smi",
+    "peak_memory_bytes",
     "probe",
     "state_folder",
     "sysctl",
@@ -146,6 +148,18 @@ def memory_bytes(root: Path = Path("/")) -> int | None:
         total = None
     limits = [limit.limit for limit in memory_limits(root)]
     return min(limits if total is None else [total, *limits], default=None)
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the peak resident memory of this process, bytes; None if unknown."""
+    try:
+        # `ru_maxrss` would count what the parent had before this program started.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak if sys.platform == "darwin" else peak * 1024) or None
 
 
 def sysctl(name: str) -> int | None:

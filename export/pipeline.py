@@ -15,7 +15,10 @@ from edgekit import __version__
 from edgekit.bundle import manifest as schema
 from edgekit.bundle.bundle import Bundle, hash_folder, open_bundle
 from edgekit.bundle.self_test import SELF_TEST_FILE
+from edgekit.errors import EdgekitError
+from edgekit.export.architectures import describe
 from edgekit.export.checkpoints.base import SourceFile
+from edgekit.export.checkpoints.files import read_json
 from edgekit.export.checkpoints.tokenizer_files import write_text_files
 from edgekit.export.checks import check_export
 from edgekit.export.evaluation.evaluate import EvaluationOptions, evaluate
@@ -25,6 +28,7 @@ from edgekit.export.recipes.recipe import recipe_for
 from edgekit.export.recipes.token_windows import read_text
 from edgekit.export.sources.open import hub_model, open_checkpoint, outline_of
 from edgekit.export.staging import check_output, staging_folder
+from edgekit.export.writers.sizes import sizes_of_files
 from edgekit.target import Target
 
 __all__ = ["ExportOptions", "export_bundle"]
@@ -84,6 +88,7 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 memory=schema.MemoryTable(
                     weights=sum(file.size for file in files if file.path in artifact.files),
                     kv_cache_per_token=result.kv_bytes_per_token,
+                    read_per_token=_read_per_token(folder, target.artifact),
                 ),
                 eos_token_ids=tokenizer.eos_token_ids,
                 sampling=tokenizer.sampling,
@@ -97,6 +102,14 @@ def export_bundle(model: str, target: Target, output: Path, options: ExportOptio
                 manifest = replace(manifest, quality=quality.to_dict())
             (folder / schema.MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return open_bundle(output)
+
+
+def _read_per_token(folder: Path, kind: str) -> int | None:
+    """Bytes of weights read to decode one token; None for an architecture that edgekit does not describe itself."""
+    try:
+        return sizes_of_files(folder, kind, describe(read_json(folder / "config.json"))).read_per_token
+    except EdgekitError:
+        return None
 
 
 def _entry(file: SourceFile) -> dict[str, object]:

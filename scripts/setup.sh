@@ -70,4 +70,5 @@ setup() {
   fi
 }
 
+# shellcheck disable=SC2034  # read by those who source this
 ALL_EXTRAS=export,onnxruntime,mlx,tensorrt-rtx,daemon,dev

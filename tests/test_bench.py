@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +189,33 @@ def test_the_chart_names_the_best_peer(part: Callable[[str], Any]) -> None:
     drawn = part("speed.chart").draw([("a model", [("prompt", 2.0, "llama.cpp Q4_0"), ("decode", 0.5, "genai")])], "")
     assert "2.00 llama.cpp Q4_0" in drawn
     assert "0.50 genai" in drawn
+
+
+def test_installed_peers_take_part_without_the_flag_and_a_chosen_python_is_kept(tmp_path: Path) -> None:
+    for folder in ("scripts", "benchmarks", ".venv-peers"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "scripts" / "bench", tmp_path / "scripts")
+    # A double of the setup, which would make a virtual environment.
+    setup = 'cd "$(dirname "${BASH_SOURCE[0]}")/.."; setup() { :; }; ALL_EXTRAS=""; die() { echo "$1" >&2; exit 1; }\n'
+    (tmp_path / "scripts" / "setup.sh").write_text(setup)
+    shown = 'if __name__ == "__main__":\n    import os\n    print(*(os.environ.get(f"EDGEKIT_BENCH_{x}_PYTHON") for x in ("LLAMA", "GENAI")))\n'
+    (tmp_path / "benchmarks" / "one.py").write_text(f'"""Prints."""\n{shown}')
+
+    def run_it(**variables: str) -> list[str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("EDGEKIT_BENCH_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [tmp_path / "scripts" / "bench", "one"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**environment, "PYTHON": sys.executable, "PATH": path, **variables},
+        )
+        return done.stdout.split()
+
+    assert run_it() == ["None", "None"]
+    (tmp_path / ".venv-peers" / "pins").write_text("llama-cpp-python==1\n")
+    python = str(tmp_path / ".venv-peers" / "bin" / "python")
+    assert run_it() == [python, python]
+    assert run_it(EDGEKIT_BENCH_LLAMA_PYTHON="/mine") == ["/mine", python]

@@ -78,18 +78,18 @@ def test_the_reason_of_an_import_is_that_of_the_library_that_failed() -> None:
 
 def test_a_library_that_is_too_old_is_named_and_edgekits_own_mistakes_are_not() -> None:
     with pytest.raises(ImportError) as found:
-        exec("from json import no_such_name", {"__name__": "edgekit.own"})
+        exec("from json import no_such_name", {"__name__": "edgekit.own"})  # noqa: S102  in a module of that name
     failure = import_failure(found.value, "text")
     assert failure is not None
     assert failure.message.startswith("`json` is installed and cannot be imported: cannot import name 'no_such_name'")
     with pytest.raises(ImportError) as own:
-        exec("from edgekit.errors import no_such_name", {"__name__": "edgekit.own"})
+        exec("from edgekit.errors import no_such_name", {"__name__": "edgekit.own"})  # noqa: S102  in a module of that name
     assert import_failure(own.value, "text") is None
 
 
 def test_the_next_runner_is_tried_if_the_library_of_the_first_cannot_be_imported() -> None:
     def fail(_folder: Path, _dialect: str) -> Offer:
-        exec("raise ImportError('libcudart.so.12: cannot open')", {"__name__": "onnxruntime.capi"})
+        exec("raise ImportError('libcudart.so.12: cannot open')", {"__name__": "onnxruntime.capi"})  # noqa: S102  in a module of that name
         raise AssertionError
 
     candidate = Candidate("cuda", "onnxruntime with CUDA", "onnxruntime-gpu", fail)

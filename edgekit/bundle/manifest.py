@@ -95,10 +95,13 @@ class MemoryTable:
     Attributes:
         weights: The artifact's weights as the runner stores them.
         kv_cache_per_token: KV cache per token and sequence slot in the target's preferred runner.
+        read_per_token: Weights read to decode one token: all but the embedding table's other rows. None if unknown, as
+            in bundles of older versions.
     """
 
     weights: int
     kv_cache_per_token: int
+    read_per_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,9 @@ class Manifest:
                 memory=MemoryTable(
                     weights=_as(_as(data, "memory", dict), "weights", int),
                     kv_cache_per_token=_as(data["memory"], "kv_cache_per_token", int),
+                    read_per_token=_as(data["memory"], "read_per_token", int)
+                    if data["memory"].get("read_per_token") is not None
+                    else None,
                 ),
                 eos_token_ids=tuple(int(token) for token in _as(data, "eos_token_ids", list)),
                 licence=_as(data, "licence", str),

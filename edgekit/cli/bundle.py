@@ -14,9 +14,10 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.quality import Quality
 from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
 from edgekit.cli.quality import quality_notes, quality_table
+from edgekit.cli.runner_option import RUNNERS
 from edgekit.cli.self_test import check_results, run_self_tests
 from edgekit.cli.termination import clean_up_when_terminated
-from edgekit.errors import BundleError, EdgekitError
+from edgekit.errors import BundleError, ConfigError, EdgekitError, option
 
 __all__ = ["info", "verify"]
 
@@ -104,10 +105,14 @@ def _runner_here(folder: Path, manifest: Manifest) -> Iterator[str]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--build", is_flag=True, help="Also parse and build the graph with TensorRT for RTX.")
 @click.option("--run", is_flag=True, help="Also run the self-test on every runner that this machine has for BUNDLE.")
+@click.option("--runner", type=RUNNERS, help="With --run: only on this runner.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
-def verify(*, bundle: Path, build: bool, run: bool, as_json: bool) -> None:
+def verify(*, bundle: Path, build: bool, run: bool, runner: str | None, as_json: bool) -> None:
     """Check every byte of BUNDLE against its manifest."""
     clean_up_when_terminated()
+    if runner is not None and not run:
+        hint = f"edgekit verify {bundle} --run --runner {runner}"
+        raise ConfigError(f"{option('runner')} is for {option('run')}", hint=hint)
     opened = open_bundle(bundle)
     total = sum(entry.size for entry in opened.manifest.files)
     done = 0
@@ -132,7 +137,7 @@ def verify(*, bundle: Path, build: bool, run: bool, as_json: bool) -> None:
         result["build"] = _build(opened, quiet=as_json)
     results = None
     if run:
-        results = result["run"] = run_self_tests(opened, quiet=as_json)
+        results = result["run"] = run_self_tests(opened, runner=runner or "auto", quiet=as_json)
     if as_json:
         print_json(result)
     else:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekit.bundle.bundle import open_bundle
-from edgekit.bundle.check import check_bundle
 from edgekit.cli.addresses import Daemon, daemon_options
 from edgekit.cli.chat.answering import Answering, LocalModel
 from edgekit.cli.chat.rendering import show_rates
@@ -20,8 +17,9 @@ from edgekit.cli.chat.session import Session
 from edgekit.cli.chat.settings import Settings
 from edgekit.cli.chat.turn import answer, continue_text
 from edgekit.cli.input import check_text, is_terminal, read_stdin
+from edgekit.cli.loading import interruptible, open_verified
 from edgekit.cli.max_tokens import chat_limit, max_tokens_option, note_cut_off, one_shot_limit
-from edgekit.cli.output import progress_bar, spinner, stderr
+from edgekit.cli.output import stderr
 from edgekit.cli.runner_option import runner_option
 from edgekit.config import MAX_THREADS
 from edgekit.errors import ConfigError
@@ -131,21 +129,8 @@ def _open_remote(daemon: Daemon) -> Answering:
 
 def _open(folder: Path, resources: ExitStack, *, ignore_compatible: bool, **options: Any) -> LocalModel:
     """Verify and load a bundle, with options of `load_model`; on a terminal, show what takes time."""
-    bundle = open_bundle(folder)
-    with progress_bar() as bar:
-        check_bundle(
-            bundle, ignore_compatible=ignore_compatible, progress=lambda done, total: bar("verify", done, total)
-        )
-    # On another thread, since a library may load for minutes and this one handles Ctrl-C.
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load_model, bundle, **options)
-        try:
-            with spinner(f"loading {bundle.manifest.name} …"):
-                while not wait([loading], timeout=0.1).done:
-                    pass
-        except KeyboardInterrupt:
-            os._exit(130)  # at the usual end the interpreter would wait for the thread
-        model = loading.result()
+    bundle = open_verified(folder, ignore_compatible=ignore_compatible)
+    model = interruptible(f"loading {bundle.manifest.name} …", partial(load_model, bundle, **options))
     resources.callback(model.close)
     if model.info.rejected and stderr.is_terminal:
         better = ", ".join(map(str, model.info.rejected))

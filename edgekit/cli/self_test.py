@@ -6,9 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from edgekit.bundle.bundle import Bundle
-from edgekit.cli.output import console, stderr
+from edgekit.cli.output import console
 from edgekit.errors import BundleError, EdgekitError, RunnerError
 
 __all__ = ["check_results", "run_self_tests"]
@@ -17,43 +21,84 @@ __all__ = ["check_results", "run_self_tests"]
 _SLOTS = 2
 
 
-def run_self_tests(bundle: Bundle, *, quiet: bool) -> list[dict[str, object]]:
-    """Run the self-test on each runner, and print the figures unless `quiet`.
+def run_self_tests(bundle: Bundle, *, runner: str = "auto", quiet: bool) -> list[dict[str, object]]:
+    """Run the self-test on each runner, and print a table of the figures unless `quiet`.
+
+    Args:
+        bundle: The bundle.
+        runner: `auto` for all runners of its artifact, or the name of one.
+        quiet: Print nothing.
 
     Returns:
-        For each runner the fields of its `Report` and the `seconds` it took, or why it was `skipped`.
+        For each runner the fields of its `Report`, the `seconds` it took and `tokens_per_s`, or why it was
+        `skipped`, or `failed` in a step.
 
     Raises:
         BundleError: The bundle has no self-test.
-        RunnerError: A step failed.
+        ConfigError: `runner` is none that runs its artifact.
     """
     from edgekit.bundle.self_test import read_self_test
-    from edgekit.runners.candidates import LoadOptions, candidates
+    from edgekit.runners import named_candidates
+    from edgekit.runners.candidates import LoadOptions
     from edgekit.runners.self_test import self_test
 
+    artifact = bundle.manifest.artifact
+    listed = named_candidates(artifact.kind, artifact.dialect, runner)
     expected = read_self_test(bundle)
     if expected is None:
         reason = bundle.manifest.self_test.get("none", "it was exported by an older version of edgekit")
         raise BundleError(f"{bundle.path} has no self-test: {reason}", code="no_self_test")
     context = min(len(expected.tokens), bundle.manifest.context_length)
     results: list[dict[str, object]] = []
-    artifact, options = bundle.manifest.artifact, LoadOptions(context, sequence_slots=_SLOTS)
-    for candidate in candidates(artifact.kind, artifact.dialect):
+    options = LoadOptions(context, sequence_slots=_SLOTS)
+    for candidate in listed:
         start = time.monotonic()
         try:
-            runner = candidate.offer(bundle.path, artifact.dialect).load(options)
+            loaded = candidate.offer(bundle.path, artifact.dialect).load(options)
         except EdgekitError as error:
-            results.append({"runner": candidate.title, "skipped": error.message})
-            if not quiet:
-                stderr.print(f"not run by {candidate.title}: {error.message}", style="dim")
+            results.append({"runner": candidate.title, "skipped": error.message, "hint": error.hint})
             continue
-        with closing(runner):
-            report = self_test(runner, expected)
-        seconds = time.monotonic() - start
-        results.append({**asdict(report), "name": candidate.title, "seconds": round(seconds, 2)})
-        if not quiet:
-            console.print(f"{'passed' if report.ok else 'FAILED'} by {candidate.title} in {seconds:.1f} s: {report}")
+        with closing(loaded):
+            begun = time.monotonic()
+            try:
+                report = self_test(loaded, expected)
+            except RunnerError as error:
+                failed = {"runner": str(loaded.backend), "name": candidate.title, "ok": False, "failed": error.message}
+                results.append(failed)
+                continue
+            tested = time.monotonic() - begun
+        figures = {**asdict(report), "name": candidate.title, "seconds": round(time.monotonic() - start, 2)}
+        tokens = min(_SLOTS, loaded.limits.sequence_slots) * context
+        results.append({**figures, "tokens_per_s": round(tokens / tested, 1) if tested else None})
+    if not quiet:
+        _print(results)
     return results
+
+
+def _print(results: Sequence[Mapping[str, Any]]) -> None:
+    from edgekit.runners.self_test import MAX_KL
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("runner", "self-test", "error of the logits", "KL, nats", "top-1", "tokens/s", "s"):
+        table.add_column(column)
+    for one in results:
+        if "rows" not in one:
+            continue
+        result = Text("passed", "green") if one["ok"] else Text("FAILED", "red")
+        variant = str(one["runner"]).partition(" (")[2]
+        name = f"{one['name']} ({variant}" if variant else one["name"]
+        error = f"{one['error']:.2%} (at most {one['max_error']:.0%})"
+        kl, top = f"{one['kl']:.2g} (at most {MAX_KL:g})", f"{one['top1'] * one['rows']:.0f} of {one['rows']}"
+        table.add_row(name, result, error, kl, top, f"{one['tokens_per_s'] or 0:,.0f}", f"{one['seconds']:.1f}")
+    if table.row_count:
+        console.print(table)
+        console.print("tokens/s of its short steps; `edgekit bench` measures speed", style="dim")
+    for one in results:
+        if "failed" in one:
+            console.print(f"{one['name']} FAILED: {one['failed']}", style="red")
+        elif "skipped" in one:
+            hint = f" (hint: {one['hint']})" if one["hint"] else ""
+            console.print(f"not run by {one['runner']}: {one['skipped']}{hint}", style="dim")
 
 
 def check_results(bundle: Bundle, results: Sequence[Mapping[str, object]]) -> None:
@@ -63,6 +108,10 @@ def check_results(bundle: Bundle, results: Sequence[Mapping[str, object]]) -> No
         RunnerError: A runner computes wrong logits, or none can run the bundle.
     """
     ran = [result for result in results if "ok" in result]
+    broken = [result for result in ran if "failed" in result]
+    if broken:
+        reasons = "; ".join(f"{result['name']}: {result['failed']}" for result in broken)
+        raise RunnerError(f"the self-test of {bundle.path} failed: {reasons}", code="self_test_failed")
     failed = [str(result["runner"]) for result in ran if not result["ok"]]
     if failed:
         raise RunnerError(
@@ -72,4 +121,5 @@ def check_results(bundle: Bundle, results: Sequence[Mapping[str, object]]) -> No
         )
     if not ran:
         reasons = "; ".join(f"{result['runner']}: {result['skipped']}" for result in results)
-        raise RunnerError(f"no runner of this machine can run {bundle.path}: {reasons}")
+        hints = dict.fromkeys(str(result["hint"]) for result in results if result.get("hint"))
+        raise RunnerError(f"no runner of this machine can run {bundle.path}: {reasons}", hint="; ".join(hints) or None)

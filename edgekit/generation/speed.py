@@ -1,7 +1,7 @@
 """Measures a model's speed: prompt and decode tokens per second, time to the first token, energy per token.
 
-Requests run on an `Engine`, as the daemon's do, so that sampling and detokenizing are measured too. Speculative decoding
-and the prefix cache are off: what they gain depends on the text, and the same prompt in every round would gain most.
+Requests run on an `Engine`, as the daemon's do, so that sampling and detokenizing are measured too. Speculative
+decoding and the prefix cache are off: what they gain depends on the text, and a prompt that repeats would gain most.
 """
 
 from __future__ import annotations
@@ -143,9 +143,7 @@ def load_for_speed(
     return LoadedModel(model, time.perf_counter() - begun - tested_s, tested_s)
 
 
-def rounds(
-    model: TextModel, workload: Workload, count: int, *, meter: EnergyMeter | None = None
-) -> Iterator[Round]:
+def rounds(model: TextModel, workload: Workload, count: int, *, meter: EnergyMeter | None = None) -> Iterator[Round]:
     """Measure `count` rounds; before the first one, one that is not counted warms up.
 
     Args:

@@ -12,7 +12,15 @@ from edgekit.errors import ConfigError, EdgekitError, RunnerError, option
 from edgekit.runners.base import Runner
 from edgekit.runners.candidates import Candidate, LoadOptions, Offer, candidates
 
-__all__ = ["LoadOptions", "Rejected", "RunnerChoice", "choose_runner", "expected_runner", "open_runner"]
+__all__ = [
+    "LoadOptions",
+    "Rejected",
+    "RunnerChoice",
+    "choose_runner",
+    "expected_runner",
+    "named_candidates",
+    "open_runner",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +136,7 @@ def choose_runner(
             raise
         return loaded
 
-    offer, loaded, rejected = _first(_listed(kind, dialect, runner), folder, dialect, load, runner=runner)
+    offer, loaded, rejected = _first(named_candidates(kind, dialect, runner), folder, dialect, load, runner=runner)
     why = f"; not on {', '.join(map(str, rejected))}" if rejected else ""
     logger.info("running on %s%s", offer.label, why)
     return RunnerChoice(loaded, rejected)
@@ -141,7 +149,7 @@ def expected_runner(folder: Path, kind: str, dialect: str, *, runner: str = "aut
         EdgekitError: As `choose_runner`.
     """
     _, label, rejected = _first(
-        _listed(kind, dialect, runner), folder, dialect, lambda offer: offer.label, runner=runner
+        named_candidates(kind, dialect, runner), folder, dialect, lambda offer: offer.label, runner=runner
     )
     return label, rejected
 
@@ -176,8 +184,13 @@ def _tried(
         raise
 
 
-def _listed(kind: str, dialect: str, runner: str) -> tuple[Candidate, ...]:
-    """The candidates, or the one that `runner` names."""
+def named_candidates(kind: str, dialect: str, runner: str) -> tuple[Candidate, ...]:
+    """Return the candidates for an artifact, or the one that `runner` names.
+
+    Raises:
+        ConfigError: It names none of them.
+        IncompatibleBundleError: As `candidates`.
+    """
     listed = candidates(kind, dialect)
     if runner == "auto":
         return listed

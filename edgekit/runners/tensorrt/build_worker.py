@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import Any, TextIO
 
 from edgekit.atomic_file import replace_file
 from edgekit.errors import EdgekitError
+from edgekit.machine import peak_memory_bytes
 from edgekit.runners.tensorrt.layers import LAYERS
 from edgekit.runners.tensorrt.library import Messages, NvidiaLibrary, find_library
 
@@ -195,7 +195,7 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
         "size": output.size,
         "sha256": sha256,
         "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "warnings": list(messages.warnings),
         "layers": layers,
     }
@@ -218,15 +218,6 @@ def _bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _peak_memory() -> int:
-    """The peak resident memory of this program; `ru_maxrss` would count its parent's before the program started."""
-    with suppress(OSError), Path("/proc/self/status").open(encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _private_stdout() -> TextIO:

@@ -214,11 +214,11 @@ def find_library(prefer: LibraryName | None = None) -> NvidiaLibrary:
             # Only the library for RTX builds for a GPU that the machine does not have.
             rtx = hasattr(module.IBuilderConfig, "set_compute_capability")
             return NvidiaLibrary(module, "tensorrt_rtx" if rtx else "tensorrt", str(module.__version__))
-    for name, error in broken.items():
+    for name, cause in broken.items():
         if prefer is not None and name.removesuffix("_bindings") != prefer:
             continue  # whether the other library would load is of no interest
         hint = _JETPACK if name == "tensorrt" and platform.machine() == "aarch64" else None
-        raise broken_library(name, error, hint=hint) from error
+        raise broken_library(name, cause, hint=hint) from cause
     wanted = prefer or "tensorrt_rtx"
     if wanted == "tensorrt" and platform.machine() == "aarch64":
         # No index has it: the extra alone does not install it.
