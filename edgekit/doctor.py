@@ -8,6 +8,7 @@ from __future__ import annotations
 import locale
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -264,15 +265,30 @@ def _not_imported(name: str, state: State, error: ImportError) -> Check:
 
 
 def _jetson_tensorrt(state: State) -> Check:
-    if find_spec("tensorrt") is not None:
-        return Check("runner tensorrt", "ok", _installed("tensorrt"))
-    if sys.prefix != sys.base_prefix:
-        # JetPack installs the bindings for the system's Python; a plain virtual environment does not see them.
-        fix = f"{sys.base_prefix}/bin/python3 -m venv --system-site-packages {sys.prefix}"
-        return Check("runner tensorrt", state, "JetPack's Python bindings are not visible in this environment", fix)
-    return Check(
-        "runner tensorrt", state, "the Python bindings are not installed", "sudo apt install python3-libnvinfer"
-    )
+    """JetPack's bindings: they are for the system's Python, and an environment must be made to see them."""
+    name, spec = "runner tensorrt", find_spec("tensorrt")
+    in_environment = sys.prefix != sys.base_prefix
+    if spec is not None:
+        if in_environment and spec.origin and Path(spec.origin).is_relative_to(sys.prefix):
+            detail = f"{_installed('tensorrt')} of this environment hides JetPack's, the only one for this GPU"
+            return Check(name, "warn", detail, f"{sys.executable} -m pip uninstall -y tensorrt")
+        return Check(name, "ok", _installed("tensorrt"))
+    if in_environment and sys.base_prefix != "/usr":
+        detail = f"JetPack's bindings are for /usr/bin/python3; this environment is of the Python in {sys.base_prefix}"
+        return Check(name, state, detail, "install edgekit with scripts/jetson (docs/jetson.md)")
+    if in_environment and not _sees_the_system(Path(sys.prefix)):
+        fix = f"/usr/bin/python3 -m venv --system-site-packages {sys.prefix}"
+        return Check(name, state, "JetPack's Python bindings are not visible in this environment", fix)
+    return Check(name, state, "the Python bindings are not installed", "sudo apt install python3-libnvinfer")
+
+
+def _sees_the_system(environment: Path) -> bool:
+    """Whether a virtual environment has the packages of the Python that it was made with."""
+    try:
+        text = (environment / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"^include-system-site-packages\s*=\s*true\s*$", text, re.MULTILINE | re.IGNORECASE) is not None
 
 
 def _onnxruntime_cuda(jetson: Jetson | None) -> Check:
@@ -366,4 +382,6 @@ def _runner_of(folder: Path, runner: str) -> Check:
         return _not_imported("bundle's runner", "missing", error)
     except EdgekitError as error:
         return Check("bundle's runner", "missing", error.message, error.hint)
-    return Check("bundle's runner", "warn" if rejected else "ok", "; ".join((label, *(f"not {o}" for o in rejected))))
+    detail = "; ".join((label, *(f"not {one}" for one in rejected)))
+    # What makes the best one work makes the others needless.
+    return Check("bundle's runner", "warn" if rejected else "ok", detail, rejected[0].hint if rejected else None)

@@ -21,6 +21,7 @@ _TENSORRT_MIN = (10, 3)
 _FIRST_L4T = (36, 4, 0)
 _SUPER_L4T = (36, 4, 3)
 _FLASH = "flash JetPack 6.2 or later with NVIDIA's SDK Manager"
+_INSTEAD = ", so the GPU is not used and the CPU kernels run the model"
 _ORIN = 87
 _SCARCE_GIB = 9.0
 
@@ -53,19 +54,20 @@ def _jetpack(jetson: Jetson) -> Check:
     jetpack = jetson.jetpack
     if jetpack is None:
         detail = "unknown: neither /etc/nv_tegra_release nor the package nvidia-l4t-core says which"
-        return Check("jetpack", "warn", detail)
+        fix = "in a container, mount the file: -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
+        return Check("jetpack", "warn", detail, fix)
     if jetpack.l4t < _FIRST_L4T:
-        return Check("jetpack", "missing", f"{jetpack}: its TensorRT does not support INT4 weights", _FLASH)
+        return Check("jetpack", "warn", f"{jetpack}: its TensorRT does not support INT4 weights{_INSTEAD}", _FLASH)
     return Check("jetpack", "note" if "than" in jetpack.version else "ok", str(jetpack))
 
 
 def _libnvinfer(root: Path) -> Check:
     found = tensorrt_version(root)
     if found is None:
-        return Check("libnvinfer", "missing", "TensorRT is not installed", "sudo apt install nvidia-jetpack")
+        return Check("libnvinfer", "warn", f"TensorRT is not installed{_INSTEAD}", "sudo apt install nvidia-jetpack")
     dotted = ".".join(map(str, found))
     if found[:2] < _TENSORRT_MIN:
-        return Check("libnvinfer", "missing", f"TensorRT {dotted}; 10.3 or later is needed", _FLASH)
+        return Check("libnvinfer", "warn", f"TensorRT {dotted}; 10.3 or later is needed{_INSTEAD}", _FLASH)
     return Check("libnvinfer", "ok", f"TensorRT {dotted}")
 
 
@@ -104,7 +106,8 @@ def _clocks(reading: Reading) -> Check:
     events = sum(reading.overcurrent_events.values())
     if events:
         kinds = ", ".join(f"{name} {count}×" for name, count in reading.overcurrent_events.items() if count)
-        return Check("clocks", "note", f"lowered since boot for under-voltage or overcurrent ({kinds}); {text}")
+        fix = "use the power supply that came with the board, or a power mode with fewer watts"
+        return Check("clocks", "note", f"lowered since boot for under-voltage or overcurrent ({kinds}); {text}", fix)
     if reading.throttled_by is None:
         return Check("clocks", "note", f"it is unknown whether they are lowered; {text}")
     return Check("clocks", "ok", f"not lowered; {text}")

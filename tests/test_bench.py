@@ -198,7 +198,8 @@ def test_installed_peers_take_part_without_the_flag_and_a_chosen_python_is_kept(
     # A double of the setup, which would make a virtual environment.
     setup = 'cd "$(dirname "${BASH_SOURCE[0]}")/.."; setup() { :; }; ALL_EXTRAS=""; die() { echo "$1" >&2; exit 1; }\n'
     (tmp_path / "scripts" / "setup.sh").write_text(setup)
-    shown = 'if __name__ == "__main__":\n    import os\n    print(*(os.environ.get(f"EDGEKIT_BENCH_{x}_PYTHON") for x in ("LLAMA", "GENAI")))\n'
+    names = ("EDGEKIT_BENCH_LLAMA_PYTHON", "EDGEKIT_BENCH_GENAI_PYTHON")
+    shown = f'if __name__ == "__main__":\n    import os\n    print(*map(os.environ.get, {names}))\n'
     (tmp_path / "benchmarks" / "one.py").write_text(f'"""Prints."""\n{shown}')
 
     def run_it(**variables: str) -> list[str]:

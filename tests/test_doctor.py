@@ -172,10 +172,10 @@ def test_a_jetson_in_a_virtual_environment_learns_how_to_see_jetpacks_bindings(
 @pytest.mark.parametrize(
     ("release", "libnvinfer", "states"),
     [
-        ("# R35 (release), REVISION: 4.1, GCID: 1\n", "8.5.2", ("missing", "missing")),
-        ("# R36 (release), REVISION: 3.0, GCID: 1\n", "8.6.2", ("missing", "missing")),
+        ("# R35 (release), REVISION: 4.1, GCID: 1\n", "8.5.2", ("warn", "warn")),
+        ("# R36 (release), REVISION: 3.0, GCID: 1\n", "8.6.2", ("warn", "warn")),
         ("# R39 (release), REVISION: 2.0, GCID: 45755727\n", "10.16.2", ("ok", "ok")),
-        (R36_4_3, None, ("ok", "missing")),
+        (R36_4_3, None, ("ok", "warn")),
         ("# R41 (release), REVISION: 1.0, GCID: 1\n", "11.2.0", ("note", "ok")),
         ("garbage", "10.3.0", ("warn", "ok")),
     ],
@@ -186,7 +186,8 @@ def test_a_jetpack_too_old_for_int4_is_named(
     found = checks(diagnose(machine=ORIN, root=jetson(tmp_path, release, libnvinfer)))
     assert (found["jetpack"].state, found["libnvinfer"].state) == states
     for check in (found["jetpack"], found["libnvinfer"]):
-        assert check.state != "missing" or check.fix
+        assert check.state != "warn" or check.fix
+        assert check.state != "warn" or "unknown" in check.detail or "the CPU kernels run the model" in check.detail
 
 
 def test_the_version_of_tensorrt_is_read_from_its_newest_file(tmp_path: Path) -> None:
@@ -282,3 +283,37 @@ def test_a_choice_of_kernels_applies_as_in_the_daemon(monkeypatch: pytest.Monkey
     assert (check.state, check.fix) == ("missing", "unset EDGEKIT_CPU_KERNELS")
     assert check.detail.startswith("$EDGEKIT_CPU_KERNELS is `sse9`, which is not available here; available: ")
     assert not diagnosis.ready
+
+
+@pytest.mark.parametrize(
+    ("base", "system_packages", "found"),
+    [
+        ("/usr", "false", ("not visible in this environment", "/usr/bin/python3 -m venv --system-site-packages")),
+        ("/usr", "true", ("the Python bindings are not installed", "sudo apt install python3-libnvinfer")),
+        ("/home/x/.pyenv", "true", ("this environment is of the Python in /home/x/.pyenv", "scripts/jetson")),
+    ],
+)
+def test_why_jetpacks_bindings_are_not_found_depends_on_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, system_packages: str, found: tuple[str, str]
+) -> None:
+    environment = tmp_path / "env"
+    write(environment, "pyvenv.cfg", f"home = {base}/bin\ninclude-system-site-packages = {system_packages}\n")
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.setattr(sys, "base_prefix", base)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "tensorrt" else object())
+    check = checks(diagnose(machine=ORIN, root=write_nano(tmp_path / "root")))["runner tensorrt"]
+    assert check.state == "note"
+    assert found[0] in check.detail
+    assert found[1] in (check.fix or "")
+
+
+def test_a_tensorrt_of_the_environment_that_hides_jetpacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModuleSpec("tensorrt", None, origin=str(tmp_path / "env/lib/tensorrt/__init__.py"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setattr(doctor, "find_spec", lambda name: spec if name == "tensorrt" else None)
+    check = checks(diagnose(machine=ORIN, root=write_nano(tmp_path / "root")))["runner tensorrt"]
+    assert (check.state, "hides JetPack's" in check.detail) == ("warn", True)
+    spec.origin = "/usr/lib/python3.10/dist-packages/tensorrt/__init__.py"
+    assert checks(diagnose(machine=ORIN, root=tmp_path / "root"))["runner tensorrt"].state == "ok"

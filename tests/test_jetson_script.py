@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -39,7 +41,11 @@ class Jetson:
 
     def tensorrt(self, version: str | None) -> None:
         """What `import tensorrt` finds; None raises ImportError."""
-        answer = "exit 1" if version is None else f"echo {version}; exit 0"
+        answer = (
+            "echo 'ImportError: libnvinfer.so.10: cannot open shared object file' >&2; exit 1"
+            if version is None
+            else f"echo a warning >&2; echo {version}; exit 0"
+        )
         _program(
             self.folder / "bin/python3",
             f'case "$*" in *"import tensorrt"*) {answer};; esac\nexec {sys.executable} "$@"',
@@ -88,7 +94,7 @@ def test_without_a_yes_nothing_is_changed(jetson: Jetson) -> None:
         (lambda jetson: write_board(jetson.root, "Xavier\0", "nvidia,tegra194\0"), "no Jetson Orin", "README.md"),
         (lambda jetson: write_release(jetson.root, "36.3.0"), "L4T 36.3 is older", "flash JetPack 6.2"),
         (lambda jetson: write_release(jetson.root, "35.4.1"), "L4T 35.4 is older", "flash JetPack 6.2"),
-        (lambda jetson: jetson.tensorrt(None), "cannot be imported", "apt install nvidia-jetpack"),
+        (lambda jetson: jetson.tensorrt(None), ": ImportError: libnvinfer.so.10: cannot", "apt install nvidia-jetpack"),
         (lambda jetson: jetson.tensorrt("8.6.2"), "TensorRT 8.6.2; 10.3", "flash JetPack 6.2"),
         (lambda jetson: write(jetson.prefix, "file", "mine"), "is no virtual environment", "--prefix"),
         (lambda jetson: write(jetson.prefix, "pyvenv.cfg", "x = y"), "does not see JetPack's TensorRT", "--prefix"),
@@ -179,3 +185,37 @@ def test_the_page_shows_the_commands_that_the_script_runs(jetson: Jetson, tmp_pa
         typed = typed.replace("./bin/python3", "/usr/bin/python3")
         typed = typed.replace("edgekit-llm[daemon,tensorrt]", "'edgekit-llm[daemon,tensorrt]'")
         assert f"    sudo {typed}\n" in page
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
+def test_a_check_without_sudo_does_not_ask_for_a_folder_that_only_root_may_write() -> None:
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        jetson = Jetson(folder)
+        shutil.copy(SCRIPT, folder / "jetson")
+        (folder / "edgekit_llm-1.0-py3-none-any.whl").touch()
+        command = [str(folder / "jetson"), "--prefix", "/opt/edgekit-of-a-test", "--wheels", name]
+        # Python itself may lie in a folder of root's: only the script's questions to it are answered.
+        _program(folder / "bin/python3", "echo 10.3.0")
+        environment = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHON": str(folder / "bin/python3"),
+            "JETSON_ROOT": str(jetson.root),
+        }
+
+        def run(*arguments: str) -> tuple[int, str]:
+            done = subprocess.run(
+                [*command, *arguments], env=environment, user=65534, capture_output=True, text=True, check=False
+            )
+            return done.returncode, done.stdout + done.stderr
+
+        status, output = run("--check")
+        assert status == 0, output
+        assert "/opt is not writable" in output
+        assert "install with sudo" in output
+        status, output = run("--yes")
+        assert status == 1, output
+        assert "run this with sudo" in output
+        assert output.endswith("Nothing was changed.\n")

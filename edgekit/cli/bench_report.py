@@ -190,11 +190,8 @@ def _figures(measured: Measured, machine: Machine) -> Iterator[tuple[str, str]]:
     tested = f", and {loaded.self_test_s:.2f} s for the self-test" if loaded.self_test_s >= 0.01 else ""
     yield "loaded in", f"{loaded.load_s:.2f} s{tested}"
     if measured.peak_memory_bytes is not None:
-        on_gpu = (
-            ""
-            if measured.taken_bytes is None
-            else f"; the model took {bytes_text(measured.taken_bytes)} of the GPU's memory"
-        )
+        taken = measured.taken_bytes
+        on_gpu = "" if taken is None else f"; the model took {bytes_text(taken)} of the GPU's memory"
         yield "peak memory", f"{bytes_text(measured.peak_memory_bytes)} of the process{on_gpu}"
     share = measured.bandwidth_share(target)
     if share is not None and measured.read_per_token is not None:

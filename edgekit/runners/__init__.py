@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,10 +36,12 @@ class Rejected:
     Attributes:
         name: Its name, as in `runner:` of the configuration.
         reason: Why, phrased to follow a colon.
+        hint: What makes it work; None if unknown.
     """
 
     name: str
     reason: str
+    hint: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -138,7 +140,8 @@ def choose_runner(
 
     offer, loaded, rejected = _first(named_candidates(kind, dialect, runner), folder, dialect, load, runner=runner)
     why = f"; not on {', '.join(map(str, rejected))}" if rejected else ""
-    logger.info("running on %s%s", offer.label, why)
+    hint = f" (hint: {rejected[0].hint})" if rejected and rejected[0].hint else ""
+    logger.info("running on %s%s%s", offer.label, why, hint)
     return RunnerChoice(loaded, rejected)
 
 
@@ -163,7 +166,7 @@ def _first(
         result = _tried(candidate, folder, dialect, use)
         if not isinstance(result, EdgekitError):
             rejected = zip(listed, failures, strict=False)
-            return *result, tuple(Rejected(one.name, error.message) for one, error in rejected)
+            return *result, tuple(Rejected(one.name, error.message, error.hint) for one, error in rejected)
         if len(listed) > 1:
             # Its frames hold what was loaded, for which the next runner needs the memory.
             result.__traceback__ = result.__cause__ = result.__context__ = None

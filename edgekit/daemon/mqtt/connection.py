@@ -108,6 +108,7 @@ class Connection:
         self._retain_available = True
         self._receive_maximum = RECEIVE_MAXIMUM
         self._outbox: deque[Outgoing] = deque()
+        self._outbox_bytes = 0
         self._in_flight: dict[int, Outgoing] = {}
         self._receipts = Receipts()
         self._connecting = False
@@ -157,13 +158,17 @@ class Connection:
         if not message.durable and not self._ready:
             return
         self._outbox.append(message)
-        waiting = sum(item.packet_bytes for item in self._outbox)
-        while len(self._outbox) > 1 and (len(self._outbox) > MAX_OUTBOX or waiting > MAX_OUTBOX_BYTES):
-            oldest = self._outbox.popleft()
-            waiting -= oldest.packet_bytes
+        self._outbox_bytes += message.packet_bytes
+        while len(self._outbox) > 1 and (len(self._outbox) > MAX_OUTBOX or self._outbox_bytes > MAX_OUTBOX_BYTES):
+            oldest = self._take()
             self._suspects.forget(oldest)
             self.dropped += 1
         self._send_queued()
+
+    def _take(self) -> Outgoing:
+        oldest = self._outbox.popleft()
+        self._outbox_bytes -= oldest.packet_bytes
+        return oldest
 
     def holds(self, message: Outgoing) -> bool:
         """Whether an equal message, or its fallback, waits to be sent or to be acknowledged."""
@@ -392,7 +397,7 @@ class Connection:
         """Give messages to paho, at most Receive Maximum in flight: paho's own queue is unbounded."""
         client = self._client
         while client is not None and self._ready and self._outbox and len(self._in_flight) < self._window():
-            message: Outgoing | None = self._outbox.popleft()
+            message: Outgoing | None = self._take()
             limit = self.max_packet_size
             while message is not None and limit and message.packet_bytes > limit:
                 self._suspects.forget(message)
@@ -458,6 +463,7 @@ class Connection:
         self._in_flight.clear()
         again = [self._give_up_on(message) if id(message) in refused else message for message in lost]
         self._outbox = deque(item for item in (*again, *self._outbox) if item is not None and item.durable)
+        self._outbox_bytes = sum(item.packet_bytes for item in self._outbox)
         delay_s = max(self._min_backoff_s, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**self._failures))
         delay_s = min(BACKOFF_MAX_S, delay_s * random.uniform(1.0, 1.5))  # noqa: S311 - jitter, not cryptography
         # A refusal has been logged with its reason; the disconnect that follows it adds nothing.

@@ -6,7 +6,6 @@ when it is used: it is native code of hundreds of megabytes, and may crash.
 
 from __future__ import annotations
 
-import platform
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from edgekit.errors import EdgekitError, broken_library, missing_extra
+from edgekit.jetson.board import device_tree, find_board
 
 __all__ = ["LibraryName", "Messages", "NvidiaLibrary", "find_library"]
 
@@ -214,13 +214,18 @@ def find_library(prefer: LibraryName | None = None) -> NvidiaLibrary:
             # Only the library for RTX builds for a GPU that the machine does not have.
             rtx = hasattr(module.IBuilderConfig, "set_compute_capability")
             return NvidiaLibrary(module, "tensorrt_rtx" if rtx else "tensorrt", str(module.__version__))
+    jetson = find_board(device_tree()) is not None
     for name, cause in broken.items():
         if prefer is not None and name.removesuffix("_bindings") != prefer:
             continue  # whether the other library would load is of no interest
-        hint = _JETPACK if name == "tensorrt" and platform.machine() == "aarch64" else None
+        hint = _JETPACK if name == "tensorrt" and jetson else None
         raise broken_library(name, cause, hint=hint) from cause
-    wanted = prefer or "tensorrt_rtx"
-    if wanted == "tensorrt" and platform.machine() == "aarch64":
+    if jetson and prefer != "tensorrt_rtx":
         # No index has it: the extra alone does not install it.
-        raise EdgekitError("JetPack's `tensorrt` is not visible here", hint="edgekit doctor", code="missing_extra")
+        raise EdgekitError(
+            "JetPack's `tensorrt` is not installed, or not visible to this Python",
+            hint="edgekit doctor says which, and what mends it",
+            code="missing_extra",
+        )
+    wanted = prefer or "tensorrt_rtx"
     raise missing_extra(wanted, wanted.replace("_", "-"))

@@ -542,6 +542,19 @@ def test_of_too_many_messages_that_wait_the_oldest_are_dropped_and_counted(
     assert payloads(link) == [b"2", b"3", b"4"]
 
 
+def test_the_bytes_that_wait_are_those_that_still_wait(
+    link: connection.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_OUTBOX_BYTES", 30 * Outgoing("direct/in", b"00").packet_bytes)
+    drive(link, lambda: link.ready)
+    # More than are sent at once, so that some wait; every burst fits, if those that were sent are not counted.
+    for burst in range(1, 4):
+        for number in range(40):
+            link.send(Outgoing("direct/in", b"%02d" % number))
+        drive(link, lambda burst=burst: link.idle and len(payloads(link)) == 40 * burst)
+    assert link.dropped == 0
+
+
 def test_a_message_larger_than_the_broker_takes_is_replaced_by_its_fallback_or_dropped(tmp_path: Path) -> None:
     with Broker(tmp_path, config=("allow_anonymous true", "max_packet_size 500")) as broker:
         config = MqttConfig(host="127.0.0.1", port=broker.port)

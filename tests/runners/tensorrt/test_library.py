@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.errors import EdgekitError
+from edgekit.runners.tensorrt import library as module
 from edgekit.runners.tensorrt.library import Messages, find_library
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
@@ -60,3 +62,14 @@ def test_without_the_library_the_error_names_the_extra(tmp_path: Path) -> None:
     assert in_a_new_process(FIND.format(""), tmp_path) == "missing_extra pip install 'edgekit-llm[tensorrt-rtx]'\n"
     wanted = FIND.format("'tensorrt'")
     assert in_a_new_process(wanted, tmp_path) == "missing_extra pip install 'edgekit-llm[tensorrt]'\n"
+
+
+def test_on_a_jetson_the_library_that_is_missing_is_jetpacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MODULES", ())
+    monkeypatch.setattr(module, "device_tree", lambda: ("NVIDIA Jetson AGX Orin", "nvidia,tegra234"))
+    for prefer in (None, "tensorrt"):
+        with pytest.raises(EdgekitError, match="JetPack's `tensorrt` is not installed, or not visible") as found:
+            find_library(prefer)  # type: ignore[arg-type]
+        assert found.value.code == "missing_extra"
+        assert found.value.hint is not None
+        assert found.value.hint.startswith("edgekit doctor")
