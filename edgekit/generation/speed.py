@@ -33,7 +33,7 @@ _TEXT = (
     "closed one after the other. What remained were the weirs, the long brick buildings, and a habit of meeting at the "
     "bridge on Saturdays, when the market is held. Today a small turbine in the lowest weir supplies about 400 houses; "
     "its operator publishes the output every hour, and schoolchildren come to read the meters. Asked whether the old "
-    "wheels were more efficient, she laughs and says that nobody measured them. "
+    "wheels were more efficient, she laughs and says that no one ever measured them. "
 )
 
 
