@@ -177,7 +177,11 @@ def _figures(measured: Measured, machine: Machine) -> Iterator[tuple[str, str]]:
         spread = f"; {_number(min(values))} to {_number(max(values))}" if len(values) > 1 else ""
         return name, f"{_number(value)} tokens/s ({what}{spread})"
 
-    yield rate("prompt", lambda one: one.prompt_tokens_per_s, f"{work.prompt_tokens} tokens")
+    yield rate(
+        "prompt",
+        lambda one: one.prompt_tokens_per_s,
+        f"{work.prompt_tokens} token{'s' if work.prompt_tokens > 1 else ''}",
+    )
     yield rate("decode", lambda one: one.decode_tokens_per_s, f"{work.decode_tokens} tokens after the prompt")
     if work.streams > 1:
         name = f"{work.streams} streams"

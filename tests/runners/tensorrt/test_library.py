@@ -69,7 +69,7 @@ def test_on_a_jetson_the_library_that_is_missing_is_jetpacks(monkeypatch: pytest
     monkeypatch.setattr(module, "device_tree", lambda: ("NVIDIA Jetson AGX Orin", "nvidia,tegra234"))
     for prefer in (None, "tensorrt"):
         with pytest.raises(EdgekitError, match="JetPack's `tensorrt` is not installed, or not visible") as found:
-            find_library(prefer)  # type: ignore[arg-type]
+            find_library(prefer)
         assert found.value.code == "missing_extra"
         assert found.value.hint is not None
         assert found.value.hint.startswith("edgekit doctor")
