@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from edgekit.bundle.bundle import Bundle
-from edgekit.errors import ConfigError, option
+from edgekit.errors import ConfigError
 from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.engine.engine import Engine
 from edgekit.generation.engine.request_state import RequestState
@@ -66,7 +66,7 @@ class Workload:
         if needed > context_length:
             raise ConfigError(
                 f"{self.prompt_tokens} + {self.decode_tokens} tokens do not fit the context of {context_length}",
-                hint=f"give a smaller {option('prompt_tokens')} or {option('decode_tokens')}",
+                hint="give a shorter prompt, or decode fewer tokens",
             )
 
 

@@ -90,7 +90,7 @@ def test_a_bundle_that_cannot_be_measured_is_in_the_block_with_the_reason(bundle
     assert "with blanks" not in damaged.stdout
     assert rows(damaged.stdout)["failed"]
     assert edgekit("bench", bundle, "-p", "300", check=False).stderr.startswith(
-        "error: 300 + 128 tokens do not fit the context of 256\n\nhint: give a smaller --prompt-tokens"
+        "error: 300 + 128 tokens do not fit the context of 256\n\nhint: give a shorter prompt"
     )
 
 
