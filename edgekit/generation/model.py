@@ -25,10 +25,10 @@ from edgekit.generation.prepared import PreparedRequest
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
 from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Message, Sampling, Tool
-from edgekit.runners import LoadOptions, Rejected, choose_runner
+from edgekit.runners import LoadOptions, Rejected, RunnerChoice, choose_runner
 from edgekit.runners.base import Chunk, Runner
 
-__all__ = ["ModelInfo", "TextModel", "load_model", "warm_up"]
+__all__ = ["ModelInfo", "TextModel", "load_model", "reload_model", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class TextModel:
         reasoning: The format that marks its reasoning; None if its template has none.
         sampling: The model's own defaults of sampling parameters, by name.
         draft: Runner of a draft model with the same tokenizer and as many slots; None without one.
+        context_length: As asked for: a runner may hold fewer (`info`).
     """
 
     info: ModelInfo
@@ -87,6 +88,7 @@ class TextModel:
     reasoning: ToolFormat | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     draft: Runner | None = None
+    context_length: int = 0
 
     def prompt(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> Prompt:
         """Render and tokenize the prompt.
@@ -277,15 +279,8 @@ def load_model(
     tool_template = None if tool_source is None else ChatTemplate(tool_source, strings)
     tool_format = find_format(tool_source or source or "", tokenizer.special_tokens)
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
-    artifact = manifest.artifact
     options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores)
-
-    def check(loaded: Runner) -> None:
-        warm_up(loaded, min(manifest.eos_token_ids, default=0))
-        if accept is not None:
-            accept(loaded)
-
-    choice = choose_runner(bundle.path, artifact.kind, artifact.dialect, options, runner=runner, accept=check)
+    choice = _choose_runner(bundle, options, runner, accept)
     loaded = choice.runner
     return TextModel(
         info=ModelInfo(
@@ -294,7 +289,7 @@ def load_model(
             context_length=min(length, loaded.limits.context_length),
             architecture=manifest.architecture,
             parameters=manifest.parameters,
-            format=artifact.kind,
+            format=manifest.artifact.kind,
             size_bytes=sum(file.size for file in manifest.files),
             capabilities=("completion", *(["tools"] if tool_format else ()), *(["thinking"] if reasoning else ())),
             runner=str(loaded.backend),
@@ -309,7 +304,78 @@ def load_model(
         tool_format=tool_format,
         reasoning=reasoning,
         sampling=sampling,
+        context_length=length,
     )
+
+
+def reload_model(
+    model: TextModel,
+    bundle: Bundle,
+    *,
+    runner: str,
+    threads: int | None = None,
+    parallel: int = 1,
+    kv_bits: int | None = None,
+    accept: Callable[[Runner], None] | None = None,
+) -> TextModel:
+    """Load a model's artifact again, into another runner; everything else is shared with the model.
+
+    Args:
+        model: From `load_model`; its runner may be closed, and stays the caller's to close.
+        bundle: The bundle that it was loaded from.
+        runner: As for `load_model`, like the rest.
+        threads: As for `load_model`.
+        parallel: As for `load_model`.
+        kv_bits: As for `load_model`.
+        accept: As for `load_model`.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        RunnerError: The artifact could not be loaded, or the runner's vocabulary is another one.
+    """
+    options = LoadOptions(
+        # The runner's own limit may have been shorter.
+        min(model.context_length, bundle.manifest.context_length),
+        threads,
+        parallel,
+        kv_bits=kv_bits,
+        shares_cores=model.draft is not None,
+    )
+
+    def check(loaded: Runner) -> None:
+        size, known = loaded.limits.vocab_size, model.runner.limits.vocab_size
+        if size != known:
+            raise RunnerError(f"it has a vocabulary of {size} tokens; that of the model has {known}")
+        if accept is not None:
+            accept(loaded)
+
+    choice = _choose_runner(bundle, options, runner, check)
+    loaded = choice.runner
+    return replace(
+        model,
+        runner=loaded,
+        info=replace(
+            model.info,
+            context_length=min(model.context_length, loaded.limits.context_length),
+            runner=str(loaded.backend),
+            rejected=choice.rejected,
+        ),
+    )
+
+
+def _choose_runner(
+    bundle: Bundle, options: LoadOptions, runner: str, accept: Callable[[Runner], None] | None
+) -> RunnerChoice:
+    """Load the artifact into the first runner that works."""
+    manifest = bundle.manifest
+    artifact = manifest.artifact
+
+    def check(loaded: Runner) -> None:
+        warm_up(loaded, min(manifest.eos_token_ids, default=0))
+        if accept is not None:
+            accept(loaded)
+
+    return choose_runner(bundle.path, artifact.kind, artifact.dialect, options, runner=runner, accept=check)
 
 
 def _relaxed(tool: Tool) -> Tool:

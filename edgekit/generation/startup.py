@@ -9,10 +9,10 @@ from pathlib import Path
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.check import HashProgress, check_bundle
 from edgekit.config import GenerationConfig
-from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.engine.worker import EngineWorker, Served
 from edgekit.generation.first_load import check_first_load
 from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, grammar_bytes, kv_budget, model_shapes
-from edgekit.generation.model import TextModel, load_model
+from edgekit.generation.model import TextModel, load_model, reload_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.speculative.draft_bundle import open_draft
 from edgekit.jetson.energy import EnergyMeter
@@ -20,7 +20,7 @@ from edgekit.machine import available_bytes, gpu_free_bytes
 from edgekit.memory import MIB
 from edgekit.runners.base import Runner
 
-__all__ = ["MemoryPlan", "open_model", "plan_memory", "start_worker"]
+__all__ = ["MemoryPlan", "load_other_runner", "open_model", "plan_memory", "serve_within", "start_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,44 @@ def open_model(
     return model
 
 
+def load_other_runner(
+    model: TextModel, bundle: Bundle, config: GenerationConfig, *, runner: str, draft: Bundle | None = None
+) -> TextModel:
+    """Load a model's artifact into another runner, as configured, and run the bundle's self-test on it.
+
+    The draft model is loaded again only if it has other sequence slots than the new runner.
+
+    Args:
+        model: From `open_model`; its runner may be closed.
+        bundle: The bundle it was loaded from.
+        config: The same configuration.
+        runner: `auto`, or the name of the only runner to try.
+        draft: As for `open_model`.
+
+    Raises:
+        EdgekitError: As `open_model`. What the model had stays open.
+    """
+    other = reload_model(
+        model,
+        bundle,
+        runner=runner,
+        threads=config.threads,
+        parallel=config.parallel,
+        kv_bits=config.kv_cache_bits,
+        accept=lambda loaded: check_first_load(bundle, loaded),
+    )
+    if other.draft is None or draft is None:
+        return other
+    had, has = model.runner.limits, other.runner.limits
+    if (had.sequence_slots, had.context_length) == (has.sequence_slots, has.context_length):
+        return other
+    try:
+        return replace(other, draft=open_draft(draft, other, bundle.path, threads=config.threads))
+    except BaseException:
+        other.runner.close()
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """How the memory left after loading a model is divided.
@@ -85,7 +123,9 @@ class MemoryPlan:
     grammars: bool
 
 
-def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig) -> MemoryPlan:
+def plan_memory(
+    model: TextModel, bundle: Bundle, config: GenerationConfig, *, reserved_bytes: int = 0
+) -> MemoryPlan:
     """Divide this machine's available memory; call it before the first request.
 
     Where a conversation of the full context length does not fit beside the prefix cache, the prefix cache gets what
@@ -96,8 +136,11 @@ def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig) -> M
         model: From `open_model`.
         bundle: The bundle it was loaded from.
         config: The same configuration.
+        reserved_bytes: Memory that something else is going to take, such as the builder of an engine.
     """
     available = available_bytes()
+    if available is not None:
+        available = max(0, available - reserved_bytes)
     # Where a model's KV cache is on a card, that has a limit of its own.
     card = gpu_free_bytes() if model.runner.backend.runtime == "cuda" else None
     configured = config.prefix_memory_mib * MIB
@@ -153,12 +196,13 @@ def start_worker(
         plan: From `plan_memory`.
         meter: Measures the energy of answers; None reports none.
     """
+    served = serve_within(plan, model, bundle, config)
     worker = EngineWorker(
         model,
         max_queue=config.max_queue,
         max_queue_bytes=config.max_queue_mib << 20,
-        kv_budget_bytes=plan.kv_bytes,
-        prefix=_prefix_cache(model, bundle, config, plan.prefix_bytes),
+        kv_budget_bytes=served.kv_budget_bytes,
+        prefix=served.prefix,
         speculation=config.speculation,
         draft_max=config.draft_max,
         meter=meter,
@@ -166,10 +210,22 @@ def start_worker(
     tokens, context = worker.max_tokens, model.runner.limits.context_length
     if tokens < context:
         logger.warning("memory for %d tokens of KV cache only; the context length is %d", tokens, context)
+    return worker
+
+
+def serve_within(plan: MemoryPlan, model: TextModel, bundle: Bundle, config: GenerationConfig) -> Served:
+    """Return what a worker is to serve a model with; it opens the prefix cache.
+
+    Args:
+        plan: From `plan_memory`.
+        model: The model.
+        bundle: The bundle it was loaded from.
+        config: The same configuration.
+    """
     if plan.prefix_bytes < config.prefix_memory_mib * MIB:
         left, wanted = plan.prefix_bytes // MIB, config.prefix_memory_mib
         logger.warning("memory for a prefix cache of %d MiB only; prefix_memory_mib is %d", left, wanted)
-    return worker
+    return Served(model, plan.kv_bytes, _prefix_cache(model, bundle, config, plan.prefix_bytes))
 
 
 def _loaded(runner: Runner, folder: Path) -> LoadedModel:

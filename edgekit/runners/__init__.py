@@ -37,11 +37,13 @@ class Rejected:
         name: Its name, as in `runner:` of the configuration.
         reason: Why, phrased to follow a colon.
         hint: What makes it work; None if unknown.
+        code: Code of the error.
     """
 
     name: str
     reason: str
     hint: str | None = field(default=None, compare=False)
+    code: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -166,7 +168,7 @@ def _first(
         result = _tried(candidate, folder, dialect, use)
         if not isinstance(result, EdgekitError):
             rejected = zip(listed, failures, strict=False)
-            return *result, tuple(Rejected(one.name, error.message, error.hint) for one, error in rejected)
+            return *result, tuple(Rejected(one.name, error.message, error.hint, error.code) for one, error in rejected)
         if len(listed) > 1:
             # Its frames hold what was loaded, for which the next runner needs the memory.
             result.__traceback__ = result.__cause__ = result.__context__ = None

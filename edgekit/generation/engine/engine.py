@@ -90,6 +90,7 @@ class Engine:
         self._drafters = Drafters(model.draft, self._limits, self._verify_cost, draft_max=draft_max)
         self._slots = Slots(model.runner, budget_bytes=self._drafters.main_budget(kv_budget_bytes), prefix=prefix)
         self._prefix = prefix
+        self._context_length = model.info.context_length
         self._context = min(model.info.context_length, self._slots.max_tokens)
         self._speculation = speculation
         self._queue: FairQueue[RequestState] = FairQueue()
@@ -99,6 +100,7 @@ class Engine:
         self._open: list[RequestState] = []
         self._preempted = 0
         self._step_failed = False
+        self._holding = False
         self._times = StepTimes()
         self._planner = StepPlanner(self._slots, self._limits, self._times, self._drafters)
 
@@ -106,6 +108,11 @@ class Engine:
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._queue and not self._waiting and not self._running
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer has begun and not ended."""
+        return bool(self._waiting or self._running)
 
     @property
     def max_tokens(self) -> int:
@@ -157,9 +164,33 @@ class Engine:
                 )
             )
             return
+        if minimum > self._context_length:
+            # It was prepared for a model with a longer context.
+            state.fail(
+                RequestError(
+                    f"the prompt has {len(state.prompt)} tokens; the context holds {self._context_length}, answer included",
+                    hint="shorten the messages",
+                    code="context_length_exceeded",
+                    param="messages",
+                )
+            )
+            return
         self._open.append(state)
         cost = len(state.prompt) + request.n * (request.max_tokens or _DEFAULT_MAX_TOKENS)
         self._queue.push(state, client=request.client, cost=cost, priority=request.priority)
+
+    def hold(self, holding: bool) -> None:  # noqa: FBT001  a setter
+        """Begin no further answers while `holding`; those that have begun go on."""
+        self._holding = holding
+
+    def take_queue(self) -> list[RequestState]:
+        """Remove and return the requests whose answers have not begun, in the order in which they would.
+
+        Call it while the engine is not `busy`; it must not be used afterwards.
+        """
+        taken = [self._queue.pop() for _ in range(len(self._queue))]
+        self._open = []
+        return taken
 
     def sweep(self, abort: EdgekitError | None = None) -> None:
         """End requests that were cancelled or whose deadline has passed.
@@ -227,7 +258,7 @@ class Engine:
         """Assign slots to waiting sequences, in order, while there are any."""
         while self._slots.free:
             if not self._waiting:
-                if not self._queue:
+                if self._holding or not self._queue:
                     return
                 self._start(self._queue.pop())
                 continue

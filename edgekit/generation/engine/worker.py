@@ -14,8 +14,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from edgekit.errors import EdgekitError, RunnerError, UnavailableError, internal_error
 from edgekit.generation.engine.engine import Engine, EngineStats
@@ -27,7 +29,7 @@ from edgekit.generation.time_limit import TimeLimit
 from edgekit.generation.types import ChatRequest, Event, Failure, Finished
 from edgekit.jetson.energy import EnergyMeter
 
-__all__ = ["EngineWorker", "OnEvent", "RequestState", "shutting_down"]
+__all__ = ["EngineWorker", "OnEvent", "RequestState", "Served", "shutting_down"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,28 @@ _ASSUMED_S = 5.0
 _MAX_RETRY_S = 60.0
 # Consecutive faults after which the worker has failed.
 _MAX_FAULTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an engine runs, and within which memory.
+
+    Attributes:
+        model: The model.
+        kv_budget_bytes: As for `Engine`.
+        prefix: As for `Engine`.
+    """
+
+    model: TextModel
+    kv_budget_bytes: int | None = None
+    prefix: PrefixCache | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    change: Callable[[Served], Served]
+    limit_s: float
+    outcome: Future[None]
 
 
 class EngineWorker:
@@ -70,18 +94,22 @@ class EngineWorker:
         draft_max: int = DRAFT_MAX,
         meter: EnergyMeter | None = None,
     ) -> None:
-        self._model = model
-        self._prefix = prefix
-        self._engine = Engine(
-            model,
-            kv_budget_bytes=kv_budget_bytes,
-            prefix=prefix,
-            speculation=speculation,
-            draft_max=draft_max,
-            meter=meter,
-        )
-        # As many run as there are slots; `max_queue` more may wait.
-        self._max_open = max_queue + model.runner.limits.sequence_slots
+
+        def engine_of(served: Served) -> Engine:
+            return Engine(
+                served.model,
+                kv_budget_bytes=served.kv_budget_bytes,
+                prefix=served.prefix,
+                speculation=speculation,
+                draft_max=draft_max,
+                meter=meter,
+            )
+
+        self._engine_of = engine_of
+        self._served = Served(model, kv_budget_bytes, prefix)
+        self._engine = engine_of(self._served)
+        self._max_queue = max_queue
+        self._switch: _Switch | None = None
         self._max_bytes = max_queue_bytes
         self._bytes = 0
         self._changed = threading.Condition()
@@ -106,6 +134,10 @@ class EngineWorker:
     def info(self) -> ModelInfo:
         """The model's metadata."""
         return self._model.info
+
+    @property
+    def _model(self) -> TextModel:
+        return self._served.model
 
     @property
     def max_tokens(self) -> int:
@@ -151,7 +183,8 @@ class EngineWorker:
 
     def seconds_since_heartbeat(self) -> float:
         """Seconds since the thread last completed a step or checked the queue."""
-        return time.monotonic() - self._heartbeat
+        # While a switch may take its time, the heartbeat is in the future.
+        return max(0.0, time.monotonic() - self._heartbeat)
 
     def seconds_preparing(self) -> float:
         """Seconds for which the request that has been prepared for longest is being prepared; 0 without one."""
@@ -178,6 +211,34 @@ class EngineWorker:
         """Return the engine's statistics."""
         return self._engine.stats
 
+    def switch(self, change: Callable[[Served], Served], *, limit_s: float) -> None:
+        """Change the model between answers: those that have begun end on the old one, those that wait get the new one.
+
+        Returns once the new model answers.
+
+        Args:
+            change: Returns what to go on with, called on the worker's thread when no answer is running; it closes what
+                it replaces. If it raises an `EdgekitError`, nothing was changed and the old model goes on. Any other
+                exception means that there is no model any more: the worker has failed.
+            limit_s: Time for `change`; after that the heartbeat counts as missed.
+
+        Raises:
+            UnavailableError: `shutting_down`: `stop` was called before.
+            RunnerError: `generation_failed`: see `failed`.
+            EdgekitError: From `change`.
+        """
+        outcome: Future[None] = Future()
+        with self._changed:
+            if self._closing:
+                raise shutting_down()
+            if self._failed:
+                raise _has_failed()
+            if self._switch is not None:
+                raise RuntimeError("the model is being switched already")
+            self._switch = _Switch(change, limit_s, outcome)
+            self._changed.notify_all()
+        outcome.result()
+
     def stop(self, drain_s: float = 0.0) -> None:
         """Reject new requests, let open ones finish for `drain_s`, fail the rest, join the thread, close the model.
 
@@ -195,8 +256,8 @@ class EngineWorker:
         if self._thread.is_alive():
             logger.error("the model has not finished its step for %g s; it is abandoned", _JOIN_S)
             return
-        if self._prefix is not None:
-            self._prefix.close()
+        if self._served.prefix is not None:
+            self._served.prefix.close()
         self._model.close()
 
     def _wake(self) -> None:
@@ -225,7 +286,8 @@ class EngineWorker:
             raise shutting_down()
         if self._failed:
             raise _has_failed()
-        full = self._open >= self._max_open
+        # As many run as there are slots; `max_queue` more may wait.
+        full = self._open >= self._max_queue + self._model.runner.limits.sequence_slots
         if full or (self._open and self._bytes + size > self._max_bytes):
             wait_s = self._retry_after_s()
             self._rejected += 1
@@ -263,7 +325,8 @@ class EngineWorker:
         """Add submitted requests to the engine and run a step; returns False once it is stopped."""
         engine = self._engine
         with self._changed:
-            if not self._submitted and engine.idle:
+            switch = self._pending_switch()
+            if not self._submitted and engine.idle and switch is None:
                 if self._closing:
                     return False
                 self._changed.wait(_IDLE_S)
@@ -273,11 +336,58 @@ class EngineWorker:
             engine.add(self._submitted.popleft())
         if self._aborting:
             engine.sweep(abort=shutting_down())
+        engine.hold(switch is not None)
+        if switch is not None and not engine.busy:
+            return self._apply(switch)
         engine.step()
         if engine.step_failed:
             # If the probe fails too, it is a fault of the runner and not of the requests.
             engine.probe()
         return True
+
+    def _pending_switch(self) -> _Switch | None:
+        """The switch that is to be made; one that has not begun is given up when the worker stops."""
+        switch = self._switch
+        if switch is not None and self._closing:
+            self._switch = None
+            switch.outcome.set_exception(shutting_down())
+            return None
+        return switch
+
+    def _apply(self, switch: _Switch) -> bool:
+        """Change the model; returns whether the thread goes on."""
+        self._heartbeat = time.monotonic() + switch.limit_s
+        try:
+            served = switch.change(self._served)
+        except EdgekitError as error:
+            self._end_switch(switch, error)
+            return True
+        except BaseException as error:
+            return self._lose_model(error)
+        try:
+            engine = self._engine_of(served)
+        except BaseException as error:
+            return self._lose_model(error)
+        queued = self._engine.take_queue()
+        self._served, self._engine = served, engine
+        for state in queued:
+            engine.add(state)
+        self._end_switch(switch, None)
+        return True
+
+    def _lose_model(self, error: BaseException) -> bool:
+        logger.critical("there is no model any more; the daemon must be restarted", exc_info=error)
+        self._give_up(self._engine.take_queue())
+        return False
+
+    def _end_switch(self, switch: _Switch, error: BaseException | None) -> None:
+        self._heartbeat = time.monotonic()
+        with self._changed:
+            self._switch = None
+        if error is None:
+            switch.outcome.set_result(None)
+        else:
+            switch.outcome.set_exception(error)
 
     def _recover(self, error: BaseException) -> bool:
         """Fail the open requests and start over; returns whether the thread goes on."""
@@ -290,14 +400,21 @@ class EngineWorker:
                 logger.critical("the engine cannot be reset", exc_info=again)
         if clean and self._faults < _MAX_FAULTS:
             return True
+        logger.critical("generation stopped after %d consecutive faults; the daemon must be restarted", self._faults)
+        self._give_up([])
+        return False
+
+    def _give_up(self, queued: list[RequestState]) -> None:
+        """Fail for good, and all requests with it: those that were queued in the engine, and those that were not yet."""
         with self._changed:
             self._failed = True
-            remaining = list(self._submitted)
+            remaining = [*queued, *self._submitted]
             self._submitted.clear()
-        logger.critical("generation stopped after %d consecutive faults; the daemon must be restarted", self._faults)
+            switch, self._switch = self._switch, None
         for state in remaining:
             state.fail(_has_failed())
-        return False
+        if switch is not None and not switch.outcome.done():
+            switch.outcome.set_exception(_has_failed())
 
 
 def _has_failed() -> EdgekitError:
