@@ -119,6 +119,7 @@ class GenerationConfig:
         max_queue: Maximum number of waiting requests; a further one is answered `overloaded`.
         max_queue_mib: Maximum memory of the prompts of all requests; more are answered `overloaded` too.
         runner: What runs the model; a draft model's runner is always chosen automatically.
+        build_engine: Build the TensorRT engine of a bundle for a Jetson or an RTX card at the first start.
         threads: Threads of the runner; None means one per usable core (`cores.py`).
         prefix_memory_mib: Prefix cache in memory; 0 disables it.
         prefix_folder: Folder of the prefix cache on disk, which survives a restart; None disables it.
@@ -136,6 +137,7 @@ class GenerationConfig:
     max_queue: Annotated[int, Between(1, 10_000)] = 256
     max_queue_mib: Annotated[int, Between(1, 1 << 20)] = 64
     runner: RunnerName = "auto"
+    build_engine: bool = True
     threads: Annotated[int, Between(1, MAX_THREADS)] | None = None
     prefix_memory_mib: Annotated[int, Between(0, 999_999)] = 256
     prefix_folder: Path | None = None

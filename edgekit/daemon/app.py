@@ -1,7 +1,8 @@
 """Wires the daemon: one model, one queue, the HTTP and MQTT transports, and the service manager's notifications.
 
 Each feature is an object with `start()` and `stop()`. The order matters. The HTTP server starts first, so that
-`/healthz` answers while the model loads; requests are accepted, and the broker connected, once it is loaded. On
+`/healthz` answers while the model loads; requests are accepted, and the broker connected, once it is loaded. A TensorRT
+engine that is missing is built afterwards, while another runner answers, or before where memory does not hold both. On
 shutdown the worker stops first: it rejects new requests and ends the open ones, and the transports then send the last
 events.
 """
@@ -23,8 +24,11 @@ from typing import TypeVar
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.allocator import Trimmer, limit_arenas
+from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.crash_loop import CrashLoop
 from edgekit.daemon.device import device_metrics, device_status
+from edgekit.daemon.engine_start import EngineStart
+from edgekit.daemon.engine_switch import EngineSwitch
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.launchd import is_launchd_job
@@ -36,7 +40,9 @@ from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
-from edgekit.generation.startup import open_model, plan_memory, start_worker
+from edgekit.generation.first_build import gpu_capability
+from edgekit.generation.model import ModelInfo
+from edgekit.generation.startup import plan_memory, start_worker
 from edgekit.jetson.device import Jetson, find_jetson
 from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
@@ -53,9 +59,15 @@ _DRAIN_S = 20.0
 _LOAD_S = 600.0
 """Time that loading may take on a slow disk; after that the service manager restarts the daemon."""
 
+_BUILD_S = 300.0
+"""Time to the next sign of life of an engine's build before the model is loaded; they come every few seconds."""
+
 _POLL_S = 0.1
 _UNWIND_S = 1.0
 """Time that a start which can be interrupted gets to end by itself."""
+
+_CANCEL_S = 5.0
+"""The same while an engine is built: its processes are ended, and what they have written is removed."""
 
 _REPORT_S = 5.0
 """Interval of reports while the bundle is verified."""
@@ -67,12 +79,19 @@ class Daemon:
     Args:
         config: Its configuration; names a bundle.
         notify: Notifies the service manager.
+        find_gpu: Returns the compute capability of the GPU that an engine is built for; None if there is none.
 
     Raises:
         ConfigError: No bundle is named, or neither HTTP nor MQTT is enabled.
     """
 
-    def __init__(self, config: DaemonConfig, notify: Notifier | None = None) -> None:
+    def __init__(
+        self,
+        config: DaemonConfig,
+        notify: Notifier | None = None,
+        *,
+        find_gpu: Callable[[], str | None] = gpu_capability,
+    ) -> None:
         if config.bundle is None:
             raise ConfigError("no bundle to serve", hint="edgekit serve DIR, or `bundle: DIR` in edgekit.yaml")
         if not config.http.enabled and config.mqtt.host is None:
@@ -80,7 +99,9 @@ class Daemon:
         self._config = config
         self._bundle: Path = config.bundle
         self._notify = notify or Notifier()
+        self._find_gpu = find_gpu
         self._metrics = Metrics()
+        self._switch: EngineSwitch | None = None
         self._worker: EngineWorker | None = None
         self._http: HttpServer | None = None
         self._mqtt: MqttService | None = None
@@ -89,9 +110,12 @@ class Daemon:
         self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
         self._meter: EnergyMeter | None = None
+        # None until the daemon answers.
+        self._info: ModelInfo | None = None
         self._log_file = LogFile() if is_launchd_job() else None
         self._stopping = threading.Event()
         self._next_report = 0.0
+        self._engine = EngineStart(config.generation, self._on_build, self._stopping, self._on_verified)
         # Without a service manager, an error is for the user in front of the terminal.
         self._retry_s = LIMIT_S if self._notify.listening or is_launchd_job() else 0.0
 
@@ -106,7 +130,7 @@ class Daemon:
         config = self._config
         try:
             if config.http.enabled:
-                self._http = HttpServer(config.http, None, None, self._metrics, self._watchdog)
+                self._http = HttpServer(config.http, None, None, self._metrics, self._watchdog, activity=self._activity)
                 self._retry(self._http.start)
                 self._watchdog.watch("the HTTP server", self._http.seconds_since_heartbeat)
             self._watchdog.start()
@@ -116,10 +140,15 @@ class Daemon:
             bundle = self._retry(lambda: open_bundle(self._bundle))
             path = config.generation.draft_bundle
             draft = None if path is None else self._retry(lambda: open_bundle(path))
+            self._engine.plan(bundle, draft, self._find_gpu)
+            if (build := self._engine.build) is not None:
+                self._metrics.watch_build(lambda: build.state)
+                self._watchdog.watch("the build of the engine", build.seconds_stalled)
+                self._engine.build_before_loading()
             logger.info("loading %s", self._bundle)
             self._notify.extend(_LOAD_S, f"loading {self._bundle}")
-            model = open_model(bundle, config.generation, self._on_verified, draft=draft)
-            plan = plan_memory(model, bundle, config.generation)
+            model, info = self._engine.open_model(bundle, draft)
+            plan = plan_memory(model, bundle, config.generation, reserved_bytes=self._engine.reserved_bytes)
             jetson = find_jetson()
             if jetson is not None:
                 self._watch_board(jetson)
@@ -129,34 +158,54 @@ class Daemon:
             if plan.grammars:
                 self._warmup = Warmup(model.grammars.prepare, lambda: worker.queue_length() > 0)
             self._metrics.watch(
-                model.info,
+                info,
                 queue_length=worker.queue_length,
                 heartbeat_age=worker.seconds_since_heartbeat,
                 stats=worker.stats,
             )
             if self._http is not None:
-                self._http.attach(worker, model.info)
-            if config.mqtt.host is not None:
-                device = None if jetson is None else partial(device_status, jetson)
-                self._mqtt = MqttService(config.mqtt, worker, model.info, self._metrics, state_folder(), device=device)
-                self._mqtt.start()
-                self._watchdog.watch("the MQTT service", self._mqtt.seconds_since_heartbeat)
-                self._watchdog.watch("the preparation of an MQTT request", self._mqtt.seconds_preparing)
+                self._http.attach(worker, info)
+            self._start_mqtt(worker, info, jetson)
         except BaseException:
             self.stop(drain_s=0.0)
             raise
-        logger.info("serving %s on %s", model.info.name, model.info.runner)
-        over_mqtt = f", over MQTT as {self._mqtt.topics.device}" if self._mqtt is not None else ""
-        self._notify.ready(f"serving {model.info.name} on {model.info.runner}{over_mqtt}")
+        logger.info("serving %s on %s", info.name, info.runner)
+        self._info = info
+        self._notify.ready(self._serving())
         if self._warmup is not None:
             self._warmup.start()
+        if build is not None and self._engine.builds_beside:
+            self._switch = EngineSwitch(
+                build, worker, bundle, config.generation, self._on_switched, info=info, draft=draft
+            )
+            self._switch.start()
+
+    def _start_mqtt(self, worker: EngineWorker, info: ModelInfo, jetson: Jetson | None) -> None:
+        config = self._config.mqtt
+        if config.host is None:
+            return
+        self._mqtt = mqtt = MqttService(
+            config,
+            worker,
+            info,
+            self._metrics,
+            state_folder(),
+            device=None if jetson is None else partial(device_status, jetson),
+            engine=lambda: self._engine.state,
+        )
+        mqtt.start()
+        self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)
+        self._watchdog.watch("the preparation of an MQTT request", mqtt.seconds_preparing)
 
     def stop(self, drain_s: float = _DRAIN_S) -> None:
         """Let running requests finish, then stop everything that was started."""
         self._notify.stopping("waiting for running requests to finish")
+        self._engine.cancel()
         if self._worker is not None:
             # First: it rejects new requests and ends the open ones, whose last events the transports then send.
             self._worker.stop(drain_s)
+        if self._switch is not None:
+            self._switch.stop()
         if self._mqtt is not None:
             self._mqtt.stop()
         if self._http is not None:
@@ -222,7 +271,7 @@ class Daemon:
             if wait([outcome], timeout=_POLL_S).done:
                 outcome.result()
                 return True
-        if not wait([outcome], timeout=_UNWIND_S).done:
+        if not wait([outcome], timeout=_UNWIND_S if self._engine.state is None else _CANCEL_S).done:
             return None
         error = outcome.exception()
         if error is not None and not isinstance(error, StoppedError):
@@ -240,6 +289,34 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             self.stop()
+
+    def _activity(self) -> str:
+        return "" if self._engine.state is None else str(self._engine.state)
+
+    def _serving(self) -> str:
+        info = self._info
+        over_mqtt = f", over MQTT as {self._mqtt.topics.device}" if self._mqtt is not None else ""
+        activity = self._activity()
+        return f"serving {info.name} on {info.runner}{over_mqtt}{'; ' if activity else ''}{activity}" if info else ""
+
+    def _on_build(self, state: BuildState) -> None:
+        """Show how far the engine is; until the daemon answers, that is also a reason to start for longer."""
+        if self._info is None:
+            self._notify.extend(_BUILD_S, str(state))
+            return
+        self._notify.status(self._serving())
+        if self._mqtt is not None:
+            self._mqtt.refresh()
+
+    def _on_switched(self, info: ModelInfo) -> None:
+        """Show another description of the model everywhere."""
+        self._info = info
+        self._metrics.describe(info)
+        if self._http is not None and self._worker is not None:
+            self._http.attach(self._worker, info)
+        if self._mqtt is not None:
+            self._mqtt.describe(info)
+        self._notify.status(self._serving())
 
     def _retry(self, attempt: Callable[[], T]) -> T:
         return retry(attempt, self._stopping, self._notify, limit_s=self._retry_s)

@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from edgekit import __version__
+from edgekit.daemon.build_state import PHASES, BuildState
 from edgekit.errors import EdgekitError
 from edgekit.generation.engine.engine import EngineStats
 from edgekit.generation.model import ModelInfo
@@ -112,13 +113,26 @@ class Metrics:
             heartbeat_age: Returns the seconds since the generation loop last made progress.
             stats: Returns the engine's state; called once per scrape, on any thread.
         """
-        self._model.info({"name": info.name, "context_length": str(info.context_length), "runner": info.runner})
-        for one in info.rejected:
-            self._rejected_runners.labels(one.name, one.reason).set(1)
+        self.describe(info)
         self._queue_length.set_function(queue_length)
         self._heartbeat.set_function(heartbeat_age)
         if stats is not None:
             self._registry.register(_EngineCollector(stats))
+
+    def describe(self, info: ModelInfo) -> None:
+        """Name the model and its runner, again if they change."""
+        self._model.info({"name": info.name, "context_length": str(info.context_length), "runner": info.runner})
+        self._rejected_runners.clear()
+        for one in info.rejected:
+            self._rejected_runners.labels(one.name, one.reason).set(1)
+
+    def watch_build(self, state: Callable[[], BuildState | None]) -> None:
+        """Show how far the engine is that the daemon builds.
+
+        Args:
+            state: Returns it; None once it is over.
+        """
+        self._registry.register(_BuildCollector(state))
 
     def watch_mqtt(self, stats: Callable[[], MqttStats]) -> None:
         """Read the MQTT service's state at each scrape.
@@ -308,6 +322,28 @@ class _MqttCollector(_StateCollector):
             ),
         ):
             yield CounterMetricFamily(f"edgekit_mqtt_{name}", help_text, value=value)
+
+
+class _BuildCollector(_StateCollector):
+    """Reads how far the build of an engine is once per scrape."""
+
+    def __init__(self, state: Callable[[], BuildState | None]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the gauges."""
+        state = self._state()
+        phases = GaugeMetricFamily(
+            "edgekit_engine_build", "1 for what is done for the TensorRT engine now, else 0.", labels=["phase"]
+        )
+        for phase in PHASES:
+            phases.add_metric([phase], float(state is not None and state.phase == phase))
+        yield phases
+        yield GaugeMetricFamily(
+            "edgekit_engine_build_ratio",
+            "Finished share of the build of the TensorRT engine, 0 to 1; 1 also once it is over.",
+            value=1.0 if state is None else state.share,
+        )
 
 
 class _DeviceCollector(_StateCollector):

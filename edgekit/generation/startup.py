@@ -123,9 +123,7 @@ class MemoryPlan:
     grammars: bool
 
 
-def plan_memory(
-    model: TextModel, bundle: Bundle, config: GenerationConfig, *, reserved_bytes: int = 0
-) -> MemoryPlan:
+def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig, *, reserved_bytes: int = 0) -> MemoryPlan:
     """Divide this machine's available memory; call it before the first request.
 
     Where a conversation of the full context length does not fit beside the prefix cache, the prefix cache gets what

@@ -52,7 +52,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 def _model(daemon: Daemon) -> TextModel:
     assert daemon._worker is not None
-    return daemon._worker._model
+    return daemon._worker.model
 
 
 def _ask(daemon: Daemon) -> str:
@@ -130,7 +130,7 @@ def test_a_thread_that_hangs_makes_the_daemon_unhealthy(on_both: Daemon, monkeyp
     assert eventually(lambda: health.problem is None)
     release.clear()
     with monkeypatch.context() as hang:
-        hang.setattr(worker._model.tokenizer, "encode", lambda *_, **__: release.wait(30) and [1])
+        hang.setattr(worker.model.tokenizer, "encode", lambda *_, **__: release.wait(30) and [1])
         asking = threading.Thread(target=_ask, args=(on_both,))
         asking.start()
         assert eventually(lambda: healthz()[0] == 503)

@@ -60,6 +60,7 @@ class HttpServer:
         info: The model's name and limits; None until the model is loaded.
         metrics: Counts requests and renders `/metrics`.
         health: Answers `/healthz`; None always reports healthy.
+        activity: Returns what the daemon does besides, or before it answers; empty for nothing.
     """
 
     def __init__(
@@ -69,12 +70,15 @@ class HttpServer:
         info: ModelInfo | None,
         metrics: Metrics,
         health: Health | None = None,
+        *,
+        activity: Callable[[], str] = str,
     ) -> None:
         self._config = config
         self._worker = worker
         self._info = info
         self._metrics = metrics
         self._health = health
+        self._activity = activity
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._port = config.port
@@ -100,7 +104,7 @@ class HttpServer:
         return 0.0 if self._thread is None else time.monotonic() - self._heartbeat
 
     def attach(self, worker: EngineWorker, info: ModelInfo) -> None:
-        """Start accepting requests."""
+        """Start accepting requests; call it again if the model's description changes."""
         self._info = info
         self._worker = worker
 
@@ -215,8 +219,12 @@ class HttpServer:
 
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:
+            activity = self._activity()
             raise UnavailableError(
-                "the model is still loading", hint="retry in a moment", code="not_ready", retry_after_s=5.0
+                f"the model is not loaded yet: {activity}" if activity else "the model is still loading",
+                hint="retry in a moment",
+                code="not_ready",
+                retry_after_s=5.0,
             )
         return self._worker, self._info
 
@@ -226,16 +234,17 @@ class HttpServer:
 
     async def _readyz(self, _: Request) -> Response:
         if self._worker is None:
-            return PlainTextResponse("the model is loading\n", 503)
+            return PlainTextResponse(f"{self._activity() or 'the model is loading'}\n", 503)
         if self._worker.failed:
             return PlainTextResponse("generation has failed\n", 503)
         if not self._worker.accepting:
             return PlainTextResponse("shutting down\n", 503)
-        info = self._info
+        info, activity = self._info, self._activity()
+        besides = f"; {activity}" if activity else ""
         if info is None or not info.runner:
-            return PlainTextResponse("ready\n")
+            return PlainTextResponse(f"ready{besides}\n")
         better = "".join(f"not on {one}\n" for one in info.rejected)
-        return PlainTextResponse(f"ready, on {info.runner}\n{better}")
+        return PlainTextResponse(f"ready, on {info.runner}{besides}\n{better}")
 
     async def _show_metrics(self, _: Request) -> Response:
         # On another thread: a board's sensors take a while to answer, and answers are streamed from this one.

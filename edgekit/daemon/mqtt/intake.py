@@ -64,6 +64,10 @@ class Intake:
         self._preparation = Preparation()
         self._bytes = 0
 
+    def describe(self, info: ModelInfo) -> None:
+        """Check requests against this description of the model."""
+        self._info = info
+
     def start(self) -> None:
         """Start the thread."""
         self._preparation.start()

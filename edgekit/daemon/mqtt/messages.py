@@ -22,6 +22,7 @@ from edgekit.daemon.api import (
     usage_body,
 )
 from edgekit.daemon.api.json_body import parse_object
+from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.mqtt.coalesce import DeltaBatch
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.types import Finished
@@ -198,6 +199,7 @@ def status(
     rejected: Sequence[Rejected],
     version: str,
     device: Mapping[str, object] | None = None,
+    engine: BuildState | None = None,
 ) -> dict[str, Any]:
     """Return a presence message.
 
@@ -210,8 +212,9 @@ def status(
         rejected: Better runners that do not work on the device, the best first.
         version: edgekit's version.
         device: The board and its sensors; None leaves it out.
+        engine: How far the engine is that the daemon builds; None leaves it out.
     """
-    message = {
+    message: dict[str, Any] = {
         "type": "status",
         "state": state,
         "session": session,
@@ -221,7 +224,11 @@ def status(
         "rejected_runners": [{"runner": one.name, "reason": one.reason} for one in rejected],
         "edgekit": version,
     }
-    return message if device is None else {**message, "device": dict(device)}
+    if engine is not None:
+        message["engine"] = {"phase": engine.phase, "percent": engine.percent}
+    if device is not None:
+        message["device"] = dict(device)
+    return message
 
 
 def info(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 from edgekit import __version__
+from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.topics import Topics
@@ -19,6 +20,7 @@ __all__ = ["Presence"]
 _REPAIR_S = 1.0
 REFRESH_S = 60.0
 """Interval of the status where it has a `device`, whose sensors change."""
+_CHANGING = {"device", "engine", "runner", "rejected_runners"}
 
 
 class Presence:
@@ -32,6 +34,7 @@ class Presence:
         topics: The device's topics.
         model: The served model.
         device: Returns the board and its sensors, which the status then has too; called for every `online`.
+        engine: Returns how far the engine is that the daemon builds; None if it builds none.
 
     Attributes:
         publish_due: `time.monotonic()` at which to publish the status again; None if the status is correct and does
@@ -39,15 +42,24 @@ class Presence:
     """
 
     def __init__(
-        self, topics: Topics, model: ModelInfo, device: Callable[[], Mapping[str, object]] | None = None
+        self,
+        topics: Topics,
+        model: ModelInfo,
+        device: Callable[[], Mapping[str, object]] | None = None,
+        engine: Callable[[], BuildState | None] = lambda: None,
     ) -> None:
         self._topics = topics
         self._model = model
         self._device = device
+        self._engine = engine
         self._boot = uuid.uuid4().hex[:12]
         self._connection = 0
         self._since = ""
         self.publish_due: float | None = None
+
+    def describe(self, model: ModelInfo) -> None:
+        """Have the next messages describe the model so."""
+        self._model = model
 
     def begin(self) -> None:
         """Start a new session name, for the next connection."""
@@ -57,7 +69,8 @@ class Presence:
     def online(self) -> Outgoing:
         """Return the birth message, which also serves as the repair and has fresh readings of the sensors."""
         self.publish_due = None if self._device is None else time.monotonic() + REFRESH_S
-        return self._retained(self._topics.status, self._status("online", self._device and self._device()))
+        status = self._status("online", self._device and self._device(), self._engine())
+        return self._retained(self._topics.status, status)
 
     def offline(self) -> Outgoing:
         """Return the Will Message, which is also the last message before disconnecting."""
@@ -78,15 +91,17 @@ class Presence:
     def on_status(self, payload: bytes) -> None:
         """Handle a message on the status topic; schedule a repair if it is not this connection's `online`."""
         try:
-            # Of two of ours, the older one may arrive after the newer one was made: their sensors differ.
-            published = {name: value for name, value in messages.read_object(payload).items() if name != "device"}
+            # Of two of ours, the older one may arrive after the newer one was made: what changes differs.
+            published = _lasting(messages.read_object(payload))
         except RequestError:
             published = {}
-        if published != self._status("online"):
+        if published != _lasting(self._status("online")):
             repair = time.monotonic() + _REPAIR_S
             self.publish_due = repair if self.publish_due is None else min(self.publish_due, repair)
 
-    def _status(self, state: str, device: Mapping[str, object] | None = None) -> dict[str, object]:
+    def _status(
+        self, state: str, device: Mapping[str, object] | None = None, engine: BuildState | None = None
+    ) -> dict[str, object]:
         return messages.status(
             state,
             session=f"{self._boot}-{self._connection}",
@@ -96,7 +111,13 @@ class Presence:
             rejected=self._model.rejected,
             version=__version__,
             device=device,
+            engine=engine,
         )
 
     def _retained(self, topic: str, message: dict[str, object]) -> Outgoing:
         return Outgoing(topic, messages.encode(message), content_type=messages.CONTENT_TYPE, retain=True, durable=False)
+
+
+def _lasting(status: Mapping[str, object]) -> dict[str, object]:
+    """What of a status changes only with the connection."""
+    return {name: value for name, value in status.items() if name not in _CHANGING}

@@ -19,6 +19,7 @@ from typing import Any
 import paho.mqtt.client as paho
 
 from edgekit.config import MqttConfig
+from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.metrics import Metrics, MqttStats
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.attempts import Attempts
@@ -57,6 +58,7 @@ class MqttService:
         metrics: Where requests are counted; one of its own unless given.
         state: Folder of files that survive a restart, made if it is missing; None keeps nothing.
         device: Returns the board and its sensors, for the status; None leaves them out.
+        engine: Returns how far the engine is that the daemon builds, for the status.
 
     Raises:
         ConfigError: The prefix or the device id is not valid in a topic.
@@ -71,6 +73,7 @@ class MqttService:
         state: Path | None = None,
         *,
         device: Callable[[], Mapping[str, object]] | None = None,
+        engine: Callable[[], BuildState | None] = lambda: None,
     ) -> None:
         self.topics = Topics(config.prefix, config.device_id or device_id())
         self.metrics = metrics or Metrics()
@@ -82,7 +85,7 @@ class MqttService:
             subscriptions=(self.topics.request, self.topics.cancel, self.topics.status),
             listener=self,
         )
-        self._presence = Presence(self.topics, info, device)
+        self._presence = Presence(self.topics, info, device, engine)
         self._repeated = self._no_subscribers = 0
         self.metrics.watch_mqtt(self.stats)
         self._refusals = RareLog(_log)
@@ -92,6 +95,7 @@ class MqttService:
         self._attempts = Attempts(folder and folder / "attempts")
         self._intake = Intake(worker, info, self.metrics, CrashMarks(folder and folder / "preparing"), self._happen)
         self._happened: deque[tuple[OpenRequest, Callable[[], None]]] = deque()
+        self._publications: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
         self._heartbeat = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -130,6 +134,23 @@ class MqttService:
         self._thread = threading.Thread(target=self._run, name="edgekit-mqtt", daemon=True)
         self._thread.start()
 
+    def describe(self, info: ModelInfo) -> None:
+        """Publish info message and status again, with this description of the model; any thread may call this."""
+
+        def publish() -> None:
+            self._info = info
+            self._presence.describe(info)
+            self._intake.describe(info)
+            self.on_ready()
+
+        self._publications.append(publish)
+        self._connection.wake()
+
+    def refresh(self) -> None:
+        """Publish the status again, because of what changed in it; any thread may call this."""
+        self._publications.append(lambda: self._connection.send(self._presence.online()))
+        self._connection.wake()
+
     def stop(self) -> None:
         """Cancel open requests, send their last messages, publish `offline` and disconnect. May be called again."""
         self._stopping.set()
@@ -157,6 +178,8 @@ class MqttService:
     def _run_once(self, wait_s: float) -> None:
         self._connection.step(wait_s)
         self._heartbeat = time.monotonic()
+        while self._publications:
+            self._publications.popleft()()
         while self._happened:
             self._guarded(*self._happened.popleft())
         for request in [*self._requests.values()]:

@@ -168,7 +168,8 @@ class Engine:
             # It was prepared for a model with a longer context.
             state.fail(
                 RequestError(
-                    f"the prompt has {len(state.prompt)} tokens; the context holds {self._context_length}, answer included",
+                    f"the prompt has {len(state.prompt)} tokens; the context holds {self._context_length}, answer "
+                    "included",
                     hint="shorten the messages",
                     code="context_length_exceeded",
                     param="messages",
@@ -179,7 +180,7 @@ class Engine:
         cost = len(state.prompt) + request.n * (request.max_tokens or _DEFAULT_MAX_TOKENS)
         self._queue.push(state, client=request.client, cost=cost, priority=request.priority)
 
-    def hold(self, holding: bool) -> None:  # noqa: FBT001  a setter
+    def hold(self, holding: bool) -> None:
         """Begin no further answers while `holding`; those that have begun go on."""
         self._holding = holding
 

@@ -133,10 +133,11 @@ class EngineWorker:
     @property
     def info(self) -> ModelInfo:
         """The model's metadata."""
-        return self._model.info
+        return self.model.info
 
     @property
-    def _model(self) -> TextModel:
+    def model(self) -> TextModel:
+        """The model; its runner is the worker's."""
         return self._served.model
 
     @property
@@ -170,7 +171,7 @@ class EngineWorker:
         with self._changed:
             self._refuse_if_full()
         with self._preparing():
-            prepared = self._model.prepare(request, TimeLimit(_PREPARE_S))
+            prepared = self.model.prepare(request, TimeLimit(_PREPARE_S))
         size = prepared.size_bytes
         state = RequestState(prepared, self._tracked(on_event, submitted, size), submitted=submitted, wake=self._wake)
         with self._changed:
@@ -258,7 +259,7 @@ class EngineWorker:
             return
         if self._served.prefix is not None:
             self._served.prefix.close()
-        self._model.close()
+        self.model.close()
 
     def _wake(self) -> None:
         with self._changed:
@@ -287,7 +288,7 @@ class EngineWorker:
         if self._failed:
             raise _has_failed()
         # As many run as there are slots; `max_queue` more may wait.
-        full = self._open >= self._max_queue + self._model.runner.limits.sequence_slots
+        full = self._open >= self._max_queue + self.model.runner.limits.sequence_slots
         if full or (self._open and self._bytes + size > self._max_bytes):
             wait_s = self._retry_after_s()
             self._rejected += 1
@@ -362,11 +363,11 @@ class EngineWorker:
         except EdgekitError as error:
             self._end_switch(switch, error)
             return True
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  logged there
             return self._lose_model(error)
         try:
             engine = self._engine_of(served)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  logged there
             return self._lose_model(error)
         queued = self._engine.take_queue()
         self._served, self._engine = served, engine
@@ -405,7 +406,7 @@ class EngineWorker:
         return False
 
     def _give_up(self, queued: list[RequestState]) -> None:
-        """Fail for good, and all requests with it: those that were queued in the engine, and those that were not yet."""
+        """Fail for good, and with it the requests that wait: those queued in the engine, and those that are not yet."""
         with self._changed:
             self._failed = True
             remaining = [*queued, *self._submitted]

@@ -190,6 +190,8 @@ def build_engine(
     graph_sha256: str = "",
     prefer: LibraryName | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
+    check: Callable[[], None] | None = None,
+    background: bool = False,
     timeout_s: float = 3600,
 ) -> BuildReport:
     """Build the engine of a `portable` or `native` graph.
@@ -207,6 +209,8 @@ def build_engine(
         prefer: The library, if several are installed.
         progress: Called at each step of the builder, and about twice a second while it computes; if it raises, the
             build is cancelled.
+        check: Called at least twice a second while a child process runs; if it raises, the build is cancelled.
+        background: Leave the processor to others who need it.
         timeout_s: A segment is aborted after this time.
 
     Raises:
@@ -229,11 +233,14 @@ def build_engine(
             "capability": built_for,
             "workspace_bytes": workspace_bytes,
             "timing_cache": None if timing_cache is None else str(timing_cache),
+            "background": background,
             "profiles": [profile_shapes(part.inputs, limits, profile) for profile in limits.profiles],
         }
         follow.begin(index)
         needed = needed_bytes(part, library.name)
-        replies.append(run_worker(request, prefer=prefer, progress=follow, needed_bytes=needed, timeout_s=timeout_s))
+        replies.append(
+            run_worker(request, prefer=prefer, progress=follow, check=check, needed_bytes=needed, timeout_s=timeout_s)
+        )
     follow.begin(len(parts))
     if folder is not None:
         engine = EngineSet(

@@ -86,4 +86,5 @@ def choose_segments(chain: Chain, library: str, available: Callable[[], int | No
         f"{free / GIB:.1f} GiB are available",
         hint="stop what else uses memory; on a Jetson without a desktop: sudo systemctl isolate multi-user.target; or "
         "fetch the engine from another device: edgekit build BUNDLE --from FOLDER",
+        code="build_memory",
     )

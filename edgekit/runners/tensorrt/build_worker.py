@@ -35,6 +35,7 @@ _SLOW_PHASE = "Computing profile costs"
 _SLOW_SHARE = 0.95
 _INTERVAL_S = 0.25
 _PR_SET_PDEATHSIG = 1
+_NICE = 10
 _SYNC_BYTES = 64 << 20
 
 
@@ -51,6 +52,9 @@ def main() -> None:
     try:
         library = find_library(request["prefer"])
         if "graph" in request:
+            if request["background"]:
+                with suppress(OSError):
+                    os.nice(_NICE)
             send("done", **_build(library, request, send))
         else:
             send("done", library=library.name, version=library.version, capabilities=library.capabilities())

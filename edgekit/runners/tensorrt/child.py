@@ -32,6 +32,7 @@ def run_worker(
     *,
     prefer: LibraryName | None,
     progress: Callable[[float | None], None] | None = None,
+    check: Callable[[], None] | None = None,
     needed_bytes: int = 0,
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def run_worker(
         prefer: The library, if several are installed.
         progress: Called with the finished share when the builder reports it, and with None about twice a second while
             the child computes. If it raises, the build is cancelled.
+        check: Called at least twice a second, whatever the child does. If it raises, the build is cancelled.
         needed_bytes: The memory that the build is expected to need, for the error if the system kills it.
         timeout_s: Cancel the build after this time.
 
@@ -59,7 +61,8 @@ def run_worker(
             start_new_session=True,
         )
         try:
-            reply = _follow(process, {**request, "prefer": prefer, "parent": os.getpid()}, progress, timeout_s)
+            request = {**request, "prefer": prefer, "parent": os.getpid()}
+            reply = _follow(process, request, progress, check, timeout_s)
         finally:
             process.kill()
             process.wait()
@@ -79,6 +82,7 @@ def _follow(
     process: subprocess.Popen[bytes],
     request: Mapping[str, object],
     progress: Callable[[float | None], None] | None,
+    check: Callable[[], None] | None,
     timeout_s: float | None,
 ) -> dict[str, Any] | None:
     """Return the last line of a worker; None if it ends without one."""
@@ -93,7 +97,9 @@ def _follow(
     channel = process.stdout.fileno()
     while True:
         if timeout_s is not None and time.monotonic() - start > timeout_s:
-            raise RunnerError(f"TensorRT's builder did not finish within {timeout_s:g} s")
+            raise RunnerError(f"TensorRT's builder did not finish within {timeout_s:g} s", code="build_failed")
+        if check is not None:
+            check()
         if not select.select([channel], [], [], _TICK_S)[0]:
             now = _cpu_seconds(process.pid)
             if progress is not None and now != computed:

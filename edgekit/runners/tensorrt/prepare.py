@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.errors import ConfigError, IncompatibleBundleError, RunnerError, option
+from edgekit.machine import available_bytes
 from edgekit.runners.tensorrt.build import (
     BuildProgress,
     BuildReport,
@@ -134,6 +135,8 @@ def prepare_engine(
     source: str | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
     waiting: Callable[[], None] | None = None,
+    check: Callable[[], None] | None = None,
+    memory_bytes: int | None = None,
 ) -> PreparedEngine:
     """Return the engine of a bundle, from the store if it has it.
 
@@ -145,6 +148,9 @@ def prepare_engine(
             (`fetch_engine`).
         progress: As for `build_engine`.
         waiting: As for `EngineStore.obtain`.
+        check: As for `build_engine`.
+        memory_bytes: Memory that a build may take beside a model that answers, to which it also leaves the processor;
+            None if it may take what is available.
 
     Raises:
         ConfigError: `output` already exists.
@@ -160,7 +166,7 @@ def prepare_engine(
     def make(folder: Path) -> None:
         nonlocal fetched
         if source is None:
-            reports.append(_build(plan, folder, timings, progress))
+            reports.append(_build(plan, folder, timings, progress, check=check, memory_bytes=memory_bytes))
             return
         fetch_engine(source, plan.wanted, folder, copied)
         fetched = True
@@ -180,11 +186,15 @@ def _build(
     folder: Path,
     timings: Path | None,
     progress: Callable[[BuildProgress], None] | None,
+    *,
+    check: Callable[[], None] | None,
+    memory_bytes: int | None,
 ) -> BuildReport:
     count = plan.wanted.segments
     if count is None:
         chain, _ = open_chain(plan.bundle.path, plan.limits)
-        count = choose_segments(chain, plan.library.name)
+        free = available_bytes() if memory_bytes is None else memory_bytes
+        count = choose_segments(chain, plan.library.name, lambda: free)
     return build_engine(
         plan.bundle.path,
         compute_capability=plan.wanted.compute_capability,
@@ -196,6 +206,8 @@ def _build(
         graph_sha256=plan.wanted.graph_sha256,
         prefer=plan.prefer,
         progress=progress,
+        check=check,
+        background=memory_bytes is not None,
     )
 
 

@@ -183,6 +183,15 @@ class EngineStore:
             self._remove_unused(bundle, found.folder)
         return found
 
+    def remove(self, stored: StoredEngine) -> None:
+        """Remove an engine that must not be used, such as one that computes something else.
+
+        Raises:
+            RunnerError: The folder cannot be used.
+        """
+        with self._locked(None):
+            _remove(stored.folder)
+
     def _add(self, bundle: Path, wanted: Wanted, make: Callable[[Path], object], needed_bytes: int) -> StoredEngine:
         building = self.folder / _BUILDING
         self._make_room(bundle, needed_bytes)

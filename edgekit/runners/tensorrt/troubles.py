@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 
 from edgekit.errors import RunnerError, option
 from edgekit.memory import GIB
@@ -53,9 +54,9 @@ def build_failed(message: str, number: int | None = None) -> RunnerError:
     """
     message = " ".join(message.split())
     if number == errno.ENOSPC:
-        return RunnerError(message, hint="free some space, or name a folder on another disk")
+        return RunnerError(message, hint="free some space, or name a folder on another disk", code="build_disk")
     hint = next((text for pattern, text in _KNOWN if pattern.search(message)), None)
-    return RunnerError(message, hint=hint)
+    return RunnerError(message, hint=hint, code="build_memory" if hint == _MORE_SEGMENTS else "build_failed")
 
 
 def killed(number: int, needed_bytes: int) -> RunnerError:
@@ -65,13 +66,18 @@ def killed(number: int, needed_bytes: int) -> RunnerError:
         number: The signal.
         needed_bytes: The memory that the build was expected to need.
     """
-    if number == 9:
+    if number in (signal.SIGTERM, signal.SIGINT):
+        # The service manager tells every process of a service to end.
+        return RunnerError("TensorRT's builder was told to end", code="build_stopped")
+    if number == signal.SIGKILL:
         return RunnerError(
             f"TensorRT's builder was killed, as the system does when memory is short; the build needs about "
             f"{needed_bytes / GIB:.1f} GiB",
             hint=_MORE_SEGMENTS,
+            code="build_memory",
         )
     return RunnerError(
         f"TensorRT's builder crashed (signal {number})",
         hint=f"if memory is short, build with more {option('segments')}",
+        code="build_failed",
     )

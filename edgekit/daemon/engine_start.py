@@ -1,0 +1,154 @@
+"""The TensorRT engine at the start: what is to be built, and the model that answers before, meanwhile or afterwards."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from edgekit.bundle.bundle import Bundle
+from edgekit.bundle.check import HashProgress, check_bundle
+from edgekit.config import GenerationConfig
+from edgekit.daemon.build_state import BuildState
+from edgekit.daemon.engine_build import EngineBuild
+from edgekit.daemon.engine_switch import with_reason
+from edgekit.errors import EdgekitError, RunnerError
+from edgekit.generation.first_build import plan_first_build
+from edgekit.generation.model import ModelInfo, TextModel
+from edgekit.generation.startup import open_model
+from edgekit.machine import state_folder
+from edgekit.runners.tensorrt.build_record import BuildRecords
+from edgekit.runners.tensorrt.store import StoredEngine
+
+__all__ = ["EngineStart"]
+
+logger = logging.getLogger(__name__)
+
+
+class EngineStart:
+    """Plans the build of a bundle's engine, builds it if the model must wait for it, and loads the model.
+
+    Args:
+        config: The configuration.
+        report: As for `EngineBuild`.
+        stopping: As for `EngineBuild`.
+        on_verified: Called while the bundle's files are hashed.
+
+    Attributes:
+        build: The build; None if there is nothing to build.
+    """
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        report: Callable[[BuildState], None],
+        stopping: threading.Event,
+        on_verified: HashProgress,
+    ) -> None:
+        self.build: EngineBuild | None = None
+        self._config = config
+        self._report = report
+        self._stopping = stopping
+        self._on_verified = on_verified
+        self._problem: EdgekitError | None = None
+        self._stored: StoredEngine | None = None
+
+    @property
+    def state(self) -> BuildState | None:
+        """How far the engine is; None if none is built, or no longer."""
+        return None if self.build is None else self.build.state
+
+    @property
+    def builds_beside(self) -> bool:
+        """Whether the engine is built while the model answers."""
+        return self.build is not None and self.build.first.memory_bytes is not None
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory that the build takes beside the model."""
+        return 0 if self.build is None else self.build.first.memory_bytes or 0
+
+    def plan(self, bundle: Bundle, draft: Bundle | None, find_gpu: Callable[[], str | None]) -> None:
+        """Find out whether there is an engine to build.
+
+        Args:
+            bundle: The bundle.
+            draft: The draft model's bundle.
+            find_gpu: Returns the compute capability of this machine's GPU; None without one.
+
+        Raises:
+            BundleError: The bundle is damaged.
+            IncompatibleBundleError: It was made for other targets.
+        """
+        config = self._config
+        if not config.build_engine or config.runner not in {"auto", "tensorrt"}:
+            return
+        capability = find_gpu()
+        if capability is None:
+            return
+        # Nothing is built of files that are not what they should be.
+        check_bundle(bundle, ignore_compatible=config.ignore_compatible, progress=self._on_verified)
+        records = BuildRecords(state_folder())
+        try:
+            first = plan_first_build(bundle, config, capability, records, draft=draft)
+        except RunnerError as error:
+            self._give_up(error)
+            return
+        if first is not None:
+            self.build = EngineBuild(first, records, self._report, self._stopping)
+
+    def build_before_loading(self) -> None:
+        """Build the engine now, if memory does not hold the model beside it; a failure is kept as the reason.
+
+        Raises:
+            StoppedError: It was cancelled.
+        """
+        if self.build is None or self.builds_beside:
+            return
+        try:
+            self._stored = self.build.run()
+            self.build.enter_loading()
+        except EdgekitError as error:
+            self.build.end()
+            self._give_up(error)
+
+    def open_model(self, bundle: Bundle, draft: Bundle | None) -> tuple[TextModel, ModelInfo]:
+        """Load the model; returns it, and the description that says why no engine runs it.
+
+        Args:
+            bundle: The bundle.
+            draft: The draft model's bundle.
+
+        Raises:
+            EdgekitError: As `generation.startup.open_model`; or the reason why there is no engine, if it must be one.
+        """
+        if self._problem is not None and self._config.runner == "tensorrt":
+            raise self._problem
+        try:
+            model = open_model(bundle, self._config, self._on_verified, draft=draft)
+        except EdgekitError as error:
+            self._reject(error)
+            raise
+        for one in model.info.rejected:
+            if one.name == "tensorrt":
+                self._reject(RunnerError(one.reason, code=one.code))
+        if self._stored is not None and self.build is not None:
+            self.build.end()
+        if self._problem is not None:
+            return model, with_reason(model.info, self._problem.message)
+        if self.builds_beside:
+            return model, with_reason(model.info, "its engine is being built")
+        return model, model.info
+
+    def cancel(self) -> None:
+        """Cancel the build."""
+        if self.build is not None:
+            self.build.cancel()
+
+    def _reject(self, error: EdgekitError) -> None:
+        if self.build is not None and self._stored is not None:
+            self.build.reject(self._stored, error)
+
+    def _give_up(self, error: EdgekitError) -> None:
+        logger.warning("no engine is built: %s%s", error.message, f" (hint: {error.hint})" if error.hint else "")
+        self._problem = error

@@ -1,0 +1,168 @@
+"""Decides whether the start builds a bundle's TensorRT engine, and whether the model may be loaded meanwhile."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from edgekit.bundle.bundle import Bundle
+from edgekit.config import GenerationConfig
+from edgekit.cores import usable_cores
+from edgekit.errors import EdgekitError, RunnerError
+from edgekit.generation.memory_budget import model_shapes
+from edgekit.machine import available_bytes, probe
+from edgekit.memory import GIB, RUNTIMES
+from edgekit.recognition import recognise
+from edgekit.runners.tensorrt.build import open_chain
+from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
+from edgekit.runners.tensorrt.build_record import MAX_UNFINISHED, BuildRecords, record_key
+from edgekit.runners.tensorrt.graph_file import DIALECTS
+from edgekit.runners.tensorrt.open import find_engine, library_of
+from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
+from edgekit.runners.tensorrt.shapes import BuildLimits
+
+__all__ = ["FirstBuild", "engine_limits", "gpu_capability", "plan_first_build"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 4
+"""Sequences that decode in one execution: more would read no fewer weights for each."""
+# Share of the available memory that is left to the rest of the system.
+_SYSTEM_RESERVE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FirstBuild:
+    """A build that is to be made.
+
+    Attributes:
+        plan: The engine.
+        key: Of its record (`build_record`).
+        memory_bytes: Memory that the build may take beside the loaded model; None if no model must be loaded meanwhile.
+    """
+
+    plan: BuildPlan
+    key: str
+    memory_bytes: int | None
+
+
+def gpu_capability() -> str | None:
+    """Return the compute capability of this machine's GPU, `8.7`; None if it has none of NVIDIA's that is known."""
+    return recognise(probe()).compute_capability
+
+
+def engine_limits(bundle: Bundle, config: GenerationConfig) -> BuildLimits:
+    """Return what the engine of a bundle must be able to run to serve it as configured."""
+    context = config.context_length or bundle.manifest.context_length
+    return BuildLimits(context_length=context, batch=min(config.parallel, MAX_BATCH))
+
+
+def plan_first_build(
+    bundle: Bundle,
+    config: GenerationConfig,
+    compute_capability: str | None,
+    records: BuildRecords,
+    *,
+    draft: Bundle | None = None,
+) -> FirstBuild | None:
+    """Return the build that a start must make; None if there is nothing to build, or nothing to build it with.
+
+    Args:
+        bundle: The bundle, whose files are verified.
+        config: The configuration.
+        compute_capability: Of this machine's GPU; None without one.
+        records: What became of earlier builds.
+        draft: The draft model's bundle.
+
+    Raises:
+        RunnerError: There is something to build, and it is not built; the message is the reason.
+        BundleError: The graph is damaged.
+    """
+    artifact = bundle.manifest.artifact
+    if not config.build_engine or config.runner not in {"auto", "tensorrt"} or compute_capability is None:
+        return None
+    if artifact.kind != "onnx" or artifact.dialect not in DIALECTS:
+        return None
+    limits = engine_limits(bundle, config)
+    try:
+        plan = plan_build(bundle, compute_capability=compute_capability, limits=limits, prefer=library_of(bundle))
+    except EdgekitError as error:
+        if error.code == "missing_extra":
+            return None  # the reason why no engine is loaded, too
+        raise
+    if _has_engine(bundle, plan):
+        return None
+    key = record_key(plan.wanted)
+    _refuse_again(records, key)
+    memory_bytes = None if config.runner == "tensorrt" else _beside(bundle, config, plan, draft)
+    if memory_bytes is None:
+        # Says so if it cannot be built at all.
+        chain, _ = open_chain(bundle.path, plan.limits)
+        choose_segments(chain, plan.library.name)
+    return FirstBuild(plan, key, memory_bytes)
+
+
+def _has_engine(bundle: Bundle, plan: BuildPlan) -> bool:
+    """Whether an engine is there that runs on this GPU and holds the context."""
+    try:
+        _, stored = find_engine(bundle.path)
+    except EdgekitError:
+        return False
+    engine = stored.engine
+    return (
+        engine.compute_capability == plan.wanted.compute_capability
+        and engine.context_length >= plan.wanted.context_length
+    )
+
+
+def _refuse_again(records: BuildRecords, key: str) -> None:
+    """Refuse a build that failed before.
+
+    Raises:
+        RunnerError: It did.
+    """
+    record = records.get(key)
+    reason = record.failure
+    if not reason and record.unfinished >= MAX_UNFINISHED:
+        reason = f"{record.unfinished} builds in a row ended with the daemon itself"
+    if reason:
+        raise RunnerError(
+            f"{reason} (at an earlier start; not tried again)",
+            hint=f"to try it again, remove {records.path} and restart; another bundle, library or JetPack is tried",
+            code="build_refused",
+        )
+
+
+def _beside(bundle: Bundle, config: GenerationConfig, plan: BuildPlan, draft: Bundle | None) -> int | None:
+    """The memory that the build may take beside the model on the CPU; None if both do not fit."""
+    available = available_bytes()
+    if available is None:
+        # Not Linux, where TensorRT does not exist: nothing is known that speaks against it.
+        return 1 << 62
+    limits = engine_limits(bundle, config)
+    model_bytes = sum(_loaded_bytes(one, limits.context_length) for one in (bundle, draft) if one is not None)
+    rest = int(available * (1 - _SYSTEM_RESERVE)) - model_bytes
+    chain, _ = open_chain(bundle.path, plan.limits)
+    library = plan.library.name
+    try:
+        count = choose_segments(chain, library, lambda: rest)
+    except RunnerError:
+        logger.info(
+            "%.1f GiB are available, too little for the model (%.1f) and the builder of its engine: the engine is "
+            "built before the model is loaded",
+            available / GIB,
+            model_bytes / GIB,
+        )
+        return None
+    return max(needed_bytes(part, library) for part in chain.cut(count))
+
+
+def _loaded_bytes(bundle: Bundle, context_length: int) -> int:
+    """What a model takes on the CPU, with one conversation of the full context length."""
+    memory, shapes = bundle.manifest.memory, model_shapes(bundle.path)
+    if shapes is None:
+        return memory.weights + memory.kv_cache_per_token * context_length
+    footprint = RUNTIMES["cpu"].footprint(
+        shapes, weights=memory.weights, kv_per_token=memory.kv_cache_per_token, threads=usable_cores()
+    )
+    return footprint.total(context_length)

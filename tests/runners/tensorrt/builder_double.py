@@ -1,0 +1,124 @@
+"""A double of `build_engine` that writes engines of the TensorRT double, as fast or as slowly as a test wants."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from edgekit.bundle.manifest import layout_of
+from edgekit.errors import EdgekitError
+from edgekit.runners.cuda.driver import Device
+from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, InstalledLibrary
+from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
+from edgekit.runners.tensorrt.graph_file import read_graph_file
+from edgekit.runners.tensorrt.library import NvidiaLibrary
+from edgekit.runners.tensorrt.shapes import BuildLimits
+from tests.runners.cuda.driver_double import DriverDouble
+from tests.runners.tensorrt.engines import build, new_driver
+from tests.runners.tensorrt.tensorrt_double import TensorRtDouble
+
+__all__ = ["CAPABILITY", "VERSION", "BuilderDouble", "machine_with_tensorrt"]
+
+VERSION = "10.3.0"
+CAPABILITY = "8.7"
+
+
+@dataclass
+class BuilderDouble:
+    """The builder of a machine with a GPU.
+
+    Attributes:
+        work: A folder of its own.
+        graph_of: Builds the graph of this bundle instead, so that the engine computes something else.
+        fails: What a build ends with.
+        go_on: A build waits for it.
+        builds: The limits of every build begun.
+        share: Of a build that waits.
+    """
+
+    work: Path
+    graph_of: Path | None = None
+    fails: EdgekitError | None = None
+    go_on: threading.Event = field(default_factory=threading.Event)
+    builds: list[BuildLimits] = field(default_factory=list)
+    share: float = 0.37
+
+    def __call__(
+        self,
+        model: Path,
+        *,
+        folder: Path,
+        limits: BuildLimits,
+        compute_capability: str,
+        graph_sha256: str,
+        progress: Callable[[BuildProgress], None],
+        check: Callable[[], None],
+        **_: Any,
+    ) -> BuildReport:
+        limits = limits.clamp(read_graph_file(model / "model.onnx").context_length)
+        self.builds.append(limits)
+        while not self.go_on.is_set():
+            progress(BuildProgress(0, 1, self.share))
+            check()
+            time.sleep(0.01)
+        if self.fails is not None:
+            raise self.fails
+        # The engine refers to the graph, which the double executes.
+        work = Path(shutil.copytree(self.graph_of or model, Path(mkdtemp(dir=self.work)) / "graph"))
+        (made,) = build(work / "model.onnx", context=limits.context_length, chunk=limits.chunk, batch=limits.batch)
+        data, name = made.read_bytes(), "segment-00.engine"
+        (folder / name).write_bytes(data)
+        dialect = read_graph_file(model / "model.onnx").dialect
+        write_engine_set(
+            folder,
+            EngineSet(
+                library="tensorrt",
+                version=VERSION,
+                compute_capability=compute_capability,
+                built_for="",
+                dialect=dialect,
+                layout=layout_of(dialect),
+                graph_sha256=graph_sha256,
+                context_length=limits.context_length,
+                workspace_bytes=0,
+                profiles=limits.profiles,
+                segments=(
+                    EngineSegment(name, len(data), sha256(data).hexdigest(), 0, 2, None, ("input_ids",), ("logits",)),
+                ),
+            ),
+        )
+        return BuildReport("tensorrt", VERSION, compute_capability, "", 0, 0, 0, None, 0, 1.0, 0, (), None, None, ())
+
+
+@contextmanager
+def machine_with_tensorrt(cache: Path) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
+    """Have this process find the doubles of the CUDA driver, TensorRT and its builder.
+
+    Args:
+        cache: edgekit's cache folder meanwhile, and the state's.
+    """
+    work = cache / "builder"
+    work.mkdir()
+    driver, builder = new_driver(), BuilderDouble(work)
+    library = NvidiaLibrary(TensorRtDouble(driver), "tensorrt", VERSION)
+    installed = InstalledLibrary("tensorrt", VERSION, {})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("open", "prepare"):
+            patch.setattr(f"edgekit.runners.tensorrt.{module}.installed_library", lambda _=None: installed)
+        patch.setattr("edgekit.runners.tensorrt.open.find_library", lambda _: library)
+        patch.setattr("edgekit.runners.tensorrt.open.open_device", lambda: Device(driver))
+        patch.setattr("edgekit.runners.tensorrt.prepare.build_engine", builder)
+        patch.setenv("EDGEKIT_CACHE", str(cache / "cache"))
+        patch.setenv("EDGEKIT_STATE", str(cache / "state"))
+        yield builder, driver
+        builder.go_on.set()
