@@ -212,7 +212,7 @@ def test_answers_come_before_during_and_after_the_switch_and_everything_names_th
         # An answer runs when the engine is ready, and requests come before it ends.
         steps = Steps(daemon)
         stream = Stream(daemon, 100)
-            builder.go_on.set()
+        builder.go_on.set()
         assert eventually(lambda: steps.worker._switch is not None, WITHIN_S)
         waiting = [Asking(daemon) for _ in range(4)]
         caller.publish(REQUEST, {"prompt": "Hello", "max_tokens": 4, "reply_to": "replies/a", **unending(daemon)})
@@ -360,8 +360,16 @@ def test_a_build_that_does_not_fit_beside_the_model_is_made_before_it_is_loaded(
     ask(daemon)
 
 
-@pytest.mark.parametrize(("code", "again"), [("build_failed", False), ("build_memory", True), ("runner_failed", True)])
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(
+    ("code", "again", "beside"),
+    [
+        ("build_failed", False, True),
+        ("build_memory", True, False),
+        pytest.param("build_failed", False, False, marks=pytest.mark.slow),
+        pytest.param("build_memory", True, True, marks=pytest.mark.slow),
+        pytest.param("runner_failed", True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_build_that_fails_is_tried_again_only_if_it_may_succeed_then(
     make_daemon: MakeDaemon,
     builder: BuilderDouble,
