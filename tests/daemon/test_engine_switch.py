@@ -146,6 +146,10 @@ class Steps:
         self.slots |= {chunk.slot for chunk in chunks}
         return self._run(chunks)
 
+    def wait(self) -> None:
+        """Return once a step waits."""
+        assert eventually(lambda: self._count > self.AFTER, WITHIN_S)
+
     def release(self) -> None:
         self.slots.clear()
         self._free.set()
@@ -160,7 +164,6 @@ class Stream(threading.Thread):
         self._url = f"{url(daemon)}/v1/completions"
         self._body = {"prompt": "Hello", "max_tokens": tokens, "stream": True, **unending(daemon)}
         self.start()
-        assert eventually(lambda: len(self.lines) > 1)
 
     def run(self) -> None:
         with httpx.stream("POST", self._url, json=self._body, timeout=WITHIN_S) as reply:
@@ -212,6 +215,7 @@ def test_answers_come_before_during_and_after_the_switch_and_everything_names_th
         # An answer runs when the engine is ready, and requests come before it ends.
         steps = Steps(daemon)
         stream = Stream(daemon, 100)
+        steps.wait()
         builder.go_on.set()
         assert eventually(lambda: steps.worker._switch is not None, WITHIN_S)
         waiting = [Asking(daemon) for _ in range(4)]
@@ -288,6 +292,7 @@ def test_where_memory_holds_one_runner_only_the_old_one_is_closed_first_and_load
     daemon.start()
     steps = Steps(daemon)
     stream = Stream(daemon, 100)
+    steps.wait()
     if not works:
         driver._total = 1000
     builder.go_on.set()
@@ -320,6 +325,7 @@ def test_if_neither_runner_can_be_loaded_the_daemon_says_so_to_everyone_and_is_u
     daemon.start()
     steps = Steps(daemon)
     stream = Stream(daemon, 100)
+    steps.wait()
     driver._total = 1000
     builder.go_on.set()
     assert eventually(lambda: steps.worker._switch is not None, WITHIN_S)
@@ -427,6 +433,7 @@ def test_stopping_while_the_switch_waits_lets_the_running_answer_end(
     daemon.start()
     steps = Steps(daemon)
     stream = Stream(daemon, 60)
+    steps.wait()
     builder.go_on.set()
     assert eventually(lambda: steps.worker._switch is not None, WITHIN_S)
     stopping = threading.Thread(target=daemon.stop)
