@@ -14,13 +14,15 @@ from rich.text import Text
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.cli.output import bytes_text, console, print_json, print_warning, progress_bar, stderr
 from edgekit.cli.termination import clean_up_when_terminated
-from edgekit.errors import ConfigError, IncompatibleBundleError, option
+from edgekit.errors import ConfigError, EdgekitError, IncompatibleBundleError, RunnerError, option
 
 if TYPE_CHECKING:
     from edgekit.runners.tensorrt.build import BuildProgress
+    from edgekit.runners.self_test import Report
     from edgekit.runners.tensorrt.prepare import PreparedEngine
+    from edgekit.runners.tensorrt.store import StoredEngine
 
-__all__ = ["build", "capability_of"]
+__all__ = ["build", "capability_of", "self_test_engine"]
 
 
 @click.command()
@@ -78,11 +80,64 @@ def build(
             shown(progress)
 
         prepared = prepare_engine(plan, output=output, source=source, progress=advance)
+    # An engine for another machine cannot run here.
+    here = output is None and _own_capability() == capability
+    tested = self_test_engine(opened, prepared.stored) if here else None
     if as_json:
         report = None if prepared.report is None else asdict(prepared.report)
-        print_json({"path": str(prepared.stored.folder), "engine": asdict(prepared.stored.engine), "build": report})
+        print_json(
+            {
+                "path": str(prepared.stored.folder),
+                "engine": asdict(prepared.stored.engine),
+                "build": report,
+                "self_test": None if tested is None else asdict(tested),
+            }
+        )
     else:
         _show(prepared)
+        if tested is not None:
+            console.print(f"self-test passed: {tested}")
+
+
+def _own_capability() -> str | None:
+    from edgekit.machine import probe
+    from edgekit.recognition import recognise
+
+    return recognise(probe()).compute_capability
+
+
+def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
+    """Run a bundle's self-test on its engine; one that fails it is removed.
+
+    Returns:
+        The figures; None if the bundle has no self-test, or the engine cannot be opened here, which is a warning.
+
+    Raises:
+        RunnerError: `self_test_failed`: the engine computes wrong logits; or a step failed.
+    """
+    from contextlib import closing
+
+    from edgekit.bundle.self_test import read_self_test
+    from edgekit.cli.self_test import SLOTS
+    from edgekit.runners.self_test import check_self_test
+    from edgekit.runners.tensorrt.open import open_engine
+    from edgekit.runners.tensorrt.store import EngineStore
+
+    expected = read_self_test(bundle)
+    if expected is None:
+        return None
+    try:
+        runner = open_engine(bundle, stored, context_length=len(expected.tokens), sequence_slots=SLOTS)
+    except EdgekitError as error:
+        print_warning(f"the engine is not tested: {error.message}", error.hint)
+        return None
+    with closing(runner):
+        try:
+            return check_self_test(runner, expected)
+        except RunnerError as error:
+            if error.code == "self_test_failed":
+                EngineStore().remove(stored)
+            raise
 
 
 def capability_of(bundle: Bundle) -> str:

@@ -15,10 +15,10 @@ from edgekit.bundle.bundle import Bundle
 from edgekit.cli.output import console
 from edgekit.errors import BundleError, EdgekitError, RunnerError
 
-__all__ = ["check_results", "run_self_tests"]
+__all__ = ["SLOTS", "check_results", "run_self_tests"]
 
-# The prompt runs in two sequence slots, so that steps over several slots are checked too.
-_SLOTS = 2
+SLOTS = 2
+"""The prompt runs in two sequence slots, so that steps over several slots are checked too."""
 
 
 def run_self_tests(bundle: Bundle, *, runner: str = "auto", quiet: bool) -> list[dict[str, object]]:
@@ -50,7 +50,7 @@ def run_self_tests(bundle: Bundle, *, runner: str = "auto", quiet: bool) -> list
         raise BundleError(f"{bundle.path} has no self-test: {reason}", code="no_self_test")
     context = min(len(expected.tokens), bundle.manifest.context_length)
     results: list[dict[str, object]] = []
-    options = LoadOptions(context, sequence_slots=_SLOTS)
+    options = LoadOptions(context, sequence_slots=SLOTS)
     for candidate in listed:
         start = time.monotonic()
         try:
@@ -68,7 +68,7 @@ def run_self_tests(bundle: Bundle, *, runner: str = "auto", quiet: bool) -> list
                 continue
             tested = time.monotonic() - begun
         figures = {**asdict(report), "name": candidate.title, "seconds": round(time.monotonic() - start, 2)}
-        tokens = min(_SLOTS, loaded.limits.sequence_slots) * context
+        tokens = min(SLOTS, loaded.limits.sequence_slots) * context
         results.append({**figures, "tokens_per_s": round(tokens / tested, 1) if tested else None})
     if not quiet:
         _print(results)

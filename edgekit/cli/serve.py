@@ -28,6 +28,7 @@ __all__ = ["serve"]
 @click.option("--device", help="This device's id in MQTT topics [`edgekit doctor` shows it].")
 @click.option("--context-length", type=int, help="Maximum tokens of a chat [the bundle's].")
 @click.option("--runner", type=RUNNERS, help="What runs the model [auto: the best that works here].")
+@click.option("--no-build", is_flag=True, help="Build no TensorRT engine.")
 @click.option("--threads", type=int, help="Compute threads [one per usable core].")
 @click.option(
     "--draft-bundle",
@@ -49,6 +50,7 @@ def serve(
     device: str | None,
     context_length: int | None,
     runner: str | None,
+    no_build: bool,
     threads: int | None,
     draft_bundle: Path | None,
     draft_max: int | None,
@@ -69,6 +71,7 @@ def serve(
         "mqtt.device_id": device,
         "generation.context_length": context_length,
         "generation.runner": runner,
+        "generation.build_engine": False if no_build else None,
         "generation.threads": threads,
         "generation.draft_bundle": draft_bundle,
         "generation.draft_max": draft_max,
