@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from edgekit.service import ServiceSpec, install
+from tests.conftest import edgekit
+from tests.models import tiny_checkpoint
 
 pytestmark = [
     pytest.mark.serial,
@@ -123,6 +125,44 @@ def image(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
+def boot(
+    image: Path, tmp_path: Path, script: str, *, bundle: Path, settings: str, python_path: str, **shown: Path
+) -> str:
+    """Install the unit into an image, boot it, and return what a script in it says.
+
+    Args:
+        image: The image.
+        tmp_path: A folder of this machine.
+        script: Starts the unit, and ends.
+        bundle: Of the command line.
+        settings: Further settings of the unit.
+        python_path: Before the installed packages.
+        shown: Folders of this machine that the service sees as `/opt/NAME`.
+    """
+    unit = install(ServiceSpec(Path("/opt/boot test/edgekit"), bundle=bundle), root=image).path
+    # This Python is where the unit may not read, so it is bind-mounted.
+    shown = {"py": Path(sys.base_prefix), "site": Path(sysconfig.get_path("purelib")), **shown}
+    mounts = " ".join(f"/shown/{name}:/opt/{name}" for name in shown)
+    drop_in = unit.with_name("edgekit.service.d")
+    drop_in.mkdir()
+    (drop_in / "test.conf").write_text(
+        f"[Service]\nRestartSec=1\n{settings}\nBindReadOnlyPaths={mounts}\n"
+        f"Environment=LD_LIBRARY_PATH=/opt/py/lib PYTHONPATH={python_path}:/opt/site\n"
+    )
+    (image / "etc/systemd/system/probe.service").write_text(PROBE_UNIT)
+    probe = tmp_path / "probe"
+    probe.mkdir()
+    (probe / "probe.sh").write_text(script)
+    command = [*NSPAWN, "--directory", str(image), f"--bind={probe}:/probe"]
+    # Bind-mounted by name: the container hides this machine's /tmp, where they may be.
+    command += [f"--bind-ro={folder}:/shown/{name}" for name, folder in shown.items()]
+    command += ["--link-journal=no", "--console=pipe", "--boot", "--", "systemd.unit=probe.service"]
+    booted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL)
+    log = probe / "log"
+    assert log.exists(), booted.stdout + booted.stderr
+    return log.read_text()
+
+
 def test_a_real_systemd_starts_the_unit_confines_it_and_restarts_it_when_it_hangs(image: Path, tmp_path: Path) -> None:
     program = image / "opt/boot test/edgekit"
     program.parent.mkdir(parents=True)
@@ -140,27 +180,7 @@ def test_a_real_systemd_starts_the_unit_confines_it_and_restarts_it_when_it_hang
     ):
         shutil.copy(REPOSITORY / "edgekit" / name, package / name)
     odd = Path('/opt/a b/$HOME/%h/"q"/back\\slash')
-    unit = install(ServiceSpec(Path("/opt/boot test/edgekit"), bundle=odd), root=image).path
-    # This Python is where the unit may not read, so it is bind-mounted; and the watchdog's interval is shortened.
-    site = sysconfig.get_path("purelib")
-    drop_in = unit.with_name("edgekit.service.d")
-    drop_in.mkdir()
-    (drop_in / "test.conf").write_text(
-        "[Service]\nWatchdogSec=2\nRestartSec=1\nBindReadOnlyPaths=/shown/py:/opt/py /shown/site:/opt/site\n"
-        "Environment=LD_LIBRARY_PATH=/opt/py/lib PYTHONPATH=/opt/stub:/opt/site\n"
-    )
-    (image / "etc/systemd/system/probe.service").write_text(PROBE_UNIT)
-    probe = tmp_path / "probe"
-    probe.mkdir()
-    (probe / "probe.sh").write_text(PROBE)
-    command = [*NSPAWN, "--directory", str(image), f"--bind={probe}:/probe"]
-    # Bind-mounted by name: the container hides this machine's /tmp, where they may be.
-    command += [f"--bind-ro={sys.base_prefix}:/shown/py", f"--bind-ro={site}:/shown/site"]
-    command += ["--link-journal=no", "--console=pipe", "--boot", "--", "systemd.unit=probe.service"]
-    booted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL)
-    log = probe / "log"
-    assert log.exists(), booted.stdout + booted.stderr
-    output = log.read_text()
+    output = boot(image, tmp_path, PROBE, bundle=odd, settings="WatchdogSec=2", python_path="/opt/stub")
     assert {"started", "ActiveState=active", "StatusText=serving"} <= set(output.splitlines()), output
     assert f"argv {['serve', str(odd)]}" in output
     assert "logits (3, 256)" in output
@@ -173,3 +193,58 @@ def test_a_real_systemd_starts_the_unit_confines_it_and_restarts_it_when_it_hang
     assert "NRestarts=1" in output
     # PYTHONFAULTHANDLER: the journal shows where it hung.
     assert "Fatal Python error: Aborted" in output
+
+
+# `edgekit serve`, on a machine with a card whose driver is missing: the builder needs none.
+BUILDING = """#!/opt/py/bin/{python}
+import logging, os
+from edgekit.config import load_config
+from edgekit.daemon.app import Daemon
+logging.basicConfig(level="INFO")
+overrides = {{"bundle": "/opt/built", "generation.ignore_compatible": True, "generation.context_length": 64}}
+Daemon(load_config(None, env=os.environ, overrides=overrides), find_gpu=lambda: "8.6").run()
+"""
+PROBE_BUILD = """#!/bin/bash
+exec >/probe/log 2>&1
+systemctl start edgekit.service && echo started
+for n in $(seq 400); do
+  systemctl show edgekit.service -p StatusText
+  journalctl -u edgekit.service -o cat --no-pager | grep -q "answers still come from" && break
+  sleep 0.5
+done
+sleep 1
+systemctl show edgekit.service -p ActiveState -p StatusText -p NRestarts
+ls -R /var/cache/private/edgekit/engines
+cat /var/lib/private/edgekit/engine-builds.json; echo
+journalctl -u edgekit.service -o cat --no-pager
+"""
+
+
+@pytest.mark.slow
+def test_the_service_builds_an_engine_in_its_sandbox(image: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
+    bundle = tmp_path / "merged" / "opt" / "source" / "bundle"
+    checkpoint = tiny_checkpoint(tmp_path / "hf", layers=2)
+    edgekit("export", checkpoint, "--target", "rtx", "-o", bundle)
+    program = image / "opt/boot test/edgekit"
+    program.parent.mkdir(parents=True)
+    program.write_text(BUILDING.format(python=f"python3.{sys.version_info[1]}"))
+    program.chmod(0o755)
+    output = boot(
+        image,
+        tmp_path,
+        PROBE_BUILD,
+        bundle=Path("/opt/built"),
+        settings="",
+        python_path="/opt/repository",
+        repository=REPOSITORY,
+        built=bundle,
+    )
+    assert "started" in output.splitlines(), output
+    assert "; building the TensorRT engine, " in output, output
+    assert "built the TensorRT engine in " in output, output
+    assert "segment-00.engine" in output
+    assert "StatusText=serving" in output
+    assert "{}" in output.splitlines()
+    assert "NRestarts=0" in output
+    assert "Traceback" not in output

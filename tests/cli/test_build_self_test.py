@@ -1,0 +1,79 @@
+"""`edgekit build` tests the engine on the GPU that it is for, over doubles of TensorRT, its builder and the driver."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgekit.cli import build as command
+from edgekit.errors import EdgekitError
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.progress import silent
+from edgekit.runners.cuda.driver import open_device
+from edgekit.target import load_target
+from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, machine_with_tensorrt
+from tests.variants import variant
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    for name, seed in (("bundle", 0), ("other", 1)):
+        source = variant("qwen2", folder / f"{name}-model", seed=seed)
+        export_bundle(str(source), load_target("orin"), folder / name, ExportOptions(), silent)
+    return folder
+
+
+@pytest.fixture
+def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuilderDouble]:
+    monkeypatch.setattr(command, "_own_capability", lambda: CAPABILITY)
+    with machine_with_tensorrt(tmp_path) as (found, _):
+        found.go_on.set()
+        yield found
+
+
+def build(bundle: Path, *options: str) -> Result:
+    return CliRunner().invoke(command.build, [str(bundle), "--context", "128", *options])
+
+
+def engines(folder: Path) -> list[Path]:
+    return [path for path in (folder / "cache" / "engines").iterdir() if path.is_dir()]
+
+
+def test_the_figures_are_shown(exported: Path, builder: BuilderDouble, tmp_path: Path) -> None:
+    done = build(exported / "bundle", "--json")
+    assert done.exception is None, done.output
+    assert json.loads(done.stdout)["self_test"]["ok"]
+    assert len(engines(tmp_path)) == 1
+    assert len(builder.builds) == 1
+
+
+def test_an_engine_that_computes_something_else_is_refused_and_removed(
+    exported: Path, builder: BuilderDouble, tmp_path: Path
+) -> None:
+    builder.graph_of = exported / "other"
+    done = build(exported / "bundle")
+    assert isinstance(done.exception, EdgekitError)
+    assert done.exception.code == "self_test_failed"
+    assert engines(tmp_path) == []
+
+
+def test_without_a_driver_and_for_another_gpu_it_is_not_tested(
+    exported: Path, builder: BuilderDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del builder
+    bundle = shutil.copytree(exported / "bundle", tmp_path / "bundle")
+    monkeypatch.setattr("edgekit.runners.tensorrt.open.open_device", open_device)
+    done = build(bundle, "--json")
+    assert done.exception is None, done.output
+    assert json.loads(done.stdout)["self_test"] is None
+    assert "the engine is not tested: " in done.stderr
+    monkeypatch.setattr(command, "_own_capability", lambda: "8.9")
+    done = build(bundle, "--json")
+    assert json.loads(done.stdout)["self_test"] is None
+    assert "not tested" not in done.stderr
