@@ -17,8 +17,8 @@ from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.errors import ConfigError, EdgekitError, IncompatibleBundleError, RunnerError, option
 
 if TYPE_CHECKING:
-    from edgekit.runners.tensorrt.build import BuildProgress
     from edgekit.runners.self_test import Report
+    from edgekit.runners.tensorrt.build import BuildProgress
     from edgekit.runners.tensorrt.prepare import PreparedEngine
     from edgekit.runners.tensorrt.store import StoredEngine
 
