@@ -13,7 +13,7 @@ from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.engine_build import EngineBuild
 from edgekit.daemon.engine_switch import with_reason
 from edgekit.errors import EdgekitError, RunnerError
-from edgekit.generation.first_build import plan_first_build
+from edgekit.generation.first_build import may_have_engine, plan_first_build
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.startup import open_model
 from edgekit.machine import state_folder
@@ -81,7 +81,7 @@ class EngineStart:
             IncompatibleBundleError: It was made for other targets.
         """
         config = self._config
-        if not config.build_engine or config.runner not in {"auto", "tensorrt"}:
+        if not may_have_engine(bundle, config):
             return
         capability = find_gpu()
         if capability is None:
@@ -91,7 +91,8 @@ class EngineStart:
         records = BuildRecords(state_folder())
         try:
             first = plan_first_build(bundle, config, capability, records, draft=draft)
-        except RunnerError as error:
+        except EdgekitError as error:
+            # What is wrong with the bundle itself is found by every runner.
             self._give_up(error)
             return
         if first is not None:

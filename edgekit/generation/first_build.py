@@ -21,7 +21,7 @@ from edgekit.runners.tensorrt.open import find_engine, library_of
 from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
 from edgekit.runners.tensorrt.shapes import BuildLimits
 
-__all__ = ["FirstBuild", "engine_limits", "gpu_capability", "plan_first_build"]
+__all__ = ["FirstBuild", "engine_limits", "gpu_capability", "may_have_engine", "plan_first_build"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,13 @@ def engine_limits(bundle: Bundle, config: GenerationConfig) -> BuildLimits:
     return BuildLimits(context_length=context, batch=min(config.parallel, MAX_BATCH))
 
 
+def may_have_engine(bundle: Bundle, config: GenerationConfig) -> bool:
+    """Whether a bundle is one for TensorRT, and its engine is wanted."""
+    artifact = bundle.manifest.artifact
+    wanted = config.build_engine and config.runner in {"auto", "tensorrt"}
+    return wanted and artifact.kind == "onnx" and artifact.dialect in DIALECTS
+
+
 def plan_first_build(
     bundle: Bundle,
     config: GenerationConfig,
@@ -75,13 +82,9 @@ def plan_first_build(
         draft: The draft model's bundle.
 
     Raises:
-        RunnerError: There is something to build, and it is not built; the message is the reason.
-        BundleError: The graph is damaged.
+        EdgekitError: There is something to build, and it is not built; the message is the reason.
     """
-    artifact = bundle.manifest.artifact
-    if not config.build_engine or config.runner not in {"auto", "tensorrt"} or compute_capability is None:
-        return None
-    if artifact.kind != "onnx" or artifact.dialect not in DIALECTS:
+    if compute_capability is None or not may_have_engine(bundle, config):
         return None
     limits = engine_limits(bundle, config)
     try:

@@ -23,8 +23,8 @@ from tests.generation.bundles import tiny_bundle
 _SLOW = """
 import hashlib
 from edgekit.cli import main
-from edgekit.daemon import app
-app.open_model = lambda *_, **__: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+from edgekit.daemon import engine_start
+engine_start.open_model = lambda *_, **__: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 main()
 """
 

@@ -98,6 +98,7 @@ def test_every_metric_is_on_the_page_and_no_other(tmp_path: Path) -> None:
     assert jetson is not None
     metrics.watch_device(lambda: device_metrics(jetson))
     metrics.watch_energy()
+    metrics.watch_build(lambda: None)
     metrics.track("http", lambda _: None)(Finished("stop", Usage(1, 1), Timings(0, 0, 0)))
     shown = set(re.findall(r"^# TYPE (\w+)", metrics.render()[0].decode(), re.MULTILINE))
     assert {name for name in shown if not name.endswith("_created")} == rows("Metrics")
