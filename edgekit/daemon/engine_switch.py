@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.config import GenerationConfig
 from edgekit.daemon.engine_build import EngineBuild
 from edgekit.daemon.retry import StoppedError
-from edgekit.errors import EdgekitError, RunnerError
+from edgekit.errors import EdgekitError, RunnerError, internal_error
 from edgekit.generation.engine.worker import EngineWorker, Served
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.startup import load_other_runner, plan_memory, serve_within
@@ -95,8 +96,9 @@ class EngineSwitch:
                 logger.info("the switch to the TensorRT engine was cancelled")
             else:
                 self._stay(error)
-        except Exception:
+        except Exception as error:
             logger.exception("building the TensorRT engine failed")
+            self._stay(internal_error(error))
         finally:
             self._build.end()
 
@@ -163,10 +165,10 @@ class EngineSwitch:
             raise RuntimeError(f"{runner} cannot be loaded again: {error.message}") from error
 
     def _within_memory(self, model: TextModel) -> Served:
-        if model.draft is not None:
-            for slot in range(model.draft.limits.sequence_slots):
-                model.draft.truncate(slot, 0)
         try:
+            if model.draft is not None:
+                for slot in range(model.draft.limits.sequence_slots):
+                    model.draft.truncate(slot, 0)
             return serve_within(plan_memory(model, self._bundle, self._config), model, self._bundle, self._config)
         except EdgekitError as error:
             raise RuntimeError(error.message) from error
@@ -204,7 +206,9 @@ class EngineSwitch:
         self._build.end()
         self._publish(with_reason(self._info, error.message))
         if self._failure is None:
-            self._worker.switch(self._give_back_memory, limit_s=_LOAD_S)
+            # It may be stopped meanwhile, or have failed.
+            with suppress(EdgekitError):
+                self._worker.switch(self._give_back_memory, limit_s=_LOAD_S)
 
 
 def with_reason(info: ModelInfo, reason: str) -> ModelInfo:

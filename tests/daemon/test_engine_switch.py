@@ -464,6 +464,18 @@ def test_a_start_after_builds_that_ended_with_the_daemon_builds_no_more(
     assert len(builder.builds) == begun
 
 
+def test_an_unexpected_error_leaves_the_daemon_answering_and_says_so(
+    make_daemon: MakeDaemon, builder: BuilderDouble
+) -> None:
+    builder.go_on.set()
+    builder.fails = KeyError("graph")
+    daemon = make_daemon()
+    daemon.start()
+    assert serves_on(daemon, "cpu")
+    assert eventually(lambda: "not on tensorrt: internal error" in ready(daemon)[1], WITHIN_S), ready(daemon)
+    ask(daemon)
+
+
 @pytest.mark.parametrize("options", [{"build_engine": False}, {"runner": "cpu"}])
 def test_nothing_is_built_where_it_is_switched_off(
     make_daemon: MakeDaemon, builder: BuilderDouble, options: dict[str, Any]

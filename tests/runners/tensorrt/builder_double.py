@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from edgekit.bundle.manifest import layout_of
-from edgekit.errors import EdgekitError
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
@@ -48,7 +47,7 @@ class BuilderDouble:
 
     work: Path
     graph_of: Path | None = None
-    fails: EdgekitError | None = None
+    fails: Exception | None = None
     go_on: threading.Event = field(default_factory=threading.Event)
     builds: list[BuildLimits] = field(default_factory=list)
     share: float = 0.37
