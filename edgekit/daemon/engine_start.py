@@ -136,7 +136,7 @@ class EngineStart:
         if self._stored is not None and self.build is not None:
             self.build.end()
         if self._problem is not None:
-            return model, with_reason(model.info, self._problem.message)
+            return model, with_reason(model.info, self._problem.message, self._problem.hint)
         if self.builds_beside:
             return model, with_reason(model.info, "its engine is being built")
         return model, model.info

@@ -204,18 +204,18 @@ class EngineSwitch:
             f" (hint: {error.hint})" if error.hint else "",
         )
         self._build.end()
-        self._publish(with_reason(self._info, error.message))
+        self._publish(with_reason(self._info, error.message, error.hint))
         if self._failure is None:
             # It may be stopped meanwhile, or have failed.
             with suppress(EdgekitError):
                 self._worker.switch(self._give_back_memory, limit_s=_LOAD_S)
 
 
-def with_reason(info: ModelInfo, reason: str) -> ModelInfo:
+def with_reason(info: ModelInfo, reason: str, hint: str | None = None) -> ModelInfo:
     """Return a model's description with the reason why no engine runs it, if another runner does."""
     if not any(one.name == _TENSORRT for one in info.rejected):
         return info
-    rejected = tuple(replace(one, reason=reason) if one.name == _TENSORRT else one for one in info.rejected)
+    rejected = tuple(replace(one, reason=reason, hint=hint) if one.name == _TENSORRT else one for one in info.rejected)
     return replace(info, rejected=rejected)
 
 
