@@ -159,7 +159,7 @@ class Engine:
             return
         self._open.append(state)
         cost = len(state.prompt) + request.n * (request.max_tokens or _DEFAULT_MAX_TOKENS)
-        self._queue.push(state, client=request.client, cost=cost, priority=request.priority)
+        self._queue.push(state, client=request.client, cost=cost, priority=request.priority, share=request.share)
 
     def sweep(self, abort: EdgekitError | None = None) -> None:
         """End requests that were cancelled or whose deadline has passed.
