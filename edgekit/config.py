@@ -16,8 +16,10 @@ from edgekit.errors import ConfigError, EdgekitError, nearest
 from edgekit.yaml_lines import Between, Matches, Source, Tree, build, convert, field_types, read
 
 __all__ = [
+    "DEFAULT_ORIGINS",
     "MAX_PARALLEL",
     "MAX_THREADS",
+    "AccessConfig",
     "DaemonConfig",
     "GenerationConfig",
     "HttpConfig",
@@ -45,8 +47,24 @@ RunnerName = Literal["auto", "tensorrt", "cuda", "cpu", "onnxruntime", "mlx"]
 _SYSTEMD = {
     "CACHE_DIRECTORY": "CacheDirectory=",
     "CREDENTIALS_DIRECTORY": "LoadCredential=",
+    "RUNTIME_DIRECTORY": "RuntimeDirectory=",
     "STATE_DIRECTORY": "StateDirectory=",
 }
+
+
+DEFAULT_ORIGINS = (
+    *(
+        f"{scheme}://{host}:*"
+        for host in ("localhost", "127.0.0.1", "0.0.0.0", "[::1]")  # noqa: S104  not bound
+        for scheme in ("http", "https")
+    ),
+    "app://*",
+    "file://*",
+    "tauri://*",
+    "vscode-webview://*",
+    "vscode-file://*",
+)
+"""Origins of web pages that may send requests: those that Ollama allows, and `[::1]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +73,16 @@ class HttpConfig:
 
     Attributes:
         enabled: Whether to serve it.
+        tcp: Whether to listen on `host` and `port`; otherwise on `socket` only.
         host: Address to listen on; only loopback by default.
         port: Port; 0 takes a free one.
+        insecure: Answer other machines without API keys.
+        socket: Path of a Unix socket to listen on, too.
+        socket_mode: Its permissions, in octal: who may write may connect.
+        tls_certificate: Certificate chain, PEM; serves HTTPS. The Unix socket is not encrypted.
+        tls_key: Its private key, PEM.
+        allowed_origins: Origins of web pages that may send requests, besides the daemon's own: `https://chat.example`,
+            with `:*` on any port, `https://*.example` for any subdomain, `app://*` for a scheme, `*` for any.
         allowed_hosts: Names that a request's `Host` may have, besides addresses and `localhost`. Empty allows any if
             `host` is not a loopback address.
         trusted_proxies: Addresses or networks of proxies whose `X-Forwarded-For` names the client.
@@ -68,6 +94,13 @@ class HttpConfig:
     enabled: bool = True
     host: Annotated[str, Matches(r"\S+", "must be an address or a host name")] = "127.0.0.1"
     port: Port = 8090
+    tcp: bool = True
+    insecure: bool = False
+    socket: Path | None = None
+    socket_mode: Annotated[str, Matches("0?[0-7]{3}", "must be an octal mode such as 0660")] = "0660"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    allowed_origins: tuple[str, ...] = DEFAULT_ORIGINS
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     max_body_bytes: Annotated[int, Between(1024, 1 << 30)] = 1_048_576
@@ -88,9 +121,11 @@ class MqttConfig:
         password_file: File that contains the password, such as a systemd credential; never the password itself.
         tls: Use TLS.
         ca_file: CA certificates to trust, PEM; None means the system's.
-        reply_prefixes: Allowed prefixes of response topics; empty allows any topic outside `prefix/…` and `$…`.
+        reply_prefixes: Allowed prefixes of response topics; empty allows any topic outside `prefix/…` and `$…`, and a
+            user those below `replies/USER`.
         keepalive_s: MQTT Keep Alive in seconds: after 1.5 times as much silence the broker closes the connection.
         session_expiry_s: How long the broker keeps the session, with queued requests, while the device is offline.
+        require_user: Answer only requests whose topic ends with a user's name, which the broker's access list binds.
         coalesce_ms: Time over which deltas of an answer are coalesced into one message.
         max_payload_bytes: Maximum size of a request.
     """
@@ -104,6 +139,7 @@ class MqttConfig:
     tls: bool = False
     ca_file: Path | None = None
     reply_prefixes: tuple[str, ...] = ()
+    require_user: bool = False
     keepalive_s: Annotated[int, Between(5, 65535)] = 30
     session_expiry_s: Annotated[int, Between(0, 0xFFFFFFFF)] = 3600
     coalesce_ms: Annotated[int, Between(0, 10_000)] = 80
@@ -152,6 +188,23 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """Who may ask, over HTTP and MQTT.
+
+    Attributes:
+        keys_file: The API keys; None means `keys.json` in the state folder.
+        audit: Where a line is written for each request: nowhere, into the daemon's log, or into `audit_file`.
+        audit_file: None means `audit.jsonl` in the state folder.
+        audit_mib: Size at which the file is rotated; four older ones are kept.
+    """
+
+    keys_file: Path | None = None
+    audit: Literal["off", "log", "file"] = "off"
+    audit_file: Path | None = None
+    audit_mib: Annotated[int, Between(1, 4096)] = 16
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonConfig:
     """Everything `edgekit serve` reads.
 
@@ -160,6 +213,7 @@ class DaemonConfig:
         http: The HTTP API.
         mqtt: The MQTT API.
         generation: Generation.
+        access: Who may ask.
         log_level: Minimum severity of logged messages.
     """
 
@@ -167,6 +221,7 @@ class DaemonConfig:
     http: HttpConfig = field(default_factory=HttpConfig)
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

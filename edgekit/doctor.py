@@ -365,8 +365,13 @@ def _configured(config: DaemonConfig) -> list[Check]:
             checks.append(Check(name, "missing", f"{path} does not exist"))
     if config.bundle is not None and config.bundle.exists():
         checks.append(_runner_of(config.bundle, config.generation.runner))
-    if config.http.enabled and config.http.host not in {"127.0.0.1", "::1", "localhost"}:
-        checks.append(Check("http", "warn", f"listens on {config.http.host}, reachable from the network"))
+    http = config.http
+    for name, file in (("http.tls_certificate", http.tls_certificate), ("http.tls_key", http.tls_key)):
+        if file is not None and not file.exists():
+            checks.append(Check(name, "missing", f"{file} does not exist"))
+    if http.enabled and http.tcp and http.host not in {"127.0.0.1", "::1", "localhost"}:
+        keys = "without API keys" if http.insecure else "with an API key: edgekit key add NAME"
+        checks.append(Check("http", "warn", f"listens on {http.host}, reachable from the network {keys}"))
     return checks
 
 

@@ -32,6 +32,7 @@ _VERBS = {
     "eval": ("edgekit.cli.eval:evaluate", "Measure a bundle's quantization error against its checkpoint."),
     "run": ("edgekit.cli.run:run", "Answer a prompt, or chat, in this terminal."),
     "serve": ("edgekit.cli.serve:serve", "Serve a bundle over HTTP and MQTT."),
+    "key": ("edgekit.cli.key:key", "Add, list or revoke the API keys of the daemon on this machine."),
     "ask": ("edgekit.cli.ask:ask", "Send a prompt to a running daemon, over HTTP or MQTT."),
     "service": ("edgekit.cli.service:service", "Install, remove or inspect the system service."),
 }

@@ -100,7 +100,9 @@ def daemon_options(command: _Command) -> _Command:
     path = click.Path(path_type=Path, exists=True)
     for option in reversed(
         (
-            click.option("--http", "url", metavar="URL", help="Daemon to ask over HTTP."),
+            click.option(
+                "--http", "url", metavar="URL", help="Daemon to ask over HTTP, or unix:PATH; its key: $EDGEKIT_API_KEY."
+            ),
             click.option("--mqtt", "broker", metavar="HOST[:PORT]", help="Broker through which to ask over MQTT."),
             click.option("--device", help="Device to ask over MQTT [this one: `edgekit doctor` shows its id]."),
             click.option("--username", help="User name for the broker."),
@@ -109,7 +111,7 @@ def daemon_options(command: _Command) -> _Command:
             click.option("--ca-file", type=path, help="CA certificates to trust, PEM [the system's]."),
             click.option("--prefix", default="edgekit", show_default=True, help="First level of the device's topics."),
             click.option(
-                "--reply-prefix", default="edgekit-replies", show_default=True, help="Prefix of the reply topic."
+                "--reply-prefix", help="Prefix of the reply topic [edgekit-replies, with --username replies]."
             ),
             click.option(
                 "--timeout",

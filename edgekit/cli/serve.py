@@ -23,6 +23,8 @@ __all__ = ["serve"]
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file [the first edgekit.yaml found].")
 @click.option("--host", help="Address of the HTTP API [127.0.0.1].")
 @click.option("--port", "--http-port", type=int, help="Port of the HTTP API [8090]; 0 takes a free one.")
+@click.option("--socket", type=click.Path(path_type=Path), help="Unix socket of the HTTP API, besides the port [none].")
+@click.option("--insecure", is_flag=True, help="Answer other machines without API keys (`edgekit key`).")
 @click.option("--no-http", is_flag=True, help="Disable the HTTP API.")
 @click.option("--mqtt", "broker", metavar="HOST[:PORT]", help="Enable the MQTT API, through this broker.")
 @click.option("--device", help="This device's id in MQTT topics [`edgekit doctor` shows it].")
@@ -45,6 +47,8 @@ def serve(
     config: Path | None,
     host: str | None,
     port: int | None,
+    socket: Path | None,
+    insecure: bool,
     no_http: bool,
     broker: str | None,
     device: str | None,
@@ -65,6 +69,8 @@ def serve(
         "bundle": bundle,
         "http.host": host,
         "http.port": port,
+        "http.socket": socket,
+        "http.insecure": True if insecure else None,
         "http.enabled": False if no_http else None,
         "mqtt.host": mqtt_host,
         "mqtt.port": mqtt_port,

@@ -1,8 +1,13 @@
-"""HTTP client: one streaming chat completion, as server-sent events. It works with any OpenAI-compatible server."""
+"""HTTP client: one streaming chat completion, as server-sent events. It works with any OpenAI-compatible server.
+
+`$EDGEKIT_API_KEY` is sent as the API key, and `$SSL_CERT_FILE` has the CA certificates to trust.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import ssl
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +21,7 @@ from edgekit.generation.types import Delta, Finished, Message, ToolCallDelta
 __all__ = ["ask_http", "describe_http"]
 
 _CONNECT_TIMEOUT_S = 5.0
+_UNIX = "unix:"
 
 
 def ask_http(
@@ -26,7 +32,7 @@ def ask_http(
     Closing the iterator closes the connection, and the daemon then stops generating.
 
     Args:
-        url: The server, `http://HOST:PORT`, with or without `/v1`.
+        url: The server, `http://HOST:PORT` or `unix:PATH`, with or without `/v1`.
         messages: The chat.
         timeout_s: Maximum time without data, in seconds.
         options: Further fields of the body, such as `max_tokens` or `temperature`; None omits a field.
@@ -38,7 +44,7 @@ def ask_http(
         EdgekitError: `daemon_unreachable`, `timeout`, `bad_reply`, or the daemon's error.
         ConfigError: `url` is not a URL.
     """
-    base = url.rstrip("/").removesuffix("/v1")
+    base = _base(url)
     body = chat_body(messages, {"stream_options": {"include_usage": True}, **options})
     with (
         _client(url, base, timeout_s) as client,
@@ -58,7 +64,7 @@ def describe_http(url: str) -> dict[str, Any]:
     Raises:
         EdgekitError, ConfigError: As for `ask_http`.
     """
-    base = url.rstrip("/").removesuffix("/v1")
+    base = _base(url)
     with _client(url, base, _CONNECT_TIMEOUT_S) as client:
         response = client.get(f"{base}/v1/models")
         if response.status_code != 200:
@@ -76,9 +82,14 @@ def describe_http(url: str) -> dict[str, Any]:
 def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
     """An HTTP client whose errors are ours."""
     limits = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
+    key = os.environ.get("EDGEKIT_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
+        transport = httpx.HTTPTransport(uds=url.removeprefix(_UNIX)) if url.startswith(_UNIX) else None
         # A proxy from the environment would be used even for loopback, and cannot reach the device.
-        with httpx.Client(timeout=limits, trust_env=False) as client:
+        with httpx.Client(
+            timeout=limits, trust_env=False, headers=headers, transport=transport, verify=_trusted(base)
+        ) as client:
             yield client
     except httpx.ConnectError as exc:
         raise EdgekitError(
@@ -96,6 +107,21 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
         raise EdgekitError(
             f"the connection to {base} broke: {exc}", hint="see the daemon's log", code="daemon_unreachable"
         ) from exc
+
+
+def _base(url: str) -> str:
+    return "http://localhost" if url.startswith(_UNIX) else url.rstrip("/").removesuffix("/v1")
+
+
+def _trusted(base: str) -> ssl.SSLContext | bool:
+    """Return the certificates to trust; `$SSL_CERT_FILE` is not read by httpx here."""
+    file = os.environ.get("SSL_CERT_FILE")
+    if not file or not base.startswith("https:"):
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as exc:
+        raise ConfigError(f"cannot read the certificates in $SSL_CERT_FILE, {file}: {exc.strerror}") from exc
 
 
 def _events(lines: Iterator[str]) -> Iterator[Delta | ToolCallDelta | Finished]:

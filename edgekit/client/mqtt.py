@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import re
 import socket
 import ssl
 import time
@@ -32,6 +33,7 @@ __all__ = ["ask_mqtt", "describe_mqtt"]
 _CONNECT_TIMEOUT_S = 5.0
 _PRESENCE_TIMEOUT_S = 2.0
 _NO_MATCHING_SUBSCRIBERS = 0x10
+_USER = re.compile(r"[^+#$/\s\x00-\x1f\x7f-\x9f]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def ask_mqtt(
     messages: Sequence[Message],
     *,
     prefix: str = "edgekit",
-    reply_prefix: str = "edgekit-replies",
+    reply_prefix: str | None = None,
     username: str | None = None,
     password: str | None = None,
     tls: bool = False,
@@ -75,7 +77,9 @@ def ask_mqtt(
         messages: The chat.
         prefix: The daemon's `mqtt.prefix`.
         reply_prefix: Prefix of the reply topic; must be allowed by the daemon's `mqtt.reply_prefixes`, if it sets them.
-        username: User name for the broker.
+            None means `replies` for a user, else `edgekit-replies`.
+        username: User name for the broker. It is a level of the request's and the reply's topics too, which the
+            broker's access list binds, unless it cannot be one.
         password: Password for the broker.
         tls: Use TLS.
         ca_file: CA certificates to trust, PEM; None means the system's.
@@ -91,7 +95,7 @@ def ask_mqtt(
             error.
         ConfigError: `ca_file` cannot be read.
     """
-    exchange = _Exchange(f"{prefix}/{device}", f"{reply_prefix}/{uuid.uuid4().hex}", timeout_s)
+    exchange = _Exchange(f"{prefix}/{device}", reply_prefix, username, timeout_s)
     exchange.log_in(username, password)
     try:
         exchange.connect(host, port, _tls_context(ca_file) if tls else None)
@@ -118,7 +122,7 @@ def describe_mqtt(
     device: str,
     *,
     prefix: str = "edgekit",
-    reply_prefix: str = "edgekit-replies",
+    reply_prefix: str | None = None,
     username: str | None = None,
     password: str | None = None,
     tls: bool = False,
@@ -129,7 +133,7 @@ def describe_mqtt(
     Raises:
         EdgekitError, ConfigError: As for `ask_mqtt`.
     """
-    exchange = _Exchange(f"{prefix}/{device}", f"{reply_prefix}/{uuid.uuid4().hex}", _PRESENCE_TIMEOUT_S)
+    exchange = _Exchange(f"{prefix}/{device}", reply_prefix, username, _PRESENCE_TIMEOUT_S)
     exchange.log_in(username, password)
     try:
         exchange.connect(host, port, _tls_context(ca_file) if tls else None)
@@ -146,9 +150,12 @@ class _Exchange:
     paho's thread only puts items into queues: an exception there would end it silently.
     """
 
-    def __init__(self, device_topic: str, reply_topic: str, timeout_s: float) -> None:
+    def __init__(self, device_topic: str, reply_prefix: str | None, username: str | None, timeout_s: float) -> None:
+        user = username if username is not None and _USER.fullmatch(username) else None
         self._device_topic = device_topic
-        self._reply_topic = reply_topic
+        self._user_level = "" if user is None else f"/{user}"
+        default = "edgekit-replies" if user is None else "replies"
+        self._reply_topic = f"{reply_prefix or default}{self._user_level}/{uuid.uuid4().hex}"
         self._status_topic = f"{device_topic}/status"
         self._correlation = uuid.uuid4().bytes
         self._timeout_s = timeout_s
@@ -263,7 +270,9 @@ class _Exchange:
         properties.CorrelationData = self._correlation
         properties.MessageExpiryInterval = max(1, math.ceil(self._timeout_s))
         payload = b"" if body is None else json.dumps(body, ensure_ascii=False).encode()
-        self._client.publish(f"{self._device_topic}/chat/{verb}", payload, qos=1, properties=properties)
+        self._client.publish(
+            f"{self._device_topic}/chat/{verb}{self._user_level}", payload, qos=1, properties=properties
+        )
 
     def answers(self) -> Iterator[Delta | ToolCallDelta | Restarted | Finished]:
         """Yield the answer."""

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
+from edgekit.daemon.access.access import Access
 from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.crash_loop import CrashLoop
@@ -102,6 +103,7 @@ class Daemon:
         self._find_gpu = find_gpu
         self._metrics = Metrics()
         self._switch: EngineSwitch | None = None
+        self._access = Access(config.access, self._metrics)
         self._worker: EngineWorker | None = None
         self._http: HttpServer | None = None
         self._mqtt: MqttService | None = None
@@ -114,6 +116,7 @@ class Daemon:
         self._info: ModelInfo | None = None
         self._log_file = LogFile() if is_launchd_job() else None
         self._stopping = threading.Event()
+        self._reload = threading.Event()
         self._next_report = 0.0
         self._engine = EngineStart(config.generation, self._on_build, self._stopping, self._on_verified)
         # Without a service manager, an error is for the user in front of the terminal.
@@ -129,8 +132,17 @@ class Daemon:
         """
         config = self._config
         try:
+            self._access.start()
             if config.http.enabled:
-                self._http = HttpServer(config.http, None, None, self._metrics, self._watchdog, activity=self._activity)
+                self._http = HttpServer(
+                    config.http,
+                    None,
+                    None,
+                    self._metrics,
+                    self._watchdog,
+                    activity=self._activity,
+                    access=self._access,
+                )
                 self._retry(self._http.start)
                 self._watchdog.watch("the HTTP server", self._http.seconds_since_heartbeat)
             self._watchdog.start()
@@ -192,6 +204,7 @@ class Daemon:
             state_folder(),
             device=None if jetson is None else partial(device_status, jetson),
             engine=lambda: self._engine.state,
+            access=self._access,
         )
         mqtt.start()
         self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)
@@ -210,6 +223,7 @@ class Daemon:
             self._mqtt.stop()
         if self._http is not None:
             self._http.stop()
+        self._access.stop()
         self._watchdog.stop()
         self._trimmer.stop()
         if self._meter is not None:
@@ -218,6 +232,13 @@ class Daemon:
             self._log_file.stop()
         if self._warmup is not None:
             self._warmup.stop()
+
+    def reload(self) -> None:
+        """Read the certificate and the API keys again, and open the audit log anew; open requests are not affected."""
+        logger.info("reading the certificate and the API keys again")
+        if self._http is not None:
+            self._http.reload()
+        self._access.reload()
 
     def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, stop. Call it on the main thread.
@@ -230,8 +251,7 @@ class Daemon:
         limit_arenas()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopping.set())
-        # By convention it asks a daemon to read its files again, which this one cannot yet; by default it would end it.
-        signal.signal(signal.SIGHUP, lambda *_: None)
+        signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         loop = _crash_loop()
         if loop is not None and not loop.enter():
             return
@@ -282,7 +302,9 @@ class Daemon:
         try:
             # A wait without timeout delays signals on some systems.
             while not self._stopping.wait(1.0):
-                pass
+                if self._reload.is_set():
+                    self._reload.clear()
+                    self.reload()
             logger.info("stopping: running requests have %.0f s to finish", _DRAIN_S)
         finally:
             # A second signal ends the wait for running requests.

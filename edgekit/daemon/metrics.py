@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from edgekit import __version__
 from edgekit.daemon.build_state import PHASES, BuildState
+from edgekit.daemon.key_metrics import KeyMetrics
 from edgekit.errors import EdgekitError
 from edgekit.generation.engine.engine import EngineStats
 from edgekit.generation.model import ModelInfo
@@ -49,7 +50,11 @@ class MqttStats:
 
 
 class Metrics:
-    """The daemon's metrics, in a registry of their own, so that two daemons in one process do not share counters."""
+    """The daemon's metrics, in a registry of their own, so that two daemons in one process do not share counters.
+
+    Attributes:
+        by_key: Those of each API key.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -96,6 +101,7 @@ class Metrics:
         )
         self._energy: Counter | None = None
         self._joules: Histogram | None = None
+        self.by_key = KeyMetrics(registry)
 
     def watch(
         self,

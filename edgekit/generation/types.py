@@ -227,6 +227,7 @@ class ChatRequest:
         client: The client, for fair queueing and logs: a peer address or an MQTT client's response topic.
         tenant: Owner of the prompts: cached prefixes are not shared between tenants.
         priority: Requests with a smaller number are served first, across clients.
+        share: The client's weight in the fair queue: with 2 it gets twice the tokens of one with 1 while both wait.
         n: Number of choices.
         logprobs: Number of top tokens to report per position (0: the sampled token alone); None turns it off.
         echo: The output starts with the prompt; with `logprobs`, the prompt's logprobs too. Only with `prompt`.
@@ -250,6 +251,7 @@ class ChatRequest:
     prompt: str | None = None
     tenant: str = ""
     priority: int = 0
+    share: float = 1.0
     n: int = 1
     logprobs: int | None = None
     echo: bool = False
@@ -276,6 +278,7 @@ class ChatRequest:
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise RequestError("the deadline has passed", code="deadline_exceeded", param="deadline_s")
         _in_range("priority", self.priority, -1000, 1000)
+        _in_range("share", self.share, 0.01, 100.0)
         _in_range("n", self.n, 1, MAX_CHOICES)
         if self.logprobs is not None:
             _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)

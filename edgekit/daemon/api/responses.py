@@ -126,7 +126,7 @@ def timings_body(timings: Timings, usage: Usage) -> dict[str, float]:
 
 def _error_type(error: EdgekitError) -> str:
     """Return the OpenAI API's error type, which is coarser than `code`."""
-    if error.code == "overloaded":
+    if error.code in {"overloaded", "rate_limited", "too_many_attempts"}:
         return "rate_limit_error"
     # A missed deadline is HTTP's 504, a server error.
     if isinstance(error, RequestError) and error.code != "deadline_exceeded":

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import logging
 import resource
+import socket
 import time
 from collections import Counter
 from typing import Any
@@ -87,7 +88,10 @@ class Connections:
         return True
 
     def _is_proxy(self, client: str) -> bool:
-        return bool(self._proxies) and any(ipaddress.ip_address(client) in network for network in self._proxies)
+        # A Unix socket has no addresses.
+        return bool(self._proxies and client) and any(
+            ipaddress.ip_address(client) in network for network in self._proxies
+        )
 
     def remove(self, connection: _Protocol, client: str) -> None:
         """Forget a connection."""
@@ -151,6 +155,9 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
         super().connection_made(transport)
         self._address = self.client[0] if self.client else ""
+        sock = transport.get_extra_info("socket")
+        # A dict of this connection's own; each request's `scope["state"]` is a copy of it.
+        self.app_state = {**self.app_state, "unix": sock is not None and sock.family == socket.AF_UNIX}
         self._served = self._owner.add(self, self._address)
         if not self._served:
             transport.write(_REFUSAL)
@@ -174,7 +181,9 @@ class _Protocol(H11Protocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's returns None always
         """Keep the connection for the reply if the request is complete: the client may have closed its half only."""
-        self._half_closed = self._replying and self.conn.their_state in {h11.DONE, h11.MUST_CLOSE}
+        # TLS has no half-closed connections.
+        plain = self.scheme != "https"
+        self._half_closed = plain and self._replying and self.conn.their_state in {h11.DONE, h11.MUST_CLOSE}
         if self._half_closed:
             # A stream finds out whether the client is still there with its keep-alives.
             self.scope["state"]["half_closed"] = True

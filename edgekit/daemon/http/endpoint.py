@@ -14,6 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from edgekit.daemon.access.access import Access
+from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.api import CollectedReply
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
@@ -36,11 +38,13 @@ class RequestContext:
         id: The request's id.
         client: The client's address.
         model: The served model.
+        identity: The sender; what is kept between requests belongs to its `tenant`.
     """
 
     id: str
     client: str
     model: ModelInfo
+    identity: Identity = ANONYMOUS
 
 
 class Reply(Protocol):
@@ -110,6 +114,7 @@ class Endpoint:
         bodies: Limits the bodies being read, of all endpoints together.
         dialect: Parses bodies.
         refusal: Formats an error as a response.
+        access: Submits requests under the limits of their sender.
     """
 
     def __init__(
@@ -121,8 +126,10 @@ class Endpoint:
         *,
         dialect: Dialect,
         refusal: Callable[[EdgekitError], Response],
+        access: Access,
     ) -> None:
         self._backend = backend
+        self._access = access
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._bodies = bodies
@@ -140,6 +147,7 @@ class Endpoint:
             return Response(status_code=499)
         except EdgekitError as error:
             self._metrics.refused("http", error)
+            request.state.audit.refused(error.code)
             return self._refusal(error)
         if isinstance(reply, Response):
             return reply
@@ -173,11 +181,13 @@ class Endpoint:
     def _submit(self, body: bytes, request: Request, events: Events) -> Reply | Response:
         worker, info = self._backend()
         client = request.client.host if request.client else ""
-        reply = self._dialect(body, RequestContext(request.state.request_id, client, info))
+        identity = request.state.identity
+        submit = self._access.bound(worker.submit, identity, info.name, request.state.audit)
+        reply = self._dialect(body, RequestContext(request.state.request_id, client, info, identity))
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.
             events.bounded = reply.stream
-            events.state = worker.submit(reply.request, self._metrics.track("http", events.put))
+            events.state = submit(reply.request, self._metrics.track("http", events.put))
         return reply
 
 

@@ -13,25 +13,32 @@ from edgekit.daemon.api import error_body
 from edgekit.daemon.api.validation import printable
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 
-__all__ = ["error_response", "error_text", "http_error", "openai_error"]
+__all__ = ["error_response", "error_text", "http_error", "http_status", "openai_error"]
 
 logger = logging.getLogger(__name__)
 
 # Codes whose status is not that of the error's class.
 _STATUS = {
+    "api_key_expired": 401,
+    "api_key_missing": 401,
     "body_too_large": 413,
     "deadline_exceeded": 504,
     "generation_failed": 503,
     "host_not_allowed": 403,
+    "invalid_api_key": 401,
     "method_not_allowed": 405,
+    "model_not_allowed": 403,
     "model_not_found": 404,
     "not_found": 404,
     "origin_not_allowed": 403,
     "overloaded": 429,
+    "rate_limited": 429,
+    "scope_missing": 403,
+    "too_many_attempts": 429,
 }
 
 
-def _status_of(error: EdgekitError) -> int:
+def http_status(error: EdgekitError) -> int:
     """Return the HTTP status of an error: that of its code, else 400 for a bad request, 503 if unavailable, 500."""
     if error.code in _STATUS:
         return _STATUS[error.code]
@@ -58,7 +65,7 @@ def error_response(error: EdgekitError, body: dict[str, Any] | None = None) -> R
         error: The error.
         body: The body in the API's own shape; OpenAI's unless given.
     """
-    status = _status_of(error)
+    status = http_status(error)
     headers = {}
     if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))

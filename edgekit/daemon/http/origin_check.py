@@ -2,7 +2,7 @@
 
 Any page open in a browser can send requests to 127.0.0.1, and a page whose host name is rebound to 127.0.0.1 (DNS
 rebinding) can read the replies. The first shows by a foreign `Origin`, the second by a `Host` that is not this machine;
-an address as `Host` shows that no name was rebound.
+an address as `Host` shows that no name was rebound. A browser cannot connect to a Unix socket.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgekit.daemon.access.keys import redact
 from edgekit.daemon.http.errors import error_response
 from edgekit.errors import EdgekitError, RequestError
 
@@ -31,10 +32,12 @@ class OriginCheck:
         loopback: Whether the server listens on loopback only; `Host` must then be one of its names.
         allowed: Further names that `Host` may have; `*.` at the start stands for any subdomain. If the server does not
             listen on loopback only, and this is empty, any name is allowed.
+        origins: Regular expression of the origins that are allowed besides the server's own.
     """
 
-    def __init__(self, app: ASGIApp, *, loopback: bool, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, loopback: bool, allowed: Sequence[str] = (), origins: str = r"(?!)") -> None:
         self._app = app
+        self._origins = re.compile(f"(?i:{origins})")
         self._loopback = loopback
         self._allowed = frozenset(name.lower() for name in allowed)
 
@@ -42,7 +45,9 @@ class OriginCheck:
         """Check a request and pass it on, with `scope["state"]["request_id"]` set."""
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        # An id that looks like a key would be logged.
+        kept = _REQUEST_ID.fullmatch(given) and redact(given) == given
+        request_id = given if kept else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -50,13 +55,13 @@ class OriginCheck:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        error = self._problem(headers)
+        error = self._problem(headers, unix=scope["state"].get("unix", False))
         app = self._app if error is None else error_response(error)
         await app(scope, receive, send_with_id)
 
-    def _problem(self, headers: Headers) -> EdgekitError | None:
+    def _problem(self, headers: Headers, *, unix: bool) -> EdgekitError | None:
         host = headers.get("host", "")
-        if not self._allows(_name(f"//{host}")):
+        if not unix and not self._allows(_name(f"//{host}")):
             return RequestError(
                 f"host `{host[:100]}` is not allowed"
                 + (": this daemon listens on loopback only" if self._loopback else ""),
@@ -64,10 +69,10 @@ class OriginCheck:
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        if origin is not None and _netloc(origin) != host.lower():
+        if origin is not None and _netloc(origin) != host.lower() and not self._origins.fullmatch(origin):
             return RequestError(
                 f"requests from web pages of `{origin[:100]}` are not allowed",
-                hint="call the daemon from a program, or through a proxy on that site",
+                hint="add it to `http.allowed_origins`",
                 code="origin_not_allowed",
             )
         return None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,14 +20,20 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgekit.config import HttpConfig
+from edgekit.daemon.access.access import Access
 from edgekit.daemon.http import ollama
+from edgekit.daemon.http.authentication import Authentication
 from edgekit.daemon.http.chat import ChatReply
 from edgekit.daemon.http.completions import CompletionReply
-from edgekit.daemon.http.connections import Connections
+from edgekit.daemon.http.connections import HEADER_S, Connections
 from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
 from edgekit.daemon.http.errors import error_response, http_error
+from edgekit.daemon.http.listeners import UnixListener, is_private, listen_tcp, resolve
 from edgekit.daemon.http.models import Models
 from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
+from edgekit.daemon.http.origins import cors, origin_pattern
+from edgekit.daemon.http.refusals import refusal_for
+from edgekit.daemon.http.tls import Certificate
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError, UnavailableError
 from edgekit.generation.engine.worker import EngineWorker
@@ -39,7 +44,6 @@ __all__ = ["Health", "HttpServer"]
 logger = logging.getLogger(__name__)
 
 _START_S = 30.0
-_CHECK_HOST = "check `http.host` (--host)"
 _BODIES_BYTES = 32 << 20
 
 
@@ -61,6 +65,10 @@ class HttpServer:
         metrics: Counts requests and renders `/metrics`.
         health: Answers `/healthz`; None always reports healthy.
         activity: Returns what the daemon does besides, or before it answers; empty for nothing.
+        access: The API keys and the audit log; None has none.
+
+    Raises:
+        ConfigError: A trusted proxy is not an address, or an allowed origin not an origin.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class HttpServer:
         health: Health | None = None,
         *,
         activity: Callable[[], str] = str,
+        access: Access | None = None,
     ) -> None:
         self._config = config
         self._worker = worker
@@ -79,6 +88,11 @@ class HttpServer:
         self._metrics = metrics
         self._health = health
         self._activity = activity
+        self._access = access or Access(metrics=metrics)
+        self._origins = origin_pattern(config.allowed_origins)
+        self._certificate: Certificate | None = None
+        # Whether other machines can reach it, and must present a key even if none is configured any more.
+        self._keys_required = False
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._port = config.port
@@ -94,10 +108,14 @@ class HttpServer:
     @property
     def url(self) -> str:
         """The base URL for clients on this machine, without a path."""
+        if not self._config.tcp:
+            return f"unix:{self._config.socket}"
         host = self._config.host
         if host in {"0.0.0.0", "::", ""}:  # noqa: S104  compared, not bound
             host = "127.0.0.1"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+        return (
+            f"{'http' if self._certificate is None else 'https'}://{f'[{host}]' if ':' in host else host}:{self._port}"
+        )
 
     def seconds_since_heartbeat(self) -> float:
         """Seconds since the event loop last ran its timer; 0 unless it is running."""
@@ -112,11 +130,34 @@ class HttpServer:
         """Start listening; returns once connections are accepted.
 
         Raises:
-            ConfigError: It cannot listen on such an address; or a trusted proxy is not an address.
+            ConfigError: It cannot listen on such an address; or other machines could reach it without API keys; or the
+                certificate cannot be used.
             EdgekitError: `address_unavailable`: the address is in use, or not one of this machine yet.
         """
-        listener = _listen(self._config.host, self._config.port)
-        self._port = listener.getsockname()[1]
+        config = self._config
+        if not config.tcp and config.socket is None:
+            raise ConfigError("`http.tcp` is off, and there is no `http.socket`", hint="set one of them")
+        if (config.tls_certificate is None) != (config.tls_key is None):
+            raise ConfigError("`http.tls_certificate` and `http.tls_key` need each other", hint="set both, or neither")
+        if config.tls_certificate is not None and config.tls_key is not None:
+            self._certificate = Certificate(config.tls_certificate, config.tls_key)
+        with contextlib.ExitStack() as stack:
+            sockets = []
+            if config.tcp:
+                found = resolve(config.host, config.port)
+                self._keys_required = not (is_private(found) or config.insecure)
+                if self._keys_required and not self._access.keys.load().keys:
+                    raise _no_keys(config.host)
+                listener = stack.enter_context(contextlib.closing(listen_tcp(found, config.host, config.port)))
+                self._port = listener.getsockname()[1]
+                sockets.append(listener)
+            if config.socket is not None:
+                unix = UnixListener(config.socket, int(config.socket_mode, 8))
+                stack.callback(unix.close)
+                sockets.append(unix.socket)
+            self._start(sockets, stack.pop_all())
+
+    def _start(self, sockets: list[socket.socket], listening: contextlib.ExitStack) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 self._application(),
@@ -135,9 +176,12 @@ class HttpServer:
                 forwarded_allow_ips=[*self._config.trusted_proxies],
             )
         )
+        server.config.load()
+        server.config.ssl = None if self._certificate is None else self._certificate.context
         self._server = server
         self._heartbeat = time.monotonic()
-        self._thread = threading.Thread(target=self._serve, args=(server, listener), name="http", daemon=True)
+        arguments = (server, sockets, listening)
+        self._thread = threading.Thread(target=self._serve, args=arguments, name="http", daemon=True)
         self._thread.start()
         pause = threading.Event()
         waited = 0.0
@@ -147,12 +191,21 @@ class HttpServer:
         if not server.started:
             raise EdgekitError("the HTTP server did not start", hint="the log has the details")
         logger.info("listening on %s", self.url)
-        if not is_loopback(self._config.host) and not self._config.allowed_hosts:
+        if self._config.tcp and self._config.socket is not None:
+            logger.info("listening on %s", self._config.socket)
+        keys = self._keys_required or self._access.keys.current().configured
+        if self._config.tcp and not is_loopback(self._config.host) and not (self._config.allowed_hosts or keys):
             logger.warning(
-                "http: other machines can reach the daemon on %s, and so can web pages in their browsers, under any "
-                "host name (hint: list the names by which clients call it in http.allowed_hosts)",
+                "http: other machines can reach the daemon on %s without API keys, and so can web pages in their "
+                "browsers, under any host name (hint: make a key with `edgekit key add NAME`, and list the names by "
+                "which clients call the daemon in http.allowed_hosts)",
                 self._config.host,
             )
+
+    def reload(self) -> None:
+        """Read the certificate again; the connections that are open keep theirs."""
+        if self._certificate is not None:
+            self._certificate.reload()
 
     def stop(self) -> None:
         """Stop listening, let open replies finish, and join. Stop the worker first: it ends them."""
@@ -162,16 +215,28 @@ class HttpServer:
         self._thread.join()
         self._server = self._thread = None
 
-    def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
+    def _serve(self, server: uvicorn.Server, sockets: list[socket.socket], listening: contextlib.ExitStack) -> None:
         async def serve() -> None:
-            asyncio.get_running_loop().set_exception_handler(self._connections.on_loop_error)
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(self._connections.on_loop_error)
+            create = loop.create_server
+
+            async def create_server(*args: Any, **options: Any) -> asyncio.Server:
+                # uvicorn has one setting for all sockets, and none for slow handshakes.
+                if options["sock"].family == socket.AF_UNIX:
+                    options["ssl"] = None
+                if options.get("ssl") is not None:
+                    options["ssl_handshake_timeout"] = HEADER_S
+                return await create(*args, **options)
+
+            loop.create_server = create_server  # type: ignore[method-assign]
             beat = asyncio.create_task(self._beat())
             try:
-                await server.serve(sockets=[listener])
+                await server.serve(sockets=sockets)
             finally:
                 beat.cancel()
 
-        with contextlib.closing(listener):
+        with listening:
             asyncio.run(serve())
 
     async def _beat(self) -> None:
@@ -196,7 +261,23 @@ class HttpServer:
         ]
         return Starlette(
             routes=routes,
-            middleware=[Middleware(OriginCheck, loopback=is_loopback(config.host), allowed=config.allowed_hosts)],
+            middleware=[
+                Middleware(
+                    OriginCheck,
+                    loopback=is_loopback(config.host),
+                    allowed=config.allowed_hosts,
+                    origins=self._origins,
+                ),
+                cors(self._origins),
+                Middleware(
+                    Authentication,
+                    access=self._access,
+                    metrics=self._metrics,
+                    required=lambda: self._keys_required,
+                    model=lambda: None if self._info is None else self._info.name,
+                    refusal=refusal_for,
+                ),
+            ],
             exception_handlers={HTTPException: _on_http_error, EdgekitError: _on_error, Exception: _on_fault},
         )
 
@@ -210,6 +291,7 @@ class HttpServer:
             self._bodies,
             dialect=dialect,
             refusal=refusal,
+            access=self._access,
         )
 
         async def answer(request: Request) -> Response:
@@ -240,8 +322,11 @@ class HttpServer:
         if not self._worker.accepting:
             return PlainTextResponse("shutting down\n", 503)
         info, activity = self._info, self._activity()
+        if info is None or self._keys_required or self._access.keys.current().configured:
+            # No details for senders without a key.
+            return PlainTextResponse("ready\n")
         besides = f"; {activity}" if activity else ""
-        if info is None or not info.runner:
+        if not info.runner:
             return PlainTextResponse(f"ready{besides}\n")
         better = "".join(f"not on {one}\n" for one in info.rejected)
         return PlainTextResponse(f"ready, on {info.runner}{besides}\n{better}")
@@ -274,46 +359,13 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 
 def _refuse(request: Request, error: EdgekitError) -> Response:
-    return ollama.refusal(error) if request.url.path.startswith("/api/") else error_response(error)
+    return refusal_for(request.scope["path"], error)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except UnicodeError as error:
-        raise ConfigError(f"cannot listen on `{host}`: {error}", hint=_CHECK_HOST) from error
-    except OSError as error:
-        # At boot the name may be unknown only because the network is not up.
-        raise _unavailable(f"cannot listen on `{host}`: {error.strerror or error}", hint=_CHECK_HOST) from error
-    try:
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise _listen_error(host, port, error) from error
-    try:
-        # A restart must not wait for the last run's connections to time out.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise _listen_error(host, port, error) from error
-    listener.setblocking(False)  # noqa: FBT003
-    return listener
-
-
-def _listen_error(host: str, port: int, error: OSError) -> EdgekitError:
-    message = f"cannot listen on {host} port {port}: {error.strerror}"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return ConfigError(message, hint="choose an `http.port` (--port) above 1023" if port < 1024 else None)
-    if error.errno == errno.EAFNOSUPPORT:
-        return ConfigError(message, hint=_CHECK_HOST)
-    if error.errno == errno.EADDRINUSE:
-        return _unavailable(message, hint="choose another `http.port` (--port), or stop what uses this one")
-    return _unavailable(message, hint=f"{_CHECK_HOST}: is it an address of this machine?")
-
-
-def _unavailable(message: str, *, hint: str) -> EdgekitError:
-    """An error that may mend itself: the daemon waits for it at the start, and is restarted after it."""
-    return EdgekitError(message, hint=hint, code="address_unavailable")
+def _no_keys(host: str) -> ConfigError:
+    return ConfigError(
+        f"on {host} other machines could use the daemon without an API key",
+        hint="make one with `edgekit key add NAME`, or listen on 127.0.0.1, or allow it: `http.insecure: true` "
+        "(--insecure)",
+        code="keys_required",
+    )

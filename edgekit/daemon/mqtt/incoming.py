@@ -21,6 +21,7 @@ class Incoming:
         correlation: Correlation Data; None if not set.
         expiry_s: Remaining Message Expiry Interval in seconds; None if not set.
         again: It was delivered before.
+        user: The user's name in the topic, which the broker's access list binds; None if it has none.
     """
 
     payload: bytes
@@ -28,10 +29,11 @@ class Incoming:
     correlation: bytes | None
     expiry_s: float | None
     again: bool = False
+    user: str | None = None
 
     @classmethod
-    def of(cls, message: paho.MQTTMessage) -> Incoming:
-        """Convert paho's message."""
+    def of(cls, message: paho.MQTTMessage, user: str | None = None) -> Incoming:
+        """Convert paho's message, of this user."""
         properties = message.properties
         expiry = getattr(properties, "MessageExpiryInterval", None)
         return cls(
@@ -40,6 +42,7 @@ class Incoming:
             getattr(properties, "CorrelationData", None),
             None if expiry is None else float(expiry),
             bool(message.dup),
+            user,
         )
 
     @property

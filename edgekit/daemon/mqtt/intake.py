@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from edgekit.daemon.access.access import Access
+from edgekit.daemon.access.audit import AuditRecord
 from edgekit.daemon.api import CollectedReply, check_model, parse_chat, parse_completion
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt.crash_marks import MAX_CRASHES, CrashMarks
@@ -46,6 +48,7 @@ class Intake:
         metrics: Counts them.
         crash_marks: Recognize a request that ends the daemon.
         happen: Has the service's thread take a step of a request.
+        access: Submits requests under the limits of their sender.
     """
 
     def __init__(
@@ -54,13 +57,16 @@ class Intake:
         info: ModelInfo,
         metrics: Metrics,
         crash_marks: CrashMarks,
+        *,
         happen: Callable[[OpenRequest, Callable[[], None]], None],
+        access: Access,
     ) -> None:
         self._worker = worker
         self._info = info
         self._metrics = metrics
         self._crash_marks = crash_marks
         self._happen = happen
+        self._access = access
         self._preparation = Preparation()
         self._bytes = 0
 
@@ -124,14 +130,30 @@ class Intake:
         self, request: OpenRequest, envelope: Envelope, expiry_s: float | None, receive: OnEvent
     ) -> EdgekitError | None:
         """Submit a request, on the thread for that; returns why it is refused."""
+        record = AuditRecord(self._access.audit, "mqtt", request_id=request.id, what="chat/request")
+        record.identity = request.identity
+        problem = self._guarded(request, envelope, expiry_s, receive, record)
+        if problem is not None:
+            record.refused(problem.code)
+        record.replied()
+        return problem
+
+    def _guarded(
+        self,
+        request: OpenRequest,
+        envelope: Envelope,
+        expiry_s: float | None,
+        receive: OnEvent,
+        record: AuditRecord,
+    ) -> EdgekitError | None:
         name = hashlib.sha256(
-            repr((request.key[0], request.id if request.id_given else None, request.digest)).encode()
+            repr((request.key[0], request.key[2], request.id if request.id_given else None, request.digest)).encode()
         ).hexdigest()
         try:
             if not self._crash_marks.begin(name):
                 return _crashes()
             try:
-                self._submit(request, envelope, expiry_s, receive)
+                self._submit(request, envelope, expiry_s, receive, record)
             finally:
                 self._crash_marks.end(name)
         except EdgekitError as exc:
@@ -141,7 +163,14 @@ class Intake:
             return EdgekitError("the request failed inside the daemon", hint="see the daemon's log")
         return None
 
-    def _submit(self, request: OpenRequest, envelope: Envelope, expiry_s: float | None, receive: OnEvent) -> None:
+    def _submit(
+        self,
+        request: OpenRequest,
+        envelope: Envelope,
+        expiry_s: float | None,
+        receive: OnEvent,
+        record: AuditRecord,
+    ) -> None:
         body = envelope.body
         limits = [limit for limit in (envelope.deadline_s, expiry_s) if limit is not None]
         if limits:
@@ -152,7 +181,8 @@ class Intake:
         chat, options = parse(body, request_id=request.id, client=request.key[0])
         check_model(options.model, self._info)
         request.collected, request.logprobs = CollectedReply(chat.n), chat.logprobs is not None
-        request.submitted(self._worker.submit(chat, self._metrics.track("mqtt", receive)))
+        submit = self._access.bound(self._worker.submit, request.identity, self._info.name, record)
+        request.submitted(submit(chat, self._metrics.track("mqtt", receive)))
 
 
 def _crashes() -> RunnerError:

@@ -232,7 +232,14 @@ def status(
 
 
 def info(
-    *, device: str, model: str, context_length: int, version: str, topics: Mapping[str, str], max_payload_bytes: int
+    *,
+    device: str,
+    model: str,
+    context_length: int,
+    version: str,
+    topics: Mapping[str, str],
+    max_payload_bytes: int,
+    user_required: bool = False,
 ) -> dict[str, Any]:
     """Return the device's info message."""
     return {
@@ -243,6 +250,7 @@ def info(
         "model": {"id": model, "context_length": context_length},
         "topics": dict(topics),
         "max_payload_bytes": max_payload_bytes,
+        "user_required": user_required,
     }
 
 

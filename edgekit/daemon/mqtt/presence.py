@@ -76,7 +76,7 @@ class Presence:
         """Return the Will Message, which is also the last message before disconnecting."""
         return self._retained(self._topics.status, self._status("offline"))
 
-    def info(self, max_payload_bytes: int) -> Outgoing:
+    def info(self, max_payload_bytes: int, *, user_required: bool = False) -> Outgoing:
         """Return the info message: the model, and the topics for requests."""
         info = messages.info(
             device=self._topics.device,
@@ -85,6 +85,7 @@ class Presence:
             version=__version__,
             topics={name: getattr(self._topics, name) for name in ("request", "cancel", "status", "refused")},
             max_payload_bytes=max_payload_bytes,
+            user_required=user_required,
         )
         return self._retained(self._topics.info, info)
 

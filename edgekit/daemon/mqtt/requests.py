@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.api import CollectedReply
 from edgekit.daemon.mqtt.coalesce import DeltaBuffer
 from edgekit.daemon.mqtt.messages import CONTENT_TYPE
@@ -15,8 +16,8 @@ from edgekit.generation.types import ChoiceFinished, Delta, Failure, Finished, T
 
 __all__ = ["CachedReply", "Cancellable", "OpenRequest", "ReplyCache", "ReplyTo", "RequestKey"]
 
-RequestKey = tuple[str, str]
-"""Response Topic and request id, so that the ids of different callers cannot collide."""
+RequestKey = tuple[str, str, str | None]
+"""Response Topic, request id and user, so that the ids of different callers cannot collide."""
 
 
 class Cancellable(Protocol):
@@ -72,6 +73,7 @@ class OpenRequest:
         cancelled: Whether it is to be cancelled.
         collected: The answers so far.
         logprobs: Whether replies carry log probabilities.
+        identity: The sender.
         state: None until `submit` has returned.
         seq: Number of the next delta message.
         pending: Deltas that have not been sent yet.
@@ -93,6 +95,7 @@ class OpenRequest:
     cancelled: bool = False
     collected: CollectedReply = field(default_factory=lambda: CollectedReply(1))
     logprobs: bool = False
+    identity: Identity = ANONYMOUS
     state: Cancellable | None = None
     seq: int = 0
     pending: DeltaBuffer = field(default_factory=DeltaBuffer)

@@ -19,6 +19,8 @@ from typing import Any
 import paho.mqtt.client as paho
 
 from edgekit.config import MqttConfig
+from edgekit.daemon.access.access import Access
+from edgekit.daemon.access.identity import Identity
 from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.metrics import Metrics, MqttStats
 from edgekit.daemon.mqtt import messages
@@ -30,7 +32,8 @@ from edgekit.daemon.mqtt.intake import Intake, Submitter
 from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.requests import CachedReply, OpenRequest, ReplyCache, ReplyTo, RequestKey
-from edgekit.daemon.mqtt.topics import Topics, check_reply_topic
+from edgekit.daemon.mqtt.senders import Senders
+from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, reply_roots
 from edgekit.daemon.rare_log import RareLog
 from edgekit.device_id import device_id
 from edgekit.errors import EdgekitError, RequestError
@@ -59,6 +62,7 @@ class MqttService:
         state: Folder of files that survive a restart, made if it is missing; None keeps nothing.
         device: Returns the board and its sensors, for the status; None leaves them out.
         engine: Returns how far the engine is that the daemon builds, for the status.
+        access: The limits of users, and the audit log; None has none.
 
     Raises:
         ConfigError: The prefix or the device id is not valid in a topic.
@@ -74,15 +78,18 @@ class MqttService:
         *,
         device: Callable[[], Mapping[str, object]] | None = None,
         engine: Callable[[], BuildState | None] = lambda: None,
+        access: Access | None = None,
     ) -> None:
         self.topics = Topics(config.prefix, config.device_id or device_id())
         self.metrics = metrics or Metrics()
+        access = access or Access(metrics=self.metrics)
+        self._senders = Senders(access, self.topics, require_user=config.require_user)
         self._config = config
         self._info = info
         self._connection = Connection(
             config,
             client_id=self.topics.client_id,
-            subscriptions=(self.topics.request, self.topics.cancel, self.topics.status),
+            subscriptions=self.topics.subscriptions,
             listener=self,
         )
         self._presence = Presence(self.topics, info, device, engine)
@@ -93,7 +100,8 @@ class MqttService:
         self._reply_cache = ReplyCache()
         folder = None if state is None else _own_folder(state / "mqtt" / self.topics.client_id)
         self._attempts = Attempts(folder and folder / "attempts")
-        self._intake = Intake(worker, info, self.metrics, CrashMarks(folder and folder / "preparing"), self._happen)
+        marks = CrashMarks(folder and folder / "preparing")
+        self._intake = Intake(worker, info, self.metrics, marks, happen=self._happen, access=access)
         self._happened: deque[tuple[OpenRequest, Callable[[], None]]] = deque()
         self._publications: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
@@ -224,22 +232,29 @@ class MqttService:
 
     def on_ready(self) -> None:
         """Publish the info message and presence, now that requests can arrive."""
-        self._connection.send(self._presence.info(self._config.max_payload_bytes))
+        config = self._config
+        self._connection.send(self._presence.info(config.max_payload_bytes, user_required=config.require_user))
         self._connection.send(self._presence.online())
 
     def on_message(self, message: paho.MQTTMessage, ack: Callable[[], None]) -> None:
         """Handle a request, a cancellation, or a message on our status topic."""
-        if message.topic == self.topics.request and not message.retain:
-            self._on_request(Incoming.of(message), ack)
-            return
+        if message.topic != self.topics.status and not message.retain:
+            try:
+                user = self.topics.user_of(message.topic)
+            except RequestError as exc:
+                self._refuse(None, exc)
+                ack()
+                return
+            if message.topic.startswith(self.topics.request):
+                self._on_request(Incoming.of(message, user), ack)
+                return
+            self._on_cancel(Incoming.of(message, user))
         ack()
         if message.topic == self.topics.status:
             if not self._stopping.is_set():
                 self._presence.on_status(bytes(message.payload))
         elif message.retain:
             _log.debug("mqtt: ignored a retained message on %s", message.topic)
-        elif message.topic == self.topics.cancel:
-            self._on_cancel(Incoming.of(message))
 
     # Requests.
 
@@ -257,16 +272,19 @@ class MqttService:
             topic = check_reply_topic(
                 body.get("reply_to") if incoming.response_topic is None else incoming.response_topic,
                 prefix=self._config.prefix,
-                allowed=self._config.reply_prefixes,
+                allowed=reply_roots(incoming.user, self._config.reply_prefixes),
             )
         except RequestError as exc:
-            self._refuse(request_id, exc if problem is None or incoming.response_topic is not None else problem)
+            refused = exc if problem is None or incoming.response_topic is not None else problem
+            self._senders.not_submitted(request_id, incoming.user, refused.code)
+            self._refuse(request_id, refused)
             ack()
             return
         reply_to = ReplyTo(topic, incoming.correlation)
         if problem is None:
             try:
-                self._accept(messages.read_envelope(body), reply_to, incoming, ack)
+                identity = self._senders.identify(incoming.user)
+                self._accept(messages.read_envelope(body), reply_to, incoming, identity, ack)
             except EdgekitError as exc:
                 problem = exc
             except Exception:  # noqa: BLE001 - the caller waits for a reply, whatever failed
@@ -274,6 +292,7 @@ class MqttService:
                 problem = EdgekitError("the request failed inside the daemon", hint="see the daemon's log")
         if problem is not None:
             self.metrics.refused("mqtt", problem)
+            self._senders.not_submitted(request_id or incoming.implied_id, incoming.user, problem.code)
             self._send_error(reply_to, request_id or incoming.implied_id, self._attempts.next(), problem)
             ack()
 
@@ -287,15 +306,20 @@ class MqttService:
         return messages.read_object(payload)
 
     def _accept(
-        self, envelope: messages.Envelope, reply_to: ReplyTo, incoming: Incoming, ack: Callable[[], None]
+        self,
+        envelope: messages.Envelope,
+        reply_to: ReplyTo,
+        incoming: Incoming,
+        identity: Identity,
+        ack: Callable[[], None],
     ) -> None:
         """Take a request that can be answered: repeat an answer, or have the request prepared."""
         given_id = envelope.id or incoming.implied_id
         request_id = given_id or f"chat-{uuid.uuid4().hex}"
-        key, digest = (reply_to.topic, request_id), envelope.digest()
+        key, digest = (reply_to.topic, request_id, incoming.user), envelope.digest()
         running = self._requests.get(key)
         if running is None and given_id is None and incoming.again:
-            running = self._unprepared_twin(reply_to.topic, digest)
+            running = self._unprepared_twin(reply_to.topic, incoming.user, digest)
         if running is not None:
             if running.digest != digest:
                 raise RequestError(
@@ -305,6 +329,7 @@ class MqttService:
                     param="id",
                 )
             self._repeated += 1
+            self._senders.not_submitted(request_id, incoming.user, "repeated")
             running.reply_to = reply_to
             if running.prepared:
                 ack()
@@ -314,6 +339,7 @@ class MqttService:
         cached = self._reply_cache.get(key, digest, time.monotonic())
         if cached is not None:
             self._repeated += 1
+            self._senders.not_submitted(request_id, incoming.user, "repeated")
             final = self._final(reply_to, request_id, cached.attempt, cached.payload)
             # A request that the broker delivers again after a lost connection often comes before its answer has left.
             if not self._connection.holds(final):
@@ -331,14 +357,16 @@ class MqttService:
             received=time.monotonic(),
             acks=[ack],
             size=len(incoming.payload),
+            identity=identity,
         )
         self._intake.add(request, envelope, incoming.expiry_s, on_prepared=self._on_prepared, on_event=self._on_event)
         self._requests[key] = request
 
-    def _unprepared_twin(self, topic: str, digest: bytes) -> OpenRequest | None:
+    def _unprepared_twin(self, topic: str, user: str | None, digest: bytes) -> OpenRequest | None:
         """Return the request without an id, still in preparation, that a redelivery repeats."""
         for request in self._requests.values():
-            if not (request.prepared or request.id_given) and request.key[0] == topic and request.digest == digest:
+            same = (request.key[0], request.key[2], request.digest) == (topic, user, digest)
+            if same and not (request.prepared or request.id_given):
                 return request
         return None
 
@@ -364,7 +392,9 @@ class MqttService:
             return
         topic = incoming.response_topic or envelope.reply_to
         request_id = envelope.id or incoming.implied_id
-        request = self._requests.get((topic, request_id)) if topic is not None and request_id is not None else None
+        request = None
+        if topic is not None and request_id is not None:
+            request = self._requests.get((topic, request_id, incoming.user))
         if request is None:
             # Usually it crossed with the last message, so no reply is needed.
             _log.debug("mqtt: a cancellation matched no open request")

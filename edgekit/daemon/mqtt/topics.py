@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from edgekit.errors import ConfigError, RequestError
 
-__all__ = ["MAX_REPLY_TOPIC_BYTES", "Topics", "check_reply_topic"]
+__all__ = ["MAX_REPLY_TOPIC_BYTES", "USER_REPLIES", "Topics", "check_reply_topic", "reply_roots"]
+
+USER_REPLIES = "replies"
+"""Users' replies are below `replies/USER` if `mqtt.reply_prefixes` is empty."""
 
 MAX_REPLY_TOPIC_BYTES = 512
 """MQTT allows 65,535, but every reply repeats the topic."""
@@ -58,6 +61,29 @@ class Topics:
         return f"{self.prefix}/{self.device}/chat/cancel"
 
     @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """The topics to subscribe to: requests and cancellations, without and with a user's name, and the status."""
+        return (self.request, f"{self.request}/+", self.cancel, f"{self.cancel}/+", self.status)
+
+    def user_of(self, topic: str) -> str | None:
+        """Return the user's name in a topic for requests or cancellations; None if it has none.
+
+        Raises:
+            RequestError: The name is empty or contains a space or a control character.
+        """
+        for base in (self.request, self.cancel):
+            if topic.startswith(f"{base}/"):
+                user = topic[len(base) + 1 :]
+                if not _LEVEL.fullmatch(user):
+                    raise RequestError(
+                        "the user's name in the topic is not valid",
+                        hint="use 1 to 64 characters other than `/`, `+`, `#`, `$` and spaces",
+                        code="invalid_user",
+                    )
+                return user
+        return None
+
+    @property
     def refused(self) -> str:
         """Topic for reports of requests that cannot be answered, because their response topic is not allowed."""
         return f"{self.prefix}/{self.device}/chat/refused"
@@ -76,6 +102,18 @@ class Topics:
     def client_id(self) -> str:
         """MQTT client identifier; a second daemon with the same device id takes over the first one's session."""
         return f"{self.prefix}-{self.device}".replace("/", "-")
+
+
+def reply_roots(user: str | None, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return the prefixes that response topics may have; empty for any.
+
+    Args:
+        user: The user; its replies are below its own name. None without one.
+        allowed: `mqtt.reply_prefixes`.
+    """
+    if user is None:
+        return tuple(allowed)
+    return tuple(f"{root.rstrip('/')}/{user}" for root in allowed or (USER_REPLIES,))
 
 
 def check_reply_topic(topic: object, *, prefix: str, allowed: Sequence[str] = ()) -> str:

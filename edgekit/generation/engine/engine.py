@@ -178,7 +178,7 @@ class Engine:
             return
         self._open.append(state)
         cost = len(state.prompt) + request.n * (request.max_tokens or _DEFAULT_MAX_TOKENS)
-        self._queue.push(state, client=request.client, cost=cost, priority=request.priority)
+        self._queue.push(state, client=request.client, cost=cost, priority=request.priority, share=request.share)
 
     def hold(self, holding: bool) -> None:
         """Begin no further answers while `holding`; those that have begun go on."""

@@ -1,8 +1,8 @@
 """Queue of waiting requests: by priority, then fair between clients.
 
 Clients share by requested tokens, not by number of requests (start-time fair queueing; Goyal, Vin and Cheng, SIGCOMM
-1996): a client that has requested many tokens waits behind one that has requested few, and no client starves. Requests
-of one client stay in order.
+1996): a client that has requested many tokens waits behind one that has requested few, and no client starves. A client
+may have a larger share than others. Requests of one client stay in order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FairQueue(Generic[T]):
         """Iterate in the current service order."""
         return (entry.item for entry in sorted(self._entries, key=lambda entry: entry.rank))
 
-    def push(self, item: T, *, client: str, cost: float, priority: int = 0) -> None:
+    def push(self, item: T, *, client: str, cost: float, priority: int = 0, share: float = 1.0) -> None:
         """Queue a request.
 
         Args:
@@ -50,9 +50,10 @@ class FairQueue(Generic[T]):
             client: The client that it counts against.
             cost: Its expected cost, for example in tokens.
             priority: Smaller numbers are served first.
+            share: The client's weight: its cost counts divided by it.
         """
         start = max(self._now, self._ends.get(client, 0.0))
-        self._ends[client] = start + cost
+        self._ends[client] = start + cost / share
         self._count += 1
         self._entries.append(_Entry((priority, start, self._count), item))
         if len(self._ends) > _MAX_CLIENTS:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from edgekit.errors import EdgekitError, RunnerError, UnavailableError, internal_error
 from edgekit.generation.engine.engine import Engine, EngineStats
+from edgekit.generation.engine.queue_places import QueuePlaces
 from edgekit.generation.engine.request_state import OnEvent, RequestState
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.prefix import PrefixCache
@@ -115,6 +116,7 @@ class EngineWorker:
         self._changed = threading.Condition()
         self._submitted: deque[RequestState] = deque()
         self._open = 0
+        self._places = QueuePlaces()
         self._closing = False
         self._aborting = False
         self._failed = False
@@ -169,14 +171,16 @@ class EngineWorker:
         """
         submitted = time.monotonic()
         with self._changed:
-            self._refuse_if_full()
+            self._refuse_if_full(request)
         with self._preparing():
             prepared = self.model.prepare(request, TimeLimit(_PREPARE_S))
         size = prepared.size_bytes
-        state = RequestState(prepared, self._tracked(on_event, submitted, size), submitted=submitted, wake=self._wake)
+        tracked = self._tracked(on_event, submitted, size, request.client)
+        state = RequestState(prepared, tracked, submitted=submitted, wake=self._wake)
         with self._changed:
-            self._refuse_if_full(size)
+            self._refuse_if_full(request, size)
             self._open += 1
+            self._places.take(request.client, request.share)
             self._bytes += size
             self._submitted.append(state)
             self._changed.notify_all()
@@ -265,11 +269,12 @@ class EngineWorker:
         with self._changed:
             self._changed.notify_all()
 
-    def _tracked(self, on_event: OnEvent, submitted: float, size: int) -> OnEvent:
+    def _tracked(self, on_event: OnEvent, submitted: float, size: int, client: str) -> OnEvent:
         def tracked(event: Event) -> None:
             if isinstance(event, Finished | Failure):
                 with self._changed:
                     self._open -= 1
+                    self._places.give_back(client)
                     self._bytes -= size
                     self._rejected = max(0, self._rejected - 1)
                     if isinstance(event, Finished) and event.reason != "cancelled":
@@ -282,33 +287,43 @@ class EngineWorker:
 
         return tracked
 
-    def _refuse_if_full(self, size: int = 0) -> None:
+    def _refuse_if_full(self, request: ChatRequest, size: int = 0) -> None:
         if self._closing:
             raise shutting_down()
         if self._failed:
             raise _has_failed()
-        # As many run as there are slots; `max_queue` more may wait.
-        full = self._open >= self._max_queue + self.model.runner.limits.sequence_slots
+        places = self._places.limit(request.client, request.share, self._max_open)
+        full = self._open >= places
         if full or (self._open and self._bytes + size > self._max_bytes):
-            wait_s = self._retry_after_s()
+            wait_s = self._retry_after_s(max(1, self._open - places + 1))
             self._rejected += 1
             mib = self._bytes >> 20
             raise UnavailableError(
                 f"{self._open} requests are already waiting or running"
+                + (f", {self._places.of(request.client)} of them of this client" if places < self._max_open else "")
                 + ("" if full else f", with {mib} MiB of prompts"),
                 hint=f"ask again in about {wait_s:g} s",
                 code="overloaded",
                 retry_after_s=wait_s,
             )
 
-    def _retry_after_s(self) -> float:
-        """Estimate when there is a place: as many running requests must end as clients were rejected before."""
+    @property
+    def _max_open(self) -> int:
+        """As many run as there are slots; `max_queue` more may wait."""
+        return self._max_queue + self.model.runner.limits.sequence_slots
+
+    def _retry_after_s(self, ending: int) -> float:
+        """Estimate when there is a place: as many running requests must end, and one for each client rejected before.
+
+        Args:
+            ending: Number of requests that must end before this client has a place.
+        """
         now = time.monotonic()
         ages = [now - started for started in self._engine.running_since]
         # A request that runs for longer than others did is expected to run for as long again; so is the first one.
         typical = max([self._typical_s or _ASSUMED_S, *ages])
         first = min((typical - age if age < typical else age for age in ages), default=typical)
-        wait_s = first + self._rejected * typical / max(1, len(ages))
+        wait_s = first + (ending - 1 + self._rejected) * typical / max(1, len(ages))
         return min(max(1.0, round(wait_s, 1)), _MAX_RETRY_S)
 
     def _work(self) -> None:

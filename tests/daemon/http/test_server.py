@@ -14,7 +14,8 @@ import openai
 import pytest
 
 from edgekit.config import HttpConfig
-from edgekit.daemon.http.server import HttpServer, _listen_error
+from edgekit.daemon.http.listeners import listen_error
+from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.runners import Rejected
@@ -227,7 +228,7 @@ def test_a_page_whose_name_was_rebound_to_loopback_is_refused(serve: Serve) -> N
 
 def test_another_sites_page_is_refused_and_its_own_origin_is_not(serve: Serve) -> None:
     served = serve(echo_model())
-    for origin in ("https://evil.example", "null", "http://localhost:1", "http://[::1", "http://[", "", "//"):
+    for origin in ("https://evil.example", "null", "http://localhost.evil", "http://[::1", "http://[", "", "//"):
         response = served.http.post(CHAT, json=ASK, headers={"Origin": origin})
         assert response.json()["error"]["code"] == "origin_not_allowed", origin
         assert "access-control-allow-origin" not in response.headers
@@ -252,7 +253,7 @@ def open_to_all(played: Played) -> Iterator[Callable[..., HttpServer]]:
 def test_on_all_interfaces_only_allowed_names_and_addresses_are_served(
     open_to_all: Callable[..., HttpServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = open_to_all(host="0.0.0.0", allowed_hosts=("Kitchen.lan", "*.example.com"))  # noqa: S104  what is tested
+    server = open_to_all(host="0.0.0.0", insecure=True, allowed_hosts=("Kitchen.lan", "*.example.com"))  # noqa: S104  tested
     assert "http.allowed_hosts" not in caplog.text
     for host in ("evil.example", "", "kitchen.lan.evil", "example.com", "a.b.example.com", "[::1"):
         response = httpx.get(f"{server.url}/v1/models", headers={"Host": host})
@@ -264,7 +265,7 @@ def test_on_all_interfaces_only_allowed_names_and_addresses_are_served(
 def test_listening_on_all_interfaces_without_allowed_hosts_is_logged_as_a_warning(
     open_to_all: Callable[..., HttpServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = open_to_all(host="0.0.0.0")  # noqa: S104  what is tested
+    server = open_to_all(host="0.0.0.0", insecure=True)  # noqa: S104  what is tested
     assert httpx.get(f"{server.url}/v1/models", headers={"Host": "any.example"}).status_code == 200
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "http.allowed_hosts" in warning.message
@@ -388,8 +389,10 @@ def test_what_may_mend_itself_is_no_configuration_error_which_a_service_manager_
     with socket.create_server(("127.0.0.1", 0)) as other:
         errors = [
             refused(port=other.getsockname()[1]),
-            refused(host="192.0.2.1", port=0),  # an address of another machine, or of this one in a minute
-            refused(host="2001:db8::1", port=0),
+            refused(
+                host="192.0.2.1", port=0, insecure=True
+            ),  # an address of another machine, or of this one in a minute
+            refused(host="2001:db8::1", port=0, insecure=True),
             refused(host="no-such-host.invalid", port=0),
         ]
     assert {(error.code, error.exit_status) for error in errors} == {("address_unavailable", 1)}
@@ -398,7 +401,7 @@ def test_what_may_mend_itself_is_no_configuration_error_which_a_service_manager_
 def test_an_address_that_can_never_work_is_a_configuration_error() -> None:
     assert refused(host="a" * 300, port=0).exit_status == 2
     # As the kernel answers an account that is not root.
-    error = _listen_error("0.0.0.0", 80, PermissionError(errno.EACCES, "Permission denied"))  # noqa: S104  not bound
+    error = listen_error("0.0.0.0", 80, PermissionError(errno.EACCES, "Permission denied"))  # noqa: S104  not bound
     assert (error.exit_status, error.hint) == (2, "choose an `http.port` (--port) above 1023")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgekit.config import MqttConfig
+from edgekit.daemon.access.access import Access
 from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.model import ModelInfo
 from edgekit.runners import Rejected
@@ -72,10 +73,11 @@ def make_service(broker: Broker, worker: ScriptedWorker) -> Iterator[MakeService
         wait: bool = True,
         state: Path | None = None,
         device: Callable[[], Mapping[str, object]] | None = None,
+        access: Access | None = None,
         **config: Any,
     ) -> MqttService:
         settings = {"host": "127.0.0.1", "port": broker.port, "device_id": "box", **config}
-        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state, device=device)
+        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state, device=device, access=access)
         started.append(service)
         service.start()
         assert not wait or eventually(lambda: service.connected), "the service did not connect"

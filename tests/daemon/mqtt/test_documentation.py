@@ -16,8 +16,8 @@ from edgekit.daemon.device import device_status
 from edgekit.generation.types import ChoiceFinished, Delta, TokenLogprob, ToolCallDelta
 from edgekit.jetson.device import find_jetson
 from tests.broker import Broker, Caller, tool
-from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeService, chat
-from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedWorker, finish, wait_for_cancel
+from tests.daemon.mqtt.conftest import CANCEL, REQUEST, MakeService, chat, eventually
+from tests.daemon.mqtt.scripted import WORDS, Playing, ScriptedWorker, finish, speak, wait_for_cancel
 from tests.jetson.tree import write_nano
 
 pytestmark = pytest.mark.broker
@@ -122,19 +122,29 @@ def test_the_python_example_prints_the_answer(broker: Broker, make_service: Make
     assert b"'completion_tokens': 8" in done.stdout
 
 
-def test_the_access_list_of_the_page_lets_callers_ask_and_keeps_them_apart(
+def test_the_access_list_of_the_page_lets_users_ask_and_keeps_them_apart(
     tmp_path: Path, make_service: MakeService, worker: ScriptedWorker
 ) -> None:
-    folder = tmp_path / "acl"
+    folder = tmp_path / "mosquitto"
     folder.mkdir()
-    (acl,) = re.findall(r"^  ```\n(.*?)^  ```", PAGE, re.MULTILINE | re.DOTALL)
-    (folder / "acl").write_text(re.sub("(?m)^  ", "", acl))
-    for create, user in ((["-c"], "kitchen"), ([], "ann"), ([], "bob")):
-        subprocess.run([tool("mosquitto_passwd"), *create, "-b", folder / "users", user, user], check=True)
-    for name in ("users", "acl"):
+    settings, acl = blocks("conf")
+    (folder / "acl").write_text(acl)
+    (commands,) = blocks("sh")
+    for line in commands.splitlines():
+        program, *arguments = line.replace("/etc/mosquitto", str(folder)).split()
+        # Twice at the prompt; the password is the user's name here.
+        password = f"{arguments[-1]}\n" * 2
+        subprocess.run([tool(program), *arguments], input=password, text=True, capture_output=True, check=True)
+    for name in ("passwords", "acl"):
         (folder / name).chmod(0o600)
-    config = ("allow_anonymous false", f"password_file {folder}/users", f"acl_file {folder}/acl")
+    # The test's broker has a listener of its own, without TLS.
+    config = [
+        line.replace("/etc/mosquitto", str(folder))
+        for line in settings.splitlines()
+        if not line.startswith(("listener", "certfile", "keyfile"))
+    ]
     (tmp_path / "password").write_text("kitchen")
+    request, cancel = "edgekit/kitchen/chat/request", "edgekit/kitchen/chat/cancel"
     with Broker(folder, config=config) as broker:
         service = make_service(
             port=broker.port,
@@ -142,24 +152,43 @@ def test_the_access_list_of_the_page_lets_callers_ask_and_keeps_them_apart(
             username="kitchen",
             password_file=tmp_path / "password",
             reply_prefixes=("replies",),
+            require_user=True,
         )
         with (
             Caller(broker.port, "replies/ann/#", "edgekit/kitchen/status", user="ann") as ann,
             Caller(broker.port, "#", user="bob") as bob,
         ):
             assert ann.next()["state"] == "online"
-            request = "edgekit/kitchen/chat/request"
-            ann.publish(request, chat(id="1"), ResponseTopic="replies/ann/1")
-            assert ann.next()["message"]["content"] == "".join(WORDS)
-            worker.script = wait_for_cancel
-            ann.publish(request, chat(id="2"), ResponseTopic="replies/ann/2")
-            ann.publish(request.replace("request", "cancel"), chat(id="2"), ResponseTopic="replies/ann/2")
-            assert ann.next()["finish_reason"] == "cancelled"
-            # Bob receives only status and info, whatever he subscribes to, and cannot publish as the device.
+            # Bob receives only status and info, whatever he subscribes to.
             assert {bob.message().topic for _ in range(2)} == {"edgekit/kitchen/status", "edgekit/kitchen/info"}
+            ann.publish(f"{request}/ann", chat(id="1"), ResponseTopic="replies/ann/1")
+            assert ann.next()["message"]["content"] == "".join(WORDS)
+            assert worker.played[-1].request.tenant == "mqtt:ann"
+            # He cannot ask as Ann, without a name, or as the device, nor have an answer sent to her.
+            for topic in (f"{request}/ann", request, f"{request}/kitchen", "replies/ann/1"):
+                bob.publish(topic, chat(id="2"), ResponseTopic="replies/ann/1")
+            bob.publish(f"{request}/bob", chat(id="3"), ResponseTopic="replies/ann/1")
             bob.publish("edgekit/kitchen/status", {"state": "offline"}, retain=True)
-            assert bob.silent()
+            # His own request comes after all of these.
+            bob.publish(f"{request}/bob", chat(id="4"), ResponseTopic="replies/bob/1")
+            reply = bob.message()
+            assert (reply.topic, json.loads(reply.payload)["id"]) == ("replies/bob/1", "4")
+            assert [playing.request.client for playing in worker.played] == ["mqtt:ann", "mqtt:bob"]
+            # Nor cancel hers, nor read her answers.
+            worker.script = wait_for_cancel
+            ann.publish(f"{request}/ann", chat(id="5"), ResponseTopic="replies/ann/5")
+            assert eventually(lambda: len(worker.played) == 3)
+            for topic in (f"{cancel}/bob", f"{cancel}/ann", cancel):
+                bob.publish(topic, chat(id="5"), ResponseTopic="replies/ann/5")
+            worker.script = speak
+            bob.publish(f"{request}/bob", chat(id="6"), ResponseTopic="replies/bob/1")
+            assert bob.next()["id"] == "6"
+            assert not worker.played[2].cancelled.is_set()
+            ann.publish(f"{cancel}/ann", chat(id="5"), ResponseTopic="replies/ann/5")
+            last = ann.next()
+            assert (last["id"], last["finish_reason"]) == ("5", "cancelled")
             assert ann.silent(0.1)
+            assert bob.silent(0.1)
         service.stop()
 
 
