@@ -26,7 +26,7 @@ from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
 from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Message, Sampling, Tool
 from edgekit.runners import LoadOptions, Rejected, choose_runner
-from edgekit.runners.base import Chunk, Runner
+from edgekit.runners.base import Chunk, KvShare, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model", "warm_up"]
 
@@ -238,6 +238,7 @@ def load_model(
     parallel: int = 1,
     kv_bits: int | None = None,
     shares_cores: bool = False,
+    kv_share: KvShare | None = None,
     accept: Callable[[Runner], None] | None = None,
 ) -> TextModel:
     """Load a bundle.
@@ -250,6 +251,7 @@ def load_model(
         parallel: Number of sequence slots.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps the model's own precision.
         shares_cores: Another model, such as a draft model, runs between this one's steps.
+        kv_share: As for `open_runner`.
         accept: Called with a runner that has run a step; a `RunnerError` rejects it, and the next one is tried.
 
     Raises:
@@ -278,7 +280,7 @@ def load_model(
     tool_format = find_format(tool_source or source or "", tokenizer.special_tokens)
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
     artifact = manifest.artifact
-    options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores)
+    options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores, kv_share=kv_share)
 
     def check(loaded: Runner) -> None:
         warm_up(loaded, min(manifest.eos_token_ids, default=0))

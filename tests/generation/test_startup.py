@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from edgekit.bundle.bundle import Bundle, open_bundle
+from edgekit.bundle.shapes import model_shapes
 from edgekit.config import GenerationConfig
 from edgekit.generation import startup
-from edgekit.generation.memory_budget import LoadedModel, grammar_bytes, kv_budget, model_shapes
+from edgekit.generation.memory_budget import LoadedModel, grammar_bytes, kv_budget
 from edgekit.generation.model import TextModel
 from edgekit.generation.prefix import QUEUE_BYTES
 from edgekit.generation.startup import MemoryPlan, open_model, plan_memory

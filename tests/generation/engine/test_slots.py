@@ -34,6 +34,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+def high_water(slots: Slots, number: int) -> int:
+    """Tokens that a slot has memory for."""
+    return 400 - slots.growth(number, 400)
+
+
 def _prefix() -> PrefixCache:
     return PrefixCache(None, memory_bytes=1 << 20, kv_bytes_per_token=PER_TOKEN, fingerprint="m")
 
@@ -154,7 +159,7 @@ def test_a_prefix_is_copied_from_a_busy_slot_into_an_emptied_one() -> None:
     slots.release(other)
     assert slots.acquire([*KEPT[:50], 7], "") == (other, 50)
     assert (runner.slots[busy], runner.slots[other]) == (KEPT, KEPT[:50])
-    assert slots.high_water(other) == 50
+    assert high_water(slots, other) == 50
 
 
 @pytest.mark.parametrize(("common", "length"), [(15, 0), (16, 16), (99, 99), (100, 100)])
@@ -222,7 +227,7 @@ def test_only_what_was_computed_exactly_is_kept() -> None:
     slots.release(number)
     # After an inexact token nothing is exact.
     assert runner.slots[number] == KEPT[:20]
-    assert slots.high_water(number) == 24
+    assert high_water(slots, number) == 24
 
 
 def test_an_empty_slot_is_taken_first_and_then_the_one_that_was_used_longest_ago() -> None:
@@ -236,7 +241,7 @@ def test_an_empty_slot_is_taken_first_and_then_the_one_that_was_used_longest_ago
     assert (slots.free, slots.empty_any()) == (0, None)
     slots.release(second)
     assert (slots.free, slots.empty_any()) == (1, second)
-    assert slots.length(second) == slots.high_water(second) == 0
+    assert slots.length(second) == high_water(slots, second) == 0
 
 
 def test_memory_is_counted_in_tokens_and_bytes() -> None:
@@ -249,7 +254,7 @@ def test_memory_is_counted_in_tokens_and_bytes() -> None:
     assert slots.slot_bytes(busy) == 30 * PER_TOKEN
     slots.truncate(busy, 10)
     # The memory stays until the slot is emptied.
-    assert (slots.length(busy), slots.high_water(busy), slots.slot_bytes(busy)) == (10, 30, 10 * PER_TOKEN)
+    assert (slots.length(busy), high_water(slots, busy), slots.slot_bytes(busy)) == (10, 30, 10 * PER_TOKEN)
     slots.truncate(busy, 11)
     assert slots.length(busy) == 10
     slots.release(busy, keep=False)
