@@ -15,12 +15,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgekit.memory import RUNTIMES, Footprint, Shapes
 from edgekit.runners.buckets import FIRST_BUCKET
 from edgekit.runners.tensorrt.buffers import buffer_bytes
+from edgekit.runners.tensorrt.shapes import BLOCK
 from edgekit.runners.tensorrt.tensors import EngineTensors
 
-__all__ = ["BATCH", "CHUNK_TOKENS", "EngineMemory", "Share", "engine_footprint", "position_bytes", "slot_positions"]
+__all__ = [
+    "BATCH",
+    "CHUNK_TOKENS",
+    "EngineMemory",
+    "Share",
+    "engine_footprint",
+    "planned_tensors",
+    "position_bytes",
+    "slot_positions",
+]
 
 CHUNK_TOKENS = RUNTIMES["tensorrt"].chunk
 """Tokens of a prefill chunk, if nothing else is asked for."""
@@ -97,6 +109,41 @@ def slot_positions(tensors: EngineTensors, context_length: int | None) -> int:
     return min(tensors.capacity, -(-context_length // FIRST_BUCKET) * FIRST_BUCKET)
 
 
+def planned_tensors(
+    *,
+    layers: int,
+    shapes: Shapes,
+    masks: tuple[str, ...],
+    context_length: int,
+    batch: int = 1,
+    chunk: int = CHUNK_TOKENS,
+) -> EngineTensors:
+    """Return what the engine of a `portable` graph will take and give.
+
+    Args:
+        layers: Number of decoder layers.
+        shapes: The model's dimensions.
+        masks: The graph's masks.
+        context_length: Maximum tokens of a sequence.
+        batch: Maximum sequences that decode in one execution.
+        chunk: Maximum tokens of a prefill chunk.
+    """
+    return EngineTensors(
+        caches=tuple(f"past_key_values.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")),
+        heads=shapes.kv_heads or shapes.heads,
+        head_dim=shapes.head_width,
+        dtype=np.dtype(np.float16),
+        in_place=False,
+        block=BLOCK,
+        capacity=context_length,
+        masks=masks,
+        max_batch=batch,
+        max_chunk=chunk,
+        vocab_size=shapes.vocab,
+        boundaries={},
+    )
+
+
 def engine_footprint(tensors: EngineTensors, shapes: Shapes, runtime: str, *, weights: int) -> Footprint:
     """Return the footprint of an engine that is not built yet.
 
@@ -104,10 +151,13 @@ def engine_footprint(tensors: EngineTensors, shapes: Shapes, runtime: str, *, we
         tensors: What it will take and give, with its limits.
         shapes: The model's dimensions.
         runtime: `tensorrt` or `tensorrt_rtx`.
-        weights: Bytes of the engine: those of its graph.
+        weights: Bytes of its graph; those of the engine are computed from them.
     """
     figures = RUNTIMES[runtime]
-    known = figures.footprint(shapes, weights=weights, kv_per_token=position_bytes(tensors))
+    if tensors.max_batch > 1:
+        weights += weights
+    row = tensors.heads * tensors.row_bytes
+    known = figures.footprint(shapes, weights=weights, kv_per_token=len(tensors.caches) * row)
     limits = {"batch": tensors.max_batch, "chunk": tensors.max_chunk}
     fixed = buffer_bytes(tensors, capacity=0, **limits)
     growing = buffer_bytes(tensors, capacity=FIRST_BUCKET, **limits) - fixed
@@ -117,4 +167,5 @@ def engine_footprint(tensors: EngineTensors, shapes: Shapes, runtime: str, *, we
         activations=known.activations + fixed,
         activations_per_token=known.activations_per_token + -(-growing // FIRST_BUCKET),
         workspace=known.workspace,
+        spare_per_token=position_bytes(tensors) - known.kv_per_token,
     )

@@ -185,8 +185,7 @@ def test_a_float_head_of_its_own_is_built_and_held_once(
     """The graph transposes it; the builder must multiply by it as stored, not keep a transposed copy."""
     vocab = 16_384
     source, bundle = variant("llama", tmp_path / "hf", **WIDE | {"vocab": vocab}), tmp_path / "bundle"
-    jetpack = ("--jetpack", "7.2") if dialect == "native" else ()
-    edgekit("export", source, "--target", "orin", *jetpack, *recipe, "-o", bundle)
+    edgekit("export", source, "--target", "rtx", "--dialect", dialect, *recipe, "-o", bundle)
     report = json.loads(edgekit("verify", bundle, "--build", "--json").stdout)["build"]
     graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
     assert any(node.name == "/lm_head/Transpose" for node in graph.node)
@@ -364,9 +363,9 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert not (folder / "engine.json").exists()
 
 
-def test_the_command_line_exports_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:
+def test_the_command_line_exports_natively_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:
     source, bundle = variant("qwen3", tmp_path / "hf", **WIDE), str(tmp_path / "bundle")
-    edgekit("export", source, "--target", "orin-nano-8", "--jetpack", "7.2", "-o", bundle)
+    edgekit("export", source, "--target", "orin-nano-8", "--jetpack", "7.2", "--dialect", "native", "-o", bundle)
     assert json.loads(edgekit("info", bundle, "--json").stdout)["artifact"] == {
         "kind": "onnx",
         "dialect": "native",
