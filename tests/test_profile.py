@@ -43,8 +43,8 @@ FULL: dict[str, Any] = {
         "runners": ["tensorrt", "onnxruntime"],
     },
     "jetpacks": [
-        {"since": "6.1", "tensorrt": "10.3", "dialect": "portable", "source": "release notes"},
-        {"since": "7.2", "tensorrt": "10.16", "dialect": "native", "source": "release notes"},
+        {"since": "6.1", "tensorrt": "10.3", "dialects": ["portable"], "source": "release notes"},
+        {"since": "7.2", "tensorrt": "10.16", "dialects": ["portable", "native"], "source": "release notes"},
     ],
     "recognise": {
         "device_tree": ["*my-board*"],
@@ -75,7 +75,7 @@ WRONG: dict[str, list[object]] = {
     "export.runners": [["vllm"], [], ["mlx"], ["tensorrt", "tensorrt"]],
     "jetpacks[0].since": ["seven", "7"],
     "jetpacks[0].tensorrt": ["ten"],
-    "jetpacks[0].dialect": ["onnxruntime"],
+    "jetpacks[0].dialects": [["onnxruntime"], ["portable", "portable"]],
     "jetpacks[0].source": ["  "],
     "recognise.device_tree": ["*", ["*"], [" "], [""]],
     "recognise.cpu_brand": [["*"], ["??"]],

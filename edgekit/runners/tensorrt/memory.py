@@ -24,8 +24,8 @@ from edgekit.runners.tensorrt.shapes import BLOCK
 from edgekit.runners.tensorrt.tensors import EngineTensors
 
 __all__ = [
-    "BATCH",
     "CHUNK_TOKENS",
+    "MAX_BATCH",
     "EngineMemory",
     "Share",
     "engine_footprint",
@@ -36,7 +36,7 @@ __all__ = [
 
 CHUNK_TOKENS = RUNTIMES["tensorrt"].chunk
 """Tokens of a prefill chunk, if nothing else is asked for."""
-BATCH = 4
+MAX_BATCH = 4
 """Maximum sequences that an engine decodes in one execution, if nothing else is asked for."""
 
 

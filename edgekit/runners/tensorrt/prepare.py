@@ -184,7 +184,7 @@ def _build(
     count = plan.wanted.segments
     if count is None:
         chain, _ = open_chain(plan.bundle.path, plan.limits)
-        count = choose_segments(chain, plan.library.name)
+        count = choose_segments(chain, plan.library.name, batch=plan.limits.batch)
     return build_engine(
         plan.bundle.path,
         compute_capability=plan.wanted.compute_capability,

@@ -29,7 +29,7 @@ from edgekit.runners.tensorrt.memory import EngineMemory, Share, slot_positions
 from edgekit.runners.tensorrt.placement import Place
 from edgekit.runners.tensorrt.runtime_cache import RuntimeCache
 from edgekit.runners.tensorrt.session import Session, scratch_bytes
-from edgekit.runners.tensorrt.tensors import CHUNK, DECODE, describe_engines, present_of
+from edgekit.runners.tensorrt.tensors import BATCH, CHUNK, DECODE, describe_engines, present_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -104,7 +104,7 @@ class TensorRtRunner(SlotRunner):
         )
         chunk = min(max_chunk, tensors.max_chunk, context_length or tensors.capacity)
         batch = min(sequence_slots, tensors.max_batch)
-        capacity, scratch_size = slot_positions(tensors, context_length), scratch_bytes(engines, (DECODE, CHUNK))
+        capacity, scratch_size = slot_positions(tensors, context_length), scratch_bytes(engines)
         memory = EngineMemory.of(
             tensors, scratch_size, capacity=capacity, slots=sequence_slots, batch=batch, chunk=chunk
         )
@@ -249,7 +249,7 @@ class TensorRtRunner(SlotRunner):
         key = StepKey(place.offset, place.stride, batch)
         step = self._decoding.get(key)
         if step is None:
-            step = DecodeStep(self._new_session(DECODE))
+            step = DecodeStep(self._new_session(BATCH if batch > 1 else DECODE))
             self._prepare(step.session, place, shapes, self._buffers.logits_address(batch, 1, decoding=True))
             self._decoding.add(key, step)
         return step

@@ -77,7 +77,7 @@ def build(
                         dim.dim_value = context
         path = graph.parent / f"segment-{index:02}-{batch}-{chunk}-{len(segments)}-{exact:d}.onnx"
         onnx.save(part, path)
-        profiles = [_shapes(part, context, *of) for of in ((batch, 1), (1, chunk))]
+        profiles = [_shapes(part, context, *of) for of in ((1, 1), (1, chunk), *([(batch, 1)] if batch > 1 else []))]
         outputs = [value.name for value in part.graph.output if value.name.startswith("present.")]
         aliases = {name: name.replace("present", "past_key_values") for name in outputs} if native else {}
         engines.append(write_engine(path.with_suffix(".engine"), path, profiles, aliases=aliases, exact=exact))
