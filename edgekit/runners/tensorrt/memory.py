@@ -155,6 +155,7 @@ def engine_footprint(tensors: EngineTensors, shapes: Shapes, runtime: str, *, we
     """
     figures = RUNTIMES[runtime]
     if tensors.max_batch > 1:
+        # The builder keeps the INT4 weights in another order for it (docs/decisions/0035): at most all of them.
         weights += weights
     row = tensors.heads * tensors.row_bytes
     known = figures.footprint(shapes, weights=weights, kv_per_token=len(tensors.caches) * row)

@@ -43,22 +43,26 @@ def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
     """
     build = f"edgekit build {folder}"
     try:
-        bundle = open_bundle(folder)
-        engines = EngineStore().of_graph(graph_digest(bundle))
+        bundle, store = open_bundle(folder), EngineStore()
+        digest = graph_digest(bundle)
+        described = store.described(digest)
     # There is no cache folder, or the folder is no bundle, only a graph.
     except (ConfigError, BundleError) as error:
         raise RunnerError(error.message, hint=error.hint) from error
-    if not engines:
+    if not described:
         raise RunnerError("no engine was built", hint=build)
     library = installed_library(_library_of(bundle))
-    fitting = [one for one in engines if (one.engine.library, one.engine.version) == (library.name, library.version)]
-    if not fitting:
-        had = engines[0].engine
-        raise RunnerError(
-            f"the engine was built with {had.library} {had.version}; {library.name} {library.version} is installed",
-            hint=build,
-        )
-    return bundle, max(fitting, key=lambda one: one.engine.context_length)
+    # Gigabytes are hashed the first time: only those of engines that the library loads.
+    fitting = store.of_graph(digest, library=library.name, version=library.version)
+    if fitting:
+        return bundle, max(fitting, key=lambda one: one.engine.context_length)
+    other = next((one for one in described if (one.library, one.version) != (library.name, library.version)), None)
+    if other is None:
+        raise RunnerError("the engine that was built is damaged", hint=build)
+    raise RunnerError(
+        f"the engine was built with {other.library} {other.version}; {library.name} {library.version} is installed",
+        hint=build,
+    )
 
 
 def open_engine(

@@ -132,9 +132,18 @@ class EngineStore:
         """Return an engine that is wanted and sound; None if there is none."""
         return next(self._sound(lambda engine: wanted.difference(engine) is None), None)
 
-    def of_graph(self, graph_sha256: str) -> list[StoredEngine]:
-        """Return the sound engines of a graph (`graph_digest`), for whatever library, GPU and shapes."""
-        return list(self._sound(lambda engine: engine.graph_sha256 == graph_sha256))
+    def described(self, graph_sha256: str) -> list[EngineSet]:
+        """Return the engines of a graph (`graph_digest`) by their descriptions; their files may be damaged."""
+        found = []
+        for folder in self._engines():
+            with suppress(RunnerError):
+                found.append(read_engine_set(folder))
+        return [engine for engine in found if engine.graph_sha256 == graph_sha256]
+
+    def of_graph(self, graph_sha256: str, *, library: str, version: str) -> list[StoredEngine]:
+        """Return the sound engines of a graph for a library, for whatever GPU and shapes."""
+        wanted = (graph_sha256, library, version)
+        return list(self._sound(lambda engine: (engine.graph_sha256, engine.library, engine.version) == wanted))
 
     def _sound(self, fits: Callable[[EngineSet], bool]) -> Iterator[StoredEngine]:
         """Yield engines that fit and whose files are verified."""

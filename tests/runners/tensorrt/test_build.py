@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,22 @@ def test_nvidias_builder_takes_every_architecture_and_keeps_int4(tmp_path: Path,
 @pytest.mark.parametrize("dialect", ["portable", "native"])
 def test_an_8_bit_head_is_kept_in_two_halves_of_int4(tmp_path: Path, dialect: Dialect) -> None:
     check(export(tmp_path, embedding_bits=8, dialect=dialect, **WIDE))
+
+
+def test_several_sequences_have_kernels_of_their_own_and_leave_those_of_one_as_they_are(tmp_path: Path) -> None:
+    folder = export(tmp_path, offset=Offset.FLOAT, **WIDE | {"layers": 2})
+    limits = replace(LIMITS, batch=4)
+    one, several = built(folder), built(folder, limits=limits)
+    assert (one.decode, one.prefill, one.batch) == (several.decode, several.prefill, None)
+    assert several.batch is not None
+    assert several.decode is not None
+    assert several.int4_kept
+    assert several.batch.int4 == several.decode.int4
+    assert several.batch.cache_copies == ()
+    # The builder keeps INT4 weights in another order for them, at most once more.
+    assert several.engine_bytes - one.engine_bytes < 1.1 * several.int4_bytes + (1 << 20)
+    (whole,) = open_chain(folder, limits)[0].cut(1)
+    assert several.peak_memory_bytes < needed_bytes(whole, several.library, batch=4)
 
 
 def test_one_native_file_is_built_with_a_cache_of_any_length(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgekit.bundle.bundle import Bundle
@@ -24,9 +26,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def with_memory(target: Target, available: int) -> Target:
     """The target with so many bytes for a model."""
-    from dataclasses import replace
-
-    return replace(target, memory_gib=available / GIB + target.reserve_gib)
+    # A few more, because GiB are floating-point numbers.
+    return replace(target, memory_gib=(available + 16) / GIB + target.reserve_gib)
 
 
 def test_an_engine_has_the_bundles_context_and_decodes_four_sequences_where_memory_admits_it(bundle: Bundle) -> None:

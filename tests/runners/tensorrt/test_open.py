@@ -169,7 +169,17 @@ def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> N
     del driver
     stored = place(bundle)
     (stored.folder / "segment-00.engine").write_bytes(b"damaged")
-    assert reason(opened(bundle)) == "no engine was built"
+    assert reason(opened(bundle)) == "the engine that was built is damaged"
+
+
+def test_engines_of_another_version_are_not_read(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del driver
+    stored = place(bundle, version="10.16.1")
+    (stored.folder / "verified.json").unlink()
+    monkeypatch.setattr("edgekit.runners.tensorrt.store.verify_files", lambda *_: pytest.fail("it is hashed"))
+    assert "was built with tensorrt 10.16.1; tensorrt 10.3.0 is installed" in reason(opened(bundle))
 
 
 def allocating(bundle: Path, stored: StoredEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], TensorRtRunner]:
