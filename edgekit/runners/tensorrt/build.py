@@ -14,11 +14,11 @@ from edgekit.errors import RunnerError
 from edgekit.runners.tensorrt.build_memory import needed_bytes
 from edgekit.runners.tensorrt.child import run_worker
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
-from edgekit.runners.tensorrt.graph_file import read_graph_file
+from edgekit.runners.tensorrt.graph_file import read_graph_file, with_positions
 from edgekit.runners.tensorrt.layers import ProfileReport, describe_profiles, read_kernels
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.segments import Chain, Segment
-from edgekit.runners.tensorrt.shapes import BuildLimits, profile_shapes
+from edgekit.runners.tensorrt.shapes import BLOCK, BuildLimits, profile_shapes
 
 __all__ = [
     "MODEL_FILE",
@@ -177,6 +177,8 @@ def open_chain(model: Path, limits: BuildLimits) -> tuple[Chain, BuildLimits]:
     """
     graph = read_graph_file(model / MODEL_FILE if model.is_dir() else model)
     limits = limits.clamp(graph.context_length)
+    # `portable` holds whole blocks.
+    graph = with_positions(graph, -(-limits.context_length // BLOCK) * BLOCK)
     return Chain(graph, limits.context_length if graph.dialect == "native" else None), limits
 
 

@@ -18,7 +18,7 @@ from edgekit.target import Target
 __all__ = ["engine_limits"]
 
 # A chat shorter than this is of no use: then it is loading the engine that says how much memory lacks.
-_LEAST = 2 * FIRST_BUCKET
+_MIN_CONTEXT = 2 * FIRST_BUCKET
 
 
 def engine_limits(
@@ -48,7 +48,7 @@ def engine_limits(
         batch = min(parallel, MAX_BATCH) if longest[MAX_BATCH] == context else 1
     known = longest[1 if batch == 1 else MAX_BATCH]
     if context_length is None and known is not None:
-        context = max(known, min(context, _LEAST))
+        context = max(known, min(context, _MIN_CONTEXT))
     return BuildLimits(context_length=context, batch=batch, **({} if chunk is None else {"chunk": chunk}))
 
 

@@ -51,7 +51,7 @@ class EngineMemory:
         position: One position of the KV arena, in all layers.
         capacity: Positions of a full slot.
         slots: Sequence slots.
-        least: Positions without which it is of no use.
+        min_positions: Positions without which it is of no use.
     """
 
     scratch: int
@@ -60,7 +60,7 @@ class EngineMemory:
     position: int
     capacity: int
     slots: int
-    least: int
+    min_positions: int
 
     @property
     def beside(self) -> int:
@@ -88,7 +88,7 @@ class EngineMemory:
             position=position_bytes(tensors),
             capacity=capacity,
             slots=slots,
-            least=capacity if tensors.in_place else min(capacity, FIRST_BUCKET),
+            min_positions=capacity if tensors.in_place else min(capacity, FIRST_BUCKET),
         )
 
 

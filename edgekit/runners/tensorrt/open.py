@@ -182,11 +182,11 @@ def _positions(device: Device, memory: EngineMemory, kv_share: KvShare | None) -
     if kv_share is not None:
         left = kv_share(max(0, left), KvNeed(memory.position, memory.capacity, memory.slots, not device.integrated))
     positions = min(full, max(0, left) // memory.position)
-    if positions < min(full, memory.least):
-        least = memory.least * memory.position
+    if positions < min(full, memory.min_positions):
+        smallest = memory.min_positions * memory.position
         raise RunnerError(
             f"beside the engine, {free / GIB:.2f} GiB are left: inputs, outputs and scratch memory take "
-            f"{memory.beside / GIB:.2f} GiB, and {memory.least:,} tokens of KV cache {least / GIB:.2f} GiB",
+            f"{memory.beside / GIB:.2f} GiB, and {memory.min_positions:,} tokens of KV cache {smallest / GIB:.2f} GiB",
             hint="stop what else uses memory, or build the engine for a shorter context: edgekit build --context",
         )
     if positions < memory.capacity:

@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     OnnxWriter(dialect, dtype="float32")(
         tiny_decoder(checkpoint), TensorWeights(tiny_tensors(checkpoint)), folder, lambda _: None
     )
-    engines = build(folder / "model.onnx", segments=[0], batch=SLOTS, exact=True)
+    engines = build(folder / "model.onnx", segments=2, batch=SLOTS, exact=True)
 
     def open_engines(*_: object, accept: Callable[[Runner], None], runner: str) -> RunnerChoice:  # noqa: ARG001
         context = open_bundle(bundle).manifest.context_length

@@ -55,7 +55,7 @@ def test_less_memory_takes_the_batch_first_and_then_shortens_the_context(bundle:
         # As `edgekit plan` says.
         assert chosen.context_length == whole.longest_context(available, CONTEXT) < CONTEXT
         assert chosen.batch == 1
-    assert engine_limits(bundle, with_memory(orin, 1)).context_length == limits._LEAST
+    assert engine_limits(bundle, with_memory(orin, 1)).context_length == limits._MIN_CONTEXT
 
 
 def test_what_is_configured_is_taken(bundle: Bundle) -> None:
