@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from edgekit.generation.engine.slots import Slots
 from edgekit.generation.prefix import PrefixCache, cache, keys
 from edgekit.generation.types import ChatRequest, Delta, Event, Finished, Message
 from edgekit.runners.base import Chunk
+from edgekit.runners.buckets import KvPool
 from tests.generation.faults import Faults
 from tests.generation.tiny import EchoRunner, echo_model
 
@@ -274,3 +276,22 @@ def test_free_slots_are_emptied_until_the_tokens_fit_the_oldest_first() -> None:
         assert [slots.length(number) for number in numbers] == lengths
     assert slots.make_room(240)
     assert not slots.make_room(241)
+
+
+def test_in_a_pool_a_slot_takes_the_memory_of_its_bucket() -> None:
+    _, runner = _slots(1)
+    runner._limits = replace(runner.limits, kv_pool=KvPool(600, 400))
+    slots = Slots(runner)
+    assert (slots.max_tokens, slots.longest) == (600, 400)
+    first = _fill(slots, runner, [1] * 100)
+    assert (slots.kv_bytes, slots.free_tokens) == (256 * PER_TOKEN, 344)
+    assert [slots.growth(first, length) for length in (101, 256, 257, 400)] == [0, 0, 144, 144]
+    assert [slots.most(first, free) for free in (0, 143, 144)] == [256, 256, 400]
+    second = _fill(slots, runner, [2] * 10)
+    assert slots.free_tokens == 88
+    assert slots.acquire([3], "") is None
+    # What a free slot holds makes room.
+    slots.release(second)
+    assert slots.make_room(slots.growth(first, 300))
+    assert slots.length(second) == 0
+    assert Slots(runner, budget_bytes=300 * PER_TOKEN).longest == 256
