@@ -79,7 +79,11 @@ def build(
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
         capability = compute_capability or capability_of(opened)
         limits = engine_limits(opened, _device(opened), context_length=context_length, batch=batch, chunk=chunk)
-        plan = plan_build(opened, compute_capability=capability, limits=limits, segments=segments)
+        # The device that built an engine chose its limits by its own memory.
+        any_shapes = source is not None and context_length is None and batch is None
+        plan = plan_build(
+            opened, compute_capability=capability, limits=limits, segments=segments, any_shapes=any_shapes
+        )
         _warn_of_another_library(opened, plan.library.name)
         _warn_of_a_fixed_cache(opened, plan.limits.context_length)
         shown = _Percent()

@@ -86,6 +86,7 @@ def plan_build(
     limits: BuildLimits | None = None,
     segments: int | None = None,
     workspace_bytes: int = 0,
+    any_shapes: bool = False,
     prefer: LibraryName | None = None,
 ) -> BuildPlan:
     """Determine the engine that a bundle needs.
@@ -96,6 +97,7 @@ def plan_build(
         limits: What the engine must be able to run.
         segments: Number of segments; None leaves it to the memory that is available.
         workspace_bytes: Limit of the engine's scratch memory; 0 leaves it to the library.
+        any_shapes: An engine that another device built for other limits is wanted too.
         prefer: The library, if several are installed.
 
     Raises:
@@ -118,9 +120,9 @@ def plan_build(
         library=library.name,
         version=library.version,
         compute_capability=compute_capability,
-        context_length=limits.context_length,
+        context_length=None if any_shapes else limits.context_length,
         workspace_bytes=workspace_bytes,
-        profiles=limits.profiles,
+        profiles=None if any_shapes else limits.profiles,
         segments=segments,
     )
     return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole), prefer)

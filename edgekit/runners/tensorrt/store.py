@@ -64,6 +64,8 @@ class Wanted:
     """The engine that a bundle needs; the attributes are those of `EngineSet`.
 
     Attributes:
+        context_length: None takes any.
+        profiles: None takes any.
         segments: Number of segments; None takes any.
     """
 
@@ -73,16 +75,16 @@ class Wanted:
     library: str
     version: str
     compute_capability: str
-    context_length: int
+    context_length: int | None
     workspace_bytes: int
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Profile, ...] | None
     segments: int | None = None
 
     def difference(self, engine: EngineSet) -> str | None:
         """Return in what an engine is not the one wanted, for the user; None if it is."""
         for field, label in _LABELS.items():
             have, want = getattr(engine, field), getattr(self, field)
-            if have != want:
+            if want is not None and have != want:
                 return f"its {label} is {_shown(have)}, not {_shown(want)}"
         if self.segments is not None and len(engine.segments) != self.segments:
             return f"it has {len(engine.segments)} segments, not {self.segments}"

@@ -83,7 +83,7 @@ def place(bundle: Path, graph_of: Path | None = None, **changes: Any) -> StoredE
     )
     wanted = replace(wanted, **changes)
     work = Path(shutil.copytree(graph_of or bundle, bundle.parent / f"graph-{wanted.context_length}"))
-    (made,) = build(work / "model.onnx", context=wanted.context_length)
+    (made,) = build(work / "model.onnx", context=wanted.context_length or CONTEXT)
 
     def make(folder: Path) -> None:
         name, data = "segment-00.engine", made.read_bytes()
