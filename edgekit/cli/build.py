@@ -78,7 +78,8 @@ def build(
         # For another machine, if a compute capability is given.
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
         capability = compute_capability or capability_of(opened)
-        limits = engine_limits(opened, _device(opened), context_length=context_length, batch=batch, chunk=chunk)
+        device = _device(opened) if compute_capability is None else None
+        limits = engine_limits(opened, device, context_length=context_length, batch=batch, chunk=chunk)
         # The device that built an engine chose its limits by its own memory.
         any_shapes = source is not None and context_length is None and batch is None
         plan = plan_build(
