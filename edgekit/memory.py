@@ -214,6 +214,7 @@ class Footprint:
         weights: Weights as the runner stores them.
         kv_per_token: KV cache per token and sequence slot, in the layers that keep every token.
         windows: KV cache of sliding-window layers: bytes per token, and the window in tokens.
+        spare_per_token: What a runner allocates beside the KV cache to move it, per token and sequence slot.
         activations: Activations of a step, without the part that grows with the context.
         activations_per_token: That part, per token of the context.
         workspace: The process without a model.
@@ -225,10 +226,15 @@ class Footprint:
     activations_per_token: int
     workspace: int
     windows: tuple[tuple[int, int], ...] = ()
+    spare_per_token: int = 0
 
     def kv_cache(self, context: int) -> int:
         """KV cache of one sequence slot."""
         return self.kv_per_token * context + sum(size * min(context, window) for size, window in self.windows)
+
+    def kv_allocated(self, context: int) -> int:
+        """KV cache of one sequence slot, with what is allocated to move it."""
+        return self.kv_cache(context) + self.spare_per_token * context
 
     def step(self, context: int) -> int:
         """Activations of a step; sequences are computed one after the other."""
@@ -236,7 +242,7 @@ class Footprint:
 
     def total(self, context: int, parallel: int = 1) -> int:
         """Total for `parallel` sequence slots of `context` tokens."""
-        return self.weights + self.workspace + self.step(context) + parallel * self.kv_cache(context)
+        return self.weights + self.workspace + self.step(context) + parallel * self.kv_allocated(context)
 
     def longest_context(self, available: int, max_context: int, parallel: int = 1) -> int:
         """Return the longest context that each of `parallel` sequence slots can have, in tokens.

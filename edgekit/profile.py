@@ -14,6 +14,7 @@ from edgekit.errors import ConfigError
 from edgekit.yaml_lines import Between, Matches, OneOf, Source, load
 
 __all__ = [
+    "ENGINES",
     "FALLBACK",
     "GROUP_SIZES",
     "MAX_GIB",
@@ -37,9 +38,8 @@ MAX_GIB = 4096
 FOLDER = files("edgekit") / "targets"
 
 RunnerName = Literal["tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "mlx", "cpu"]
-RUNNERS: frozenset[RunnerName] = frozenset({"cuda", "onnxruntime", "mlx", "cpu"})
-"""The runners that run a bundle as it is, which plans assume. A TensorRT engine must be built first, and none
-has run on a device yet."""
+ENGINES: frozenset[RunnerName] = frozenset({"tensorrt", "tensorrt_rtx"})
+"""The runners that run an engine, which must be built of a bundle first. None has run on a device yet."""
 Dialect = Literal["portable", "native", "onnxruntime"]
 Text = Annotated[str, Matches(r"[\s\S]*\S[\s\S]*", "must contain more than blanks")]
 Gigabytes = Annotated[float, Between(0, MAX_GIB)]
@@ -136,13 +136,13 @@ class JetPack:
     Attributes:
         since: First JetPack version of the range, "7.2".
         tensorrt: Its TensorRT version.
-        dialect: Dialect of the ONNX graph that this TensorRT runs best.
+        dialects: Dialects of the ONNX graph that this TensorRT builds, the one that is exported first.
         source: Where the versions come from.
     """
 
     since: Version
     tensorrt: Version
-    dialect: Literal["portable", "native"]
+    dialects: tuple[Literal["portable", "native"], ...]
     source: Text
 
 
@@ -276,8 +276,6 @@ def _export(profile: Profile) -> Complaints:
     wrong = next((runner for runner in export.runners if runner not in runners), None)
     if wrong:
         yield f"`export.runners`: `{wrong}` does not run {kind}", f"choose from {', '.join(runners)}"
-    if export.runners and not RUNNERS.intersection(export.runners):
-        yield "`export.runners` has none that this edgekit has", f"add one of {', '.join(sorted(RUNNERS))}"
 
 
 def _list(key: str, values: Sequence[object], hint: str) -> Complaints:
@@ -316,11 +314,13 @@ def _jetpacks(profile: Profile) -> Complaints:
         return
     if "tensorrt" not in profile.export.runners:
         yield "`jetpacks` is for targets with the runner `tensorrt`", "remove it, or add the runner"
-    if profile.export.dialect != profile.jetpacks[0].dialect:
-        yield (
-            "`export.dialect` must be the dialect of the first of `jetpacks`, which later ones also run",
-            f"write `dialect: {profile.jetpacks[0].dialect}`",
-        )
+    for index, pack in enumerate(profile.jetpacks):
+        yield from _list(f"jetpacks[{index}].dialects", pack.dialects, "choose from portable, native")
+        if pack.dialects and pack.dialects[0] != profile.export.dialect:
+            yield (
+                f"`jetpacks[{index}].dialects` must begin with `export.dialect`: one bundle is for all of them",
+                f"write `{profile.export.dialect}` first",
+            )
     since = [version_numbers(pack.since) for pack in profile.jetpacks]
     if since != sorted(set(since)):
         yield "`jetpacks` must be ascending by `since`, without repetition", "list older versions first"

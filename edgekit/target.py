@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 from edgekit.errors import ConfigError, nearest, option, spelled
 from edgekit.profile import (
+    ENGINES,
     FALLBACK,
     MAX_GIB,
-    RUNNERS,
     Dialect,
     Profile,
     Variant,
@@ -46,9 +47,10 @@ class Target:
         int8_tops_sparse: 1e12 INT8 operations per second with structured sparsity; None if not published.
         artifact: "onnx" or "mlx".
         dialect: Dialect of the ONNX graph; None for MLX.
+        dialects: Dialects that its TensorRT builds; empty without TensorRT.
         activation_dtype: "float16" or "float32".
         group_sizes: Quantization group sizes, the preferred one first.
-        runners: Runners for the artifact that this edgekit has, the preferred one first.
+        runners: Runners for the artifact, the preferred one first.
         jetpack: JetPack version to export for; None for any that the profile lists, and off Jetson.
         tensorrt: Its TensorRT version; None if `jetpack` is None.
         memory_choices_gib: Sizes that `load_target` accepts; empty means any.
@@ -66,6 +68,7 @@ class Target:
     int8_tops_sparse: float | None
     artifact: str
     dialect: Dialect | None
+    dialects: tuple[str, ...]
     activation_dtype: str
     group_sizes: tuple[int, ...]
     runners: tuple[str, ...]
@@ -96,15 +99,18 @@ class Target:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-def load_target(name: str, memory_gib: float | None = None, jetpack: str | None = None) -> Target:
+def load_target(
+    name: str, memory_gib: float | None = None, jetpack: str | None = None, dialect: str | None = None
+) -> Target:
     """Return the target called `name`.
 
     Args:
         name: One of `target_names()`.
         memory_gib: Memory of the device in GiB, where the profile covers several sizes; by default the first one
             listed, or None for `cpu`. A size that several chips share means the slowest of them.
-        jetpack: JetPack version of a Jetson, which selects the dialect: "7.2", or "7" for the newest 7.x. None selects
-            the dialect that every version runs.
+        jetpack: JetPack version of a Jetson: "7.2", or "7" for the newest 7.x. None is any that the profile lists.
+        dialect: Dialect of the ONNX graph, for TensorRT: `portable` or `native`, which only newer versions build; None
+            is `portable`.
 
     Raises:
         ConfigError: Unknown target, a memory size it is not sold with, a JetPack version it does not have, or a mistake
@@ -117,7 +123,8 @@ def load_target(name: str, memory_gib: float | None = None, jetpack: str | None 
         hint = f"did you mean `{meant}`? {known}" if meant else known
         raise ConfigError(f"unknown target `{name}`", hint=hint, code="unknown_target")
     target = _sized(name, read_profile(name), memory_gib)
-    return target if jetpack is None else _with_jetpack(target, jetpack)
+    target = target if jetpack is None else _with_jetpack(target, jetpack)
+    return target if dialect is None else _with_dialect(target, dialect)
 
 
 def _related(name: str) -> str | None:
@@ -156,7 +163,7 @@ def _sized(name: str, profile: Profile, memory_gib: float | None) -> Target:
 
 
 def _with_jetpack(target: Target, version: str) -> Target:
-    """The target with a JetPack version, its TensorRT version and dialect."""
+    """The target with a JetPack version, its TensorRT version and dialects."""
     listed = target.profile.jetpacks
     if not listed:
         names = ", ".join(other.name for other in load_targets() if other.profile.jetpacks)
@@ -179,9 +186,30 @@ def _with_jetpack(target: Target, version: str) -> Target:
         target,
         jetpack=version,
         tensorrt=found.tensorrt,
-        dialect=found.dialect,
+        dialects=found.dialects,
         sources=(*target.sources, ("tensorrt", found.source)),
     )
+
+
+def _with_dialect(target: Target, dialect: str) -> Target:
+    """The target with another dialect for TensorRT."""
+    if dialect in target.dialects:
+        return replace(target, dialect=cast("Dialect", dialect))
+    if dialect == "native" and target.profile.jetpacks:
+        first = next((pack.since for pack in target.profile.jetpacks if dialect in pack.dialects), None)
+        system = "older JetPacks" if target.jetpack is None else f"JetPack {target.jetpack}"
+        raise ConfigError(
+            f"`native` is not built by the TensorRT of {system}", hint=f"for newer ones: {option('jetpack', first)}"
+        )
+    known = f"choose {' or '.join(target.dialects)}" if target.dialects else f"leave out {option('dialect')}"
+    raise ConfigError(f"`{target.name}` has no dialect `{dialect[:20]}`", hint=known)
+
+
+def _dialects(profile: Profile) -> tuple[str, ...]:
+    """The dialects that every version of the device's TensorRT builds."""
+    if profile.jetpacks:
+        return profile.jetpacks[0].dialects
+    return ("portable", "native") if ENGINES.intersection(profile.export.runners) else ()
 
 
 def _memory_choices(profile: Profile) -> tuple[int, ...]:
@@ -210,9 +238,10 @@ def make_target(name: str, profile: Profile, memory_gib: float | None, variant: 
         int8_tops_sparse=tops.value if tops else None,
         artifact=profile.export.artifact,
         dialect=profile.export.dialect,
+        dialects=_dialects(profile),
         activation_dtype=profile.export.activation_dtype,
         group_sizes=profile.export.group_sizes,
-        runners=tuple(runner for runner in profile.export.runners if runner in RUNNERS),
+        runners=profile.export.runners,
         jetpack=None,
         tensorrt=None,
         memory_choices_gib=_memory_choices(profile),

@@ -93,17 +93,39 @@ def test_the_group_size_falls_back_to_one_that_divides() -> None:
     assert [orin.group_size_for(n) for n in (3584, 576, 96, 100)] == [128, 64, 32, None]
 
 
-def test_the_jetpack_of_a_jetson_chooses_the_dialect() -> None:
+def test_a_jetson_gets_the_portable_dialect_whatever_its_jetpack_and_native_where_that_is_asked_for() -> None:
     assert (load_target("orin").jetpack, load_target("orin").dialect) == (None, "portable")
     for name in NAMES:
         if name.startswith("orin"):
             old, new = load_target(name, jetpack="6.2"), load_target(name, jetpack="7.2")
             assert (old.tensorrt, old.dialect) == ("10.3", "portable")
-            assert (new.tensorrt, new.dialect) == ("10.16", "native")
+            assert (new.tensorrt, new.dialect) == ("10.16", "portable")
+            assert load_target(name, jetpack="7.2", dialect="native").dialect == "native"
             assert "JetPack 7.2" in dict(new.sources)["tensorrt"]
             assert new.compatible == old.compatible
-    assert load_target("orin", jetpack="7").dialect == load_target("orin", jetpack="7.10.1").dialect == "native"
-    assert load_target("orin", jetpack="6").dialect == "portable"
+    for version in ("7", "7.10.1"):
+        assert load_target("orin", jetpack=version).dialects == ("portable", "native")
+    assert load_target("orin", jetpack="6").dialects == load_target("orin").dialects == ("portable",)
+    assert load_target("rtx", dialect="native").dialect == "native"
+    assert load_target("orin", dialect="portable") == load_target("orin")
+
+
+@pytest.mark.parametrize(
+    ("name", "jetpack", "dialect", "message", "hint"),
+    [
+        ("orin", None, "native", "`native` is not built by the TensorRT of older JetPacks", "jetpack"),
+        ("orin", "6.2", "native", "`native` is not built by the TensorRT of JetPack 6.2", "jetpack"),
+        ("orin", "7.2", "onnxruntime", "`orin` has no dialect `onnxruntime`", "portable or native"),
+        ("cpu", None, "portable", "`cpu` has no dialect `portable`", "leave out"),
+        ("m2", None, "native", "`m2` has no dialect `native`", "leave out"),
+    ],
+)
+def test_a_dialect_that_the_device_does_not_build_is_refused(
+    name: str, jetpack: str | None, dialect: str, message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_target(name, jetpack=jetpack, dialect=dialect)
+    assert hint in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def export_model(
     ignore_keys: Iterable[str] = (),
     memory_gib: float | None = None,
     jetpack: str | None = None,
+    dialect: str | None = None,
     name: str | None = None,
     revision: str | None = None,
     force: bool = False,
@@ -61,6 +62,8 @@ def export_model(
         ignore_keys: Keys of `config.json` to ignore where edgekit does not know them.
         memory_gib: The device's memory, where the target is made in several sizes.
         jetpack: The device's JetPack version, for Orin targets.
+        dialect: Of the ONNX graph, for TensorRT: `portable`, or `native` where its version builds it; None is
+            `portable`.
         name: The model's name in the manifest; None takes the checkpoint's.
         revision: Branch, tag or commit of a hub id.
         force: Replace an existing bundle.
@@ -98,7 +101,7 @@ def export_model(
             exporter=exporter,
             allow_oversize=allow_oversize,
         )
-        profile = load_target(target, memory_gib=memory_gib, jetpack=jetpack)
+        profile = load_target(target, memory_gib=memory_gib, jetpack=jetpack, dialect=dialect)
         return export_bundle(os.fspath(model), profile, Path(output), options, progress or silent)
     except ImportError as error:
         failure = import_failure(error, "export")

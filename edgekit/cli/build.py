@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgekit.runners.tensorrt.build import BuildProgress
     from edgekit.runners.tensorrt.prepare import PreparedEngine
     from edgekit.runners.tensorrt.store import StoredEngine
+    from edgekit.target import Target
 
 __all__ = ["build", "capability_of", "self_test_engine"]
 
@@ -30,7 +31,15 @@ __all__ = ["build", "capability_of", "self_test_engine"]
 @click.option("--segments", type=click.IntRange(min=1), help="Segments of layers to build [as memory requires].")
 @click.option("--compute-capability", metavar="X.Y", help="Of the GPU to build for, such as 8.7 [this machine's].")
 @click.option(
-    "--context", "context_length", type=click.IntRange(min=1), default=4096, show_default=True, help="Max tokens."
+    "--context",
+    "context_length",
+    type=click.IntRange(min=1),
+    help="Max tokens of a sequence [the bundle's, or the longest for which the device has memory].",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4),
+    help="Max sequences that decode in one execution [4 if there is memory for weights in two layouts, else 1].",
 )
 @click.option("--chunk", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of a prefill chunk.")
 @click.option(
@@ -48,7 +57,8 @@ def build(
     bundle: Path,
     segments: int | None,
     compute_capability: str | None,
-    context_length: int,
+    context_length: int | None,
+    batch: int | None,
     chunk: int,
     output: Path | None,
     source: str | None,
@@ -56,8 +66,8 @@ def build(
 ) -> None:
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
     from edgekit.bundle.check import check_bundle
+    from edgekit.runners.tensorrt.limits import engine_limits
     from edgekit.runners.tensorrt.prepare import check_artifact, plan_build, prepare_engine
-    from edgekit.runners.tensorrt.shapes import BuildLimits
 
     clean_up_when_terminated()
     if source is not None and output is not None:
@@ -70,9 +80,15 @@ def build(
         # For another machine, if a compute capability is given.
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
         capability = compute_capability or capability_of(opened)
-        limits = BuildLimits(chunk=chunk, context_length=context_length)
-        plan = plan_build(opened, compute_capability=capability, limits=limits, segments=segments)
+        device = _device(opened) if compute_capability is None else None
+        limits = engine_limits(opened, device, context_length=context_length, batch=batch, chunk=chunk)
+        # The device that built an engine chose its limits by its own memory.
+        any_shapes = source is not None and context_length is None and batch is None
+        plan = plan_build(
+            opened, compute_capability=capability, limits=limits, segments=segments, any_shapes=any_shapes
+        )
         _warn_of_another_library(opened, plan.library.name)
+        _warn_of_a_fixed_cache(opened, plan.limits.context_length)
         shown = _Percent()
 
         def advance(progress: BuildProgress) -> None:
@@ -140,19 +156,26 @@ def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
             raise
 
 
+def _device(bundle: Bundle) -> Target | None:
+    """The target that this machine is, if the bundle is for it."""
+    from edgekit.machine import probe
+    from edgekit.recognition import recognise
+
+    here = recognise(probe())
+    return here if here.compute_capability and set(bundle.manifest.compatible) & set(here.accepts) else None
+
+
 def capability_of(bundle: Bundle) -> str:
     """Return the compute capability of this machine's GPU, else that of the targets that a bundle is for.
 
     Raises:
         IncompatibleBundleError: The bundle is for no target with a GPU of NVIDIA's that this edgekit knows.
     """
-    from edgekit.machine import probe
     from edgekit.profile import unreadable
-    from edgekit.recognition import recognise
     from edgekit.target import load_targets
 
-    here = recognise(probe())
-    if here.compute_capability and set(bundle.manifest.compatible) & set(here.accepts):
+    here = _device(bundle)
+    if here is not None and here.compute_capability:
         return here.compute_capability
     capabilities = {
         target.compute_capability
@@ -185,6 +208,18 @@ def _warn_of_another_library(bundle: Bundle, library: str) -> None:
         )
 
 
+def _warn_of_a_fixed_cache(bundle: Bundle, context_length: int) -> None:
+    """Say what a cache of fixed length costs, where it is longer than short chats need."""
+    from edgekit.runners.buckets import FIRST_BUCKET
+
+    if bundle.manifest.artifact.dialect == "native" and context_length > 2 * FIRST_BUCKET:
+        print_warning(
+            f"an engine of the `native` dialect reads all {context_length:,} positions of its KV cache for every "
+            "token, however few of them it holds",
+            "build for a short --context, or export for the `portable` dialect",
+        )
+
+
 class _Percent:
     """Prints the progress where there is no bar, a line every few seconds."""
 
@@ -214,7 +249,7 @@ def _show(prepared: PreparedEngine) -> None:
         console.print("copied and verified" if prepared.fetched else "there already")
         return
     console.print(f"built in {report.seconds:.0f} s, peak memory {bytes_text(report.peak_memory_bytes)}")
-    for name, profile in (("one token", report.decode), ("a chunk", report.prefill)):
+    for name, profile in (("one token", report.decode), ("a chunk", report.prefill), ("a batch", report.batch)):
         if profile is not None:
             console.print(
                 f"a step of {name}: {profile.kernels} kernels, {profile.int4} matrix products read INT4, "

@@ -165,7 +165,11 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
         segments=choose_segments(chain, installed_library("tensorrt_rtx").name),
         prefer="tensorrt_rtx",
     )
-    profiles = [(name, one) for name, one in (("one token", report.decode), ("a chunk", report.prefill)) if one]
+    profiles = [
+        (name, one)
+        for name, one in (("one token", report.decode), ("a chunk", report.prefill), ("a batch", report.batch))
+        if one
+    ]
     if report.int4_bytes and report.int4_kept is False:
         expanded = [node for _, profile in profiles for node in profile.expanded]
         raise BundleError(

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.cli.output import console, print_json, print_warning
+from edgekit.cli.output import console, print_json, print_warning, stderr
 from edgekit.recognition import check_targets
 from edgekit.target import Target, load_target, load_targets
 
@@ -40,8 +40,12 @@ def targets(*, name: str | None, memory_gib: float | None, as_json: bool) -> Non
         sizes = ", ".join(map(str, item.memory_choices_gib)) or "any"
         artifact = f"{item.artifact} {item.dialect or ''}".strip()
         speed = f"{item.bandwidth_gb_s:g}" if item.bandwidth_gb_s else ""
-        table.add_row(item.name, item.title, sizes, speed, artifact, str(item.group_size), item.runners[0])
+        table.add_row(item.name, item.title, sizes, speed, artifact, str(item.group_size), ", ".join(item.runners))
     console.print(table)
+    stderr.print(
+        "\nruns on: the first that works on the device. tensorrt and tensorrt_rtx run an engine that the device builds "
+        "of the bundle (edgekit build); none has run on a device yet"
+    )
 
 
 def _show(target: Target, *, as_json: bool) -> None:

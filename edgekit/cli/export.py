@@ -58,7 +58,10 @@ class _ExportCommand(click.Command):
     "--ignore-key", "ignore_keys", multiple=True, metavar="KEY", help="Key of config.json that may be ignored."
 )
 @click.option("--memory-gib", type=float, help="Memory of the device, if the target comes in several sizes.")
-@click.option("--jetpack", metavar="VERSION", help="The Jetson's JetPack, 6.2 or 7.2: sets the dialect [one for both].")
+@click.option("--jetpack", metavar="VERSION", help="The Jetson's JetPack, 6.2 or 7.2 [one bundle for both].")
+@click.option(
+    "--dialect", metavar="NAME", help="Of the ONNX graph, for TensorRT: portable, or native on newer ones [portable]."
+)
 @click.option("--name", help="Model name that the daemon serves [the checkpoint's].")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
@@ -88,6 +91,7 @@ def export(
     output: Path | None,
     memory_gib: float | None,
     jetpack: str | None,
+    dialect: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -102,7 +106,7 @@ def export(
 
     clean_up_when_terminated()
 
-    target = load_target(target_name, memory_gib=memory_gib, jetpack=jetpack)
+    target = load_target(target_name, memory_gib=memory_gib, jetpack=jetpack, dialect=dialect)
     if output is None:
         output = Path(f"{short_name(model)}-{target.name}")
     chosen = ExportOptions(memory_gib=memory_gib, **options)

@@ -36,6 +36,7 @@ __all__ = ["notes_on_this_machine", "plan"]
 @click.option("--ignore-key", "ignore_keys", multiple=True, metavar="KEY", help="As for `edgekit export`.")
 @click.option("--memory-gib", type=float, help="Memory of the device, if the target comes in several sizes.")
 @click.option("--jetpack", metavar="VERSION", help="As for `edgekit export`.")
+@click.option("--dialect", metavar="NAME", help="As for `edgekit export`.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print data for a script.")
 def plan(
@@ -46,6 +47,7 @@ def plan(
     runner: str | None,
     memory_gib: float | None,
     jetpack: str | None,
+    dialect: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -60,7 +62,7 @@ def plan(
 
     clean_up_when_terminated()
 
-    target = load_target(target_name, memory_gib=memory_gib, jetpack=jetpack)
+    target = load_target(target_name, memory_gib=memory_gib, jetpack=jetpack, dialect=dialect)
     with progress_bar() as bar:
         model_plan = plan_model(model, target, ExportOptions(**options), parallel=parallel, runner=runner, report=bar)
     flags = flags_of(click.get_current_context().command)
@@ -92,10 +94,11 @@ def _show(model_plan: ModelPlan, *, stated: bool) -> None:
     row("weights", footprint.weights, f"recipe {model_plan.recipe}; from {model_plan.basis}")
     row(
         "KV cache",
-        plan.parallel * footprint.kv_cache(plan.context),
+        plan.parallel * footprint.kv_allocated(plan.context),
         f"{plan.context:,} tokens{slots}, {footprint.kv_cache(1):,} bytes each",
     )
-    row("activations", footprint.step(plan.context), f"prefill chunks of {RUNTIMES[model_plan.runner].chunk} tokens")
+    chunks = f"prefill chunks of {RUNTIMES[model_plan.runner].chunk} tokens"
+    row("activations", footprint.step(plan.context), chunks + ("; an estimate" if model_plan.needs_engine else ""))
     row("workspace", footprint.workspace, f"{model_plan.runner}; {RUNTIMES[model_plan.runner].basis}")
     row("needed", plan.needed, "")
     if plan.left is not None:
@@ -118,6 +121,12 @@ def _show(model_plan: ModelPlan, *, stated: bool) -> None:
             after = "with an empty context" if context == 0 else f"after {context:,} tokens"
             table.add_row("ceiling", f"{speed:.0f} tokens/s", f"{after}: {formula}")
     console.print(table)
+    if model_plan.needs_engine:
+        console.print(
+            "note: planned for a TensorRT engine, built on the device by `edgekit build`. The weights and the KV cache "
+            "are computed from the model; activations and workspace are estimates: no engine has run on a device yet. "
+            "Without an engine, other runners do: see --runner"
+        )
     for note in model_plan.notes:
         console.print(f"note: {note}")
     for advice in model_plan.advice:

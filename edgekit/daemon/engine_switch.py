@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 _LOAD_S = 600.0
 """Time to load the engine from a slow disk and to test it; after that the worker's heartbeat counts as missed."""
 _JOIN_S = 10.0
-# Of the memory beside the engine, the share that its KV cache may take (`runners.tensorrt.open`).
-_KV_SHARE = 0.6
 _TENSORRT = "tensorrt"
 _FIXED = "this bundle cannot run on a TensorRT engine: "
 
@@ -188,9 +186,8 @@ class EngineSwitch:
         """Whether memory holds the engine, with the KV cache of all its slots, beside the model that answers."""
         memory, card = self._bundle.manifest.memory, gpu_free_bytes()
         cache = self._config.parallel * stored.engine.context_length * memory.kv_cache_per_token
-        needed = stored.engine.size + int(cache / _KV_SHARE)
-        if card is None:
-            needed += RUNTIMES["tensorrt"].process
+        estimates = RUNTIMES["tensorrt"]
+        needed = stored.engine.size + cache + estimates.allocator + (estimates.process if card is None else 0)
         free = available_bytes() if card is None else card
         logger.info("the engine takes about %.1f GiB; %.1f are free", needed / GIB, (free or 0) / GIB)
         return free is None or needed <= free

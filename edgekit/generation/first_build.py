@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 
 from edgekit.bundle.bundle import Bundle
+from edgekit.bundle.shapes import model_shapes
 from edgekit.config import GenerationConfig
 from edgekit.cores import usable_cores
 from edgekit.errors import EdgekitError, RunnerError
-from edgekit.generation.memory_budget import model_shapes
 from edgekit.machine import available_bytes, probe
 from edgekit.memory import GIB, RUNTIMES
 from edgekit.recognition import recognise
@@ -17,16 +17,14 @@ from edgekit.runners.tensorrt.build import open_chain
 from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
 from edgekit.runners.tensorrt.build_record import MAX_UNFINISHED, BuildRecords, record_key
 from edgekit.runners.tensorrt.graph_file import DIALECTS
+from edgekit.runners.tensorrt.limits import engine_limits
 from edgekit.runners.tensorrt.open import find_engine, library_of
 from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
-from edgekit.runners.tensorrt.shapes import BuildLimits
 
-__all__ = ["FirstBuild", "engine_limits", "gpu_capability", "may_have_engine", "plan_first_build"]
+__all__ = ["FirstBuild", "gpu_capability", "may_have_engine", "plan_first_build"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 4
-"""Sequences that decode in one execution: more would read no fewer weights for each."""
 # Share of the available memory that is left to the rest of the system.
 _SYSTEM_RESERVE = 0.1
 
@@ -49,12 +47,6 @@ class FirstBuild:
 def gpu_capability() -> str | None:
     """Return the compute capability of this machine's GPU, `8.7`; None if it has none of NVIDIA's that is known."""
     return recognise(probe()).compute_capability
-
-
-def engine_limits(bundle: Bundle, config: GenerationConfig) -> BuildLimits:
-    """Return what the engine of a bundle must be able to run to serve it as configured."""
-    context = config.context_length or bundle.manifest.context_length
-    return BuildLimits(context_length=context, batch=min(config.parallel, MAX_BATCH))
 
 
 def may_have_engine(bundle: Bundle, config: GenerationConfig) -> bool:
@@ -86,7 +78,8 @@ def plan_first_build(
     """
     if compute_capability is None or not may_have_engine(bundle, config):
         return None
-    limits = engine_limits(bundle, config)
+    here = recognise(probe())
+    limits = engine_limits(bundle, here, context_length=config.context_length, parallel=config.parallel)
     try:
         plan = plan_build(bundle, compute_capability=compute_capability, limits=limits, prefer=library_of(bundle))
     except EdgekitError as error:
@@ -97,11 +90,11 @@ def plan_first_build(
         return None
     key = record_key(plan.wanted)
     _refuse_again(records, key)
-    memory_bytes = None if config.runner == "tensorrt" else _beside(bundle, config, plan, draft)
+    memory_bytes = None if config.runner == "tensorrt" else _beside(bundle, plan, draft)
     if memory_bytes is None:
         # Says so if it cannot be built at all.
         chain, _ = open_chain(bundle.path, plan.limits)
-        choose_segments(chain, plan.library.name)
+        choose_segments(chain, plan.library.name, batch=plan.limits.batch)
     return FirstBuild(plan, key, memory_bytes)
 
 
@@ -114,7 +107,7 @@ def _has_engine(bundle: Bundle, plan: BuildPlan) -> bool:
     engine = stored.engine
     return (
         engine.compute_capability == plan.wanted.compute_capability
-        and engine.context_length >= plan.wanted.context_length
+        and engine.context_length >= plan.limits.context_length
     )
 
 
@@ -136,19 +129,19 @@ def _refuse_again(records: BuildRecords, key: str) -> None:
         )
 
 
-def _beside(bundle: Bundle, config: GenerationConfig, plan: BuildPlan, draft: Bundle | None) -> int | None:
+def _beside(bundle: Bundle, plan: BuildPlan, draft: Bundle | None) -> int | None:
     """The memory that the build may take beside the model on the CPU; None if both do not fit."""
     available = available_bytes()
     if available is None:
         # Not Linux, where TensorRT does not exist: nothing is known that speaks against it.
         return 1 << 62
-    limits = engine_limits(bundle, config)
-    model_bytes = sum(_loaded_bytes(one, limits.context_length) for one in (bundle, draft) if one is not None)
+    context, batch = plan.limits.context_length, plan.limits.batch
+    model_bytes = sum(_loaded_bytes(one, context) for one in (bundle, draft) if one is not None)
     rest = int(available * (1 - _SYSTEM_RESERVE)) - model_bytes
     chain, _ = open_chain(bundle.path, plan.limits)
     library = plan.library.name
     try:
-        count = choose_segments(chain, library, lambda: rest)
+        count = choose_segments(chain, library, lambda: rest, batch=batch)
     except RunnerError:
         logger.info(
             "%.1f GiB are available, too little for the model (%.1f) and the builder of its engine: the engine is "
@@ -157,7 +150,7 @@ def _beside(bundle: Bundle, config: GenerationConfig, plan: BuildPlan, draft: Bu
             model_bytes / GIB,
         )
         return None
-    return max(needed_bytes(part, library) for part in chain.cut(count))
+    return max(needed_bytes(part, library, batch=batch) for part in chain.cut(count))
 
 
 def _loaded_bytes(bundle: Bundle, context_length: int) -> int:

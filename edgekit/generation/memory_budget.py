@@ -3,7 +3,8 @@
     budget = available - activations of a prefill step - a reserve for the system
 
 The sequence slots' buffers are only address space until tokens are written to them, so the budget may be smaller than
-the slots' capacity: the engine admits requests by bytes.
+the slots' capacity: the engine admits requests by bytes. TensorRT's runner allocates its KV cache when it loads, and is
+told beforehand how much of the memory it may have (`startup.kv_share`): then the budget is what it has.
 
 A draft model's KV cache counts against the same budget. Per running sequence it holds at most as many tokens as the
 main model, plus the draft tokens of the current step; the main model's share is computed so that these always fit.
@@ -11,23 +12,28 @@ main model, plus the draft tokens of the current step; the main model's share is
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgekit.cores import usable_cores
 from edgekit.memory import RUNTIMES, Shapes
 from edgekit.runners.base import Limits
 
-__all__ = ["LoadedModel", "draft_kv_bytes", "grammar_bytes", "kv_budget", "max_tokens_with_draft", "model_shapes"]
+__all__ = [
+    "SYSTEM_RESERVE",
+    "LoadedModel",
+    "MemoryPlan",
+    "divide",
+    "draft_kv_bytes",
+    "grammar_bytes",
+    "kv_budget",
+    "max_tokens_with_draft",
+]
 
-# Share of the available memory that is left to the rest of the system.
-_SYSTEM_RESERVE = 0.1
+SYSTEM_RESERVE = 0.1
+"""Share of the available memory that is left to the rest of the system."""
 # Below this a chat is useless; better to let the kernel reclaim memory for a request than to refuse all of them.
 _MIN_TOKENS = 512
-# Above any model's; a larger number is a fault of the file.
-_MAX_SIZE = 1 << 31
 # Measured with llguidance 1.9.1: 151,936 tokens take 63 MiB, and 76 MiB while they are built; 49,152 take 22 and 26.
 _GRAMMAR_BYTES_PER_TOKEN = 550
 
@@ -49,7 +55,7 @@ class LoadedModel:
     @property
     def kv_capacity(self) -> int:
         """Bytes of KV cache that fill all its slots."""
-        return self.limits.sequence_slots * self.limits.context_length * self.limits.kv_bytes_per_token
+        return self.limits.kv_positions * self.limits.kv_bytes_per_token
 
     @property
     def activation_bytes(self) -> int:
@@ -59,6 +65,46 @@ class LoadedModel:
         figures = RUNTIMES[self.runtime]
         per_token = figures.activations_per_token(self.shapes, usable_cores())
         return figures.activations(self.shapes) + per_token * self.limits.context_length
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How memory is divided.
+
+    Attributes:
+        kv_bytes: KV cache in the sequence slots, the draft model's included.
+        prefix_bytes: The prefix cache in memory: as configured, or less where memory is scarce.
+        grammars: Memory is reserved for the grammars' vocabulary tables, so they may be built before the first request.
+    """
+
+    kv_bytes: int
+    prefix_bytes: int
+    grammars: bool
+
+
+def divide(
+    left: Callable[[int], int], *, conversation: int, prefix_bytes: int, grammar_bytes: int, available: int
+) -> MemoryPlan:
+    """Divide memory between KV cache, prefix cache and grammars.
+
+    Where a conversation of the full context length does not fit beside the prefix cache, the prefix cache gets what
+    the conversation leaves, or half if that is more. Memory is reserved for grammars if the rest still holds such a
+    conversation. If not, they are built for the first request that needs one, out of the system's reserve.
+
+    Args:
+        left: Returns the KV cache that there can be beside so many other bytes.
+        conversation: KV cache of one conversation of the full context length.
+        prefix_bytes: The prefix cache as configured.
+        grammar_bytes: What the grammars take.
+        available: What prefix cache and grammars together may take.
+    """
+    most = left(0)
+    wanted = min(most, conversation)
+    prefix = prefix_bytes if left(prefix_bytes) >= wanted else min(prefix_bytes, max(most - wanted, most // 2))
+    full, rest = left(prefix), left(prefix + grammar_bytes)
+    if prefix + grammar_bytes > available or rest < min(full, conversation):
+        return MemoryPlan(full, prefix, grammars=False)
+    return MemoryPlan(rest, prefix, grammars=True)
 
 
 def kv_budget(models: Sequence[LoadedModel], available: int | None) -> int:
@@ -75,7 +121,7 @@ def kv_budget(models: Sequence[LoadedModel], available: int | None) -> int:
     if available is None:
         return capacity
     # A runtime keeps the memory of its largest step, so every model's step counts.
-    free = int(available * (1 - _SYSTEM_RESERVE)) - sum(model.activation_bytes for model in models)
+    free = int(available * (1 - SYSTEM_RESERVE)) - sum(model.activation_bytes for model in models)
     minimum = min(capacity, _MIN_TOKENS * sum(model.limits.kv_bytes_per_token for model in models))
     return max(minimum, min(capacity, free))
 
@@ -111,25 +157,3 @@ def max_tokens_with_draft(budget: int, limits: Limits, draft: Limits, draft_max:
     # A draft model with a short context may have all its slots full.
     full = (budget - draft.sequence_slots * draft.context_length * draft_bytes) // main_bytes
     return max(0, growing, full)
-
-
-def model_shapes(folder: Path) -> Shapes | None:
-    """Read a bundle's sizes from its `config.json`; None if the file or one of the sizes is missing or no size."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return Shapes(
-            hidden=_size(config["hidden_size"]),
-            intermediate=_size(config["intermediate_size"]),
-            heads=_size(config["num_attention_heads"]),
-            vocab=_size(config["vocab_size"]),
-            kv_heads=_size(config.get("num_key_value_heads") or 0),
-            head_dim=_size(config.get("head_dim") or 0),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _size(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= _MAX_SIZE:
-        raise ValueError("not a size")
-    return value

@@ -26,7 +26,7 @@ from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
 from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Message, Sampling, Tool
 from edgekit.runners import LoadOptions, Rejected, RunnerChoice, choose_runner
-from edgekit.runners.base import Chunk, Runner
+from edgekit.runners.base import Chunk, KvShare, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model", "reload_model", "warm_up"]
 
@@ -240,6 +240,7 @@ def load_model(
     parallel: int = 1,
     kv_bits: int | None = None,
     shares_cores: bool = False,
+    kv_share: KvShare | None = None,
     accept: Callable[[Runner], None] | None = None,
 ) -> TextModel:
     """Load a bundle.
@@ -252,6 +253,7 @@ def load_model(
         parallel: Number of sequence slots.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps the model's own precision.
         shares_cores: Another model, such as a draft model, runs between this one's steps.
+        kv_share: As for `open_runner`.
         accept: Called with a runner that has run a step; a `RunnerError` rejects it, and the next one is tried.
 
     Raises:
@@ -279,7 +281,7 @@ def load_model(
     tool_template = None if tool_source is None else ChatTemplate(tool_source, strings)
     tool_format = find_format(tool_source or source or "", tokenizer.special_tokens)
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
-    options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores)
+    options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores, kv_share=kv_share)
     choice = _choose_runner(bundle, options, runner, accept)
     loaded = choice.runner
     return TextModel(
@@ -316,6 +318,7 @@ def reload_model(
     threads: int | None = None,
     parallel: int = 1,
     kv_bits: int | None = None,
+    kv_share: KvShare | None = None,
     accept: Callable[[Runner], None] | None = None,
 ) -> TextModel:
     """Load a model's artifact again, into another runner; everything else is shared with the model.
@@ -327,6 +330,7 @@ def reload_model(
         threads: As for `load_model`.
         parallel: As for `load_model`.
         kv_bits: As for `load_model`.
+        kv_share: As for `load_model`.
         accept: As for `load_model`.
 
     Raises:
@@ -340,6 +344,7 @@ def reload_model(
         parallel,
         kv_bits=kv_bits,
         shares_cores=model.draft is not None,
+        kv_share=kv_share,
     )
 
     def check(loaded: Runner) -> None:

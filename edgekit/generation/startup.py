@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.check import HashProgress, check_bundle
+from edgekit.bundle.shapes import model_shapes
 from edgekit.config import GenerationConfig
 from edgekit.generation.engine.worker import EngineWorker, Served
 from edgekit.generation.first_load import check_first_load
-from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, grammar_bytes, kv_budget, model_shapes
+from edgekit.generation.memory_budget import (
+    SYSTEM_RESERVE,
+    LoadedModel,
+    MemoryPlan,
+    divide,
+    draft_kv_bytes,
+    grammar_bytes,
+    kv_budget,
+)
 from edgekit.generation.model import TextModel, load_model, reload_model
 from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model_fingerprint
 from edgekit.generation.speculative.draft_bundle import open_draft
 from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import available_bytes, gpu_free_bytes
-from edgekit.memory import MIB
-from edgekit.runners.base import Runner
+from edgekit.memory import MIB, RUNTIMES
+from edgekit.runners.base import KvNeed, KvShare, Runner
 
-__all__ = ["MemoryPlan", "load_other_runner", "open_model", "plan_memory", "serve_within", "start_worker"]
+__all__ = ["MemoryPlan", "kv_share", "load_other_runner", "open_model", "plan_memory", "serve_within", "start_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +65,14 @@ def open_model(
         parallel=config.parallel,
         kv_bits=config.kv_cache_bits,
         shares_cores=draft is not None,
+        kv_share=kv_share(bundle, config, draft),
         accept=lambda runner: check_first_load(bundle, runner),
     )
     if draft is None:
         return model
     try:
-        model = replace(model, draft=open_draft(draft, model, bundle.path, threads=config.threads))
+        share = kv_share(draft, config)
+        model = replace(model, draft=open_draft(draft, model, bundle.path, threads=config.threads, kv_share=share))
         if model.draft is not None:
             check_first_load(draft, model.draft)
     except BaseException:
@@ -94,6 +105,7 @@ def load_other_runner(
         threads=config.threads,
         parallel=config.parallel,
         kv_bits=config.kv_cache_bits,
+        kv_share=kv_share(bundle, config, draft),
         accept=lambda loaded: check_first_load(bundle, loaded),
     )
     if other.draft is None or draft is None:
@@ -102,33 +114,59 @@ def load_other_runner(
     if (had.sequence_slots, had.context_length) == (has.sequence_slots, has.context_length):
         return other
     try:
-        return replace(other, draft=open_draft(draft, other, bundle.path, threads=config.threads))
+        share = kv_share(draft, config)
+        return replace(other, draft=open_draft(draft, other, bundle.path, threads=config.threads, kv_share=share))
     except BaseException:
         other.runner.close()
         raise
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """How the memory left after loading a model is divided.
+def kv_share(bundle: Bundle, config: GenerationConfig, draft: Bundle | None = None) -> KvShare:
+    """Return how a runner that allocates its KV cache when it loads shares the memory with all that comes after it.
 
-    Attributes:
-        kv_bytes: KV cache in the sequence slots, the draft model's included.
-        prefix_bytes: The prefix cache in memory: as configured, or less where memory is scarce.
-        grammars: Memory is reserved for the grammars' vocabulary tables, so they may be built before the first request.
+    Args:
+        bundle: The model.
+        config: The configuration.
+        draft: The draft model, which is loaded later.
     """
+    shapes, table = model_shapes(bundle.path), None if draft is None else draft.manifest.memory
+    maximum = None if config.kv_cache_mib is None else config.kv_cache_mib * MIB
 
-    kv_bytes: int
-    prefix_bytes: int
-    grammars: bool
+    def share(left: int, need: KvNeed) -> int:
+        position, full = need.position_bytes, need.slots * need.capacity
+        if table is not None:
+            left -= table.weights + _draft_step_bytes(draft, need.capacity)
+            position += table.kv_cache_per_token
+        if need.on_card:
+            # The prefix cache and the grammars are in the system's memory.
+            kv_bytes = min(left, full * position)
+        else:
+            free = max(0, left - (0 if config.prefix_folder is None else QUEUE_BYTES))
+            kv_bytes = divide(
+                lambda others: min(full * position, max(0, free - others)),
+                conversation=need.capacity * position,
+                prefix_bytes=config.prefix_memory_mib * MIB,
+                grammar_bytes=0 if shapes is None else grammar_bytes(shapes.vocab),
+                available=free,
+            ).kv_bytes
+        kv_bytes = kv_bytes if maximum is None else min(kv_bytes, maximum)
+        return max(0, kv_bytes) * need.position_bytes // position
+
+    return share
+
+
+def _draft_step_bytes(draft: Bundle | None, context: int) -> int:
+    shapes = None if draft is None else model_shapes(draft.path)
+    if shapes is None:
+        return 0
+    figures = RUNTIMES["tensorrt"]
+    return figures.activations(shapes) + figures.activations_per_token(shapes) * context
 
 
 def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig, *, reserved_bytes: int = 0) -> MemoryPlan:
-    """Divide this machine's available memory; call it before the first request.
+    """Divide this machine's available memory (`divide`); call it before the first request.
 
-    Where a conversation of the full context length does not fit beside the prefix cache, the prefix cache gets what
-    the conversation leaves, or half if that is more. Memory is reserved for grammars if the rest still holds such a
-    conversation. If not, they are built for the first request that needs one, out of the system's reserve.
+    A KV cache that is allocated already is not taken from it.
 
     Args:
         model: From `open_model`.
@@ -139,31 +177,39 @@ def plan_memory(model: TextModel, bundle: Bundle, config: GenerationConfig, *, r
     available = available_bytes()
     if available is not None:
         available = max(0, available - reserved_bytes)
-    # Where a model's KV cache is on a card, that has a limit of its own.
-    card = gpu_free_bytes() if model.runner.backend.runtime == "cuda" else None
     configured = config.prefix_memory_mib * MIB
     models = _loaded_models(model, bundle, config)
-    if available is None:
-        return MemoryPlan(_kv_budget(models, config, None, card), configured, grammars=True)
-    if config.prefix_folder is not None:
+    allocated = sum(one.kv_capacity for one in models if one.limits.kv_allocated)
+    growing = [one for one in models if not one.limits.kv_allocated]
+    # Where a model's KV cache is on a card, that has a limit of its own.
+    card = gpu_free_bytes() if any(one.runtime == "cuda" for one in growing) else None
+    if available is not None and config.prefix_folder is not None:
         # The disk store's write queue is in memory too.
         available = max(0, available - QUEUE_BYTES)
 
-    def left(*others: int) -> int:
-        return _kv_budget(models, config, max(0, available - sum(others)), card)
+    def left(others: int) -> int:
+        budget = kv_budget(growing, None if available is None else max(0, available - others))
+        if card is not None:
+            budget = min(budget, kv_budget(growing, card))
+        budget += allocated
+        return budget if config.kv_cache_mib is None else min(budget, config.kv_cache_mib * MIB)
 
+    if available is None:
+        return MemoryPlan(left(0), configured, grammars=True)
+    if allocated:
+        available = int(available * (1 - SYSTEM_RESERVE))
+        configured = min(configured, available)
     limits = model.runner.limits
     conversation = limits.context_length * limits.kv_bytes_per_token
     if model.draft is not None:
         conversation += draft_kv_bytes(limits.context_length, model.draft.limits, config.draft_max)
-    most = left()
-    wanted = min(most, conversation)
-    prefix = configured if left(configured) >= wanted else min(configured, max(most - wanted, most // 2))
-    full, grammars = left(prefix), grammar_bytes(limits.vocab_size)
-    rest = left(prefix, grammars)
-    if prefix + grammars > available or rest < min(full, conversation):
-        return MemoryPlan(full, prefix, grammars=False)
-    return MemoryPlan(rest, prefix, grammars=True)
+    return divide(
+        left,
+        conversation=conversation,
+        prefix_bytes=configured,
+        grammar_bytes=grammar_bytes(limits.vocab_size),
+        available=available,
+    )
 
 
 def _loaded_models(model: TextModel, bundle: Bundle, config: GenerationConfig) -> list[LoadedModel]:
@@ -171,15 +217,6 @@ def _loaded_models(model: TextModel, bundle: Bundle, config: GenerationConfig) -
     if model.draft is not None and config.draft_bundle is not None:
         models.append(_loaded(model.draft, config.draft_bundle))
     return models
-
-
-def _kv_budget(
-    models: list[LoadedModel], config: GenerationConfig, available: int | None, card: int | None = None
-) -> int:
-    budget = kv_budget(models, available)
-    if card is not None:
-        budget = min(budget, kv_budget(models, card))
-    return budget if config.kv_cache_mib is None else min(budget, config.kv_cache_mib * MIB)
 
 
 def start_worker(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.errors import ConfigError, EdgekitError, RunnerError, option
-from edgekit.runners.base import Runner
+from edgekit.runners.base import KvShare, Runner
 from edgekit.runners.candidates import Candidate, LoadOptions, Offer, candidates
 
 __all__ = [
@@ -73,6 +73,7 @@ def open_runner(
     max_chunk: int | None = None,
     kv_bits: int | None = None,
     shares_cores: bool = False,
+    kv_share: KvShare | None = None,
     runner: str = "auto",
 ) -> Runner:
     """Load the artifact of a bundle into the best runner that works here.
@@ -87,6 +88,7 @@ def open_runner(
         max_chunk: Maximum tokens of one slot in one step; default: the runner's.
         kv_bits: 8 quantizes the KV cache to 8 bits; None keeps it in the model's precision.
         shares_cores: Another runner computes between the steps of this one, so its threads must not spin.
+        kv_share: Asked by a runner that allocates the KV cache when it loads how much of the memory it may have.
         runner: `auto`, or the name of the only runner to try. `onnxruntime` computes graphs for TensorRT as TensorRT
             does, with FP16 activations, but slowly; the CPU kernels round activations to 8 bits.
 
@@ -98,7 +100,7 @@ def open_runner(
         EdgekitError: `missing_extra`, if no runner works and one lacks a library.
         RunnerError: No runner works.
     """
-    options = LoadOptions(context_length, threads, sequence_slots, max_chunk, kv_bits, shares_cores)
+    options = LoadOptions(context_length, threads, sequence_slots, max_chunk, kv_bits, shares_cores, kv_share)
     return choose_runner(folder, kind, dialect, options, runner=runner).runner
 
 

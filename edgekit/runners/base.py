@@ -6,14 +6,16 @@ cache are implemented above it, once for all backends. A runner may be used by o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Backend", "Chunk", "Limits", "Runner"]
+from edgekit.runners.buckets import KvPool
+
+__all__ = ["Backend", "Chunk", "KvNeed", "KvShare", "Limits", "Runner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Limits:
         vocab_size: Width of a row of logits.
         kv_bytes_per_token: KV cache bytes of one token in one slot.
         exact: The runner computes every chunk as if `Chunk.exact` were set, at no extra cost.
+        kv_pool: The slots share a pool of positions, in which a slot takes more than its tokens; None if each slot can
+            be full, and takes only what it holds.
     """
 
     context_length: int
@@ -35,6 +39,46 @@ class Limits:
     vocab_size: int
     kv_bytes_per_token: int
     exact: bool = False
+    kv_pool: KvPool | None = None
+
+    @property
+    def kv_positions(self) -> int:
+        """Positions of KV cache that all slots have together."""
+        return self.sequence_slots * self.context_length if self.kv_pool is None else self.kv_pool.positions
+
+    @property
+    def kv_allocated(self) -> bool:
+        """Whether the memory of all positions is taken already."""
+        return self.kv_pool is not None and self.kv_pool.allocated
+
+    def positions_of(self, tokens: int) -> int:
+        """Return the positions of KV cache that a slot takes for so many tokens."""
+        return tokens if self.kv_pool is None else self.kv_pool.taken(tokens)
+
+    def tokens_in(self, positions: int) -> int:
+        """Return the most tokens that a slot can hold in so many positions."""
+        return positions if self.kv_pool is None else self.kv_pool.fitting(positions)
+
+
+@dataclass(frozen=True, slots=True)
+class KvNeed:
+    """The KV cache that a runner is about to allocate.
+
+    Attributes:
+        position_bytes: Bytes of a position.
+        capacity: Positions of a full slot.
+        slots: Number of slots.
+        on_card: It is in a memory of its own, not in the system's.
+    """
+
+    position_bytes: int
+    capacity: int
+    slots: int
+    on_card: bool
+
+
+KvShare = Callable[[int, KvNeed], int]
+"""Takes the bytes of memory that are left, and returns how many of them the KV cache may have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,25 +10,10 @@ from typing import Any
 
 import numpy.typing as npt
 
+from edgekit.runners.buckets import bucket_of
 from edgekit.runners.kv_cache import KvCache
 
-__all__ = ["FIRST_BUCKET", "BucketedKvCache", "bucket_of"]
-
-FIRST_BUCKET = 256
-"""Positions of the smallest bucket; each next one is twice as long."""
-
-
-def bucket_of(length: int, capacity: int) -> int:
-    """Return the positions of the bucket for `length` tokens: less than twice as many, or `FIRST_BUCKET`.
-
-    Args:
-        length: Tokens to hold.
-        capacity: Positions of the longest bucket, at least `length`.
-    """
-    bucket = FIRST_BUCKET
-    while bucket < length:
-        bucket *= 2
-    return min(bucket, capacity)
+__all__ = ["BucketedKvCache"]
 
 
 class BucketedKvCache(KvCache):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit.errors import IncompatibleBundleError, RunnerError, import_failure, missing_extra
-from edgekit.runners.base import Runner
+from edgekit.runners.base import KvShare, Runner
 
 __all__ = ["Candidate", "LoadOptions", "Offer", "candidates"]
 
@@ -30,6 +30,7 @@ class LoadOptions:
     max_chunk: int | None = None
     kv_bits: int | None = None
     shares_cores: bool = False
+    kv_share: KvShare | None = None
 
     def common(self) -> dict[str, Any]:
         """Arguments of every runner."""
@@ -123,7 +124,7 @@ def _tensorrt(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
     bundle, stored = find_engine(folder)
 
     def load(options: LoadOptions) -> Runner:
-        return open_engine(bundle, stored, **options.common())
+        return open_engine(bundle, stored, **options.common(), kv_share=options.kv_share)
 
     return Offer(f"{stored.engine.library} {stored.engine.version}, {stored.engine.context_length} tokens", load)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import RunnerError, first_line
-from edgekit.runners.bucketed_cache import bucket_of
+from edgekit.runners.buckets import KvPool, bucket_of
 from edgekit.runners.session import CPU, Device, provide, run_bound
 from edgekit.runners.tiny_onnx import FLOAT, FLOAT16, INT64, Node, Value, encode_model
 
@@ -34,6 +34,9 @@ class DeviceKvCache:
         head_dim: Elements per head.
         dtype: Element type: float16 or float32.
         device: Where.
+
+    Attributes:
+        pool: What the slots take: buffers of their buckets.
 
     Raises:
         RunnerError: onnxruntime cannot be loaded there.
@@ -59,6 +62,7 @@ class DeviceKvCache:
         self.capacity = -(-positions // 8) * 8
         self.bytes_per_token = count * heads * head_dim * dtype.itemsize
         self._slots: list[list[Any]] = [[] for _ in range(slots)]
+        self.pool = KvPool(slots * self.capacity, self.capacity)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1

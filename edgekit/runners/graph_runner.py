@@ -86,6 +86,7 @@ class GraphRunner(SlotRunner):
             max_chunk=min(max_chunk, context),
             vocab_size=int(self._shapes["logits"][2]),
             kv_bytes_per_token=self._kv.bytes_per_token,
+            kv_pool=self._kv.pool if isinstance(self._kv, DeviceKvCache) else None,
         )
 
     def close(self) -> None:

@@ -29,7 +29,8 @@ from edgekit.export.writers.limits import check_support
 from edgekit.export.writers.sizes import Rows, Sizes, predicted_sizes, runner_for, sizes_of_files
 from edgekit.machine import user_path
 from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
-from edgekit.profile import FALLBACK
+from edgekit.profile import ENGINES, FALLBACK
+from edgekit.runners.tensorrt.memory import engine_footprint, planned_tensors
 from edgekit.target import Target, load_target, load_targets
 
 __all__ = ["ModelPlan", "check_plan", "note_on_context", "plan_model", "with_max_memory"]
@@ -72,6 +73,11 @@ class ModelPlan:
     advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def needs_engine(self) -> bool:
+        """Whether the runner runs an engine, whose figures are estimated until one is built and loaded."""
+        return self.runner in ENGINES
+
     def bytes_per_token(self, context: int) -> int:
         """Bytes read to decode one token after `context` tokens."""
         return self.sizes.read_per_token + self.plan.footprint.kv_cache(context)
@@ -89,6 +95,7 @@ class ModelPlan:
             "basis": self.basis,
             "target": self.target.name,
             "runner": self.runner,
+            "estimated": self.needs_engine,
             "recipe": self.recipe,
             "context": plan.context,
             "parallel": plan.parallel,
@@ -96,7 +103,7 @@ class ModelPlan:
             "fits": plan.fits,
             "bytes": {
                 "weights": footprint.weights,
-                "kv_cache": plan.parallel * footprint.kv_cache(plan.context),
+                "kv_cache": plan.parallel * footprint.kv_allocated(plan.context),
                 "activations": footprint.step(plan.context),
                 "workspace": footprint.workspace,
                 "needed": plan.needed,
@@ -238,13 +245,19 @@ def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Foo
         decoder.num_kv_heads,
         decoder.head_dim,
     )
+    if runner in ENGINES:
+        masks = dict.fromkeys("attention_mask" if one.window is None else "window_mask" for one in decoder.layers)
+        tensors = planned_tensors(
+            layers=len(decoder.layers), shapes=shapes, masks=tuple(masks), context_length=decoder.max_position
+        )
+        return engine_footprint(tensors, shapes, runner, weights=sizes.resident(runner))
     one_layer = decoder.kv_bytes_per_token(element) // len(decoder.layers)
-    windows = [layer.window for layer in decoder.layers if _windowed(decoder, layer, runner)]
+    spans = [layer.window for layer in decoder.layers if _windowed(decoder, layer, runner)]
     return RUNTIMES[runner].footprint(
         shapes,
         weights=sizes.resident(runner),
-        kv_per_token=one_layer * (len(decoder.layers) - len(windows)),
-        windows=tuple((one_layer, window or 0) for window in windows),
+        kv_per_token=one_layer * (len(decoder.layers) - len(spans)),
+        windows=tuple((one_layer, span or 0) for span in spans),
         # These runners keep only the context's rows of the RoPE tables; for others the tables count as weights.
         rope_per_token=sizes.rope // decoder.max_position if runner in {"cpu", "onnxruntime"} else 0,
         # The number of cores of the device is unknown: this machine's is used.

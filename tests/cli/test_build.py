@@ -87,7 +87,10 @@ def test_an_engine_is_built_for_another_machine_which_takes_it(orin: Path, cache
         file.write(b"damage")
     options = ("--compute-capability", "8.9", "--from")
     assert "is damaged" in edgekit("build", orin, *SMALL, *options, damaged, check=False).stderr
-    assert build(orin, *options, engine)["build"] is None
+    assert "its context length is" in edgekit("build", orin, "--context", "40", *options, engine, check=False).stderr
+    # Without a word about it, whatever the other machine chose.
+    taken = json.loads(edgekit("build", orin, *options, engine, "--json").stdout)
+    assert (taken["build"], taken["engine"]) == (None, made["engine"])
     assert build(orin, "--compute-capability", "8.9")["build"] is None
     assert [path.name for path in (cache / "engines").iterdir() if path.is_dir() and path.name == "building"] == []
 

@@ -66,6 +66,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[str], list[s
     "a context that is stretched already": ("cpu", YARN, {"yarn": 2.0}, ["--yarn", "2"], ["`yarn`"], ["--yarn"]),
     "a revision of a folder": ("cpu", {}, {"revision": "x"}, ["--revision", "x"], ["`revision`"], ["--revision"]),
     "a JetPack that is none": ("cpu", {}, {"jetpack": "7.2"}, ["--jetpack", "7.2"], ["`jetpack`"], ["--jetpack"]),
+    "a dialect that is none": ("cpu", {}, {"dialect": "native"}, ["--dialect", "native"], ["`dialect`"], ["--dialect"]),
     "a target that Optimum does not write for": (
         "m2", {}, {"exporter": "optimum"}, ["--exporter", "optimum"], ["`exporter='optimum'`"], ["--exporter optimum"],
     ),

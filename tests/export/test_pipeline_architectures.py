@@ -25,11 +25,11 @@ TOKENS = [int(token) for token in np.random.default_rng(13).integers(0, 400, 90)
 REFUSED = {("qwen2-window", "m2"), ("mistral-window", "m2"), ("phi3", "m2")}
 
 
-@pytest.mark.parametrize("target", ["cpu", "m2", "orin", "orin-jetpack-7"])
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin", "rtx-native"])
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_every_architecture_is_exported_for_every_target_and_runs(name: str, target: str, tmp_path: Path) -> None:
     source = variant(name, tmp_path / "hf")
-    profile = load_target("orin", jetpack="7.2") if target == "orin-jetpack-7" else load_target(target)
+    profile = load_target("rtx", dialect="native") if target == "rtx-native" else load_target(target)
     options = ExportOptions(recipe="none", context_length=200 if name == "phi3" and target != "m2" else None)
     if (name, target) in REFUSED:
         with pytest.raises(ExportError, match="sliding window"):
@@ -37,7 +37,7 @@ def test_every_architecture_is_exported_for_every_target_and_runs(name: str, tar
         return
     if target == "cpu" and name in {"qwen2-window", "mistral-window", "gemma3_text"} and not WINDOWS_RUN:
         pytest.skip("onnxruntime before 1.24 counts a sliding window one token short")
-    if target == "orin-jetpack-7" and not RUNS_NATIVE:
+    if target == "rtx-native" and not RUNS_NATIVE:
         pytest.skip("onnxruntime before 1.24 reads no graph of opset 24")
     bundle = export_bundle(str(source), profile, tmp_path / "bundle", options, lambda *_: None)
     artifact = bundle.manifest.artifact

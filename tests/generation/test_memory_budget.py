@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.bundle.shapes import model_shapes
 from edgekit.cores import usable_cores
 from edgekit.generation.memory_budget import (
     LoadedModel,
@@ -13,7 +14,6 @@ from edgekit.generation.memory_budget import (
     grammar_bytes,
     kv_budget,
     max_tokens_with_draft,
-    model_shapes,
 )
 from edgekit.memory import RUNTIMES, Shapes
 from edgekit.runners.base import Limits

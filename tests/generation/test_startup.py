@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgekit.bundle.bundle import Bundle, open_bundle
+from edgekit.bundle.shapes import model_shapes
 from edgekit.config import GenerationConfig
 from edgekit.generation import startup
-from edgekit.generation.memory_budget import LoadedModel, grammar_bytes, kv_budget, model_shapes
+from edgekit.generation.memory_budget import LoadedModel, grammar_bytes, kv_budget
 from edgekit.generation.model import TextModel
 from edgekit.generation.prefix import QUEUE_BYTES
-from edgekit.generation.startup import MemoryPlan, open_model, plan_memory
+from edgekit.generation.startup import MemoryPlan, kv_share, open_model, plan_memory
 from edgekit.memory import MIB
-from edgekit.runners.base import Backend
+from edgekit.runners.base import Backend, KvNeed
+from edgekit.runners.buckets import KvPool
 from tests.generation.bundles import tiny_bundle
 
 CONFIG = GenerationConfig(threads=1, parallel=8, prefix_memory_mib=0)
@@ -145,3 +149,51 @@ def test_a_card_limits_the_kv_cache_that_is_on_it(
         assert plan_memory(model, bundle, CONFIG).kv_bytes <= _budget(model, bundle, smallest)
         if smallest == card:
             assert plan_memory(model, bundle, CONFIG).kv_bytes == _budget(model, bundle, card)
+
+
+def test_a_kv_cache_that_is_allocated_takes_nothing_of_what_is_left(
+    opened: tuple[TextModel, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bundle = opened
+    limits = replace(model.runner.limits, kv_pool=KvPool(300, 256, allocated=True))
+    monkeypatch.setattr(type(model.runner), "limits", limits)
+    pool, grammars = 300 * limits.kv_bytes_per_token, grammar_bytes(limits.vocab_size)
+    config = GenerationConfig(threads=1, prefix_memory_mib=4)
+
+    def plan(available: int | None, config: GenerationConfig = config) -> MemoryPlan:
+        monkeypatch.setattr(startup, "available_bytes", lambda: available)
+        return plan_memory(model, bundle, config)
+
+    assert plan(None) == plan(1 << 30) == MemoryPlan(pool, 4 * MIB, grammars=True)
+    enough = (4 * MIB + grammars) * 10 // 9 + 2
+    assert plan(enough) == MemoryPlan(pool, 4 * MIB, grammars=True)
+    assert plan(enough - 4) == MemoryPlan(pool, 4 * MIB, grammars=False)
+    assert plan(2 * MIB) == MemoryPlan(pool, int(2 * MIB * 0.9), grammars=False)
+    assert plan(0) == MemoryPlan(pool, 0, grammars=False)
+
+
+def test_a_runner_that_allocates_its_kv_cache_leaves_memory_for_what_comes_later(
+    opened: tuple[TextModel, Bundle], tmp_path: Path
+) -> None:
+    _, bundle = opened
+    vocabulary = grammar_bytes(shapes.vocab) if (shapes := model_shapes(bundle.path)) else 0
+    need = KvNeed(position_bytes=2048, capacity=4096, slots=4, on_card=False)
+    conversation, full = 8 * MIB, 32 * MIB
+
+    def share(left: int, need: KvNeed = need, draft: Bundle | None = None, **options: Any) -> int:
+        return kv_share(bundle, GenerationConfig(threads=1, prefix_memory_mib=16, **options), draft)(left, need)
+
+    assert share(1 << 30) == full
+    assert share(full + 16 * MIB + vocabulary - 100) == full - 100
+    assert share(conversation + 16 * MIB) == conversation, "the grammars wait"
+    assert share(2 * conversation + MIB) == conversation, "the prefix cache gets the rest"
+    assert share(MIB) == MIB // 2, "or half"
+    assert share(0) == 0
+    on_disk = share(conversation + 16 * MIB + QUEUE_BYTES, prefix_folder=tmp_path)
+    assert on_disk == conversation
+    assert share(1 << 30, kv_cache_mib=3) == 3 * MIB
+    # On a card there is neither.
+    assert share(MIB, replace(need, on_card=True)) == MIB
+    assert share(1 << 30, replace(need, on_card=True)) == full
+    drafted = share(conversation + 16 * MIB, draft=bundle)
+    assert drafted < conversation - bundle.manifest.memory.weights // 2

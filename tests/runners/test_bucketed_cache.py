@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit.runners.bucketed_cache import FIRST_BUCKET, BucketedKvCache, bucket_of
+from edgekit.runners.bucketed_cache import BucketedKvCache
+from edgekit.runners.buckets import FIRST_BUCKET, bucket_of
 
 HEADS, DIM, CAPACITY = 3, 8, 32_768
 

@@ -97,7 +97,7 @@ def opened(request: pytest.FixtureRequest, folder: Path, portable: Path, native:
 
 def double_of(folder: Path) -> Open:
     # Two segments.
-    engines = build(folder / "model.onnx", chunk=256, segments=[1])
+    engines = build(folder / "model.onnx", chunk=256, segments=2)
 
     def open_engines(*, threads: int = 1, **options: Any) -> Runner:  # noqa: ARG001 - those of the CPU
         return open_double(engines, **options).runner

@@ -33,7 +33,7 @@ REFUSED = {("qwen2-window", "m2"), ("mistral-window", "m2"), ("phi3", "m2")}
 
 
 def exported(checkpoint: Path, target: str, folder: Path, recipe: str = "lsq") -> Bundle:
-    profile = load_target("orin", jetpack="7.2") if target == "orin-jetpack-7" else load_target(target)
+    profile = load_target("rtx", dialect="native") if target == "rtx-native" else load_target(target)
     # Phi-3's window of 200 tokens is refused where the context is longer.
     context = 200 if target != "m2" and checkpoint.name == "phi3" else None
     return export_bundle(str(checkpoint), profile, folder, ExportOptions(recipe=recipe, context_length=context), silent)
@@ -59,10 +59,10 @@ def reports(bundle: Bundle, slots: int = 2) -> list[Report]:
     return found
 
 
-@pytest.mark.parametrize("target", ["cpu", "m2", "orin", "orin-jetpack-7"])
+@pytest.mark.parametrize("target", ["cpu", "m2", "orin", "rtx-native"])
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_every_runner_passes_for_every_architecture(name: str, target: str, tmp_path: Path) -> None:
-    if target == "orin-jetpack-7" and not RUNS_NATIVE:
+    if target == "rtx-native" and not RUNS_NATIVE:
         pytest.skip("onnxruntime before 1.24 reads no graph of opset 24")
     if target == "cpu" and name in {"qwen2-window", "mistral-window", "gemma3_text"} and not WINDOWS_RUN:
         pytest.skip("onnxruntime before 1.24 counts a sliding window one token short")

@@ -91,7 +91,7 @@ class Engine:
         self._slots = Slots(model.runner, budget_bytes=self._drafters.main_budget(kv_budget_bytes), prefix=prefix)
         self._prefix = prefix
         self._context_length = model.info.context_length
-        self._context = min(model.info.context_length, self._slots.max_tokens)
+        self._context = min(model.info.context_length, self._slots.longest)
         self._speculation = speculation
         self._queue: FairQueue[RequestState] = FairQueue()
         # Sequences without a slot, new or preempted: they are admitted before the queue.
@@ -116,8 +116,8 @@ class Engine:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of KV cache that fit into all slots together."""
-        return self._slots.max_tokens
+        """Tokens of KV cache that fit into memory: those of one sequence, if it is the only one."""
+        return self._slots.longest
 
     @property
     def running(self) -> int:
@@ -152,7 +152,7 @@ class Engine:
     def add(self, state: RequestState) -> None:
         """Queue a request. One that can never fit the budget has failed when this returns."""
         request = state.request
-        minimum, budget = len(state.prompt) + 1, self._slots.max_tokens
+        minimum, budget = len(state.prompt) + 1, self._slots.longest
         needed = minimum if request.max_tokens is None else len(state.prompt) + request.max_tokens
         if min(needed, self._limits.context_length) > budget:
             state.fail(
@@ -331,7 +331,7 @@ class Engine:
             self._fail(
                 sequence.state,
                 RequestError(
-                    f"the KV cache is full: there is memory for {self._slots.max_tokens} tokens",
+                    f"the KV cache is full: there is memory for {self._slots.longest} tokens",
                     hint="request fewer tokens",
                     code="context_length_exceeded",
                     param="max_tokens",

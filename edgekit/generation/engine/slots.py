@@ -8,7 +8,7 @@ so output does not depend on the slot's history.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from edgekit.generation.prefix import PrefixCache
@@ -52,6 +52,9 @@ class Slots:
         runner: Used here to move and truncate KV cache; the caller of `advance` computes it.
         budget_bytes: Maximum KV cache of all slots; None is their capacity.
         prefix: Keeps KV cache that has left the slots.
+
+    Attributes:
+        max_tokens: The budget. A slot takes as many tokens of it as it holds, or more (`Limits.positions_of`).
     """
 
     def __init__(self, runner: Runner, *, budget_bytes: int | None = None, prefix: PrefixCache | None = None) -> None:
@@ -59,8 +62,9 @@ class Slots:
         self._runner = runner
         self._prefix = prefix
         self._slots = [_Slot() for _ in range(limits.sequence_slots)]
-        capacity = limits.sequence_slots * limits.context_length
+        self._limits = limits
         self._per_token = limits.kv_bytes_per_token
+        capacity = limits.kv_positions
         self.max_tokens = capacity if budget_bytes is None else min(capacity, budget_bytes // max(1, self._per_token))
         self._clock = 0
 
@@ -71,21 +75,30 @@ class Slots:
 
     @property
     def kv_bytes(self) -> int:
-        """KV cache in all slots."""
-        return sum(slot.high_water for slot in self._slots) * self._per_token
+        """KV cache that all slots take."""
+        return self._taken(self._slots) * self._per_token
 
     @property
     def free_tokens(self) -> int:
         """Tokens of the budget that busy slots do not occupy."""
-        return self.max_tokens - sum(slot.high_water for slot in self._slots if slot.busy)
+        return self.max_tokens - self._taken(slot for slot in self._slots if slot.busy)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that fits, alone."""
+        return self._limits.tokens_in(self.max_tokens)
 
     def length(self, number: int) -> int:
         """Tokens in a slot."""
         return len(self._slots[number].tokens)
 
-    def high_water(self, number: int) -> int:
-        """Tokens that a slot already has memory for."""
-        return self._slots[number].high_water
+    def growth(self, number: int, length: int) -> int:
+        """Tokens of the budget that a slot takes in addition if it holds `length` tokens."""
+        return max(0, self._limits.positions_of(length) - self._positions(self._slots[number]))
+
+    def most(self, number: int, free: int) -> int:
+        """Tokens that a slot can hold if it takes so many tokens of the budget in addition."""
+        return self._limits.tokens_in(self._positions(self._slots[number]) + free)
 
     def slot_bytes(self, number: int) -> int:
         """KV cache of a slot's tokens, in bytes."""
@@ -199,7 +212,7 @@ class Slots:
 
     def make_room(self, tokens: int) -> bool:
         """Empty free slots until so many more tokens fit; returns whether they do."""
-        while sum(slot.high_water for slot in self._slots) + tokens > self.max_tokens:
+        while self._taken(self._slots) + tokens > self.max_tokens:
             evictable = [number for number, slot in enumerate(self._slots) if not slot.busy and slot.high_water]
             if not evictable:
                 return False
@@ -219,7 +232,14 @@ class Slots:
         """Whether a sequence of so many tokens can be admitted, with all free slots emptied if need be."""
         busy = [slot for slot in self._slots if slot.busy]
         # Running sequences need headroom to grow, or they would soon preempt this one.
-        return sum(slot.high_water for slot in busy) + tokens + _HEADROOM * len(busy) <= self.max_tokens
+        return self._taken(busy, _HEADROOM) + self._limits.positions_of(tokens) <= self.max_tokens
+
+    def _positions(self, slot: _Slot, more: int = 0) -> int:
+        """What a slot takes of the budget, with so many tokens more."""
+        return self._limits.positions_of(slot.high_water + more)
+
+    def _taken(self, slots: Iterable[_Slot], more: int = 0) -> int:
+        return sum(self._positions(slot, more) for slot in slots)
 
     def _assign(
         self,
@@ -243,8 +263,9 @@ class Slots:
                 self._save(number, slot.exact, memory=True)
                 self.empty(number)
             # This succeeds: `_fits` has counted it.
-            headroom = _HEADROOM * sum(other.busy for other in self._slots if other is not slot)
-            self.make_room(len(tokens) - slot.high_water + headroom)
+            others = [other for other in self._slots if other.busy and other is not slot]
+            headroom = self._taken(others, _HEADROOM) - self._taken(others)
+            self.make_room(self.growth(number, len(tokens)) + headroom)
             slot.tenant, slot.private = tenant, private
             self._touch(slot)
             if copy_from is not None:

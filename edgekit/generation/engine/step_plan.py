@@ -91,9 +91,7 @@ class StepPlanner:
 
     def growth(self, planned: Sequence[ScheduledChunk]) -> int:
         """Tokens by which the slots' memory grows."""
-        return sum(
-            max(0, one.start + len(one.chunk.tokens) - self._slots.high_water(one.chunk.slot)) for one in planned
-        )
+        return sum(self._slots.growth(one.chunk.slot, one.start + len(one.chunk.tokens)) for one in planned)
 
     def observe(self, planned: Sequence[ScheduledChunk], seconds: float) -> int:
         """Record the step's time; returns the number of prefill tokens if it measured prefill speed, else 0."""
@@ -109,7 +107,7 @@ class StepPlanner:
     def _with_drafts(self, one: ScheduledChunk, free: int, others: int) -> ScheduledChunk:
         sequence, slot, end = one.sequence, one.chunk.slot, one.start + len(one.chunk.tokens)
         limit = min(self._limits.max_chunk - len(one.chunk.tokens), self._limits.context_length - end)
-        limit = min(limit, free + max(0, self._slots.high_water(slot) - end))
+        limit = min(limit, self._slots.most(slot, free) - end)
         if others:
             # A step has as many rows for each sequence as the longest needs. One draft token is free where rows come in
             # pairs; and a sequence that need not be exact would leave the batch of single tokens for it.

@@ -144,7 +144,7 @@ class EngineWorker:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of KV cache that fit into memory."""
+        """Tokens of KV cache that fit into memory: those of one sequence, if it is the only one."""
         return self._engine.max_tokens
 
     @property

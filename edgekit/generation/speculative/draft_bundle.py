@@ -10,7 +10,7 @@ from edgekit.errors import BundleError, ConfigError
 from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.model import TextModel, warm_up
 from edgekit.runners import open_runner
-from edgekit.runners.base import Runner
+from edgekit.runners.base import KvShare, Runner
 
 __all__ = ["open_draft"]
 
@@ -20,7 +20,9 @@ _TOKENIZER = "tokenizer.json"
 _SAME_FAMILY = "a draft model is a smaller model of the same family, with the same tokenizer"
 
 
-def open_draft(draft: Bundle, model: TextModel, folder: Path, *, threads: int | None = None) -> Runner:
+def open_draft(
+    draft: Bundle, model: TextModel, folder: Path, *, threads: int | None = None, kv_share: KvShare | None = None
+) -> Runner:
     """Load a draft model.
 
     Args:
@@ -28,6 +30,7 @@ def open_draft(draft: Bundle, model: TextModel, folder: Path, *, threads: int | 
         model: The main model.
         folder: The main model's bundle folder.
         threads: As for `open_runner`.
+        kv_share: As for `open_runner`.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -47,6 +50,7 @@ def open_draft(draft: Bundle, model: TextModel, folder: Path, *, threads: int | 
         threads=threads,
         sequence_slots=limits.sequence_slots,
         shares_cores=True,
+        kv_share=kv_share,
     )
     available, needed = runner.limits.vocab_size, model.tokenizer.vocab_size
     try:

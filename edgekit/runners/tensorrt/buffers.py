@@ -17,10 +17,43 @@ from edgekit.runners.masks import PADDING, Masks
 from edgekit.runners.slots import FloatArray, TokenArray
 from edgekit.runners.tensorrt.tensors import EngineTensors, present_of
 
-__all__ = ["StepBuffers"]
+__all__ = ["StepBuffers", "buffer_bytes"]
 
 _INT64 = 8
 _F32 = 4
+
+
+def buffer_bytes(tensors: EngineTensors, *, capacity: int, batch: int, chunk: int) -> int:
+    """Return the GPU's memory that `StepBuffers` takes at most: when a chunk's logits are all wanted."""
+    return (
+        sum(_inputs(tensors, capacity, batch, chunk).values())
+        + sum(_between(tensors, max(batch, chunk)).values())
+        + aligned(2 * len(tensors.caches) * _INT64)
+        + (batch + chunk) * aligned(tensors.vocab_size * _F32)
+    )
+
+
+def _inputs(tensors: EngineTensors, capacity: int, batch: int, chunk: int) -> dict[str, int]:
+    """Bytes of each input that the CPU writes."""
+    rows = max(batch, chunk)
+    # In `portable`, masks have a column for each new token besides.
+    columns = max(batch * (capacity + 1), chunk * (capacity + chunk)) * tensors.dtype.itemsize
+    sizes = {
+        "input_ids": rows * _INT64,
+        "position_ids": rows * _INT64,
+        "write_indices": batch * _INT64,
+        "logits_index": rows * _INT64,
+        **dict.fromkeys(tensors.masks, columns),
+    }
+    return {name: aligned(size) for name, size in sizes.items()}
+
+
+def _between(tensors: EngineTensors, rows: int) -> dict[str, int]:
+    """Bytes of each value between engines, and of the new KV rows."""
+    sizes = {name: aligned(rows * size) for name, size in tensors.boundaries.items()}
+    if not tensors.in_place:
+        sizes |= dict.fromkeys(map(present_of, tensors.caches), aligned(rows * tensors.heads * tensors.row_bytes))
+    return sizes
 
 
 class StepBuffers:
@@ -56,25 +89,12 @@ class StepBuffers:
         chunk: int,
     ) -> None:
         self._device, self._stream, self._tensors, self._masks = device, stream, tensors, masks
-        rows, item = max(batch, chunk), tensors.dtype.itemsize
-        # In `portable`, masks have a column for each new token besides.
-        columns = max(batch * (capacity + 1), chunk * (capacity + chunk)) * item
-        sizes = {
-            "input_ids": rows * _INT64,
-            "position_ids": rows * _INT64,
-            "write_indices": batch * _INT64,
-            "logits_index": rows * _INT64,
-            **dict.fromkeys(tensors.masks, columns),
-        }
         self._starts: dict[str, int] = {}
         total = 0
-        for name, size in sizes.items():
+        for name, size in _inputs(tensors, capacity, batch, chunk).items():
             self._starts[name] = total
-            total += aligned(size)
-        between = {name: aligned(rows * size) for name, size in tensors.boundaries.items()}
-        if not tensors.in_place:
-            fresh = aligned(rows * tensors.heads * tensors.row_bytes)
-            between |= {present_of(name): fresh for name in tensors.caches}
+            total += size
+        between = _between(tensors, max(batch, chunk))
         count = len(tensors.caches)
         with contextlib.ExitStack() as opened:
             self._inputs = opened.enter_context(contextlib.closing(SharedBuffer(device, total)))

@@ -14,11 +14,11 @@ from edgekit.errors import RunnerError
 from edgekit.runners.tensorrt.build_memory import needed_bytes
 from edgekit.runners.tensorrt.child import run_worker
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
-from edgekit.runners.tensorrt.graph_file import read_graph_file
+from edgekit.runners.tensorrt.graph_file import read_graph_file, with_positions
 from edgekit.runners.tensorrt.layers import ProfileReport, describe_profiles, read_kernels
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.segments import Chain, Segment
-from edgekit.runners.tensorrt.shapes import BuildLimits, profile_shapes
+from edgekit.runners.tensorrt.shapes import BLOCK, BuildLimits, profile_shapes
 
 __all__ = [
     "MODEL_FILE",
@@ -118,7 +118,7 @@ class BuildReport:
         graph_bytes: Size of all initializers; those that several segments need count once for each.
         int4_bytes: Size of those stored as INT4.
         engine_bytes: Size of the serialized engines.
-        int4_kept: Whether every product of an INT4 matrix reads it as INT4 in both profiles; None if the library does
+        int4_kept: Whether every product of an INT4 matrix reads it as INT4 in every profile; None if the library does
             not list its kernels.
         nodes: Number of nodes in the graph.
         seconds: Time to parse and build.
@@ -126,6 +126,7 @@ class BuildReport:
         warnings: The library's warnings.
         decode: The kernels of a step of one token; None if the library does not list them.
         prefill: The kernels of a step of 1 to `chunk` tokens.
+        batch: The kernels of a step of one token of each of several sequences; None also if that was not wanted.
         segments: The build of each segment.
     """
 
@@ -143,6 +144,7 @@ class BuildReport:
     warnings: tuple[str, ...]
     decode: ProfileReport | None
     prefill: ProfileReport | None
+    batch: ProfileReport | None
     segments: tuple[SegmentReport, ...]
 
 
@@ -175,6 +177,8 @@ def open_chain(model: Path, limits: BuildLimits) -> tuple[Chain, BuildLimits]:
     """
     graph = read_graph_file(model / MODEL_FILE if model.is_dir() else model)
     limits = limits.clamp(graph.context_length)
+    # `portable` holds whole blocks.
+    graph = with_positions(graph, -(-limits.context_length // BLOCK) * BLOCK)
     return Chain(graph, limits.context_length if graph.dialect == "native" else None), limits
 
 
@@ -237,7 +241,7 @@ def build_engine(
             "profiles": [profile_shapes(part.inputs, limits, profile) for profile in limits.profiles],
         }
         follow.begin(index)
-        needed = needed_bytes(part, library.name)
+        needed = needed_bytes(part, library.name, batch=limits.batch)
         replies.append(
             run_worker(request, prefer=prefer, progress=follow, check=check, needed_bytes=needed, timeout_s=timeout_s)
         )
@@ -319,7 +323,8 @@ def _report(
         for part, reply in zip(parts, replies, strict=True)
     )
     kernels = [_profiles(part, reply["layers"]) for part, reply in zip(parts, replies, strict=True)]
-    decode, prefill = (_sum(profiles) for profiles in zip(*kernels, strict=True))
+    decode, prefill, batch = (_sum(profiles) for profiles in zip(*kernels, strict=True))
+    listed = [profile for profile in (decode, prefill, batch) if profile is not None]
     int4_bytes = sum(part.int4_bytes for part in parts)
     return BuildReport(
         library=library.name,
@@ -329,21 +334,22 @@ def _report(
         graph_bytes=sum(segment.graph_bytes for segment in segments),
         int4_bytes=int4_bytes,
         engine_bytes=sum(segment.engine_bytes for segment in segments),
-        int4_kept=int4_bytes > 0 and not (decode.expanded or prefill.expanded) if decode and prefill else None,
+        int4_kept=int4_bytes > 0 and not any(profile.expanded for profile in listed) if listed else None,
         nodes=sum(part.nodes for part in parts),
         seconds=sum(segment.seconds for segment in segments),
         peak_memory_bytes=max(segment.peak_memory_bytes for segment in segments),
         warnings=tuple(dict.fromkeys(text for reply in replies for text in reply["warnings"])),
         decode=decode,
         prefill=prefill,
+        batch=batch,
         segments=segments,
     )
 
 
-def _profiles(part: Segment, layers: Sequence[str]) -> tuple[ProfileReport | None, ProfileReport | None]:
-    """The kernels of both profiles of a segment, if the library lists them."""
+def _profiles(part: Segment, layers: Sequence[str]) -> list[ProfileReport | None]:
+    """The kernels of the three profiles of a segment, if it has them and the library lists them."""
     found = describe_profiles(read_kernels(layers), part.products, part.caches)
-    return (found[0], found[1]) if len(found) == 2 else (None, None)
+    return [*found, None] if len(found) == 2 else [*found] if len(found) == 3 else [None] * 3
 
 
 def _sum(reports: Sequence[ProfileReport | None]) -> ProfileReport | None:

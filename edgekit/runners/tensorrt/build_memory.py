@@ -15,7 +15,7 @@ __all__ = ["COSTS", "BuildCost", "choose_segments", "needed_bytes"]
 
 @dataclass(frozen=True, slots=True)
 class BuildCost:
-    """Peak resident memory of the process that builds a segment with two profiles.
+    """Peak resident memory of the process that builds a segment.
 
     Attributes:
         process: Interpreter and libraries, bytes.
@@ -23,6 +23,7 @@ class BuildCost:
         int4: Bytes per byte of INT4 weights.
         other: Bytes per byte of other weights: each profile may keep them in an order of its own.
         largest: Bytes per byte of the largest matrix, in addition.
+        batch: Bytes per byte of INT4 weights, in addition, with a profile for several sequences.
         basis: Where the figures come from.
     """
 
@@ -31,11 +32,13 @@ class BuildCost:
     int4: float
     other: float
     largest: float
+    batch: float
     basis: str
 
-    def needed(self, segment: Segment) -> int:
-        """Return the bytes that building a segment takes."""
-        weights = self.int4 * segment.int4_bytes + self.other * (segment.graph_bytes - segment.int4_bytes)
+    def needed(self, segment: Segment, *, batch: int = 1) -> int:
+        """Return the bytes that building a segment takes, for so many sequences in one execution."""
+        int4 = self.int4 + (self.batch if batch > 1 else 0)
+        weights = int4 * segment.int4_bytes + self.other * (segment.graph_bytes - segment.int4_bytes)
         return int(self.process + self.layer * segment.layers + weights + self.largest * segment.largest_bytes)
 
 
@@ -46,6 +49,7 @@ COSTS: Mapping[str, BuildCost] = {
         4.0,
         4.6,
         2.6,
+        2.0,
         "measured: TensorRT-RTX 1.7.1 for SM86, x86-64 Linux; 28 segments of Qwen2.5's 7B and 0.5B shapes with heads "
         "of 4, 8 and 16 bits, 11 to 3,754 MiB, took at most 98 % of it; embeddings and float heads take about half",
     ),
@@ -55,18 +59,21 @@ COSTS: Mapping[str, BuildCost] = {
         5.0,
         5.6,
         2.6,
+        2.6,
         "estimate: as the library for RTX, the finished engine (10.3 does not stream it), and a CUDA context",
     ),
 }
 """By library."""
 
 
-def needed_bytes(segment: Segment, library: str) -> int:
-    """Return the bytes that building a segment takes with a library."""
-    return COSTS[library].needed(segment)
+def needed_bytes(segment: Segment, library: str, *, batch: int = 1) -> int:
+    """Return the bytes that building a segment takes with a library, for so many sequences in one execution."""
+    return COSTS[library].needed(segment, batch=batch)
 
 
-def choose_segments(chain: Chain, library: str, available: Callable[[], int | None] = available_bytes) -> int:
+def choose_segments(
+    chain: Chain, library: str, available: Callable[[], int | None] = available_bytes, *, batch: int = 1
+) -> int:
     """Return the smallest number of segments whose builds fit into the memory that is available now.
 
     Raises:
@@ -77,7 +84,7 @@ def choose_segments(chain: Chain, library: str, available: Callable[[], int | No
         return 1
     smallest = None
     for count in range(1, len(chain) + 1):
-        needed = max(needed_bytes(part, library) for part in chain.cut(count))
+        needed = max(needed_bytes(part, library, batch=batch) for part in chain.cut(count))
         if needed <= free:
             return count
         smallest = needed if smallest is None else min(smallest, needed)

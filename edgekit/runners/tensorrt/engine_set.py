@@ -97,7 +97,8 @@ class EngineSet:
         context_length: Max tokens of a sequence. `native`'s cache has exactly as many positions; `portable`'s at most
             as many, in whole blocks of 8.
         workspace_bytes: The builder's limit for the engine's scratch memory; 0 if it had none.
-        profiles: By index: 0 is for one new token, 1 for a prefill chunk.
+        profiles: By index: 0 is for one new token, 1 for a prefill chunk, 2 for one new token of each of several
+            sequences, which may be missing.
         segments: In the order of execution.
     """
 

@@ -8,7 +8,7 @@ Source of the format: onnx/onnx.proto3.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -23,13 +23,15 @@ from edgekit.runners.cpu.onnx_reader.onnx_proto import (
 )
 from edgekit.runners.cpu.onnx_reader.protobuf import Message
 
-__all__ = ["DIALECTS", "FLOAT", "INT4", "GraphFile", "read_graph_file"]
+__all__ = ["DIALECTS", "FLOAT", "INT4", "GraphFile", "read_graph_file", "with_positions"]
 
 DIALECTS = ("portable", "native")
 FLOAT, INT4 = 1, 22
 """TensorProto.DataType."""
 
 _MAX_FILE = 64 << 20
+_ROPE_TABLES = ("cos_cache", "sin_cache")
+_EXTERNAL = 1
 # Fields of ModelProto that a part of the graph keeps: the opsets and the metadata.
 _KEPT = (8, 14)
 _BITS = {1: 32, 2: 8, 3: 8, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}
@@ -124,6 +126,24 @@ def read_graph_file(path: Path) -> GraphFile:
     return GraphFile(path, model, graph.contents(1), raw_tensors, head)
 
 
+def with_positions(graph: GraphFile, positions: int) -> GraphFile:
+    """Return a graph whose RoPE tables have only the first rows, as many as positions that it will see.
+
+    Each engine, and each segment, holds the tables of its own.
+    """
+    tensors, encoded = dict(graph.model.tensors), dict(graph.raw_tensors)
+    for name, tensor in graph.model.tensors.items():
+        data = tensor.data
+        if not name.startswith(_ROPE_TABLES) or len(tensor.shape) != 2 or positions >= tensor.shape[0]:
+            continue
+        if isinstance(data, ExternalData) and tensor.kind in _BITS:
+            shape = (positions, tensor.shape[1])
+            data = replace(data, length=prod(shape) * _BITS[tensor.kind] // 8)
+            tensors[name] = replace(tensor, shape=shape, data=data)
+            encoded[name] = _tensor(tensors[name], data)
+    return replace(graph, model=replace(graph.model, tensors=tensors), raw_tensors=encoded)
+
+
 def tensor_bytes(tensor: Tensor) -> int:
     """Return the bytes of an initializer."""
     if isinstance(tensor.data, ExternalData) and tensor.data.length is not None:
@@ -138,6 +158,20 @@ def with_inputs(raw: bytes, node: NodeProto, inputs: Sequence[str]) -> bytes:
     if len(inputs) != len(node.inputs):
         raise ValueError("a node keeps its number of inputs")
     return b"".join((*(_span(1, name.encode()) for name in inputs), *rest))
+
+
+def _tensor(tensor: Tensor, data: ExternalData) -> bytes:
+    """A `TensorProto` whose bytes are in the data file."""
+    location = {"location": data.location, "offset": str(data.offset), "length": str(data.length)}
+    return b"".join(
+        (
+            *(_number(1, size) for size in tensor.shape),
+            _number(2, tensor.kind),
+            _span(8, tensor.name.encode()),
+            *(_span(13, _span(1, key.encode()) + _span(2, value.encode())) for key, value in location.items()),
+            _number(14, _EXTERNAL),
+        )
+    )
 
 
 def _value(value: ValueInfo) -> bytes:

@@ -1,19 +1,20 @@
 """KV cache of all sequence slots in one piece of the GPU's memory, allocated once.
 
 Every layer's keys and values have a region that is a pool of positions; a slot has the same place in each. A place is
-as long as the slot's length bucket (`bucketed_cache.py`), so that attention reads at most twice the tokens held, and a
-slot is moved when it outgrows its place.
+as long as the slot's length bucket (`buckets.py`), so that attention reads at most twice the tokens held, and a slot is
+moved when it outgrows its place. The pool may be smaller than all slots at full length: who fills the slots keeps count
+(`Limits.kv_pool`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from edgekit.errors import RunnerError
-from edgekit.runners.bucketed_cache import bucket_of
+from edgekit.runners.buckets import KvPool
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.cuda.memory import ALIGNMENT, DeviceMemory
 from edgekit.runners.cuda.stream import Stream
@@ -33,11 +34,13 @@ class KvArena:
         heads: KV heads.
         row_bytes: Bytes of one position of one head.
         capacity: Maximum positions of a slot.
+        positions: Positions that all slots share; None is enough for all of them at full length.
         block: The engines take a cache of any number of blocks of so many positions, and a slot has the length of its
             bucket; None if they take exactly `capacity` positions.
 
     Attributes:
-        capacity: As given, or a little less: rounded down to whole blocks at aligned addresses.
+        pool: The positions, and what a slot takes of them. Both are rounded down to whole blocks at aligned addresses,
+            and a slot cannot be longer than the pool.
         lengths: Tokens in each slot.
         bytes_per_token: KV cache bytes of one token.
         size: Bytes of the allocation.
@@ -57,18 +60,19 @@ class KvArena:
         row_bytes: int,
         capacity: int,
         block: int | None,
+        positions: int | None = None,
     ) -> None:
         self._stream = stream
         self._position = heads * row_bytes
         self._heads, self._row = heads, row_bytes
         # Every place begins at an aligned address, because its length is a multiple of this.
         step = math.lcm(ALIGNMENT // math.gcd(ALIGNMENT, self._position), block or 1)
-        self.capacity = capacity // step * step
-        if not self.capacity or (block is None and self.capacity != capacity):
+        whole = min(capacity, capacity if positions is None else positions) // step * step
+        if not whole or (block is None and whole != capacity):
             raise RunnerError(f"a KV cache of {capacity} positions cannot be aligned", hint=f"use a multiple of {step}")
-        self._bucketed = block is not None
-        self._pool = slots * self.capacity
-        self._region = self._pool * self._position
+        shared = min(slots * whole, slots * whole if positions is None else positions // step * step)
+        self.pool = KvPool(shared, whole, bucketed=block is not None, allocated=True)
+        self._region = shared * self._position
         # One region more, for moves to places that overlap the old ones.
         self._memory = DeviceMemory(device, (tensors + 1) * self._region)
         self.size = self._memory.size
@@ -92,12 +96,28 @@ class KvArena:
         """Return the bytes from the beginning of a region to a place."""
         return place.offset * self._position
 
-    def reserve(self, slot: int, positions: int) -> None:
-        """Make room for so many tokens in a slot; slots may move."""
-        stride = bucket_of(positions, self.capacity) if self._bucketed else self.capacity
-        place = self._places.get(slot)
-        if place is None or place.stride < stride:
-            self._move(placed(self._places, slot, stride, self._pool))
+    def reserve(self, tokens: Mapping[int, int]) -> None:
+        """Make room for so many tokens in each of some slots; slots may move.
+
+        Raises:
+            RunnerError: The pool has too few positions; every slot is as before.
+        """
+        places = self._places
+        wanted = {slot: self.pool.taken(count) for slot, count in tokens.items()}
+        wanted = {slot: size for slot, size in wanted.items() if slot not in places or places[slot].stride < size}
+        if not wanted:
+            return
+        kept = {slot: place for slot, place in places.items() if slot not in wanted}
+        if sum(place.stride for place in kept.values()) + sum(wanted.values()) > self.pool.positions:
+            # A failed step or a truncation may have left places that are longer than their tokens need.
+            held = {slot: self.pool.taken(max(self.lengths[slot], tokens.get(slot, 0))) for slot in kept}
+            places = packed({slot: Place(0, size) for slot, size in {**held, **wanted}.items() if size}, [])
+            if max((place.end for place in places.values()), default=0) > self.pool.positions:
+                raise RunnerError(f"the KV cache is full: it has {self.pool.positions} positions for all sequences")
+        else:
+            for slot, size in wanted.items():
+                places = placed(places, slot, size, self.pool.positions)
+        self._move(places)
 
     def runs(self, slots: Sequence[int], longest: int) -> list[list[int]]:
         """Divide slots into runs that can be read as one batch, of at most `longest`."""
@@ -137,7 +157,7 @@ class KvArena:
     def write(self, slot: int, data: memoryview) -> None:
         """Append positions, in the layout of `read`."""
         start, count = self.lengths[slot], data.nbytes // self.bytes_per_token
-        self.reserve(slot, start + count)
+        self.reserve({slot: start + count})
         place, width = self._places[slot], count * self._row
         given = np.frombuffer(data, np.uint8).reshape(self._tensors, self._heads, width)
         for tensor in range(self._tensors):

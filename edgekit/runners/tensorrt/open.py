@@ -9,13 +9,16 @@ from typing import Any
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, ConfigError, RunnerError
-from edgekit.runners.base import Backend
+from edgekit.machine import available_bytes
+from edgekit.memory import GIB
+from edgekit.runners.base import Backend, KvNeed, KvShare
 from edgekit.runners.cuda.driver import Device, open_device
 from edgekit.runners.tensorrt.build import MODEL_FILE, installed_library
 from edgekit.runners.tensorrt.engine_set import EngineSet
 from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.library import LibraryName, Messages, NvidiaLibrary, find_library
 from edgekit.runners.tensorrt.load import load_engines
+from edgekit.runners.tensorrt.memory import EngineMemory
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, graph_digest
 from edgekit.runners.tensorrt.tensors import CHUNK
@@ -24,8 +27,8 @@ __all__ = ["find_engine", "library_of", "open_engine"]
 
 logger = logging.getLogger(__name__)
 
-# Of the memory that is free beside the engine; the rest is for inputs, outputs, execution contexts and the daemon.
-_KV_SHARE = 0.6
+# Of what is left when an engine is loaded: for the rest of the system, as in every memory plan.
+_RESERVE = 0.1
 
 
 def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
@@ -40,30 +43,41 @@ def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
     """
     build = f"edgekit build {folder}"
     try:
-        bundle = open_bundle(folder)
-        engines = EngineStore().of_graph(graph_digest(bundle))
+        bundle, store = open_bundle(folder), EngineStore()
+        digest = graph_digest(bundle)
+        described = store.described(digest)
     # There is no cache folder, or the folder is no bundle, only a graph.
     except (ConfigError, BundleError) as error:
         raise RunnerError(error.message, hint=error.hint) from error
-    if not engines:
+    if not described:
         raise RunnerError("no engine was built", hint=build)
     library = installed_library(library_of(bundle))
-    fitting = [one for one in engines if (one.engine.library, one.engine.version) == (library.name, library.version)]
-    if not fitting:
-        had = engines[0].engine
-        raise RunnerError(
-            f"the engine was built with {had.library} {had.version}; {library.name} {library.version} is installed",
-            hint=build,
-        )
-    return bundle, max(fitting, key=lambda one: one.engine.context_length)
+    # Gigabytes are hashed the first time: only those of engines that the library loads.
+    fitting = store.of_graph(digest, library=library.name, version=library.version)
+    if fitting:
+        return bundle, max(fitting, key=lambda one: one.engine.context_length)
+    other = next((one for one in described if (one.library, one.version) != (library.name, library.version)), None)
+    if other is None:
+        raise RunnerError("the engine that was built is damaged", hint=build)
+    raise RunnerError(
+        f"the engine was built with {other.library} {other.version}; {library.name} {library.version} is installed",
+        hint=build,
+    )
 
 
 def open_engine(
-    bundle: Bundle, stored: StoredEngine, *, context_length: int, sequence_slots: int, max_chunk: int | None = None
+    bundle: Bundle,
+    stored: StoredEngine,
+    *,
+    context_length: int,
+    sequence_slots: int,
+    max_chunk: int | None = None,
+    kv_share: KvShare | None = None,
 ) -> TensorRtRunner:
     """Load an engine onto this machine's GPU.
 
-    The whole KV cache is allocated at once: there are fewer sequence slots than asked for if memory does not suffice.
+    The KV cache is allocated at once. All sequence slots share its positions, which are as many as the memory that the
+    loaded engine leaves has room for, and at most what fills all slots.
 
     Args:
         bundle: The bundle.
@@ -71,6 +85,7 @@ def open_engine(
         context_length: Tokens that one sequence slot should hold; at most as many as the engine was built for.
         sequence_slots: Maximum number of sequences at a time.
         max_chunk: Maximum tokens of one slot in one step; default: what the engine was built for.
+        kv_share: Divides that memory between the KV cache and what else will take some; default: all for the KV cache.
 
     Raises:
         RunnerError: There is no GPU of the engine's kind, the engine does not load, or memory does not suffice.
@@ -88,8 +103,9 @@ def open_engine(
             library,
             device,
             context_length=min(context_length, engine.context_length),
-            sequence_slots=_slots(bundle, engine, device, sequence_slots),
+            sequence_slots=sequence_slots,
             max_chunk=max_chunk or engine.profiles[CHUNK].tokens,
+            share=lambda memory: _positions(device, memory, kv_share),
         )
     except BaseException:
         device.close()
@@ -125,7 +141,7 @@ class _OpenEngine(TensorRtRunner):
         stored: StoredEngine,
         library: NvidiaLibrary,
         device: Device,
-        **limits: int,
+        **limits: Any,
     ) -> None:
         engine, messages = stored.engine, Messages()
         # The engines use it for as long as they live.
@@ -154,20 +170,36 @@ class _OpenEngine(TensorRtRunner):
             device.close()
 
 
-def _slots(bundle: Bundle, engine: EngineSet, device: Device, wanted: int) -> int:
-    """How many sequence slots fit; at least one, whose allocation may then fail with the reason."""
-    per_slot = bundle.manifest.memory.kv_cache_per_token * engine.context_length
-    fitting = int(_KV_SHARE * (device.free_bytes() - engine.size)) // max(1, per_slot)
-    slots = max(1, min(wanted, fitting))
-    if slots < wanted:
-        logger.warning(
-            "memory for %d of %d sequences of %d tokens: fewer requests run at the same time (hint: edgekit build "
-            "with a shorter --context)",
-            slots,
-            wanted,
-            engine.context_length,
+def _positions(device: Device, memory: EngineMemory, kv_share: KvShare | None) -> int:
+    """The positions of the KV cache, when the weights are loaded and nothing else is allocated.
+
+    Raises:
+        RunnerError: There are too few for a short chat.
+    """
+    full = memory.slots * memory.capacity
+    free = free_bytes(device)
+    left = int(free * (1 - _RESERVE)) - memory.beside
+    if kv_share is not None:
+        left = kv_share(max(0, left), KvNeed(memory.position, memory.capacity, memory.slots, not device.integrated))
+    positions = min(full, max(0, left) // memory.position)
+    if positions < min(full, memory.min_positions):
+        smallest = memory.min_positions * memory.position
+        raise RunnerError(
+            f"beside the engine, {free / GIB:.2f} GiB are left: inputs, outputs and scratch memory take "
+            f"{memory.beside / GIB:.2f} GiB, and {memory.min_positions:,} tokens of KV cache {smallest / GIB:.2f} GiB",
+            hint="stop what else uses memory, or build the engine for a shorter context: edgekit build --context",
         )
-    return slots
+    if positions < memory.capacity:
+        logger.warning("memory for %d tokens of KV cache only; the context length is %d", positions, memory.capacity)
+    elif positions < full:
+        logger.info("memory for %d tokens of KV cache: %d sequences share them", positions, memory.slots)
+    return positions
+
+
+def free_bytes(device: Device) -> int:
+    """Return the free memory of a GPU. On a Jetson that is the system's, with the page cache that it would give up."""
+    available = available_bytes() if device.integrated else None
+    return device.free_bytes() if available is None else available
 
 
 def library_of(bundle: Bundle) -> LibraryName:

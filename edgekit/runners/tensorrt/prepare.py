@@ -87,6 +87,7 @@ def plan_build(
     limits: BuildLimits | None = None,
     segments: int | None = None,
     workspace_bytes: int = 0,
+    any_shapes: bool = False,
     prefer: LibraryName | None = None,
 ) -> BuildPlan:
     """Determine the engine that a bundle needs.
@@ -97,6 +98,7 @@ def plan_build(
         limits: What the engine must be able to run.
         segments: Number of segments; None leaves it to the memory that is available.
         workspace_bytes: Limit of the engine's scratch memory; 0 leaves it to the library.
+        any_shapes: An engine that another device built for other limits is wanted too.
         prefer: The library, if several are installed.
 
     Raises:
@@ -119,9 +121,9 @@ def plan_build(
         library=library.name,
         version=library.version,
         compute_capability=compute_capability,
-        context_length=limits.context_length,
+        context_length=None if any_shapes else limits.context_length,
         workspace_bytes=workspace_bytes,
-        profiles=limits.profiles,
+        profiles=None if any_shapes else limits.profiles,
         segments=segments,
     )
     return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
@@ -194,7 +196,7 @@ def _build(
     if count is None:
         chain, _ = open_chain(plan.bundle.path, plan.limits)
         free = available_bytes() if memory_bytes is None else memory_bytes
-        count = choose_segments(chain, plan.library.name, lambda: free)
+        count = choose_segments(chain, plan.library.name, lambda: free, batch=plan.limits.batch)
     return build_engine(
         plan.bundle.path,
         compute_capability=plan.wanted.compute_capability,

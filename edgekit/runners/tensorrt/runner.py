@@ -25,10 +25,11 @@ from edgekit.runners.slots import FloatArray, SlotRunner, TokenArray
 from edgekit.runners.tensorrt.buffers import StepBuffers
 from edgekit.runners.tensorrt.graphs import DecodeStep, DecodeSteps, StepKey
 from edgekit.runners.tensorrt.kv_arena import KvArena
+from edgekit.runners.tensorrt.memory import EngineMemory, Share, slot_positions
 from edgekit.runners.tensorrt.placement import Place
 from edgekit.runners.tensorrt.runtime_cache import RuntimeCache
 from edgekit.runners.tensorrt.session import Session, scratch_bytes
-from edgekit.runners.tensorrt.tensors import CHUNK, DECODE, describe_engines, present_of
+from edgekit.runners.tensorrt.tensors import BATCH, CHUNK, DECODE, describe_engines, present_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,6 +65,7 @@ class TensorRtRunner(SlotRunner):
         errors: Returns what the library has logged since the last call.
         backend: What computes: the library's version, and a digest of the engines.
         runtime_cache: File for what TensorRT for RTX compiles on this GPU when the engines first run.
+        share: Returns the positions of the KV cache that all slots share; default: enough for all of them to be full.
 
     Raises:
         RunnerError: The engines do not fit, or there is not enough memory.
@@ -84,6 +86,7 @@ class TensorRtRunner(SlotRunner):
         errors: Callable[[], Sequence[str]] = tuple,
         backend: Backend | None = None,
         runtime_cache: Path | None = None,
+        share: Share | None = None,
     ) -> None:
         device.activate()
         self._computes = backend or Backend(self._runtime)
@@ -101,6 +104,10 @@ class TensorRtRunner(SlotRunner):
         )
         chunk = min(max_chunk, tensors.max_chunk, context_length or tensors.capacity)
         batch = min(sequence_slots, tensors.max_batch)
+        capacity, scratch_size = slot_positions(tensors, context_length), scratch_bytes(engines)
+        memory = EngineMemory.of(
+            tensors, scratch_size, capacity=capacity, slots=sequence_slots, batch=batch, chunk=chunk
+        )
         self._engines: list[trt.ICudaEngine] = list(engines)
         self._opened: list[_Closable] = []
         try:
@@ -115,10 +122,13 @@ class TensorRtRunner(SlotRunner):
                     slots=sequence_slots,
                     heads=tensors.heads,
                     row_bytes=tensors.row_bytes,
-                    capacity=tensors.capacity,
+                    capacity=capacity,
                     block=None if tensors.in_place else tensors.block,
+                    positions=None if share is None else share(memory),
                 )
             )
+            pool = self._kv.pool
+            sequence_slots = min(sequence_slots, pool.positions // pool.taken(1))
             self._buffers = self._keep(
                 StepBuffers(
                     device,
@@ -126,13 +136,13 @@ class TensorRtRunner(SlotRunner):
                     tensors,
                     masks,
                     caches=[self._kv.base(index) for index in range(len(tensors.caches))],
-                    capacity=self._kv.capacity,
+                    capacity=pool.capacity,
                     batch=batch,
                     chunk=chunk,
                 )
             )
             self._scatter = None if tensors.in_place else self._keep(KvScatter(device))
-            scratch = self._keep(DeviceMemory(device, scratch_bytes(engines, (DECODE, CHUNK))))
+            scratch = self._keep(DeviceMemory(device, scratch_size))
 
             self._cache = cache = RuntimeCache(runtime_cache)
 
@@ -151,17 +161,21 @@ class TensorRtRunner(SlotRunner):
         self._previous: tuple[int, ...] = ()
         self._scattered = 0
         self._limits = Limits(
-            context_length=min(context_length or self._kv.capacity, self._kv.capacity),
+            context_length=min(context_length or pool.capacity, pool.capacity),
             sequence_slots=sequence_slots,
             max_chunk=chunk,
             vocab_size=tensors.vocab_size,
             kv_bytes_per_token=self._kv.bytes_per_token,
+            kv_pool=pool,
         )
         logger.info(
-            "engines in %d segments on %s: %.0f MiB for the KV cache, %.0f for inputs and outputs, %.0f to compute in",
+            "engines in %d segments on %s: %.0f MiB for a KV cache of %d tokens, %.0f for inputs and outputs, %.0f to "
+            "compute in",
             len(engines),
             device.name,
-            *(part.size / (1 << 20) for part in (self._kv, self._buffers, scratch)),
+            self._kv.size / (1 << 20),
+            pool.positions,
+            *(part.size / (1 << 20) for part in (self._buffers, scratch)),
         )
 
     @property
@@ -180,8 +194,7 @@ class TensorRtRunner(SlotRunner):
     def _step(self, chunks: Sequence[Chunk], tokens: Sequence[TokenArray]) -> list[FloatArray]:
         self._device.activate()
         by_slot = {chunk.slot: (chunk, ids) for chunk, ids in zip(chunks, tokens, strict=True)}
-        for slot, (_, ids) in by_slot.items():
-            self._kv.reserve(slot, self._kv.lengths[slot] + ids.size)
+        self._kv.reserve({slot: self._kv.lengths[slot] + ids.size for slot, (_, ids) in by_slot.items()})
         single = [slot for slot, (_, ids) in by_slot.items() if ids.size == 1]
         logits: dict[int, FloatArray] = {}
         for run in self._runs(single):
@@ -236,7 +249,7 @@ class TensorRtRunner(SlotRunner):
         key = StepKey(place.offset, place.stride, batch)
         step = self._decoding.get(key)
         if step is None:
-            step = DecodeStep(self._new_session(DECODE))
+            step = DecodeStep(self._new_session(BATCH if batch > 1 else DECODE))
             self._prepare(step.session, place, shapes, self._buffers.logits_address(batch, 1, decoding=True))
             self._decoding.add(key, step)
         return step

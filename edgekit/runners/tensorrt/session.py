@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["Session", "scratch_bytes"]
 
 
-def scratch_bytes(engines: Sequence[trt.ICudaEngine], profiles: Sequence[int]) -> int:
-    """Return the memory that engines which run one after another need while they run."""
-    size: int = max(engine.get_device_memory_size_for_profile_v2(profile) for engine in engines for profile in profiles)
+def scratch_bytes(engines: Sequence[trt.ICudaEngine]) -> int:
+    """Return the memory that engines which run one after another need while they run, in whichever profile."""
+    size: int = max(
+        engine.get_device_memory_size_for_profile_v2(profile)
+        for engine in engines
+        for profile in range(engine.num_optimization_profiles)
+    )
     return size
 
 

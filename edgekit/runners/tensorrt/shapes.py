@@ -1,4 +1,7 @@
-"""The shapes that an engine supports: its optimization profiles, one for one token and one for a prefill chunk."""
+"""The shapes that an engine supports: its optimization profiles, for one token, a prefill chunk, and several sequences.
+
+Several sequences have a profile of their own, so that one alone keeps the kernels that the builder chooses for it.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,10 @@ class BuildLimits:
         return BuildLimits(chunk, context, min(self.typical_past, context - chunk), self.batch)
 
     @property
-    def profiles(self) -> tuple[Profile, Profile]:
-        """The profiles: one token of every sequence, and a chunk of one."""
-        return Profile(self.batch, 1), Profile(1, self.chunk)
+    def profiles(self) -> tuple[Profile, ...]:
+        """The profiles: one token, a chunk, and one token of each of several sequences, if that is wanted."""
+        several = (Profile(self.batch, 1),) if self.batch > 1 else ()
+        return (Profile(1, 1), Profile(1, self.chunk), *several)
 
 
 def profile_shapes(inputs: Iterable[ValueInfo], limits: BuildLimits, profile: Profile) -> Shapes:

@@ -64,6 +64,8 @@ class Wanted:
     """The engine that a bundle needs; the attributes are those of `EngineSet`.
 
     Attributes:
+        context_length: None takes any.
+        profiles: None takes any.
         segments: Number of segments; None takes any.
     """
 
@@ -73,16 +75,16 @@ class Wanted:
     library: str
     version: str
     compute_capability: str
-    context_length: int
+    context_length: int | None
     workspace_bytes: int
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Profile, ...] | None
     segments: int | None = None
 
     def difference(self, engine: EngineSet) -> str | None:
         """Return in what an engine is not the one wanted, for the user; None if it is."""
         for field, label in _LABELS.items():
             have, want = getattr(engine, field), getattr(self, field)
-            if have != want:
+            if want is not None and have != want:
                 return f"its {label} is {_shown(have)}, not {_shown(want)}"
         if self.segments is not None and len(engine.segments) != self.segments:
             return f"it has {len(engine.segments)} segments, not {self.segments}"
@@ -132,9 +134,18 @@ class EngineStore:
         """Return an engine that is wanted and sound; None if there is none."""
         return next(self._sound(lambda engine: wanted.difference(engine) is None), None)
 
-    def of_graph(self, graph_sha256: str) -> list[StoredEngine]:
-        """Return the sound engines of a graph (`graph_digest`), for whatever library, GPU and shapes."""
-        return list(self._sound(lambda engine: engine.graph_sha256 == graph_sha256))
+    def described(self, graph_sha256: str) -> list[EngineSet]:
+        """Return the engines of a graph (`graph_digest`) by their descriptions; their files may be damaged."""
+        found = []
+        for folder in self._engines():
+            with suppress(RunnerError):
+                found.append(read_engine_set(folder))
+        return [engine for engine in found if engine.graph_sha256 == graph_sha256]
+
+    def of_graph(self, graph_sha256: str, *, library: str, version: str) -> list[StoredEngine]:
+        """Return the sound engines of a graph for a library, for whatever GPU and shapes."""
+        wanted = (graph_sha256, library, version)
+        return list(self._sound(lambda engine: (engine.graph_sha256, engine.library, engine.version) == wanted))
 
     def _sound(self, fits: Callable[[EngineSet], bool]) -> Iterator[StoredEngine]:
         """Yield engines that fit and whose files are verified."""

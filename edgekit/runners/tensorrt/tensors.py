@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
-__all__ = ["CHUNK", "DECODE", "EngineTensors", "describe_engines", "present_of"]
+__all__ = ["BATCH", "CHUNK", "DECODE", "EngineTensors", "describe_engines", "present_of"]
 
-DECODE, CHUNK = 0, 1
-"""The optimization profiles: one new token of each sequence, and a prefill chunk of one sequence."""
+DECODE, CHUNK, BATCH = 0, 1, 2
+"""The optimization profiles: one new token, a prefill chunk, and one new token of each of several sequences, which an
+engine may lack."""
 
 _CACHE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _MASKS = ("attention_mask", "window_mask")
@@ -104,13 +105,14 @@ def describe_engines(library: ModuleType, engines: Sequence[trt.ICudaEngine]) ->
     if missing:
         raise RunnerError(f"the engines have no `{min(missing)}`", hint="build them again from this bundle")
     engine = inputs[caches[0]]
+    profiles = min(one.num_optimization_profiles for one in engines)
     shape: tuple[int, ...] = engine.get_tensor_shape(caches[0])[:]
     in_place = len(shape) != _PORTABLE_RANK
     if in_place:
         capacity = shape[2]
         _check_aliases(engines, caches)
     else:
-        longest = (_largest(engine, caches[0], profile) for profile in (DECODE, CHUNK))
+        longest = (_largest(engine, caches[0], profile) for profile in range(profiles))
         capacity = min(blocks * block for _, _, blocks, block, _ in longest)
     ids = inputs["input_ids"]
     return EngineTensors(
@@ -122,7 +124,7 @@ def describe_engines(library: ModuleType, engines: Sequence[trt.ICudaEngine]) ->
         block=1 if in_place else shape[3],
         capacity=capacity,
         masks=tuple(name for name in _MASKS if name in inputs),
-        max_batch=_largest(ids, "input_ids", DECODE)[0],
+        max_batch=_largest(ids, "input_ids", BATCH)[0] if profiles > BATCH else 1,
         max_chunk=_largest(ids, "input_ids", CHUNK)[1],
         vocab_size=outputs["logits"].get_tensor_shape("logits")[2],
         boundaries={name: _token_bytes(outputs[name], name) for name in outputs if name in inputs},

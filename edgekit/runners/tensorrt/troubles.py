@@ -22,7 +22,7 @@ _NVMAP = (
 )
 _MYELIN = (
     "Myelin, TensorRT's compiler of fused kernels, fails on some graphs: try another number of "
-    f"{option('segments')}, or export for another JetPack's dialect (edgekit export --jetpack)"
+    f"{option('segments')}, or export the other dialect (edgekit export --dialect)"
 )
 
 # The first that matches counts.

@@ -124,11 +124,11 @@ def test_a_bundles_own_runner_has_the_error_that_its_weights_have(name: str, tar
 
 
 @pytest.mark.parametrize(
-    ("target", "jetpack"), [("cpu", None), ("orin", None), pytest.param("orin", "7.2", marks=native_runs)]
+    ("target", "dialect"), [("cpu", None), ("orin", None), pytest.param("rtx", "native", marks=native_runs)]
 )
-def test_an_untied_output_head_in_floating_point_is_what_runs(target: str, jetpack: str | None, tmp_path: Path) -> None:
+def test_an_untied_output_head_in_floating_point_is_what_runs(target: str, dialect: str | None, tmp_path: Path) -> None:
     checkpoint = variant("llama", tmp_path / "model")
-    profile, text = load_target(target, jetpack=jetpack), prose(tmp_path)
+    profile, text = load_target(target, dialect=dialect), prose(tmp_path)
     bundles = {
         name: export_bundle(str(checkpoint), profile, tmp_path / name, options, silent)
         for name, options in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from edgekit.generation.engine.slots import Slots
 from edgekit.generation.prefix import PrefixCache, cache, keys
 from edgekit.generation.types import ChatRequest, Delta, Event, Finished, Message
 from edgekit.runners.base import Chunk
+from edgekit.runners.buckets import KvPool
 from tests.generation.faults import Faults
 from tests.generation.tiny import EchoRunner, echo_model
 
@@ -32,6 +34,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(cache, "block_keys", counted)
     return counts
+
+
+def high_water(slots: Slots, number: int) -> int:
+    """Tokens that a slot has memory for."""
+    return 400 - slots.growth(number, 400)
 
 
 def _prefix() -> PrefixCache:
@@ -154,7 +161,7 @@ def test_a_prefix_is_copied_from_a_busy_slot_into_an_emptied_one() -> None:
     slots.release(other)
     assert slots.acquire([*KEPT[:50], 7], "") == (other, 50)
     assert (runner.slots[busy], runner.slots[other]) == (KEPT, KEPT[:50])
-    assert slots.high_water(other) == 50
+    assert high_water(slots, other) == 50
 
 
 @pytest.mark.parametrize(("common", "length"), [(15, 0), (16, 16), (99, 99), (100, 100)])
@@ -222,7 +229,7 @@ def test_only_what_was_computed_exactly_is_kept() -> None:
     slots.release(number)
     # After an inexact token nothing is exact.
     assert runner.slots[number] == KEPT[:20]
-    assert slots.high_water(number) == 24
+    assert high_water(slots, number) == 24
 
 
 def test_an_empty_slot_is_taken_first_and_then_the_one_that_was_used_longest_ago() -> None:
@@ -236,7 +243,7 @@ def test_an_empty_slot_is_taken_first_and_then_the_one_that_was_used_longest_ago
     assert (slots.free, slots.empty_any()) == (0, None)
     slots.release(second)
     assert (slots.free, slots.empty_any()) == (1, second)
-    assert slots.length(second) == slots.high_water(second) == 0
+    assert slots.length(second) == high_water(slots, second) == 0
 
 
 def test_memory_is_counted_in_tokens_and_bytes() -> None:
@@ -249,7 +256,7 @@ def test_memory_is_counted_in_tokens_and_bytes() -> None:
     assert slots.slot_bytes(busy) == 30 * PER_TOKEN
     slots.truncate(busy, 10)
     # The memory stays until the slot is emptied.
-    assert (slots.length(busy), slots.high_water(busy), slots.slot_bytes(busy)) == (10, 30, 10 * PER_TOKEN)
+    assert (slots.length(busy), high_water(slots, busy), slots.slot_bytes(busy)) == (10, 30, 10 * PER_TOKEN)
     slots.truncate(busy, 11)
     assert slots.length(busy) == 10
     slots.release(busy, keep=False)
@@ -269,3 +276,22 @@ def test_free_slots_are_emptied_until_the_tokens_fit_the_oldest_first() -> None:
         assert [slots.length(number) for number in numbers] == lengths
     assert slots.make_room(240)
     assert not slots.make_room(241)
+
+
+def test_in_a_pool_a_slot_takes_the_memory_of_its_bucket() -> None:
+    _, runner = _slots(1)
+    runner._limits = replace(runner.limits, kv_pool=KvPool(600, 400))
+    slots = Slots(runner)
+    assert (slots.max_tokens, slots.longest) == (600, 400)
+    first = _fill(slots, runner, [1] * 100)
+    assert (slots.kv_bytes, slots.free_tokens) == (256 * PER_TOKEN, 344)
+    assert [slots.growth(first, length) for length in (101, 256, 257, 400)] == [0, 0, 144, 144]
+    assert [slots.most(first, free) for free in (0, 143, 144)] == [256, 256, 400]
+    second = _fill(slots, runner, [2] * 10)
+    assert slots.free_tokens == 88
+    assert slots.acquire([3], "") is None
+    # What a free slot holds makes room.
+    slots.release(second)
+    assert slots.make_room(slots.growth(first, 300))
+    assert slots.length(second) == 0
+    assert Slots(runner, budget_bytes=300 * PER_TOKEN).longest == 256

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.bundle.bundle import open_bundle
+from edgekit.bundle.shapes import model_shapes
 from edgekit.config import GenerationConfig
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import BundleError, ConfigError
@@ -20,7 +21,7 @@ from edgekit.generation import startup
 from edgekit.generation.engine.engine import Engine
 from edgekit.generation.engine.request_state import RequestState
 from edgekit.generation.engine.worker import EngineWorker
-from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, grammar_bytes, kv_budget, model_shapes
+from edgekit.generation.memory_budget import LoadedModel, draft_kv_bytes, grammar_bytes, kv_budget
 from edgekit.generation.model import TextModel, load_model
 from edgekit.generation.speculative.step_cost import StepTimes
 from edgekit.generation.startup import open_model, plan_memory, start_worker

@@ -96,7 +96,9 @@ class BuilderDouble:
                 ),
             ),
         )
-        return BuildReport("tensorrt", VERSION, compute_capability, "", 0, 0, 0, None, 0, 1.0, 0, (), None, None, ())
+        return BuildReport(
+            "tensorrt", VERSION, compute_capability, "", 0, 0, 0, None, 0, 1.0, 0, (), None, None, None, ()
+        )
 
 
 @contextmanager

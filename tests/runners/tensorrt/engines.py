@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnx.utils import Extractor
 
-from edgekit.export.writers.onnx.portable import BLOCK
 from edgekit.runners.cuda.driver import Device
+from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.load import load_engines
 from edgekit.runners.tensorrt.runner import TensorRtRunner
+from edgekit.runners.tensorrt.segments import Chain
+from edgekit.runners.tensorrt.shapes import BLOCK, BuildLimits, profile_shapes
 from tests.runners.cuda.driver_double import DriverDouble
 from tests.runners.cuda.host_kernels import host_kernel
 from tests.runners.tensorrt.tensorrt_double import ILogger, TensorRtDouble, write_engine
@@ -53,7 +53,7 @@ def build(
     context: int = 256,
     chunk: int = 64,
     batch: int = 4,
-    segments: Sequence[int] = (),
+    segments: int = 1,
     exact: bool = False,
 ) -> list[Path]:
     """Write the "engines" of a graph beside it.
@@ -63,23 +63,18 @@ def build(
         context: Max tokens of a sequence.
         chunk: Max tokens of a prefill chunk.
         batch: Max sequences that decode in one execution.
-        segments: Layers behind which the graph is cut.
+        segments: Number of segments.
         exact: See `write_engine`.
     """
-    model = onnx.load(graph)
-    native = any(value.name == "write_indices" for value in model.graph.input)
+    file = read_graph_file(graph)
+    native = file.dialect == "native"
+    limits = BuildLimits(chunk, context, BLOCK, batch)
     engines = []
-    for index, part in enumerate(_cut(model, segments) if segments else [model]):
-        if native:
-            for value in (*part.graph.input, *part.graph.output):
-                for dim in value.type.tensor_type.shape.dim:
-                    if dim.dim_param == "capacity":
-                        dim.dim_value = context
-        path = graph.parent / f"segment-{index:02}-{batch}-{chunk}-{len(segments)}-{exact:d}.onnx"
-        onnx.save(part, path)
-        profiles = [_shapes(part, context, *of) for of in ((batch, 1), (1, chunk))]
-        outputs = [value.name for value in part.graph.output if value.name.startswith("present.")]
-        aliases = {name: name.replace("present", "past_key_values") for name in outputs} if native else {}
+    for index, part in enumerate(Chain(file, context if native else None).cut(segments)):
+        path = graph.parent / f"segment-{index:02}-{batch}-{chunk}-{segments}-{exact:d}.onnx"
+        path.write_bytes(part.model)
+        profiles = [profile_shapes(part.inputs, limits, profile) for profile in limits.profiles]
+        aliases = {present: past for past, present in part.caches.items() if present is not None}
         engines.append(write_engine(path.with_suffix(".engine"), path, profiles, aliases=aliases, exact=exact))
     return engines
 
@@ -106,58 +101,3 @@ def open_double(engines: Sequence[Path], driver: DriverDouble | None = None, **o
     opened = load_engines(module, log, engines, log.take)
     runner = TensorRtRunner(module, opened, device, errors=log.take, **options)
     return Opened(runner, driver, log)
-
-
-def _cut(model: onnx.ModelProto, behind: Sequence[int]) -> list[onnx.ModelProto]:
-    """Cut behind some layers; a part that reads only a cache's shape takes that of its own first layer."""
-    outputs = {node.name: node.output[0] for node in model.graph.node}
-    layers = 1 + max(int(value.name.split(".")[1]) for value in model.graph.output if value.name.startswith("present."))
-    bounds = [outputs[f"/model/layers.{layer}/mlp/residual/Add"] for layer in behind]
-    (hidden,) = next(tensor.dims for tensor in model.graph.initializer if tensor.name == "model.norm.weight")
-    for name in bounds:
-        shape = ["batch", "sequence", hidden]
-        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
-    starts = [0, *(layer + 1 for layer in behind), layers]
-    parts = []
-    for index, (first, last) in enumerate(pairwise(starts)):
-        part = onnx.ModelProto()
-        part.CopyFrom(model)
-        for node in part.graph.node:
-            if node.op_type == "Shape" and node.input[0].startswith("past_key_values."):
-                node.input[0] = f"past_key_values.{first}.key"
-        own = {f"{layer}.{kind}" for layer in range(first, last) for kind in ("key", "value")}
-        entry = [bounds[index - 1]] if index else []
-        inputs = [value.name for value in part.graph.input if not value.name.startswith("past_")]
-        inputs += [value.name for value in part.graph.input if value.name.partition(".")[2] in own]
-        wanted = [bounds[index]] if index < len(bounds) else ["logits"]
-        wanted += [value.name for value in part.graph.output if value.name.partition(".")[2] in own]
-        extracted = Extractor(part).extract_model([*entry, *inputs], wanted)
-        read = {name for node in extracted.graph.node for name in node.input}
-        kept = [value for value in extracted.graph.input if value.name in read]
-        del extracted.graph.input[:]
-        extracted.graph.input.extend(kept)
-        extracted.metadata_props.extend(model.metadata_props)
-        parts.append(extracted)
-    return parts
-
-
-def _shapes(model: onnx.ModelProto, context: int, batch: int, tokens: int) -> dict[str, list[list[int]]]:
-    """Min, opt and max shape of every input, as `edgekit build` chooses them."""
-    past = -(-(context - 1) // BLOCK)
-    sizes = {
-        "batch": (1, batch, batch),
-        "sequence": (1, tokens, tokens),
-        "rows": (1, 1, tokens),
-        "blocks": (0, 1, past),
-        "total": (1, BLOCK + tokens, past * BLOCK + tokens),
-    }
-    return {
-        value.name: [
-            [
-                sizes[dim.dim_param][bound] if dim.dim_param else dim.dim_value
-                for dim in value.type.tensor_type.shape.dim
-            ]
-            for bound in range(3)
-        ]
-        for value in model.graph.input
-    }

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,22 @@ def test_an_8_bit_head_is_kept_in_two_halves_of_int4(tmp_path: Path, dialect: Di
     check(export(tmp_path, embedding_bits=8, dialect=dialect, **WIDE))
 
 
+def test_several_sequences_have_kernels_of_their_own_and_leave_those_of_one_as_they_are(tmp_path: Path) -> None:
+    folder = export(tmp_path, offset=Offset.FLOAT, **WIDE | {"layers": 2})
+    limits = replace(LIMITS, batch=4)
+    one, several = built(folder), built(folder, limits=limits)
+    assert (one.decode, one.prefill, one.batch) == (several.decode, several.prefill, None)
+    assert several.batch is not None
+    assert several.decode is not None
+    assert several.int4_kept
+    assert several.batch.int4 == several.decode.int4
+    assert several.batch.cache_copies == ()
+    # The builder keeps INT4 weights in another order for them, at most once more.
+    assert several.engine_bytes - one.engine_bytes < 1.1 * several.int4_bytes + (1 << 20)
+    (whole,) = open_chain(folder, limits)[0].cut(1)
+    assert several.peak_memory_bytes < needed_bytes(whole, several.library, batch=4)
+
+
 def test_one_native_file_is_built_with_a_cache_of_any_length(tmp_path: Path) -> None:
     folder = export(tmp_path, dialect="native", layers=1)
     # TensorRT does not parse a cache of unknown length, which the file has.
@@ -185,8 +202,7 @@ def test_a_float_head_of_its_own_is_built_and_held_once(
     """The graph transposes it; the builder must multiply by it as stored, not keep a transposed copy."""
     vocab = 16_384
     source, bundle = variant("llama", tmp_path / "hf", **WIDE | {"vocab": vocab}), tmp_path / "bundle"
-    jetpack = ("--jetpack", "7.2") if dialect == "native" else ()
-    edgekit("export", source, "--target", "orin", *jetpack, *recipe, "-o", bundle)
+    edgekit("export", source, "--target", "rtx", "--dialect", dialect, *recipe, "-o", bundle)
     report = json.loads(edgekit("verify", bundle, "--build", "--json").stdout)["build"]
     graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
     assert any(node.name == "/lm_head/Transpose" for node in graph.node)
@@ -364,9 +380,9 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert not (folder / "engine.json").exists()
 
 
-def test_the_command_line_exports_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:
+def test_the_command_line_exports_natively_for_a_newer_jetpack_and_verifies_by_building(tmp_path: Path) -> None:
     source, bundle = variant("qwen3", tmp_path / "hf", **WIDE), str(tmp_path / "bundle")
-    edgekit("export", source, "--target", "orin-nano-8", "--jetpack", "7.2", "-o", bundle)
+    edgekit("export", source, "--target", "orin-nano-8", "--jetpack", "7.2", "--dialect", "native", "-o", bundle)
     assert json.loads(edgekit("info", bundle, "--json").stdout)["artifact"] == {
         "kind": "onnx",
         "dialect": "native",

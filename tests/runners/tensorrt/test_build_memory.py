@@ -16,7 +16,7 @@ from tests.runners.tensorrt.graphs import write_graph
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    monkeypatch.setitem(build_memory.COSTS, "tensorrt_rtx", BuildCost(0, 0, 1.0, 1.0, 0.0, "the test"))
+    monkeypatch.setitem(build_memory.COSTS, "tensorrt_rtx", BuildCost(0, 0, 1.0, 1.0, 0.0, 0.0, "the test"))
     return open_chain(write_graph(tmp_path, layers=6), BuildLimits())[0]
 
 

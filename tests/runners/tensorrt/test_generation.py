@@ -32,29 +32,36 @@ from tests.runners.tensorrt.engines import build, open_double
 KEPT = settings(CAREFULLY, max_examples=8)
 
 
-@pytest.fixture(scope="module", params=["portable", pytest.param("native", marks=native_runs)])
+@pytest.fixture(
+    scope="module", params=["portable", pytest.param("native", marks=native_runs), "portable in a small pool"]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextModel]:
     folder = tmp_path_factory.mktemp("model")
     bundle = tiny_bundle(folder, "onnx", layers=2)
     checkpoint = folder / "checkpoint"
-    OnnxWriter(request.param, dtype="float32")(
+    dialect, _, small = request.param.partition(" ")
+    OnnxWriter(dialect, dtype="float32")(
         tiny_decoder(checkpoint), TensorWeights(tiny_tensors(checkpoint)), folder, lambda _: None
     )
-    engines = build(folder / "model.onnx", segments=[0], batch=SLOTS, exact=True)
+    engines = build(folder / "model.onnx", segments=2, batch=SLOTS, exact=True)
 
     def open_engines(*_: object, accept: Callable[[Runner], None], runner: str) -> RunnerChoice:  # noqa: ARG001
         context = open_bundle(bundle).manifest.context_length
-        opened = open_double(engines, context_length=context, sequence_slots=SLOTS).runner
+        share = (lambda _: int(2.3 * context)) if small else None
+        opened = open_double(engines, context_length=context, sequence_slots=SLOTS, share=share).runner
+        assert opened.limits.kv_positions == (int(2.3 * context) // 8 * 8 if small else SLOTS * context)
         accept(opened)
         return RunnerChoice(opened)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgekit.generation.model.choose_runner", open_engines)
+        # So that slots of this short context have different buckets.
+        patch.setattr("edgekit.runners.buckets.FIRST_BUCKET", 32)
         model = open_model(open_bundle(bundle), GenerationConfig(threads=1, parallel=SLOTS))
-    assert isinstance(model.runner, TensorRtRunner)
-    yield model
-    assert len(model.runner._decoding) > 0, "nothing was captured"
-    model.close()
+        assert isinstance(model.runner, TensorRtRunner)
+        yield model
+        assert len(model.runner._decoding) > 0, "nothing was captured"
+        model.close()
 
 
 @given(crowd=arrivals(), tokens=st.sampled_from([None, 300, 500]), kept=st.booleans())

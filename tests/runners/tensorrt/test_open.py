@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
+from edgekit.errors import RunnerError
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.progress import silent
+from edgekit.generation.engine.slots import Slots
 from edgekit.generation.model import TextModel
-from edgekit.generation.startup import open_model
+from edgekit.generation.startup import open_model, plan_memory
+from edgekit.runners.base import Chunk
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.tensorrt.build import InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, Profile, write_engine_set
 from edgekit.runners.tensorrt.library import NvidiaLibrary
+from edgekit.runners.tensorrt.memory import EngineMemory
+from edgekit.runners.tensorrt.open import open_engine
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, Wanted, graph_digest
 from edgekit.target import load_target
@@ -73,11 +79,11 @@ def place(bundle: Path, graph_of: Path | None = None, **changes: Any) -> StoredE
         compute_capability="8.7",
         context_length=CONTEXT,
         workspace_bytes=0,
-        profiles=(Profile(4, 1), Profile(1, 64)),
+        profiles=(Profile(1, 1), Profile(1, 64), Profile(4, 1)),
     )
     wanted = replace(wanted, **changes)
     work = Path(shutil.copytree(graph_of or bundle, bundle.parent / f"graph-{wanted.context_length}"))
-    (made,) = build(work / "model.onnx", context=wanted.context_length)
+    (made,) = build(work / "model.onnx", context=wanted.context_length or CONTEXT)
 
     def make(folder: Path) -> None:
         name, data = "segment-00.engine", made.read_bytes()
@@ -163,18 +169,90 @@ def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> N
     del driver
     stored = place(bundle)
     (stored.folder / "segment-00.engine").write_bytes(b"damaged")
-    assert reason(opened(bundle)) == "no engine was built"
+    assert reason(opened(bundle)) == "the engine that was built is damaged"
 
 
-def test_there_are_fewer_sequence_slots_where_memory_is_scarce(
-    bundle: Path, driver: DriverDouble, caplog: pytest.LogCaptureFixture
+def test_engines_of_another_version_are_not_read(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = place(bundle)
-    slot = open_bundle(bundle).manifest.memory.kv_cache_per_token * CONTEXT
-    driver._total = stored.engine.size + int(2.5 * slot / 0.6)
-    model = opened(bundle)
-    assert "memory for 2 of 3 sequences of 128 tokens" in caplog.text
-    # What is left may or may not do for the rest: then another runner is chosen.
-    runner = cast("Any", model.runner)
-    assert not isinstance(runner, TensorRtRunner) or runner.limits.sequence_slots == 2
+    del driver
+    stored = place(bundle, version="10.16.1")
+    (stored.folder / "verified.json").unlink()
+    monkeypatch.setattr("edgekit.runners.tensorrt.store.verify_files", lambda *_: pytest.fail("it is hashed"))
+    assert "was built with tensorrt 10.16.1; tensorrt 10.3.0 is installed" in reason(opened(bundle))
+
+
+def allocating(bundle: Path, stored: StoredEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], TensorRtRunner]:
+    """Opens the engine for 4 slots of 1024 tokens, with so many bytes available."""
+
+    def open_with(available: int) -> TensorRtRunner:
+        monkeypatch.setattr("edgekit.runners.tensorrt.open.available_bytes", lambda: available)
+        return open_engine(open_bundle(bundle), stored, context_length=1024, sequence_slots=4)
+
+    return open_with
+
+
+def accounts_of(monkeypatch: pytest.MonkeyPatch) -> list[EngineMemory]:
+    """The accounts that are made from now on."""
+    accounts: list[EngineMemory] = []
+    real = EngineMemory.of
+
+    def noted(*of: Any, **by: Any) -> EngineMemory:
+        accounts.append(real(*of, **by))
+        return accounts[-1]
+
+    monkeypatch.setattr(EngineMemory, "of", noted)
+    return accounts
+
+
+def test_the_account_covers_what_is_allocated(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = accounts_of(monkeypatch)
+    runner = allocating(bundle, place(bundle, context_length=1024), monkeypatch)(1 << 40)
+    (account,), pool = accounts, runner.limits.kv_pool
+    assert pool is not None
+    assert (pool.positions, pool.capacity, pool.allocated) == (4 * 1024, 1024, True)
+    # A whole chunk with the logits of every token, which have a buffer only when they are wanted.
+    runner.run([Chunk(0, [1] * 64, "all")])
+    allocated = driver.allocated
+    counted = account.buffers + account.scratch + pool.positions * account.position
+    assert allocated <= counted <= allocated + 64 * 1024
+    runner.close()
+
+
+def test_the_kv_cache_has_the_positions_that_memory_leaves_and_slots_share_them(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = accounts_of(monkeypatch)
+    open_with = allocating(bundle, place(bundle, context_length=1024), monkeypatch)
+    open_with(1 << 40).close()
+    (account,) = accounts
+
+    def left(positions: int) -> int:
+        return int((account.beside + (positions + 0.5) * account.position) / 0.9)
+
+    for positions, limits in ((1500, (1024, 4)), (600, (600, 2)), (256, (256, 1))):
+        runner = open_with(left(positions))
+        assert (runner.limits.context_length, runner.limits.sequence_slots) == limits
+        assert runner.limits.kv_positions == positions // 8 * 8
+        runner.close()
+    with pytest.raises(RunnerError, match=r"beside the engine, .* GiB are left: .* 256 tokens of KV cache"):
+        open_with(left(255))
+    assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
+def test_the_generation_core_shares_the_memory_and_admits_what_the_pool_holds(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del driver
+    place(bundle, context_length=256)
+    monkeypatch.setattr("edgekit.runners.tensorrt.open.available_bytes", lambda: 1 << 40)
+    model = opened(bundle, kv_cache_mib=1)
+    assert isinstance(model.runner, TensorRtRunner)
+    limits = model.runner.limits
+    assert model.runner._kv.size <= 1 << 20
+    plan = plan_memory(model, open_bundle(bundle), GenerationConfig(parallel=3))
+    assert plan.kv_bytes == limits.kv_positions * limits.kv_bytes_per_token
+    assert Slots(model.runner, budget_bytes=plan.kv_bytes).max_tokens == limits.kv_positions
     model.close()

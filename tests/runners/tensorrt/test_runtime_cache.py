@@ -13,7 +13,7 @@ from tests.runners.tensorrt.test_runner import export
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return build(export(tmp_path_factory.mktemp("cached"), "portable"), segments=[0])
+    return build(export(tmp_path_factory.mktemp("cached"), "portable"), segments=2)
 
 
 def run(engines: list[Path], cache: Path) -> None:

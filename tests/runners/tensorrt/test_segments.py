@@ -17,7 +17,7 @@ from edgekit.errors import BundleError, ConfigError, EdgekitError, RunnerError
 from edgekit.export.quantization.grid import Offset
 from edgekit.profile import Dialect
 from edgekit.runners.masks import PADDING, Masks
-from edgekit.runners.tensorrt.graph_file import read_graph_file
+from edgekit.runners.tensorrt.graph_file import read_graph_file, with_positions
 from edgekit.runners.tensorrt.segments import Chain, Segment
 from tests.ort_version import RUNS_NATIVE
 from tests.runners.tensorrt.graphs import write_graph
@@ -31,7 +31,8 @@ BOTH = pytest.mark.parametrize("dialect", ["portable", "native"])
 
 
 def chain_of(folder: Path, dialect: Dialect) -> Chain:
-    return Chain(read_graph_file(folder / "model.onnx"), CAPACITY if dialect == "native" else None)
+    graph = with_positions(read_graph_file(folder / "model.onnx"), CAPACITY)
+    return Chain(graph, CAPACITY if dialect == "native" else None)
 
 
 def session(model: bytes | Path, folder: Path) -> Any:
@@ -75,6 +76,21 @@ def feeds(folder: Path, dialect: Dialect, length: int, count: int, cache: Arrays
             past[:, :, :length] = cache.get(value.name, past)[:, :, :length]
             found[value.name] = past if dialect == "native" else past.reshape(1, heads, -1, 8, size)
     return found
+
+
+def test_a_segment_holds_the_rope_tables_of_its_context_only(tmp_path: Path) -> None:
+    folder = write_graph(tmp_path, "gemma3_text", max_position=4096)
+    whole = read_graph_file(folder / "model.onnx")
+    segment = Chain(with_positions(whole, 40)).cut(3)[1]
+    tables = {one.name: one for one in onnx.load_from_string(segment.model).graph.initializer if "_cache" in one.name}
+    assert tables
+    for name, table in tables.items():
+        rows, width = whole.model.tensors[name].shape
+        assert (rows, tuple(table.dims)) == (4096, (40, width))
+        assert {entry.key: entry.value for entry in table.external_data}["length"] == str(40 * width * 2)
+    assert segment.graph_bytes < Chain(whole).cut(3)[1].graph_bytes
+    # A longer context than the model's changes nothing.
+    assert with_positions(whole, 5000).model.tensors == whole.model.tensors
 
 
 def run(session: Any, values: Mapping[str, npt.NDArray[Any]]) -> Arrays:

@@ -119,13 +119,13 @@ def logits(bundle: Bundle) -> np.ndarray:
 # A matrix with as many outputs as inputs looks the same in either order.
 @pytest.mark.parametrize("hidden", [128, 512])
 @pytest.mark.parametrize(
-    ("target", "jetpack"), [("cpu", None), ("orin", None), pytest.param("orin", "7.2", marks=native_runs)]
+    ("target", "dialect"), [("cpu", None), ("orin", None), pytest.param("rtx", "native", marks=native_runs)]
 )
 def test_a_float_head_is_read_as_the_graph_reads_it_whichever_way_it_was_stored(
-    target: str, jetpack: str | None, hidden: int, tmp_path: Path
+    target: str, dialect: str | None, hidden: int, tmp_path: Path
 ) -> None:
     checkpoint = variant("qwen2", tmp_path / "model", hidden=hidden, vocab=512)
-    profile, options = load_target(target, jetpack=jetpack), ExportOptions(recipe="none")
+    profile, options = load_target(target, dialect=dialect), ExportOptions(recipe="none")
     bundle = export_bundle(str(checkpoint), profile, tmp_path / "bundle", options, silent)
     decoder = tiny_decoder(checkpoint)
     # Copied: the matrix may be a view of the file that is about to change.

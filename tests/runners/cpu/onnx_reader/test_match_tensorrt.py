@@ -34,7 +34,6 @@ Dialect = Literal["portable", "native"]
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 512, 60)]
 DIALECTS = pytest.mark.parametrize("dialect", ["portable", "native"])
 GRIDS = [Grid(bits, 32, offset, np.float16) for bits in (4, 8) for offset in Offset]
-JETPACKS = {"portable": "6.2", "native": "7.2"}
 
 
 def written(source: Path, folder: Path, dialect: Dialect, weights: TensorWeights) -> Path:
@@ -107,7 +106,7 @@ def test_every_grid_is_described_as_eval_reads_it(name: str, grid: Grid, dialect
 def test_codes_of_a_gguf_are_described(encoding: str, dialect: Dialect, tmp_path: Path) -> None:
     source = variant("qwen2", tmp_path / "hf")
     gguf = write_gguf(source, tmp_path / "model.gguf", encoding=encoding)
-    target = load_target("orin", jetpack=JETPACKS[dialect])
+    target = load_target("rtx", dialect=dialect)
     bundle = export_bundle(str(gguf), target, tmp_path / "bundle", ExportOptions(), silent)
     assert bundle.manifest.artifact.dialect == dialect
     check_matrices(bundle.path, tiny_decoder(source))
