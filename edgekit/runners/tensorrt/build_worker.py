@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from edgekit.atomic_file import replace_file
 from edgekit.errors import EdgekitError
 from edgekit.machine import peak_memory_bytes
-from edgekit.runners.tensorrt.layers import LAYERS
+from edgekit.runners.tensorrt.layers import is_report
 from edgekit.runners.tensorrt.library import Messages, NvidiaLibrary, find_library
 
 __all__ = ["main"]
@@ -144,8 +144,8 @@ class _Progress:
 
 def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     start = time.perf_counter()
-    layers: list[str] = []
-    messages = Messages(lambda text: layers.append(text) if text.startswith(LAYERS) else None)
+    reports: list[str] = []
+    messages = Messages(lambda text: reports.append(text) if is_report(text) else None)
     trt, logger = library.module, library.logger(messages)
     builder = trt.Builder(logger)
     network = library.create_network(builder)
@@ -197,7 +197,7 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory_bytes(),
         "warnings": list(messages.warnings),
-        "layers": layers,
+        "reports": reports,
     }
 
 

@@ -215,7 +215,7 @@ def test_the_engine_is_saved_with_its_description(tmp_path: Path) -> None:
     report = built(export(tmp_path), compute_capability="8.9", folder=folder, graph_sha256="1" * 64)
     engine = read_engine_set(folder)
     assert (report.built_for, engine.built_for, engine.compute_capability) == ("SM89", "SM89", "8.9")
-    assert (engine.dialect, engine.layout, engine.context_length, engine.graph_sha256) == ("portable", 2, 64, "1" * 64)
+    assert (engine.dialect, engine.layout, engine.context_length, engine.graph_sha256) == ("portable", 3, 64, "1" * 64)
     assert [profile.tokens for profile in engine.profiles] == [1, 16]
     assert [segment.file for segment in engine.segments] == ["segment-00.engine"]
     assert engine.size == report.engine_bytes == (folder / "segment-00.engine").stat().st_size
