@@ -22,8 +22,8 @@ __all__ = ["LAYOUTS", "MANIFEST_NAME", "SCHEMA", "Artifact", "FileEntry", "Manif
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 LAYOUTS = {"portable": 3, "native": 2}
-"""By dialect: 2 reads the KV cache in place, where 1 sliced or transposed it in every step; 3 states all shapes, without
-which TensorRT reserves memory for the square of the context."""
+"""By dialect: 2 reads the KV cache in place, where 1 sliced or transposed it in every step; 3 states every shape, for
+want of which TensorRT reserved memory for the square of the context."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(rb'\{\n  "digest": "([0-9a-f]{64})",\n')
 _ZEROS = "0" * 64

@@ -54,6 +54,7 @@ def build(
 ) -> None:
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
     from edgekit.bundle.check import check_bundle
+    from edgekit.runners.tensorrt.open import library_of
     from edgekit.runners.tensorrt.prepare import check_artifact, plan_build, prepare_engine
     from edgekit.runners.tensorrt.shapes import BuildLimits
 
@@ -69,7 +70,9 @@ def build(
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
         capability = compute_capability or capability_of(opened)
         limits = BuildLimits(chunk=chunk, context_length=context_length)
-        plan = plan_build(opened, compute_capability=capability, limits=limits, segments=segments)
+        # The one whose engines are looked for at start, if both are installed.
+        prefer = library_of(opened)
+        plan = plan_build(opened, compute_capability=capability, limits=limits, segments=segments, prefer=prefer)
         _warn_of_another_library(opened, plan.library.name)
         shown = _Percent()
 
@@ -159,6 +162,8 @@ def _show(prepared: PreparedEngine) -> None:
         console.print("copied and verified" if prepared.fetched else "there already")
         return
     console.print(f"built in {report.seconds:.0f} s, peak memory {bytes_text(report.peak_memory_bytes)}")
+    if report.scratch_bytes is not None:
+        console.print(f"a step needs {bytes_text(report.scratch_bytes)} beside weights, KV cache, inputs and outputs")
     for name, profile in (("one token", report.decode), ("a chunk", report.prefill)):
         if profile is not None:
             console.print(
@@ -167,5 +172,7 @@ def _show(prepared: PreparedEngine) -> None:
             )
     if report.int4_bytes and report.int4_kept is False:
         print_warning("the builder expanded INT4 matrices: the engine is larger and slower than it should be", None)
+    if report.decode is not None and report.decode.cache_copies:
+        print_warning("a step of one token copies the KV cache: it is slower than it should be", None)
     for warning in report.warnings:
         stderr.print(f"  {warning}", style="dim")

@@ -20,7 +20,7 @@ from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, graph_digest
 from edgekit.runners.tensorrt.tensors import CHUNK
 
-__all__ = ["find_engine", "open_engine"]
+__all__ = ["find_engine", "library_of", "open_engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
         raise RunnerError(error.message, hint=error.hint) from error
     if not engines:
         raise RunnerError("no engine was built", hint=build)
-    library = installed_library(_library_of(bundle))
+    library = installed_library(library_of(bundle))
     fitting = [one for one in engines if (one.engine.library, one.engine.version) == (library.name, library.version)]
     if not fitting:
         had = engines[0].engine
@@ -77,7 +77,7 @@ def open_engine(
         EdgekitError: `missing_extra`, if a library is not installed.
     """
     engine = stored.engine
-    library = find_library(_library_of(bundle))
+    library = find_library(library_of(bundle))
     device = open_device()
     try:
         _check_device(device, engine, bundle.path)
@@ -112,7 +112,8 @@ def _check_device(device: Device, engine: EngineSet, folder: Path) -> None:
     if found != engine.compute_capability:
         raise RunnerError(
             f"the engine was built for compute capability {engine.compute_capability}; {device.name} has {found}",
-            hint=f"edgekit build {folder}",
+            # Of several GPUs, the build may have taken another one's.
+            hint=f"edgekit build {folder} --compute-capability {found}",
         )
 
 
@@ -170,8 +171,8 @@ def _slots(bundle: Bundle, engine: EngineSet, device: Device, wanted: int) -> in
     return slots
 
 
-def _library_of(bundle: Bundle) -> LibraryName:
-    """The library whose engines run where the bundle does."""
+def library_of(bundle: Bundle) -> LibraryName:
+    """Return the library whose engines run where a bundle does."""
     return "tensorrt_rtx" if "nvidia-rtx" in bundle.manifest.compatible else "tensorrt"
 
 
