@@ -90,13 +90,13 @@ class Portable(TensorRtDialect):
         group = self._int64("group", [d.num_heads // d.num_kv_heads])
         # Not left to Reshape as -1: the builder divides the most that the product may hold by the least that `total`
         # may be, and reserves memory for total² in every step.
-        rows = g.node("Mul", [group, sequence], f"{path}/rows/Mul")
+        queries = g.node("Mul", [group, sequence], f"{path}/rows/Mul")
         self._shared = _Shared(
             angles=angles,
             masks=wide,
             past=past,
             grouped=g.node("Concat", [batch, heads, group, sequence, total], f"{path}/grouped", axis=0),
-            flat=g.node("Concat", [batch, heads, rows, total], f"{path}/flat", axis=0),
+            flat=g.node("Concat", [batch, heads, queries, total], f"{path}/flat", axis=0),
         )
 
     # x (fp32) ─┬─ Mul(x, x) ─ ReduceMean ─ Add eps ─ Sqrt ─┐
