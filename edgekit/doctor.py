@@ -27,6 +27,7 @@ from edgekit.jetson.device import Jetson
 from edgekit.jetson_doctor import check_jetson, onnxruntime_install, onnxruntime_on_jetson
 from edgekit.machine import GIB, Machine, available_bytes, cache_folder, contiguous_bytes, memory_limit, probe
 from edgekit.recognition import check_targets, recognise
+from edgekit.rtx_doctor import check_rtx
 from edgekit.target import Target
 
 __all__ = ["EXTRAS", "Check", "Diagnosis", "diagnose", "machine_checks"]
@@ -38,7 +39,11 @@ EXTRAS: dict[str, dict[str, str]] = {
     "onnxruntime": {"onnxruntime": "onnxruntime"},
     "onnxruntime-gpu": {"onnxruntime": "onnxruntime-gpu"},
     "mlx": {"mlx": "mlx", "mlx_lm": "mlx-lm"},
-    "tensorrt-rtx": {"tensorrt_rtx": "tensorrt-rtx-cu12-bindings"},
+    "tensorrt-rtx": {
+        "cuda.bindings": "cuda-bindings",
+        "tensorrt_rtx_bindings": "tensorrt-rtx-cu12-bindings",
+        "tensorrt_rtx_libs": "tensorrt-rtx-cu12-libs",
+    },
     "tensorrt": {"tensorrt": "tensorrt"},
     "daemon": {
         "httpx": "httpx",
@@ -104,8 +109,7 @@ def diagnose(
         _disk(cache),
         _device_id(config, root),
     ]
-    if jetson is not None:
-        checks += check_jetson(jetson, machine.memory_gib, root)
+    checks += check_rtx(machine, root) if jetson is None else check_jetson(jetson, machine.memory_gib, root)
     checks += _runners(target, jetson)
     if target.dialect != "onnxruntime":
         checks.append(_kernels("note"))
@@ -320,10 +324,17 @@ def _version(distribution: str) -> str | None:
 def _extra(extra: str, if_absent: State, name: str | None = None) -> Check:
     # Every extra includes `text`.
     needed = {**EXTRAS["text"], **EXTRAS[extra]}
-    absent = [distribution for module, distribution in needed.items() if find_spec(module) is None]
+    absent = [distribution for module, distribution in needed.items() if not _is_there(module)]
     if absent:
         return Check(name or extra, if_absent, f"not installed: {', '.join(absent)}", pip_install(extra))
     return Check(name or extra, "ok", ", ".join(_installed(dist) for dist in EXTRAS[extra].values()))
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that is not there either
+        return False
 
 
 def _installed(distribution: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "home_folder",
     "memory_bytes",
     "memory_limit",
+    "nvidia_smi",
     "parse_nvidia_smi",
     "peak_memory_bytes",
     "probe",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 GIB = 1024**3
+_WSL_SMI = "/usr/lib/wsl/lib/nvidia-smi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +191,25 @@ def _cpuinfo_model(root: Path) -> str:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    output = output_of("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
-    return parse_nvidia_smi(output)
+    return parse_nvidia_smi(nvidia_smi("name,memory.total,compute_cap"))
+
+
+def nvidia_smi(fields: str) -> str:
+    """Return what nvidia-smi says of the cards, a line each: comma-separated values without units (memory in MiB).
+
+    Empty if there is no driver or no card.
+
+    Args:
+        fields: Names of `nvidia-smi --help-query-gpu`.
+    """
+    # In WSL it is not on the PATH of services and of sudo.
+    program = next((name for name in ("nvidia-smi", _WSL_SMI) if shutil.which(name)), "nvidia-smi")
+    return output_of(program, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
 
 
 def gpu_free_bytes() -> int | None:
     """Return the free memory of the first NVIDIA card; None without a card that has memory of its own."""
-    output = output_of("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
-    first = output.partition("\n")[0].strip()
+    first = nvidia_smi("memory.free").partition("\n")[0].strip()
     # A Jetson's nvidia-smi says "[N/A]".
     return int(first) << 20 if first.isdecimal() else None
 

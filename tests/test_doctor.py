@@ -98,6 +98,16 @@ def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: py
     assert found["export"].state == "note"
 
 
+def test_an_installed_tensorrt_for_rtx_is_seen_with_all_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    check = checks(diagnose(machine=PC_WITH_CARD))["runner tensorrt_rtx"]
+    assert check.state == "ok"
+    assert re.match(r"cuda-bindings [0-9.]+, tensorrt-rtx-cu12-bindings [0-9.]+, tensorrt-rtx-cu12-libs", check.detail)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "cuda.bindings" else object())
+    check = checks(diagnose(machine=PC_WITH_CARD))["runner tensorrt_rtx"]
+    assert (check.state, check.detail) == ("note", "not installed: cuda-bindings")
+
+
 def test_a_mac_needs_mlx_and_nothing_from_nvidia() -> None:
     diagnosis = diagnose(machine=MAC)
     assert diagnosis.target == "m2"

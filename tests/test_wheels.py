@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from build_wheels import TARGETS
@@ -28,10 +29,10 @@ from edgekit.runners.cpu.onnx_reader.match_model import ModelDescription
 from edgekit.runners.cpu.runner import CpuRunner
 from edgekit.version import current_version
 from tests.arm_root import ArmRoot
-from tests.broker import Broker, Caller
-from tests.conftest import SMALL
-from tests.generation.bundles import tiny_bundle
+from tests.broker import Broker, Caller, free_port
+from tests.conftest import SMALL, edgekit
 from tests.jetson.tree import write, write_nano
+from tests.models import tiny_checkpoint
 from tests.runners.cpu import small_kernels
 from tests.runners.cpu.conftest import best  # noqa: F401  a fixture
 from tests.runners.cpu.models import random_model
@@ -217,7 +218,7 @@ def test_the_wheel_exports_and_answers_in_an_empty_environment(wheels: Wheels, t
 
 
 @pytest.mark.broker
-def test_the_wheel_for_arm_answers_over_mqtt_on_a_system_that_looks_like_a_jetsons(
+def test_the_wheel_for_arm_answers_from_an_orins_bundle_on_a_system_that_looks_like_a_jetsons(
     wheels: Wheels, tmp_path: Path
 ) -> None:
     (wheel,) = wheels.folder.glob(f"*{LINUX['aarch64']}.whl")
@@ -228,22 +229,32 @@ def answer_on_arm(wheel: Path, tmp_path: Path) -> None:
     """Ask a wheel's daemon, in a Debian root for 64-bit Arm under qemu, with a Jetson's files in /proc and /sys."""
     root = ArmRoot(tmp_path)
     root.pip_install(f"edgekit-llm[daemon] @ {wheel.as_uri()}")
-    tiny_bundle(root.path / "opt", "onnx")
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    edgekit("export", checkpoint, "--target", "orin-nano-8", "-o", root.path / "opt" / "bundle")
     write_nano(root.path)
     write(root.path, "proc/meminfo", "MemTotal: 7801405 kB\nMemAvailable: 5452595 kB\nCmaFree: 0 kB\n")
+    messages = [{"role": "user", "content": "Hello"}]
     with Broker(tmp_path) as broker, Caller(broker.port, "edgekit/nano/status", "replies/me") as caller:
-        options = ["--http-port", "0", "--mqtt", f"127.0.0.1:{broker.port}", "--device", "nano"]
+        port = free_port()
+        options = ["--http-port", str(port), "--mqtt", f"127.0.0.1:{broker.port}", "--device", "nano"]
         daemon = root.popen("-m", "edgekit", "serve", "/opt/bundle", *options, log=tmp_path / "log")
         try:
             status = caller.next(600)
-            body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "reply_to": "replies/me"}
-            caller.publish("edgekit/nano/chat/request", body)
+            caller.publish(
+                "edgekit/nano/chat/request", {"messages": messages, "max_tokens": 8, "reply_to": "replies/me"}
+            )
             final = caller.until("final", 600)[-1]
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            reply = httpx.post(url, json={"model": "tiny", "messages": messages, "max_tokens": 8}, timeout=600).json()
         finally:
             daemon.terminate()
             daemon.wait(120)
     log = (tmp_path / "log").read_text()
     assert "serving tiny on cpu (dotprod)" in log, log
+    # Why no better runner: there is no engine, and no TensorRT.
+    assert "tensorrt" in log
     assert status["device"]["jetpack"] == "6.2.1"
     assert status["device"]["power_w"] == 6.0
-    assert final["usage"]["completion_tokens"] > 0
+    # Greedy, as the checkpoint states no sampling: both transports give one answer.
+    assert final["message"]["content"] == reply["choices"][0]["message"]["content"]
+    assert final["usage"]["completion_tokens"] == reply["usage"]["completion_tokens"] > 0

@@ -1,7 +1,7 @@
-"""Writes a checkpoint with the exact shapes of Qwen2.5-7B-Instruct and random weights, for measuring exports.
+"""Writes a checkpoint with the exact shapes of Qwen2.5-7B-Instruct, or of another model, and random weights.
 
-    PYTHONPATH=benchmarks python -m inputs.make_checkpoint work/qwen7b                 15.2 GB, bfloat16, four shards
-    PYTHONPATH=benchmarks python -m inputs.make_checkpoint work/small --shape 0.5b     1 GB, for trying out
+    python benchmarks/inputs/make_checkpoint.py work/qwen7b                 15.2 GB, bfloat16, four shards
+    python benchmarks/inputs/make_checkpoint.py work/small --shape 0.5b     1 GB, for trying out
 
 Weights are drawn from a seed: normal, with a standard deviation per matrix as in trained models, rows and inputs of
 different magnitude, and a few outlier inputs. They suit measurements of time, memory and weight error, not of output
@@ -14,15 +14,16 @@ import argparse
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SHAPES", "make_checkpoint", "tensor_shapes"]
+__all__ = ["SHAPES", "make_checkpoint", "tensor_shapes", "write_checkpoint"]
 
 # From the config.json files of Qwen2.5-{0.5B,7B}-Instruct; `tiny` is for `--quick`.
 SHAPES: dict[str, dict[str, int | bool]] = {
@@ -77,8 +78,8 @@ _SHARD_BYTES = 4_000_000_000
 _PART = 1 << 22
 
 
-def tensor_shapes(config: dict[str, int | bool]) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's shape, in the order in which Hugging Face fills shards."""
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return every tensor's shape of a `qwen2` model, in the order in which Hugging Face fills shards."""
     hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     vocab, heads = int(config["vocab_size"]), int(config["num_attention_heads"])
     narrow = hidden // heads * int(config["num_key_value_heads"])
@@ -113,12 +114,22 @@ def make_checkpoint(folder: Path, shape: str = "7b", seed: int = 0) -> Path:
         shape: A key of `SHAPES`.
         seed: The same seed gives the same bytes.
     """
-    config = SHAPES[shape]
+    return write_checkpoint(folder, SHAPES[shape], seed)
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], seed: int = 0) -> Path:
+    """Write a checkpoint, unless it is complete, and return its folder.
+
+    Args:
+        folder: The output folder.
+        config: Keys of `config.json`; those that it lacks are Qwen2.5-7B-Instruct's.
+        seed: The same seed gives the same bytes.
+    """
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_COMMON | config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({**_COMMON, **config}, indent=2) + "\n")
     _write_tokenizer(folder)
     shards = _shards(tensor_shapes(config))
     weight_map = {}

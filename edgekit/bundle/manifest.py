@@ -21,8 +21,9 @@ __all__ = ["LAYOUTS", "MANIFEST_NAME", "SCHEMA", "Artifact", "FileEntry", "Manif
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
-LAYOUTS = {"portable": 2, "native": 2}
-"""By dialect: 2 reads the KV cache in place, where 1 sliced or transposed it in every step."""
+LAYOUTS = {"portable": 3, "native": 2}
+"""By dialect: 2 reads the KV cache in place, where 1 sliced or transposed it in every step; 3 states every shape, for
+want of which TensorRT reserved memory for the square of the context."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(rb'\{\n  "digest": "([0-9a-f]{64})",\n')
 _ZEROS = "0" * 64
@@ -62,7 +63,7 @@ class Artifact:
     Attributes:
         kind: `onnx` or `mlx`; selects the runner.
         dialect: For ONNX `onnxruntime`, `optimum`, `portable` or `native`; empty for MLX.
-        layout: Version of the dialect's inputs and outputs: `LAYOUTS`.
+        layout: Version of the dialect's graphs: `LAYOUTS`.
     """
 
     kind: str
@@ -70,7 +71,7 @@ class Artifact:
     layout: int = 1
 
     def check_layout(self) -> None:
-        """Refuse a graph whose inputs and outputs this version does not know.
+        """Refuse a graph of a version that this edgekit does not run.
 
         Raises:
             IncompatibleBundleError: It has another layout.
@@ -84,7 +85,7 @@ class Artifact:
 
 
 def layout_of(dialect: str) -> int:
-    """Return the version of a dialect's inputs and outputs that this edgekit writes and reads."""
+    """Return the version of a dialect's graphs that this edgekit writes and runs."""
     return LAYOUTS.get(dialect, 1)
 
 

@@ -67,6 +67,7 @@ def build(
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
     from edgekit.bundle.check import check_bundle
     from edgekit.runners.tensorrt.limits import engine_limits
+    from edgekit.runners.tensorrt.open import library_of
     from edgekit.runners.tensorrt.prepare import check_artifact, plan_build, prepare_engine
 
     clean_up_when_terminated()
@@ -85,7 +86,13 @@ def build(
         # The device that built an engine chose its limits by its own memory.
         any_shapes = source is not None and context_length is None and batch is None
         plan = plan_build(
-            opened, compute_capability=capability, limits=limits, segments=segments, any_shapes=any_shapes
+            opened,
+            compute_capability=capability,
+            limits=limits,
+            segments=segments,
+            any_shapes=any_shapes,
+            # The one whose engines are looked for at start, if both are installed.
+            prefer=library_of(opened),
         )
         _warn_of_another_library(opened, plan.library.name)
         _warn_of_a_fixed_cache(opened, plan.limits.context_length)
@@ -249,6 +256,8 @@ def _show(prepared: PreparedEngine) -> None:
         console.print("copied and verified" if prepared.fetched else "there already")
         return
     console.print(f"built in {report.seconds:.0f} s, peak memory {bytes_text(report.peak_memory_bytes)}")
+    if report.scratch_bytes is not None:
+        console.print(f"a step needs {bytes_text(report.scratch_bytes)} beside weights, KV cache, inputs and outputs")
     for name, profile in (("one token", report.decode), ("a chunk", report.prefill), ("a batch", report.batch)):
         if profile is not None:
             console.print(
@@ -257,5 +266,7 @@ def _show(prepared: PreparedEngine) -> None:
             )
     if report.int4_bytes and report.int4_kept is False:
         print_warning("the builder expanded INT4 matrices: the engine is larger and slower than it should be", None)
+    if report.decode is not None and report.decode.cache_copies:
+        print_warning("a step of one token copies the KV cache: it is slower than it should be", None)
     for warning in report.warnings:
         stderr.print(f"  {warning}", style="dim")

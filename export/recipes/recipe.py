@@ -42,6 +42,10 @@ BITS = (4, 8, 16)
 _DATA_FREE: dict[str, Fit] = {"lsq": lsq, "rtn": rtn}
 
 
+# Of the 4-bit codes that are kept: Q4_0, Q4_1 and Q4_K.
+_GGUF_GROUP = 32
+
+
 @dataclass(frozen=True, slots=True)
 class FormatLimits:
     """The grids that an artifact format supports, and the ones to quantize to.
@@ -54,6 +58,8 @@ class FormatLimits:
         bits: Supported bits per code, the default first.
         group_sizes: Supported group sizes.
         group_sizes_8bit: Group sizes for 8-bit codes, the preferred one first.
+        same_groups: 8-bit codes have the groups of the 4-bit ones instead. TensorRT multiplies by all matrices of one
+            input at once, and expands them to floating point in every step if their groups differ.
     """
 
     offset: Offset
@@ -63,6 +69,7 @@ class FormatLimits:
     bits: tuple[int, ...] = (4, 8)
     group_sizes: tuple[int, ...] = GROUP_SIZES
     group_sizes_8bit: tuple[int, ...] = (128, 64, 32)
+    same_groups: bool = False
 
 
 FORMATS = {
@@ -70,8 +77,8 @@ FORMATS = {
     # When quantizing, the gain of float offsets is not worth their bytes; 8-bit codes need no offset at all.
     "onnxruntime": FormatLimits(Offset.FLOAT, Offset.ZERO_POINT, np.float32),
     # TensorRT supports symmetric INT4. Offsets and 8 bits are emulated, which pays off only for existing codes.
-    "portable": FormatLimits(Offset.FLOAT, Offset.SYMMETRIC, np.float16),
-    "native": FormatLimits(Offset.FLOAT, Offset.SYMMETRIC, np.float16),
+    "portable": FormatLimits(Offset.FLOAT, Offset.SYMMETRIC, np.float16, same_groups=True),
+    "native": FormatLimits(Offset.FLOAT, Offset.SYMMETRIC, np.float16, same_groups=True),
 }
 
 
@@ -110,13 +117,22 @@ class Recipe:
         """The bits of a matrix: 4, 8 or 16."""
         return self.chosen_bits.get(linear.stored.name, self.limits.bits[0])
 
-    def grid(self, linear: Linear, bits: int) -> Grid:
+    def grid(self, linear: Linear, bits: int, encoding: str = "") -> Grid:
         """Return the grid to quantize a matrix to, with 4 or 8 bits.
+
+        Args:
+            linear: The matrix.
+            bits: 4 or 8.
+            encoding: The checkpoint's name for the storage format, if codes of the other matrices are kept.
 
         Raises:
             ExportError: No group size divides its inputs.
         """
-        sizes = self.limits.group_sizes_8bit if bits == 8 else self.group_sizes
+        sizes = self.group_sizes
+        if bits == 8 and not self.limits.same_groups:
+            sizes = self.limits.group_sizes_8bit
+        elif encoding.startswith(("Q", "IQ")):
+            sizes = (_GGUF_GROUP,)
         size = next((size for size in sizes if linear.in_features % size == 0), None)
         if size is None:
             raise ExportError(
@@ -208,7 +224,7 @@ class Recipe:
         # Requantizing a 4-bit tensor to another 4-bit grid costs far more quality than 8 bits cost memory
         # (docs/decisions/0006): quantized tensors get 8 bits, float tensors 4.
         if self.keeps_codes(linear) and (encoding.startswith(("Q", "IQ")) or encoding in {"GPTQ", "AWQ"}):
-            grid = self.grid(linear, 8)
+            grid = self.grid(linear, 8, encoding)
             return QuantPlan(_with_name(linear, rtn), grid, f"8-bit, group {grid.group_size}")
         fit, grid = self.fit, self.grid(linear, self.bits(linear))
         return QuantPlan(_with_name(linear, fit), grid, f"{fit.__name__} {grid.bits}-bit, group {grid.group_size}")

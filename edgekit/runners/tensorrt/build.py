@@ -15,7 +15,7 @@ from edgekit.runners.tensorrt.build_memory import needed_bytes
 from edgekit.runners.tensorrt.child import run_worker
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
 from edgekit.runners.tensorrt.graph_file import read_graph_file, with_positions
-from edgekit.runners.tensorrt.layers import ProfileReport, describe_profiles, read_kernels
+from edgekit.runners.tensorrt.layers import ProfileReport, describe_profiles, read_kernels, read_scratch
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.segments import Chain, Segment
 from edgekit.runners.tensorrt.shapes import BLOCK, BuildLimits, profile_shapes
@@ -123,6 +123,8 @@ class BuildReport:
         nodes: Number of nodes in the graph.
         seconds: Time to parse and build.
         peak_memory_bytes: Peak resident memory of a build process.
+        scratch_bytes: Memory that a step needs beside inputs and outputs; segments share it. None if the library does
+            not say it.
         warnings: The library's warnings.
         decode: The kernels of a step of one token; None if the library does not list them.
         prefill: The kernels of a step of 1 to `chunk` tokens.
@@ -141,6 +143,7 @@ class BuildReport:
     nodes: int
     seconds: float
     peak_memory_bytes: int
+    scratch_bytes: int | None
     warnings: tuple[str, ...]
     decode: ProfileReport | None
     prefill: ProfileReport | None
@@ -322,7 +325,7 @@ def _report(
         )
         for part, reply in zip(parts, replies, strict=True)
     )
-    kernels = [_profiles(part, reply["layers"]) for part, reply in zip(parts, replies, strict=True)]
+    kernels = [_profiles(part, reply["reports"]) for part, reply in zip(parts, replies, strict=True)]
     decode, prefill, batch = (_sum(profiles) for profiles in zip(*kernels, strict=True))
     listed = [profile for profile in (decode, prefill, batch) if profile is not None]
     int4_bytes = sum(part.int4_bytes for part in parts)
@@ -338,6 +341,7 @@ def _report(
         nodes=sum(part.nodes for part in parts),
         seconds=sum(segment.seconds for segment in segments),
         peak_memory_bytes=max(segment.peak_memory_bytes for segment in segments),
+        scratch_bytes=read_scratch(message for reply in replies for message in reply["reports"]),
         warnings=tuple(dict.fromkeys(text for reply in replies for text in reply["warnings"])),
         decode=decode,
         prefill=prefill,
@@ -346,9 +350,9 @@ def _report(
     )
 
 
-def _profiles(part: Segment, layers: Sequence[str]) -> list[ProfileReport | None]:
+def _profiles(part: Segment, reports: Sequence[str]) -> list[ProfileReport | None]:
     """The kernels of the three profiles of a segment, if it has them and the library lists them."""
-    found = describe_profiles(read_kernels(layers), part.products, part.caches)
+    found = describe_profiles(read_kernels(reports), part.products, part.caches)
     return [*found, None] if len(found) == 2 else [*found] if len(found) == 3 else [None] * 3
 
 

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from edgekit.atomic_file import replace_file
 from edgekit.errors import EdgekitError
 from edgekit.machine import peak_memory_bytes
-from edgekit.runners.tensorrt.layers import LAYERS
+from edgekit.runners.tensorrt.layers import is_report
 from edgekit.runners.tensorrt.library import Messages, NvidiaLibrary, find_library
 
 __all__ = ["main"]
@@ -37,6 +37,7 @@ _INTERVAL_S = 0.25
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
 _SYNC_BYTES = 64 << 20
+_NO_DRIVER = "cudaError 35"
 
 
 def main() -> None:
@@ -148,8 +149,8 @@ class _Progress:
 
 def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..., None]) -> dict[str, Any]:
     start = time.perf_counter()
-    layers: list[str] = []
-    messages = Messages(lambda text: layers.append(text) if text.startswith(LAYERS) else None)
+    reports: list[str] = []
+    messages = Messages(lambda text: reports.append(text) if is_report(text) else None)
     trt, logger = library.module, library.logger(messages)
     builder = trt.Builder(logger)
     network = library.create_network(builder)
@@ -189,7 +190,7 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
     if output.error is not None:
         raise _FailedError(f"the engine cannot be written: {output.error.strerror}", output.error.errno)
     if not built:
-        raise _FailedError(_reason(messages))
+        raise _FailedError(_reason(messages, has_gpu=not request["capability"]))
     if timings is not None and cache is not None:
         with suppress(OSError):  # the next build takes longer
             replace_file(timings, library.timings(config))
@@ -201,12 +202,16 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory_bytes(),
         "warnings": list(messages.warnings),
-        "layers": layers,
+        "reports": reports,
     }
 
 
-def _reason(messages: Messages) -> str:
-    return "; ".join(messages.take_errors()[:3]) or "the builder gave no reason"
+def _reason(messages: Messages, *, has_gpu: bool = True) -> str:
+    errors = messages.take_errors()
+    if not has_gpu:
+        # After any failure, building for another machine complains that this one has no driver.
+        errors = [error for error in errors if _NO_DRIVER not in error] or errors
+    return "; ".join(errors[:3]) or "the builder gave no reason"
 
 
 def _parser_errors(parser: Any) -> str:

@@ -1,4 +1,4 @@
-"""Reads the list of kernels that TensorRT's builder logs, and judges what they do with the weights and the KV cache.
+"""Reads the kernels and the scratch memory that TensorRT's builder logs, and judges what the kernels do.
 
 With detailed profiling verbosity the builder ends its verbose log with one line per kernel: its name (which ends in
 `_myl<profile>_<number>`), its type, its operands with shapes and types, and the ONNX nodes that it computes. An engine
@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LAYERS", "Kernel", "ProfileReport", "Value", "describe_profiles", "read_kernels"]
+__all__ = ["Kernel", "ProfileReport", "Value", "describe_profiles", "is_report", "read_kernels", "read_scratch"]
 
-LAYERS = "Layers:"
-"""The beginning of the message that lists the kernels."""
+_LAYERS = "Layers:"
+# Once for each profile.
+_SCRATCH = re.compile(r"Total Activation Memory: (\d+)")
 
 _LINE = re.compile(
     r"Name: (?P<name>\S.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
@@ -83,9 +84,19 @@ class ProfileReport:
     cache_moves: tuple[str, ...]
 
 
+def is_report(message: str) -> bool:
+    """Whether one of the builder's messages has what is read here."""
+    return message.startswith(_LAYERS) or _SCRATCH.match(message) is not None
+
+
+def read_scratch(messages: Iterable[str]) -> int | None:
+    """Return the bytes that an engine needs while it runs, beside inputs and outputs; None if no message has them."""
+    return max((int(found[1]) for found in map(_SCRATCH.match, messages) if found), default=None)
+
+
 def read_kernels(messages: Iterable[str]) -> list[Kernel]:
     """Read the kernels from the builder's verbose messages; those that only the host runs are left out."""
-    lines = (line for message in messages if message.startswith(LAYERS) for line in message.splitlines())
+    lines = (line for message in messages if message.startswith(_LAYERS) for line in message.splitlines())
     return [_kernel(match) for match in map(_LINE.match, lines) if match and match["type"] != _HOST_ONLY]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import RunnerError
+from edgekit.runners.tensorrt.troubles import load_failed
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,8 +46,7 @@ def load_engines(
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             raise RunnerError(f"cannot read {path}: {error}", hint="build it again: edgekit build BUNDLE") from error
         if engine is None:
-            said = "; ".join(errors()) or "it gave no reason"
-            raise RunnerError(f"TensorRT does not load {path}: {said}", hint="build it again: edgekit build BUNDLE")
+            raise load_failed(path, "; ".join(errors()) or "it gave no reason")
         engines.append(engine)
     return engines
 

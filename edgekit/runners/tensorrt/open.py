@@ -128,7 +128,8 @@ def _check_device(device: Device, engine: EngineSet, folder: Path) -> None:
     if found != engine.compute_capability:
         raise RunnerError(
             f"the engine was built for compute capability {engine.compute_capability}; {device.name} has {found}",
-            hint=f"edgekit build {folder}",
+            # Of several GPUs, the build may have taken another one's.
+            hint=f"edgekit build {folder} --compute-capability {found}",
         )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import re
 import signal
+from pathlib import Path
 
 from edgekit.errors import RunnerError, option
 from edgekit.memory import GIB
 
-__all__ = ["build_failed", "killed"]
+__all__ = ["build_failed", "killed", "load_failed"]
 
 _MORE_SEGMENTS = (
     f"stop what else uses memory, or build with more {option('segments')}, which need less memory each; on a Jetson "
@@ -25,6 +26,14 @@ _MYELIN = (
     f"{option('segments')}, or export the other dialect (edgekit export --dialect)"
 )
 
+_NO_DRIVER = re.compile(r"no CUDA-capable device|CUDA initialization|insufficient|CUDA driver", re.IGNORECASE)
+_OTHER_VERSION = re.compile(r"serialization|magic", re.IGNORECASE)
+_OTHER_GPU = re.compile(r"incompatible device|expecting compute|compute capability", re.IGNORECASE)
+_TURING = (
+    "INT4 weights need a GPU of compute capability 8.0 or later (RTX 30): on an older one, onnxruntime or the CPU runs "
+    "the bundle without an engine"
+)
+
 # The first that matches counts.
 _KNOWN: tuple[tuple[re.Pattern[str], str], ...] = (
     (
@@ -33,10 +42,9 @@ _KNOWN: tuple[tuple[re.Pattern[str], str], ...] = (
         _NVMAP,
     ),
     (re.compile(r"out of ?memory|outofmemory|bad_alloc|cudaMalloc", re.IGNORECASE), _MORE_SEGMENTS),
-    (
-        re.compile(r"no CUDA-capable device|CUDA initialization|insufficient driver|CUDA driver", re.IGNORECASE),
-        "the library finds no GPU that it can use: edgekit doctor",
-    ),
+    # Of a build for compute capability 7.5.
+    (re.compile(r"HW-specific datatypes: int4"), _TURING),
+    (_NO_DRIVER, "the library finds no GPU that it can use: edgekit doctor"),
     (
         # github.com/NVIDIA/TensorRT/issues/4832
         re.compile(r"myelin", re.IGNORECASE),
@@ -57,6 +65,24 @@ def build_failed(message: str, number: int | None = None) -> RunnerError:
         return RunnerError(message, hint="free some space, or name a folder on another disk", code="build_disk")
     hint = next((text for pattern, text in _KNOWN if pattern.search(message)), None)
     return RunnerError(message, hint=hint, code="build_memory" if hint == _MORE_SEGMENTS else "build_failed")
+
+
+def load_failed(path: Path, message: str) -> RunnerError:
+    """Return the error for an engine that the library does not load.
+
+    Args:
+        path: The engine.
+        message: The library's own.
+    """
+    message = " ".join(message.split())
+    hint = "build it again: edgekit build BUNDLE"
+    if _OTHER_VERSION.search(message):
+        pass
+    elif _OTHER_GPU.search(message):
+        hint = "it is another GPU's; build one for this GPU: edgekit build BUNDLE"
+    elif _NO_DRIVER.search(message):
+        hint = "update NVIDIA's driver; a container needs the NVIDIA runtime (docker run --gpus all …): edgekit doctor"
+    return RunnerError(f"TensorRT does not load {path}: {message}", hint=hint)
 
 
 def killed(number: int, needed_bytes: int) -> RunnerError:

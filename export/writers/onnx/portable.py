@@ -61,7 +61,7 @@ class Portable(TensorRtDialect):
     # position_ids ─ Gather(cos, sin) ─ Unsqueeze ─▶ [batch, 1, sequence, dim / 2]
     #
     # a mask ─┬─ Cast ─ Unsqueeze ─▶ fp32 [batch, 1, 1, sequence, total]
-    #         └─ Shape ─▶ [batch, kv_heads, group, sequence, total] and [batch, kv_heads, -1, total]
+    #         └─ Shape ─▶ [batch, kv_heads, group, sequence, total] and [batch, kv_heads, rows, total]
     def _begin(self, positions: str, masks: list[str]) -> None:
         g, d = self._g, self._d
         angles = {}
@@ -88,13 +88,15 @@ class Portable(TensorRtDialect):
         total = g.node("Add", [past, sequence], f"{path}/total/Add")
         heads = self._int64("kv_heads", [d.num_kv_heads])
         group = self._int64("group", [d.num_heads // d.num_kv_heads])
-        free = self._int64("axis.last", [-1])
+        # Not left to Reshape as -1: the builder divides the most that the product may hold by the least that `total`
+        # may be, and reserves memory for total² in every step.
+        queries = g.node("Mul", [group, sequence], f"{path}/rows/Mul")
         self._shared = _Shared(
             angles=angles,
             masks=wide,
             past=past,
             grouped=g.node("Concat", [batch, heads, group, sequence, total], f"{path}/grouped", axis=0),
-            flat=g.node("Concat", [batch, heads, free, total], f"{path}/flat", axis=0),
+            flat=g.node("Concat", [batch, heads, queries, total], f"{path}/flat", axis=0),
         )
 
     # x (fp32) ─┬─ Mul(x, x) ─ ReduceMean ─ Add eps ─ Sqrt ─┐

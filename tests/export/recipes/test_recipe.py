@@ -70,6 +70,15 @@ def test_quantized_weights_whose_codes_cannot_be_kept_get_8_bits() -> None:
     assert tensor.bits == 8
 
 
+def test_8_bits_for_tensorrt_have_the_groups_of_the_4_bits_beside_them() -> None:
+    """It multiplies by all matrices of one input at once, and expands them if their groups differ."""
+    for encoding, group in (("Q6_K", 32), ("Q5_0", 32), ("GPTQ", 128)):
+        _, what = recipe_for(load_target("orin"), "auto", None).apply(LINEAR, floats(), encoding)
+        assert what == f"8-bit, group {group}"
+    mixed = recipe_for(load_target("orin"), "lsq", 64)
+    assert mixed.grid(LINEAR, 8).group_size == mixed.grid(LINEAR, 4).group_size == 64
+
+
 def test_none_keeps_floating_point() -> None:
     tensor, what = recipe_for(load_target("cpu"), "none", None).apply(LINEAR, floats(), "F32")
     assert what == "floating point"

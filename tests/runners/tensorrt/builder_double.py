@@ -97,7 +97,23 @@ class BuilderDouble:
             ),
         )
         return BuildReport(
-            "tensorrt", VERSION, compute_capability, "", 0, 0, 0, None, 0, 1.0, 0, (), None, None, None, ()
+            library="tensorrt",
+            version=VERSION,
+            compute_capability=compute_capability,
+            built_for="",
+            graph_bytes=0,
+            int4_bytes=0,
+            engine_bytes=0,
+            int4_kept=None,
+            nodes=0,
+            seconds=1.0,
+            peak_memory_bytes=0,
+            scratch_bytes=None,
+            warnings=(),
+            decode=None,
+            prefill=None,
+            batch=None,
+            segments=(),
         )
 
 

@@ -19,6 +19,7 @@ from edgekit.errors import BundleError, RunnerError
 from edgekit.export.architectures.decoder import Linear
 from edgekit.export.quantization.grid import Grid, GroupedTensor, Offset
 from edgekit.export.quantization.rtn import rtn
+from edgekit.export.recipes.recipe import FORMATS, Recipe
 from edgekit.export.writers.onnx import OnnxWriter
 from edgekit.profile import Dialect
 from edgekit.runners.tensorrt import child
@@ -27,6 +28,7 @@ from edgekit.runners.tensorrt.build_memory import needed_bytes
 from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
 from edgekit.runners.tensorrt.layers import ProfileReport
 from edgekit.runners.tensorrt.shapes import BuildLimits
+from edgekit.target import load_target
 from tests.conftest import edgekit
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.variants import VARIANTS, variant
@@ -70,6 +72,10 @@ def export(
     return folder / "onnx"
 
 
+def recipe_for(target: str, dialect: Dialect) -> Recipe:
+    return Recipe("auto", FORMATS[dialect], load_target(target).group_sizes)
+
+
 def built(
     source: Path, *, compute_capability: str = "8.7", limits: BuildLimits = LIMITS, **options: Any
 ) -> BuildReport:
@@ -91,6 +97,8 @@ def check(folder: Path) -> None:
     assert report.graph_bytes <= (folder / "model.onnx.data").stat().st_size + (folder / "model.onnx").stat().st_size
     assert report.seconds > 0
     assert report.peak_memory_bytes > report.engine_bytes
+    assert report.scratch_bytes is not None
+    assert report.scratch_bytes < 64 << 20
     (whole,) = open_chain(folder, LIMITS)[0].cut(1)
     assert report.peak_memory_bytes < needed_bytes(whole, report.library)
     assert report.warnings == ()
@@ -136,6 +144,47 @@ def test_matrices_that_the_builder_expands_are_named(tmp_path: Path) -> None:
     decode, _ = kernels(built(export(tmp_path, layers=1, group=None)))
     assert "/model/layers.0/mlp/gate_proj/MatMul" in decode.expanded
     assert decode.int4 + len(decode.expanded) == 8
+
+
+@pytest.mark.parametrize("dialect", ["portable", "native"])
+@pytest.mark.parametrize("name", ["qwen2", *(pytest.param(one, marks=pytest.mark.slow) for one in VARIANTS)])
+def test_the_scratch_memory_of_a_step_does_not_grow_with_the_square_of_the_context(
+    tmp_path: Path, name: str, dialect: Dialect
+) -> None:
+    options: dict[str, Any] = (
+        {"max_position": 8192, "sliding_window": 12} if "window" in name else {"max_position": 8192}
+    )
+    folder = export(tmp_path, name, dialect=dialect, **options | {"layers": 1})
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    hidden = next(value for value in graph.initializer if value.name == "model.norm.weight").dims[0]
+    chunk = 16
+    small, large = (
+        built(folder, limits=BuildLimits(chunk=chunk, context_length=context, typical_past=context // 2)).scratch_bytes
+        for context in (1024, 8192)
+    )
+    assert small is not None
+    assert large is not None
+    # Scores of a chunk, of at most as many heads as there are inputs, in FP32 and twice over.
+    assert large - small <= chunk * 8192 * hidden * 8
+
+
+# One layer of a K-quants file: 4 bits with offsets in groups of 32, and 8 bits for what had 6.
+@pytest.mark.parametrize("dialect", ["portable", pytest.param("native", marks=pytest.mark.slow)])
+def test_matrices_of_4_and_8_bits_beside_each_other_are_read_as_int4(tmp_path: Path, dialect: Dialect) -> None:
+    source, recipe = variant("qwen2", tmp_path / "hf", **WIDE | {"vocab": 1024}), recipe_for("orin", dialect)
+
+    def quantize(linear: Linear, weight: FloatArray) -> GroupedTensor | FloatArray:
+        if linear.name.endswith(("v_proj", "down_proj")):
+            return recipe.apply(linear, weight, "Q6_K")[0]
+        return rtn(weight, Grid(4, 32, Offset.FLOAT, np.float16))
+
+    (tmp_path / "onnx").mkdir()
+    OnnxWriter(dialect)(
+        tiny_decoder(source), TensorWeights(tiny_tensors(source), quantize), tmp_path / "onnx", lambda _: None
+    )
+    for profile in kernels(built(tmp_path / "onnx")):
+        # v and down are two halves each.
+        assert (profile.expanded, profile.int4) == ((), 10)
 
 
 # Only the numbers in their RoPE tables differ from another variant's graph.
@@ -231,7 +280,7 @@ def test_the_engine_is_saved_with_its_description(tmp_path: Path) -> None:
     report = built(export(tmp_path), compute_capability="8.9", folder=folder, graph_sha256="1" * 64)
     engine = read_engine_set(folder)
     assert (report.built_for, engine.built_for, engine.compute_capability) == ("SM89", "SM89", "8.9")
-    assert (engine.dialect, engine.layout, engine.context_length, engine.graph_sha256) == ("portable", 2, 64, "1" * 64)
+    assert (engine.dialect, engine.layout, engine.context_length, engine.graph_sha256) == ("portable", 3, 64, "1" * 64)
     assert [profile.tokens for profile in engine.profiles] == [1, 16]
     assert [segment.file for segment in engine.segments] == ["segment-00.engine"]
     assert engine.size == report.engine_bytes == (folder / "segment-00.engine").stat().st_size
@@ -300,6 +349,28 @@ def test_a_device_too_old_for_the_library_is_refused_with_the_supported_ones(tmp
     with pytest.raises(RunnerError, match=r"does not build for compute capability 7\.2") as caught:
         built(export(tmp_path), compute_capability="7.2")
     assert "8.6" in str(caught.value.hint)
+
+
+def test_a_gpu_without_int4_is_refused_for_that_and_not_for_a_missing_driver(tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match=r"sm75, because the model contains HW-specific datatypes: int4") as caught:
+        built(export(tmp_path, layers=1), compute_capability="7.5")
+    assert "driver" not in caught.value.message
+    assert "compute capability 8.0 or later" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ("8.6", "SM86"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("8.0", "SM80"), ("8.9", "SM89"), ("12.0", "SM120"), ("12.1", "SM121"))
+        ),
+    ],
+)
+def test_engines_are_built_for_every_gpu_that_the_library_knows(tmp_path: Path, capability: str, name: str) -> None:
+    report = built(export(tmp_path, layers=1), compute_capability=capability)
+    assert (report.built_for, report.int4_kept) == (name, True)
 
 
 def test_an_operator_that_tensorrt_does_not_support_is_named_with_its_node(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.runners.tensorrt.test_engine_set import engine_in
 WANTED = Wanted(
     graph_sha256="0" * 64,
     dialect="portable",
-    layout=2,
+    layout=3,
     library="tensorrt",
     version="10.3.0",
     compute_capability="8.7",
@@ -81,7 +81,7 @@ def test_an_engine_is_made_once_and_found_again(store: EngineStore, bundle: Path
     [
         {"graph_sha256": "1" * 64},
         {"dialect": "native"},
-        {"layout": 3},
+        {"layout": 2},
         {"library": "tensorrt_rtx"},
         {"version": "10.16.2"},
         {"compute_capability": "8.6"},

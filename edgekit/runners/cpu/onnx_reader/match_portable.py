@@ -109,7 +109,7 @@ class PortableLayers(TensorRtLayers):
         return matcher.match(wide.inputs[0], "Cast", {"to": FLOAT}).inputs[0]
 
     def _check_shapes(self, grouped: NodeProto, flat: NodeProto, past: str, q: Heads, k: Heads) -> None:
-        """Check the shapes `[batch, kv_heads, group, sequence, total]` and `[batch, kv_heads, -1, total]`."""
+        """Check the shapes `[batch, kv_heads, group, sequence, total]` and `[batch, kv_heads, rows, total]`."""
         matcher = self._matcher
         lists = [matcher.match(node.inputs[1], "Concat", {"axis": 0}, inputs=(4, 5)) for node in (grouped, flat)]
         if [len(node.inputs) for node in lists] != [5, 4]:
@@ -119,14 +119,15 @@ class PortableLayers(TensorRtLayers):
         matcher.expect_ints(lists[0], heads, [k.count])
         matcher.expect_ints(lists[0], group, [q.count // k.count])
         matcher.expect_ints(lists[1], others[1], [k.count])
-        matcher.expect_ints(lists[1], others[2], [-1])
+        rows = matcher.match(others[2], "Mul", inputs=(2,))
+        matcher.expect_ints(rows, rows.inputs[0], [q.count // k.count])
         self._check_size(batch, "position_ids", 0)
         self._check_size(sequence, "position_ids", 1)
         added = matcher.match(total, "Add", inputs=(2,))
         times = matcher.match(past, "Mul", inputs=(2,))
         matcher.expect_ints(times, times.inputs[1], [_BLOCK])
         self._check_size(times.inputs[0], "past_key_values.0.key", 2)
-        if (others[0], others[3]) != (batch, total) or added.inputs != (past, sequence):
+        if (others[0], others[3], rows.inputs[1]) != (batch, total, sequence) or added.inputs != (past, sequence):
             raise unsupported(flat, "has another shape than its counterpart")
 
     def _check_size(self, value: str, name: str, axis: int) -> None:
