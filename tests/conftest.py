@@ -33,6 +33,8 @@ Export = Callable[..., Path]
 # Sensitive to timing or memory; and those that share one process with torch in it.
 _GROUPED = ("serial", "optimum")
 
+_KEPT = {"EDGEKIT_CACHE", "EDGEKIT_CLIENTS_PYTHON", "EDGEKIT_OPTIMUM_PYTHON"}
+
 # The same examples every time, so that a failure is caused by the change; `--hypothesis-profile=random` finds new ones.
 # No deadline: it would measure how busy the machine is.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
@@ -158,11 +160,11 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @pytest.fixture(autouse=True)
 def _no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Removes the EDGEKIT_ variables of this machine, except the model cache and Optimum's Python.
+    """Removes the EDGEKIT_ variables of this machine, except the model cache and other environments' Pythons.
 
     Daemons keep their state in a temporary folder.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     for name in list(os.environ):
-        if name.startswith("EDGEKIT_") and name not in {"EDGEKIT_CACHE", "EDGEKIT_OPTIMUM_PYTHON"}:
+        if name.startswith("EDGEKIT_") and name not in _KEPT:
             monkeypatch.delenv(name)
