@@ -21,14 +21,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgekit.config import HttpConfig
-from edgekit.daemon.http import ollama
+from edgekit.daemon.http import anthropic, ollama
 from edgekit.daemon.http.chat import ChatReply
 from edgekit.daemon.http.completions import CompletionReply
 from edgekit.daemon.http.connections import Connections
-from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
+from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint, RequestContext
 from edgekit.daemon.http.errors import error_response, http_error
 from edgekit.daemon.http.models import Models
 from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
+from edgekit.daemon.http.response_routes import Responses
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError, UnavailableError
 from edgekit.generation.engine.worker import EngineWorker
@@ -182,10 +183,16 @@ class HttpServer:
 
     def _application(self) -> Starlette:
         config = self._config
+        responses = Responses(config)
         models = Models(lambda: self._info, lambda: self._backend()[1])
         routes = [
             self._endpoint("/v1/chat/completions", ChatReply),
             self._endpoint("/v1/completions", CompletionReply),
+            self._endpoint("/v1/responses", responses.create),
+            self._endpoint("/v1/responses/input_tokens", self._count_response(responses)),
+            *responses.routes(),
+            self._endpoint("/v1/messages", anthropic.messages_dialect, anthropic.refusal),
+            self._endpoint("/v1/messages/count_tokens", self._count_message, anthropic.refusal),
             self._endpoint("/api/chat", ollama.chat_dialect, ollama.refusal),
             self._endpoint("/api/generate", ollama.generate_dialect, ollama.refusal),
             self._endpoint("/api/show", ollama.show_dialect, ollama.refusal),
@@ -216,6 +223,15 @@ class HttpServer:
             return await endpoint(request)
 
         return Route(path, answer, methods=["POST"])
+
+    def _count_message(self, body: bytes, context: RequestContext) -> Response:
+        return anthropic.count_dialect(body, context, self._backend()[0].count_tokens)
+
+    def _count_response(self, responses: Responses) -> Dialect:
+        def count(body: bytes, context: RequestContext) -> Response:
+            return responses.count(body, context, self._backend()[0].count_tokens)
+
+        return count
 
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:
@@ -274,7 +290,10 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 
 def _refuse(request: Request, error: EdgekitError) -> Response:
-    return ollama.refusal(error) if request.url.path.startswith("/api/") else error_response(error)
+    path = request.url.path
+    if path.startswith("/api/"):
+        return ollama.refusal(error)
+    return anthropic.refusal(error) if path.startswith("/v1/messages") else error_response(error)
 
 
 def _listen(host: str, port: int) -> socket.socket:
