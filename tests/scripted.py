@@ -21,6 +21,7 @@ from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.model import TextModel
 from edgekit.generation.tools import find_format, find_reasoning
+from edgekit.runners.base import Chunk
 from tests.generation.tiny import EchoRunner, echo_model
 from tests.models import SPECIAL
 
@@ -30,7 +31,8 @@ Script = Callable[[str], str]
 """Returns the model's output for a prompt, which ends with the start of the assistant's turn."""
 
 TEMPLATE = (
-    "{% if enable_thinking is defined %}<|im_start|>system\nenable_thinking={{ enable_thinking }}<|im_end|>\n{% endif %}"
+    "{% if enable_thinking is defined %}<|im_start|>system\nenable_thinking={{ enable_thinking }}<|im_end|>\n"
+    "{% endif %}"
     "{% if reasoning_effort %}<|im_start|>system\nreasoning_effort={{ reasoning_effort }}<|im_end|>\n{% endif %}"
     "{% if tools %}<|im_start|>system\nTools, called as <tool_call>\n"
     '{"name": NAME, "arguments": {…}}\n</tool_call>:{% for tool in tools %}\n{{ tool.function | tojson }}{% endfor %}'
@@ -61,17 +63,30 @@ class ScriptedRunner(EchoRunner):
         self._specials = frozenset(tokenizer.special_ids)
         self._answers: dict[tuple[int, ...], list[int]] = {}
 
-    def _run(self, chunk: Any) -> npt.NDArray[np.float32]:
+    def _run(self, chunk: Chunk) -> npt.NDArray[np.float32]:
         tokens = self.slots[chunk.slot]
-        begun = self._answered([*tokens, *chunk.tokens])
-        if begun is not None:
-            # A chunk holds tokens of one sequence, so it has one answer.
-            prompt = tuple([*tokens, *chunk.tokens][: len(tokens) + len(chunk.tokens) - len(begun)])
-            if prompt not in self._answers:
-                text = self._script(self._tokenizer.decode(prompt, visible=self._specials))
-                self._answers[prompt] = [*self._tokenizer.encode(text, obey_special=False), *self._end]
-            self._answer = self._answers[prompt]
-        return super()._run(chunk)
+        before = len(tokens)
+        tokens += chunk.tokens
+        self.tokens += len(chunk.tokens)
+        first = {"none": len(tokens), "last": len(tokens) - 1, "all": before}[chunk.logits]
+        rows = [self._logits(tokens[: end + 1]) for end in range(first, len(tokens))]
+        return np.array(rows, np.float32).reshape(-1, self.limits.vocab_size)
+
+    def _logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        logits = np.full(self.limits.vocab_size, -30.0, np.float32)
+        answered = self._answered(tokens)
+        if answered is not None:
+            answer = self._answer_to(tuple(tokens[: len(tokens) - len(answered)]))
+            # Where a grammar or a rejected draft token left the script, the answer ends.
+            follows = answered == answer[: len(answered)] and len(answered) < len(answer)
+            logits[answer[len(answered)] if follows else answer[-1]] = 30.0
+        return logits
+
+    def _answer_to(self, prompt: tuple[int, ...]) -> list[int]:
+        if prompt not in self._answers:
+            text = self._script(self._tokenizer.decode(prompt, visible=self._specials))
+            self._answers[prompt] = [*self._tokenizer.encode(text, obey_special=False), *self._end]
+        return self._answers[prompt]
 
 
 def scripted_model(

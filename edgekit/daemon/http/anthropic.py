@@ -87,7 +87,7 @@ class MessagesReply:
     def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
         """Return a message."""
         answer = reply.answers[0]
-        content = []
+        content: list[dict[str, Any]] = []
         if answer.reasoning:
             content.append({"type": "thinking", "thinking": answer.reasoning, "signature": _SIGNATURE})
         if answer.text:
@@ -111,9 +111,8 @@ class MessagesReply:
             begun = b""
             if delta.name is not None:
                 begun = self._begin("tool_use", id=delta.id, name=delta.name, input={})
-            return begun + (
-                self._add(type="input_json_delta", partial_json=delta.arguments) if delta.arguments else b""
-            )
+            fragment = delta.arguments
+            return begun + (self._add(type="input_json_delta", partial_json=fragment) if fragment else b"")
         if not delta.text:
             return b""
         if delta.reasoning:
