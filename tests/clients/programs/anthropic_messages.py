@@ -100,7 +100,7 @@ print(
                     **asked("As JSON", output_config={"format": {"type": "json_schema", "schema": {"const": "Rome"}}})
                 )
             ),
-            "agent": shown(client.beta.messages.create(**{**asked("Prompt, and the tool?"), **agent})),
+            "agent": shown(client.beta.messages.create(**asked("Prompt?", **{**agent, "max_tokens": 2000}))),
             "counted": client.messages.count_tokens(
                 model="scripted", messages=[{"role": "user", "content": "Capital?"}]
             ).input_tokens,
