@@ -31,7 +31,7 @@ _HOSTED = "edgekit runs no tools itself; only function calls are supported"
 
 
 def new_id(prefix: str) -> str:
-    """Return a new id, which cannot be guessed."""
+    """Return a new id of 192 random bits."""
     return f"{prefix}_{secrets.token_hex(24)}"
 
 
@@ -127,7 +127,9 @@ def _parts(value: object) -> object:
         if isinstance(kind, str) and kind not in (*_TEXT_PARTS, "refusal"):
             raise PydanticCustomError("unsupported", "of this type is not supported; send text")
         if kind is None or not isinstance(part.get(name), str):
-            raise PydanticCustomError("content", 'must be a string, or a list of parts with `type` "input_text"')
+            raise PydanticCustomError(
+                "content", 'must be a string, or a list of parts with `type` "input_text" and a `text`'
+            )
         texts.append(part[name])
     return "\n".join(texts)
 

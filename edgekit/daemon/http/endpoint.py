@@ -19,7 +19,7 @@ from edgekit.daemon.http.batch import Batch
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
-from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.engine.worker import EngineWorker, OnEvent, RequestState
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Failure, Finished, ToolCallDelta
 
@@ -185,19 +185,19 @@ class Endpoint:
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.
             events.bounded = reply.stream
-            self._submit_all(reply, worker, events)
+            self._submit_all(reply, worker.submit, events)
         return reply
 
-    def _submit_all(self, reply: Reply, worker: EngineWorker, events: Events) -> None:
+    def _submit_all(self, reply: Reply, submit: Callable[[ChatRequest, OnEvent], RequestState], events: Events) -> None:
         if len(reply.requests) == 1:
-            state = worker.submit(reply.requests[0], self._metrics.track("http", events.put))
+            state = submit(reply.requests[0], self._metrics.track("http", events.put))
             reply.accepted(len(state.prompt))
             events.state = state
             return
         batch = Batch(reply.requests, self._metrics.track("http", events.put))
         # Before the first is submitted: a client that reads too slowly cancels them all.
         events.state = batch
-        batch.submit(worker.submit)
+        batch.submit(submit)
 
 
 class _Full(Response):
