@@ -49,6 +49,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give all files with a mark of `_GROUPED` to one worker of pytest-xdist, and any other test to the next free one.
 
+    The tests of a file with the mark `clients` stay together too.
+
     pytest-xdist's own groups do not work with pytest 9.2, whose node ids cannot be changed.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -56,9 +58,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     group_of = {}
     for path in Path(__file__).parent.rglob("test_*.py"):
         text = path.read_text(encoding="utf-8")
+        name = path.relative_to(config.rootpath).as_posix()
+        if re.search(r"pytest\.mark\.clients\b", text):
+            # A file runs its program once for all of its tests.
+            group_of[name] = name
         for mark in _GROUPED:
             if re.search(rf"pytest\.mark\.{mark}\b", text):
-                group_of[path.relative_to(config.rootpath).as_posix()] = mark
+                group_of[name] = mark
 
     class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
         def _split_scope(self, nodeid: str) -> str:
