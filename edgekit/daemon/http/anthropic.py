@@ -12,7 +12,7 @@ from edgekit.daemon.api.anthropic import AnthropicCall, parse_anthropic
 from edgekit.daemon.api.call_arguments import repair_arguments
 from edgekit.daemon.api.response_items import new_id
 from edgekit.daemon.http.endpoint import RequestContext
-from edgekit.daemon.http.errors import error_response, error_text, status_of
+from edgekit.daemon.http.errors import error_response, error_text, http_status
 from edgekit.daemon.http.json_line import json_line
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Finished, ToolCallDelta
@@ -175,7 +175,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _error(error: EdgekitError) -> dict[str, Any]:
-    kind = _ERROR_TYPES.get(status_of(error), "api_error")
+    kind = _ERROR_TYPES.get(http_status(error), "api_error")
     return {"type": "error", "error": {"type": kind, "message": error_text(error), "code": error.code}}
 
 

@@ -13,7 +13,7 @@ from edgekit.daemon.api import error_body
 from edgekit.daemon.api.validation import printable
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 
-__all__ = ["error_response", "error_text", "http_error", "openai_error", "status_of"]
+__all__ = ["error_response", "error_text", "http_error", "http_status", "openai_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _STATUS = {
 }
 
 
-def status_of(error: EdgekitError) -> int:
+def http_status(error: EdgekitError) -> int:
     """Return the HTTP status of an error: that of its code, else 400 for a bad request, 503 if unavailable, 500."""
     if error.code in _STATUS:
         return _STATUS[error.code]
@@ -58,7 +58,7 @@ def error_response(error: EdgekitError, body: dict[str, Any] | None = None) -> R
         error: The error.
         body: The body in the API's own shape; OpenAI's unless given.
     """
-    status = status_of(error)
+    status = http_status(error)
     headers = {}
     if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
