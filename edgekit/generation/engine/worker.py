@@ -190,7 +190,7 @@ class EngineWorker:
             BundleError: The chat template failed.
         """
         with self._preparing():
-            return len(self._model.encode(request, TimeLimit(_PREPARE_S)).tokens)
+            return len(self.model.encode(request, TimeLimit(_PREPARE_S)).tokens)
 
     def seconds_since_heartbeat(self) -> float:
         """Seconds since the thread last completed a step or checked the queue."""
