@@ -70,5 +70,19 @@ setup() {
   fi
 }
 
+# clients: installs the libraries of tests/clients/requirements.txt into .venv-clients, once for each version of the list,
+# and prints the path of its Python.
+clients() {
+  local venv=.venv-clients list=tests/clients/requirements.txt wanted
+  wanted=$(cksum <"$list")
+  if ! grep -qxF "$wanted" "$venv/edgekit-clients" 2>/dev/null; then
+    say "installing client libraries into $venv"
+    rm -rf "$venv"
+    python -m venv "$venv" && "$venv/bin/python" -m pip install --quiet --progress-bar off -r "$list" >&2 || return 1
+    echo "$wanted" >"$venv/edgekit-clients"
+  fi
+  echo "$PWD/$venv/bin/python"
+}
+
 # shellcheck disable=SC2034  # read by those who source this
 ALL_EXTRAS=export,onnxruntime,mlx,tensorrt-rtx,daemon,dev

@@ -90,8 +90,23 @@ class TextModel:
     draft: Runner | None = None
     context_length: int = 0
 
+    def encode(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> Prompt:
+        """Render and tokenize the prompt, however long it is.
+
+        Args:
+            request: The request.
+            limit: Time for it.
+
+        Raises:
+            RequestError: The template rejects the messages or cannot render tools.
+            BundleError: The template failed.
+        """
+        if request.prompt is None:
+            return self._chat(request, limit)
+        return Prompt(self.tokenizer.encode_text(request.prompt) if isinstance(request.prompt, str) else request.prompt)
+
     def prompt(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> Prompt:
-        """Render and tokenize the prompt.
+        """Return `encode`'s prompt if the model can answer it.
 
         Args:
             request: The request.
@@ -102,10 +117,7 @@ class TextModel:
                 prompt has a token outside the model's vocabulary.
             BundleError: The template failed.
         """
-        if request.prompt is not None:
-            prompt = Prompt(self.tokenizer.encode_text(request.prompt))
-        else:
-            prompt = self._chat(request, limit)
+        prompt = self.encode(request, limit)
         length = self.info.context_length
         # At least one generated token must fit too.
         if len(prompt.tokens) >= length:
@@ -118,12 +130,17 @@ class TextModel:
         if not prompt.tokens:
             if request.prompt is None:
                 raise RequestError("the chat template renders these messages to an empty prompt", param="messages")
-            raise RequestError("the prompt is empty, and this model has no BOS token", param="prompt")
+            why = "" if isinstance(request.prompt, tuple) else ", and this model has no BOS token"
+            raise RequestError(f"the prompt is empty{why}", param="prompt")
         known, largest = self.runner.limits.vocab_size, max(prompt.tokens)
         if largest >= known:
+            name = (
+                f"`{text}`, token {largest} of the tokenizer"
+                if (text := self.tokenizer.text(largest))
+                else str(largest)
+            )
             raise RequestError(
-                f"the prompt contains `{self.tokenizer.text(largest)}`, token {largest} of the tokenizer; "
-                f"the model's vocabulary has {known} tokens",
+                f"the prompt contains {name}; the model's vocabulary has {known} tokens",
                 hint="leave it out",
                 param="messages" if request.prompt is None else "prompt",
             )
@@ -156,6 +173,7 @@ class TextModel:
                 tools=tools,
                 arguments=request.template_arguments,
                 prompt_id=self.tool_format.prompt_id if self.tool_format else str,
+                turn=request.turn,
                 limit=limit,
             )
 

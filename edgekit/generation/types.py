@@ -220,7 +220,8 @@ class ChatRequest:
     Attributes:
         id: Request id, from the caller or the API; appears in replies, logs and metrics.
         messages: The chat; empty with `prompt`.
-        prompt: Text to continue, without a chat template; None with `messages`.
+        prompt: Text to continue, without a chat template, or its token ids, which are used as they are; None with
+            `messages`.
         max_tokens: Maximum tokens to generate; None is up to the context length. 0 only with `echo`.
         stop: Stop strings; they end the output and are not part of it.
         deadline_s: Seconds from submission after which the request fails; None is no deadline.
@@ -239,6 +240,8 @@ class ChatRequest:
         cache_prompt: The prompt's KV cache may be kept for later requests.
         reasoning: `apart` sends the model's reasoning separately; `inline` leaves it in the text, tags included.
         template_arguments: Additional variables of the chat template, such as `enable_thinking`.
+        turn: `new` starts the assistant's turn after the messages; `continue` continues the last message, which is left
+            open; `none` adds nothing to the messages.
     """
 
     id: str
@@ -248,7 +251,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     deadline_s: float | None = None
     client: str = ""
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
     tenant: str = ""
     priority: int = 0
     share: float = 1.0
@@ -264,6 +267,7 @@ class ChatRequest:
     cache_prompt: bool = True
     reasoning: Literal["apart", "inline"] = "apart"
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    turn: Literal["new", "continue", "none"] = "new"
 
     def __post_init__(self) -> None:
         """Reject invalid combinations and values outside their ranges."""
@@ -284,7 +288,23 @@ class ChatRequest:
             _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         if self.echo and self.prompt is None:
             raise RequestError("`echo` needs a `prompt`", param="echo")
+        self._check_prompt()
         self._check_tools()
+
+    def _check_prompt(self) -> None:
+        if isinstance(self.prompt, tuple):
+            for token in self.prompt:
+                _in_range("prompt", token, 0, 1 << 24, what="a token id of `prompt`")
+        if self.turn == "new":
+            return
+        if self.prompt is not None:
+            raise RequestError("a prompt that is continued has no turns", param="prompt")
+        if self.turn == "continue" and (self.messages[-1].tool_calls or not self.messages[-1].content):
+            raise RequestError(
+                "the last message cannot be continued: it "
+                + ("has tool calls" if self.messages[-1].tool_calls else "is empty"),
+                param="messages",
+            )
 
     def _check_tools(self) -> None:
         names = [tool.name for tool in self.tools]
@@ -379,12 +399,14 @@ class Finished:
     Attributes:
         reason: The first choice's finish reason.
         reasons: The finish reasons of all `n` choices.
+        stops: The stop string that ended each choice; None where none did.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     reasons: tuple[FinishReason, ...] = ()
+    stops: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
         """Default `reasons` to the one reason."""

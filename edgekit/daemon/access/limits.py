@@ -189,9 +189,13 @@ class AttemptLimit:
 
 def estimate_tokens(request: ChatRequest) -> float:
     """Return how many tokens a request may use, before its prompt is tokenized."""
-    characters = len(request.prompt or "") + sum(len(message.content) for message in request.messages)
+    prompt = request.prompt
+    # A prompt of token ids is counted already.
+    tokens = 0 if isinstance(prompt, str | None) else len(prompt)
+    characters = len(prompt or "") if isinstance(prompt, str | None) else 0
+    characters += sum(len(message.content) for message in request.messages)
     answer = _ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
-    return characters / _CHARS_PER_TOKEN + request.n * answer
+    return tokens + characters / _CHARS_PER_TOKEN + request.n * answer
 
 
 def _network(address: str) -> str:

@@ -64,6 +64,7 @@ class _Reply:
     content_type = "application/x-ndjson"
 
     def __init__(self, request: ChatRequest, call: OllamaCall, *, chat: bool) -> None:
+        self.requests: Sequence[ChatRequest] = (request,)
         self.request = request
         self.stream = call.stream
         self._model = call.model
@@ -82,6 +83,9 @@ class _Reply:
     def start(self) -> bytes:
         """Return nothing: the format has no first chunk of its own."""
         return b""
+
+    def accepted(self, prompt_tokens: int) -> None:
+        """Do nothing: the counts are in the last chunk."""
 
     def keep_alive(self) -> bytes:
         """Return a chunk without text: an empty line is not JSON."""

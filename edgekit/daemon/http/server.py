@@ -21,18 +21,19 @@ from starlette.routing import Route
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.access.access import Access
-from edgekit.daemon.http import ollama
+from edgekit.daemon.http import anthropic, ollama
 from edgekit.daemon.http.authentication import Authentication
 from edgekit.daemon.http.chat import ChatReply
 from edgekit.daemon.http.completions import CompletionReply
 from edgekit.daemon.http.connections import HEADER_S, Connections
-from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
+from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint, RequestContext
 from edgekit.daemon.http.errors import error_response, http_error
 from edgekit.daemon.http.listeners import UnixListener, is_private, listen_tcp, resolve
 from edgekit.daemon.http.models import Models
 from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
 from edgekit.daemon.http.origins import cors, origin_pattern
 from edgekit.daemon.http.refusals import refusal_for
+from edgekit.daemon.http.response_routes import Responses
 from edgekit.daemon.http.tls import Certificate
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError, UnavailableError
@@ -247,10 +248,16 @@ class HttpServer:
 
     def _application(self) -> Starlette:
         config = self._config
+        responses = Responses(config)
         models = Models(lambda: self._info, lambda: self._backend()[1])
         routes = [
             self._endpoint("/v1/chat/completions", ChatReply),
             self._endpoint("/v1/completions", CompletionReply),
+            self._endpoint("/v1/responses", responses.create),
+            self._endpoint("/v1/responses/input_tokens", self._count_response(responses)),
+            *responses.routes(),
+            self._endpoint("/v1/messages", anthropic.messages_dialect, anthropic.refusal),
+            self._endpoint("/v1/messages/count_tokens", self._count_message, anthropic.refusal),
             self._endpoint("/api/chat", ollama.chat_dialect, ollama.refusal),
             self._endpoint("/api/generate", ollama.generate_dialect, ollama.refusal),
             self._endpoint("/api/show", ollama.show_dialect, ollama.refusal),
@@ -298,6 +305,15 @@ class HttpServer:
             return await endpoint(request)
 
         return Route(path, answer, methods=["POST"])
+
+    def _count_message(self, body: bytes, context: RequestContext) -> Response:
+        return anthropic.count_dialect(body, context, self._backend()[0].count_tokens)
+
+    def _count_response(self, responses: Responses) -> Dialect:
+        def count(body: bytes, context: RequestContext) -> Response:
+            return responses.count(body, context, self._backend()[0].count_tokens)
+
+        return count
 
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:

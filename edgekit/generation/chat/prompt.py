@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edgekit.errors import BundleError, RequestError
 from edgekit.generation.chat.jinja_sandbox import MAX_CHARACTERS
@@ -44,9 +44,10 @@ def encode_chat(
     tools: Sequence[Tool] = (),
     arguments: Mapping[str, Any] | None = None,
     prompt_id: Callable[[str], str] = str,
+    turn: Literal["new", "continue", "none"] = "new",
     limit: TimeLimit = UNLIMITED,
 ) -> Prompt:
-    """Return the prompt of a chat, including the start of the assistant's turn.
+    """Return the prompt of a chat.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -55,11 +56,13 @@ def encode_chat(
         tools: Functions that the model may call.
         arguments: Additional template variables.
         prompt_id: Maps a call's id to the id written in the prompt.
+        turn: How it ends, as in `ChatRequest`.
         limit: Time for it.
 
     Raises:
         RequestError: The template refuses the messages, fails on them, or splits a special token in a message; a call's
-            arguments are not a JSON object; something is too long or nested too deeply; the time limit has passed.
+            arguments are not a JSON object; something is too long or nested too deeply; the time limit has passed; the
+            last message cannot be continued.
         BundleError: The template fails on any messages.
     """
     shaped = _shaped(messages, prompt_id)
@@ -74,13 +77,35 @@ def encode_chat(
         )
 
     def render(messages: Sequence[Mapping[str, Any]]) -> str:
-        return template.render(guard.wrap(messages), tools=guard.wrap(functions), arguments=guard.wrap(arguments or {}))
+        wrapped = guard.wrap(messages)
+        if turn == "continue":
+            wrapped[-1]["content"] += guard.mark
+        return template.render(
+            wrapped,
+            tools=guard.wrap(functions),
+            arguments=guard.wrap(arguments or {}),
+            add_generation_prompt=turn == "new",
+        )
 
     try:
         text = render(shaped)
     except BundleError as error:
         text = _render_again(render, shaped, error, template)
+    if turn == "continue":
+        text = _up_to(guard.mark, text)
     return Prompt(guard.encode(text), thinking=text.rstrip().endswith("<think>"))
+
+
+def _up_to(mark: str, text: str) -> str:
+    """Return a rendered chat up to the mark at the end of its last message, which the output continues."""
+    before, found, _ = text.rpartition(mark)
+    if not found:
+        raise RequestError(
+            "the last message cannot be continued: this model's chat template does not show it as it is",
+            hint="end the chat with the user's message",
+            param="messages",
+        )
+    return before
 
 
 def _render_again(

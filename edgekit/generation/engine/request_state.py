@@ -48,7 +48,8 @@ class RequestState:
     Attributes:
         cancelled: The request was cancelled; the engine ends it in its next step.
         done: The last event was delivered.
-        cached_tokens, accepted_tokens, rejected_tokens, completion_tokens, steps, kv_bytes: As in `Usage`, `Timings`.
+        cached_tokens, accepted_tokens, rejected_tokens, completion_tokens, reasoning_tokens, steps, kv_bytes: As in
+            `Usage` and `Timings`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RequestState:
         self.cancelled = False
         self.done = False
         self.cached_tokens = self.accepted_tokens = self.rejected_tokens = self.completion_tokens = 0
-        self.steps = self.kv_bytes = 0
+        self.steps = self.kv_bytes = self.reasoning_tokens = 0
         # Joules of prefill and of decoding; None if none was measured.
         self._energy: tuple[float, float] | None = None
         self._energy_unknown = False
@@ -75,6 +76,7 @@ class RequestState:
         self._deltas = 0
         self._reasons: list[FinishReason | None] = [None] * request.n
         self._calls = [0] * request.n
+        self._stops: list[str | None] = [None] * request.n
         self._started: float | None = None
         self._first_token: float | None = None
         self._last_token = 0.0
@@ -159,6 +161,10 @@ class RequestState:
         if logprobs:
             self._emit(Delta(self._deltas, "", index, tuple(logprobs)))
 
+    def stopped(self, index: int, stop: str | None) -> None:
+        """Record the stop string that ends a choice; call it before `finish_choice`."""
+        self._stops[index] = stop
+
     def finish_choice(self, index: int, reason: FinishReason) -> bool:
         """Record that a choice has ended; returns whether it was the last, which `finish` then reports."""
         self._reasons[index] = reason
@@ -189,6 +195,7 @@ class RequestState:
                     accepted_tokens=self.accepted_tokens,
                     rejected_tokens=self.rejected_tokens,
                     left_out_messages=self.prepared.left_out,
+                    reasoning_tokens=self.reasoning_tokens,
                 ),
                 timings=Timings(
                     queue_s=started - self.submitted,
@@ -201,6 +208,7 @@ class RequestState:
                     decode_j=decode_j,
                 ),
                 reasons=reasons,
+                stops=tuple(self._stops),
             )
         )
 

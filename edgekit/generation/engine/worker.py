@@ -186,6 +186,16 @@ class EngineWorker:
             self._changed.notify_all()
         return state
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Return the number of prompt tokens of a request, which may exceed the context.
+
+        Raises:
+            RequestError: The chat template rejects the messages, or it takes too long.
+            BundleError: The chat template failed.
+        """
+        with self._preparing():
+            return len(self.model.encode(request, TimeLimit(_PREPARE_S)).tokens)
+
     def seconds_since_heartbeat(self) -> float:
         """Seconds since the thread last completed a step or checked the queue."""
         # While a switch may take its time, the heartbeat is in the future.

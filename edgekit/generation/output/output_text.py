@@ -49,6 +49,16 @@ class OutputText:
         """Whether a stop string has been found."""
         return self._stops.hit
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that has been found."""
+        return self._stops.found
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the output so far ends inside the model's reasoning."""
+        return self._parser is not None and self._parser.thinking
+
     def push(self, token: int) -> list[ParserEvent]:
         """Add a token and return the events that are now final."""
         return self._parse(self._stops.push(self._detokenizer.push(token)))

@@ -106,3 +106,5 @@ def test_the_estimate_counts_the_prompt_and_every_choice() -> None:
     chat = ChatRequest("r", (Message("user", "x" * 400),), max_tokens=50, n=2)
     assert estimate_tokens(chat) == 200
     assert estimate_tokens(ChatRequest("r", (Message("user", ""),))) == 256
+    assert estimate_tokens(ChatRequest("r", prompt=(1, 2, 3), max_tokens=7)) == 10
+    assert estimate_tokens(ChatRequest("r", prompt="x" * 8, max_tokens=7)) == 9

@@ -13,7 +13,7 @@ from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.engine.worker import EngineWorker
 from tests.broker import Broker, Caller
 from tests.daemon.mqtt.conftest import CANCEL, REQUEST, chat, eventually
-from tests.generation.tiny import echo_model
+from tests.generation.tiny import byte_tokenizer, echo_model
 
 pytestmark = pytest.mark.broker
 
@@ -51,6 +51,21 @@ def test_a_streamed_answer_is_complete_and_counted(broker: Broker, metrics: Metr
     # Draft tokens save steps, but not those of the first of its four parts.
     assert final["timings"]["decode_s"] > 0.1
     assert 'edgekit_requests_total{outcome="stop",transport="mqtt"} 1.0' in metrics.render()[0].decode()
+
+
+@pytest.mark.usefixtures("real")
+def test_token_ids_are_continued_and_so_is_a_message_that_was_begun(broker: Broker) -> None:
+    ids = byte_tokenizer().encode("<|im_start|>assistant\nParis")
+    begun = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Paris"}]
+    with Caller(broker.port, "caller/1") as caller:
+        for number, fields in enumerate(
+            ({"prompt": ids, "max_tokens": 8}, {"messages": begun, "continue_final_message": True, "max_tokens": 8})
+        ):
+            caller.publish(REQUEST, {**fields, "id": str(number)}, ResponseTopic="caller/1")
+            assert caller.until("final")[-1]["message"]["content"] == " is the "
+        caller.publish(REQUEST, {"prompt": ["a", "b"], "id": "2"}, ResponseTopic="caller/1")
+        error = caller.until("error")[-1]["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "prompt")
 
 
 def test_a_cancelled_request_frees_the_worker_at_once(broker: Broker, real: EngineWorker) -> None:
