@@ -13,8 +13,8 @@ from edgekit.daemon.api.completion import _Body as Completion
 from edgekit.daemon.api.messages import ChatMessage
 from edgekit.daemon.api.ollama import _Chat as OllamaChat
 from edgekit.daemon.api.ollama import _Generate as OllamaGenerate
-from edgekit.daemon.api.ollama import _Message as OllamaMessage
 from edgekit.daemon.api.ollama import _Options as OllamaOptions
+from edgekit.daemon.api.ollama_messages import OllamaMessage
 from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED
 
 __all__ = ["Case", "cases"]
