@@ -37,11 +37,13 @@ class RequestContext:
         id: The request's id.
         client: The client's address.
         model: The served model.
+        worker: Has the model's tokenizer and templates.
     """
 
     id: str
     client: str
     model: ModelInfo
+    worker: EngineWorker
 
 
 class Reply(Protocol):
@@ -58,7 +60,7 @@ class Reply(Protocol):
     def accepted(self, prompt_tokens: int) -> None:
         """Take the number of prompt tokens, which is known before the answer begins."""
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any] | list[dict[str, Any]]:
         """Return the body of a reply that is not streamed."""
 
     def start(self) -> bytes:
@@ -181,7 +183,7 @@ class Endpoint:
     def _submit(self, body: bytes, request: Request, events: Events) -> Reply | Response:
         worker, info = self._backend()
         client = request.client.host if request.client else ""
-        reply = self._dialect(body, RequestContext(request.state.request_id, client, info))
+        reply = self._dialect(body, RequestContext(request.state.request_id, client, info, worker))
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.
             events.bounded = reply.stream

@@ -26,6 +26,7 @@ _STATUS = {
     "method_not_allowed": 405,
     "model_not_found": 404,
     "not_found": 404,
+    "not_implemented": 501,
     "origin_not_allowed": 403,
     "overloaded": 429,
 }
