@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgekit.daemon.http.server import HttpServer
-from tests.clients.conftest import ClientPython
+from tests.clients.conftest import ClientNode, ClientPython
 from tests.scripted import scripted_model, serving, tool_call
 
 pytestmark = pytest.mark.clients
@@ -18,6 +18,8 @@ ORLEANS = {"city": "Orléans"}
 
 def script(prompt: str) -> str:
     question = prompt.rpartition("<|im_start|>user\n")[2]
+    if "Count" in question:
+        return "one two three " * 400
     if "weather" in question:
         return tool_call("weather", json.dumps(ORLEANS, ensure_ascii=False))
     return '{"city": "Orléans"}' if "JSON" in question else "Paris."
@@ -25,7 +27,7 @@ def script(prompt: str) -> str:
 
 @pytest.fixture
 def server() -> Iterator[HttpServer]:
-    with serving(scripted_model(script)) as running:
+    with serving(scripted_model(script, context_length=32_768)) as running:
         yield running
 
 
@@ -41,6 +43,24 @@ def test_langchains_client(server: HttpServer, client_python: ClientPython) -> N
     }
 
 
+def test_ollamas_client_for_javascript(server: HttpServer, client_node: ClientNode) -> None:
+    assert client_node("ollama_js", server.url) == {
+        "text": "Paris.",
+        "streamed": "Paris.",
+        "called": [["weather", ORLEANS]],
+        "structured": ORLEANS,
+        "error": "model `other` is not served here (this daemon serves `scripted`)",
+        "stopped": "AbortError",
+        "listed": ["scripted:latest"],
+    }
+
+
+@pytest.mark.slow
+def test_continues_command_line(server: HttpServer, client_node: ClientNode) -> None:
+    assert client_node("continue_cli", server.url) == {"ollama": "Paris.", "openai": "Paris."}
+
+
+@pytest.mark.slow
 def test_litellms_providers(server: HttpServer, client_python: ClientPython) -> None:
     found = client_python("litellm_ollama", server.url)
     assert "not served here" in found.pop("error")
@@ -53,6 +73,7 @@ def test_litellms_providers(server: HttpServer, client_python: ClientPython) -> 
     }
 
 
+@pytest.mark.slow
 def test_llms_command_line(server: HttpServer, client_python: ClientPython) -> None:
     assert client_python("llm_ollama", server.url) == {
         "listed": True,
