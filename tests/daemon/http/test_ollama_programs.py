@@ -31,7 +31,7 @@ def ndjson(served: Served, path: str, body: dict[str, Any]) -> list[dict[str, An
 
 
 def show(served: Served, name: str) -> Any:
-    body = {"model": name, "system": "", "template": "", "verbose": False, "options": None, "name": ""}
+    body: dict[str, Any] = {"model": name, "system": "", "template": "", "verbose": False, "options": None, "name": ""}
     return served.http.post("/api/show", json=body, headers=AGENT)
 
 
@@ -43,8 +43,8 @@ def test_ollama_run_finds_the_model_loads_it_and_chats(served: Served) -> None:
     empty = {"prompt": "", "suffix": "", "system": "", "template": "", "options": None}
     (loaded,) = ndjson(served, "/api/generate", {"model": NAME, **empty})
     assert (loaded["done"], loaded["done_reason"]) == (True, "load")
-    body = {"model": NAME, "messages": [{"role": "user", "content": "Hello"}], "options": {}, "truncate": None}
-    *chunks, last = ndjson(served, "/api/chat", body)
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "options": {}, "truncate": None}
+    *chunks, last = ndjson(served, "/api/chat", {"model": NAME, **asked})
     assert "".join(chunk["message"]["content"] for chunk in chunks) == "Paris."
     assert last["done"]
     assert {"total_duration", "load_duration", "prompt_eval_count", "eval_count", "eval_duration"} <= last.keys()
@@ -110,7 +110,8 @@ def test_home_assistant_sets_up_and_controls_a_light(served: Served) -> None:
         await client.pull(NAME)
         history: list[Any] = [{"role": "system", "content": "You are a voice assistant."}]
         fields: dict[str, Any] = {"keep_alive": "-1s", "options": {"num_ctx": 8192}, "think": False, "stream": True}
-        calls, content = [], ""
+        calls: list[Any] = []
+        content = ""
         asked = {"role": "user", "content": "Light on, please."}
         async for chunk in await client.chat(model=names[0], messages=[*history, asked], tools=[tool], **fields):
             content += chunk.message.content or ""
