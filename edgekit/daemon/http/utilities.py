@@ -17,8 +17,12 @@ from edgekit.daemon.http.endpoint import Backend, RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.errors import UnavailableError
 from edgekit.generation.model import ModelInfo, TextModel
+from edgekit.generation.time_limit import TimeLimit
 
 __all__ = ["Utilities", "apply_template", "detokenize", "tokenize"]
+
+# As for a request that is answered.
+_ENCODE_S = 20.0
 
 
 def tokenize(body: bytes, context: RequestContext) -> Response:
@@ -27,7 +31,7 @@ def tokenize(body: bytes, context: RequestContext) -> Response:
     check_model(asked.model, context.model)
     text = context.worker.model
     if asked.chat is not None:
-        tokens: Sequence[int] = text.encode(asked.chat).tokens
+        tokens: Sequence[int] = text.encode(asked.chat, TimeLimit(_ENCODE_S)).tokens
     elif asked.add_special:
         tokens = text.tokenizer.encode_text(asked.text) if asked.obey_special else _with_start(text, asked.text)
     else:
