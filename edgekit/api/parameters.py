@@ -63,6 +63,7 @@ class ChatParameters(Parameters, total=False):
 class CompletionParameters(Parameters, total=False):
     """Parameters of completions."""
 
+    suffix: str | None
     echo: bool | None
     logprobs: int | None
 

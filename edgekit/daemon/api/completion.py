@@ -13,7 +13,7 @@ from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.other_fields import COMPLETION_NOOP
 from edgekit.daemon.api.validation import Integer, read, renamed, unsupported
 from edgekit.errors import RequestError
-from edgekit.generation.types import MAX_CHOICES, ChatRequest
+from edgekit.generation.types import MAX_CHOICES, ChatRequest, Infill
 
 __all__ = ["MAX_PROMPTS", "Completions", "parse_completion", "parse_completions"]
 
@@ -34,6 +34,7 @@ class _Body(Common):
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = COMPLETION_NOOP
 
     prompt: Any
+    suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[Integer | None, BeforeValidator(_without_false)] = None
     best_of: Integer | None = None
@@ -98,6 +99,7 @@ def parse_completions(data: bytes | Mapping[str, Any], *, request_id: str, clien
             # The best are those with the highest log probability.
             logprobs=0 if body.logprobs is None and generated > n else body.logprobs,
             echo=bool(body.echo),
+            infill=Infill(body.suffix) if body.suffix else None,
             n=generated,
             **shared,
         )

@@ -52,7 +52,6 @@ IGNORED = frozenset(_OPENAI | _SERVING | _DEPENDENT)
 
 _NOOP: dict[str, tuple[object, ...]] = {
     # OpenAI
-    "suffix": ("",),
     # vLLM and SGLang
     "allowed_token_ids": ([],),
     "bad_words": ([],),
@@ -101,6 +100,7 @@ CHAT_NOOP: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "modalities": (["text"],),
+    "suffix": ("",),
     "web_search_options": (),
 }
 """Fields of chats that would change the answer, with the values that have no effect."""

@@ -39,12 +39,14 @@ class RequestContext:
         id: The request's id.
         client: The client's address.
         model: The served model.
+        worker: Has the model's tokenizer and templates.
         identity: The sender; what is kept between requests belongs to its `tenant`.
     """
 
     id: str
     client: str
     model: ModelInfo
+    worker: EngineWorker
     identity: Identity = ANONYMOUS
 
 
@@ -62,7 +64,7 @@ class Reply(Protocol):
     def accepted(self, prompt_tokens: int) -> None:
         """Take the number of prompt tokens, which is known before the answer begins."""
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any] | list[dict[str, Any]]:
         """Return the body of a reply that is not streamed."""
 
     def start(self) -> bytes:
@@ -191,7 +193,7 @@ class Endpoint:
         client = request.client.host if request.client else ""
         identity = request.state.identity
         submit = self._access.bound(worker.submit, identity, info.name, request.state.audit)
-        reply = self._dialect(body, RequestContext(request.state.request_id, client, info, identity))
+        reply = self._dialect(body, RequestContext(request.state.request_id, client, info, worker, identity))
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.
             events.bounded = reply.stream

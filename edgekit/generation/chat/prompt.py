@@ -7,6 +7,7 @@ the turn.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.types import Message, Tool, ToolCall
 
-__all__ = ["Prompt", "encode_chat"]
+__all__ = ["Prompt", "encode_chat", "render_chat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,36 @@ def encode_chat(
     if turn == "continue":
         text = _up_to(guard.mark, text)
     return Prompt(guard.encode(text), thinking=text.rstrip().endswith("<think>"))
+
+
+def render_chat(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    arguments: Mapping[str, Any] | None = None,
+    prompt_id: Callable[[str], str] = str,
+    turn: Literal["new", "continue", "none"] = "new",
+) -> str:
+    """Return the text of a chat's prompt; the arguments and errors are those of `encode_chat`.
+
+    The text does not tell a special token in a message from one of the template: only the tokens do.
+    """
+    shaped = _shaped(messages, prompt_id)
+    functions = [_function(tool) for tool in tools]
+    mark = secrets.token_hex(16) if turn == "continue" else ""
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> str:
+        last = {**messages[-1], "content": messages[-1]["content"] + mark}
+        return template.render(
+            [*messages[:-1], last], tools=functions, arguments=arguments, add_generation_prompt=turn == "new"
+        )
+
+    try:
+        text = render(shaped)
+    except BundleError as error:
+        text = _render_again(render, shaped, error, template)
+    return _up_to(mark, text) if mark else text
 
 
 def _up_to(mark: str, text: str) -> str:

@@ -22,6 +22,7 @@ from edgekit.generation.types import (
     FinishReason,
     TokenLogprob,
     ToolCallDelta,
+    UsedTokens,
 )
 from edgekit.generation.usage import Timings, Usage
 
@@ -76,6 +77,7 @@ class RequestState:
         self._deltas = 0
         self._reasons: list[FinishReason | None] = [None] * request.n
         self._calls = [0] * request.n
+        self._outputs: list[tuple[int, ...]] = [()] * request.n
         self._stops: list[str | None] = [None] * request.n
         self._started: float | None = None
         self._first_token: float | None = None
@@ -165,9 +167,17 @@ class RequestState:
         """Record the stop string that ends a choice; call it before `finish_choice`."""
         self._stops[index] = stop
 
-    def finish_choice(self, index: int, reason: FinishReason) -> bool:
-        """Record that a choice has ended; returns whether it was the last, which `finish` then reports."""
+    def finish_choice(self, index: int, reason: FinishReason, tokens: Sequence[int] = ()) -> bool:
+        """Record that a choice has ended; returns whether it was the last, which `finish` then reports.
+
+        Args:
+            index: Index of the choice.
+            reason: Why it has ended.
+            tokens: Its tokens, without the prompt's.
+        """
         self._reasons[index] = reason
+        if self.request.return_tokens:
+            self._outputs[index] = tuple(tokens)
         if all(self._reasons):
             return True
         if not self.done:
@@ -209,6 +219,7 @@ class RequestState:
                 ),
                 reasons=reasons,
                 stops=tuple(self._stops),
+                tokens=UsedTokens(tuple(self.prompt), tuple(self._outputs)) if self.request.return_tokens else None,
             )
         )
 

@@ -139,7 +139,7 @@ class EngineWorker:
 
     @property
     def model(self) -> TextModel:
-        """The model; its runner is the worker's."""
+        """The model; its tokenizer and templates are safe to use from any thread, its runner is the worker's."""
         return self._served.model
 
     @property

@@ -6,7 +6,7 @@ import pytest
 
 from edgekit.daemon.api import parse_completion, parse_completions
 from edgekit.errors import RequestError
-from edgekit.generation.types import ChatRequest, ResponseFormat
+from edgekit.generation.types import ChatRequest, Infill, ResponseFormat
 
 
 def parse(**fields: Any) -> ChatRequest:
@@ -73,7 +73,8 @@ def test_a_single_prompt_may_be_in_a_list() -> None:
         ({"prompt": []}, "invalid_request", "prompt"),
         ({"prompt": None}, "invalid_request", "prompt"),
         ({"prompt": {}}, "invalid_request", "prompt"),
-        ({"suffix": "end"}, "unsupported_parameter", "suffix"),
+        ({"suffix": 1}, "invalid_request", "suffix"),
+        ({"suffix": "end", "echo": True}, "invalid_request", "echo"),
         ({"best_of": 2}, "unsupported_parameter", "best_of"),
         ({"logprobs": True}, "invalid_request", "logprobs"),
         ({"logprobs": 21}, "invalid_request", "logprobs"),
@@ -104,6 +105,12 @@ def test_prompts_are_text_or_token_ids_alone_or_several(given: Any, prompts: lis
     found = parse_completions({"prompt": given, "seed": 3}, request_id="r")
     assert [request.prompt for request in found.requests] == prompts
     assert {request.sampling.seed for request in found.requests} == {3}
+
+
+def test_a_suffix_makes_a_gap_to_fill() -> None:
+    request = parse(prompt="def f():", suffix="\n")
+    assert (request.prompt, request.infill, request.truncation) == ("def f():", Infill("\n"), "disabled")
+    assert parse(suffix="") == parse(suffix=None) == parse()
 
 
 def test_a_missing_prompt_is_reported() -> None:

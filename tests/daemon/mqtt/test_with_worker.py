@@ -13,6 +13,7 @@ from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.engine.worker import EngineWorker
 from tests.broker import Broker, Caller
 from tests.daemon.mqtt.conftest import CANCEL, REQUEST, chat, eventually
+from tests.generation.filling import fill_model
 from tests.generation.tiny import byte_tokenizer, echo_model
 
 pytestmark = pytest.mark.broker
@@ -119,3 +120,19 @@ def test_a_chat_too_long_for_the_model_is_refused_with_both_numbers(broker: Brok
         error = caller.next()["error"]
     assert error["code"] == "context_length_exceeded"
     assert "1024" in error["message"]
+
+
+def test_a_gap_before_a_suffix_is_filled(broker: Broker, metrics: Metrics) -> None:
+    worker = EngineWorker(fill_model("a + b<|file_sep|>other.py"))
+    service = MqttService(MqttConfig(host="127.0.0.1", port=broker.port, device_id="box"), worker, worker.info, metrics)
+    service.start()
+    try:
+        assert eventually(lambda: service.connected)
+        with Caller(broker.port, "caller/9") as caller:
+            body = {"prompt": "def add(a, b):\n    return ", "suffix": "\n", "max_tokens": 50}
+            caller.publish(REQUEST, {**body, "id": "9"}, ResponseTopic="caller/9")
+            *_, final = caller.until("final")
+        assert (final["message"]["content"], final["finish_reason"]) == ("a + b", "stop")
+    finally:
+        worker.stop()
+        service.stop()
