@@ -110,7 +110,7 @@ class _OpenRequest:
                 text=choice.text,
                 reasoning=choice.reasoning,
                 tool_calls=tuple(choice.tool_calls),
-                message=message_body(choice),
+                message={**message_body(choice)},
                 finish_reason=event.reason,
                 usage=event.usage,
                 timings=event.timings,

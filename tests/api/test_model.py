@@ -212,7 +212,7 @@ def test_the_typed_parameters_are_those_that_the_http_api_takes() -> None:
     elsewhere = {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "repeat_penalty", "reasoning_effort"}
     elsewhere |= {"n_predict", "grammar", "add_generation_prompt", "verbosity"}
     ours = {"best_of", "model", "stream", "stream_options", "n", "messages", "prompt", "max_completion_tokens"}
-    for typed, body in ((ChatParameters, chat._Body), (CompletionParameters, completion._Body)):
+    for typed, body in ((ChatParameters, chat.ChatBody), (CompletionParameters, completion.CompletionBody)):
         assert set(typed.__annotations__) == set(body.model_fields) - elsewhere - ours
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgekit.daemon.api.chat import _Body as Chat
-from edgekit.daemon.api.completion import _Body as Completion
-from edgekit.daemon.api.llama_server import _Completion as LlamaCompletion
-from edgekit.daemon.api.llama_server import _Infill as LlamaInfill
+from edgekit.daemon.api.chat import ChatBody as Chat
+from edgekit.daemon.api.completion import CompletionBody as Completion
+from edgekit.daemon.api.llama_server import InfillBody as LlamaInfill
+from edgekit.daemon.api.llama_server import LlamaCompletionBody as LlamaCompletion
 from edgekit.daemon.api.messages import ChatMessage
-from edgekit.daemon.api.ollama import _Chat as OllamaChat
-from edgekit.daemon.api.ollama import _Generate as OllamaGenerate
+from edgekit.daemon.api.ollama import OllamaChatBody as OllamaChat
+from edgekit.daemon.api.ollama import OllamaGenerateBody as OllamaGenerate
 from edgekit.daemon.api.ollama import _Options as OllamaOptions
 from edgekit.daemon.api.ollama_messages import OllamaMessage
 from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED

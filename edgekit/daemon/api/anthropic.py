@@ -20,7 +20,7 @@ from edgekit.daemon.api.validation import Integer, Stop, Strict, read, renamed, 
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Message, Sampling, Tool, ToolCall, ToolChoice
 
-__all__ = ["AnthropicCall", "parse_anthropic"]
+__all__ = ["AnthropicCall", "MessagesBody", "parse_anthropic"]
 
 _NAMES: Mapping[str, str] = {"stop": "stop_sequences"}
 _DECORATION = frozenset({"cache_control", "citations"})
@@ -64,7 +64,9 @@ class _Message(Strict):
     content: Any
 
 
-class _Body(Strict):
+class MessagesBody(Strict):
+    """A body of `/v1/messages`."""
+
     # How Anthropic's servers compute the answer, and what they keep of it.
     ignored: ClassVar[frozenset[str]] = frozenset(
         {
@@ -123,7 +125,7 @@ def parse_anthropic(data: bytes, *, request_id: str, client: str, counting: bool
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
-    body = read(_Body, decode(data))
+    body = read(MessagesBody, decode(data))
     if body.max_tokens is None and not counting:
         raise RequestError("`max_tokens` is missing", param="max_tokens")
     messages = _messages(body)
@@ -192,7 +194,7 @@ def _tools(given: object) -> tuple[Tool, ...]:
     return tuple(tools)
 
 
-def _messages(body: _Body) -> tuple[Message, ...]:
+def _messages(body: MessagesBody) -> tuple[Message, ...]:
     if len(body.messages) > MAX_MESSAGES:
         raise RequestError(
             f"there are {len(body.messages)} messages; the limit is {MAX_MESSAGES}",

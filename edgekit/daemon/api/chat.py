@@ -25,7 +25,7 @@ from edgekit.daemon.api.validation import Integer, printable, read, renamed, uns
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest
 
-__all__ = ["Effort", "parse_chat", "template_arguments"]
+__all__ = ["ChatBody", "Effort", "parse_chat", "template_arguments"]
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """How much a model reasons before it answers, in the OpenAI API's levels."""
@@ -38,7 +38,9 @@ _RESERVED = frozenset(
 )
 
 
-class _Body(Common):
+class ChatBody(Common):
+    """A body of `/v1/chat/completions`."""
+
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = CHAT_NOOP
 
     messages: list[ChatMessage]
@@ -75,7 +77,7 @@ def parse_chat(
         value = fields.pop(name, None)
         if value is not None and value not in noop_values:
             raise unsupported(name, hint="use `tools` and `tool_choice` instead")
-    body = read(_Body, fields)
+    body = read(ChatBody, fields)
     choice, tools = read_tool_choice(body.tool_choice, read_tools(body.tools))
     with renamed(max_tokens_name(body, "max_completion_tokens", "n_predict")):
         request = ChatRequest(
@@ -96,7 +98,7 @@ def parse_chat(
     return request, options(body)
 
 
-def _turn(body: _Body) -> Literal["new", "continue", "none"]:
+def _turn(body: ChatBody) -> Literal["new", "continue", "none"]:
     if not body.continue_final_message:
         return "none" if body.add_generation_prompt is False else "new"
     if body.add_generation_prompt:

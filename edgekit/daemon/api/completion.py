@@ -15,7 +15,7 @@ from edgekit.daemon.api.validation import Integer, read, renamed, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import MAX_CHOICES, ChatRequest, Infill
 
-__all__ = ["MAX_PROMPTS", "Completions", "parse_completion", "parse_completions"]
+__all__ = ["MAX_PROMPTS", "CompletionBody", "Completions", "parse_completion", "parse_completions"]
 
 MAX_PROMPTS = 128
 """Number of prompts in a request, and of choices for all of them together."""
@@ -30,7 +30,9 @@ def _without_false(value: object) -> object:
     return None if value is False else value
 
 
-class _Body(Common):
+class CompletionBody(Common):
+    """A body of `/v1/completions`."""
+
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = COMPLETION_NOOP
 
     prompt: Any
@@ -79,7 +81,7 @@ def parse_completions(data: bytes | Mapping[str, Any], *, request_id: str, clien
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
     fields = decode(data)
-    body = read(_Body, fields)
+    body = read(CompletionBody, fields)
     prompts = _prompts(body.prompt)
     shared = common(body)
     n = shared.pop("n")
@@ -107,7 +109,7 @@ def parse_completions(data: bytes | Mapping[str, Any], *, request_id: str, clien
     return Completions(requests, options(body), n, body.logprobs)
 
 
-def _best_of(body: _Body, n: int) -> int:
+def _best_of(body: CompletionBody, n: int) -> int:
     """Return the number of choices to generate, of which `n` are returned."""
     if body.best_of is None or body.best_of == n:
         return n

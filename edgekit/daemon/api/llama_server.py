@@ -18,7 +18,7 @@ from edgekit.daemon.api.validation import Integer, Strict, read, renamed, resolv
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Infill, LineLimits
 
-__all__ = ["LlamaServerCall", "parse_llama_completion", "parse_llama_infill"]
+__all__ = ["InfillBody", "LlamaCompletionBody", "LlamaServerCall", "parse_llama_completion", "parse_llama_infill"]
 
 _MAX_FILES = 256
 _OWN = {"n_indent", "return_tokens", "samplers", "t_max_predict_ms"}
@@ -60,11 +60,15 @@ class _Body(Common):
     return_tokens: bool | None = None
 
 
-class _Completion(_Body):
+class LlamaCompletionBody(_Body):
+    """A body of `/completion`."""
+
     prompt: str
 
 
-class _Infill(_Body):
+class InfillBody(_Body):
+    """A body of `/infill`."""
+
     input_prefix: str
     input_suffix: str
     input_extra: list[_File] = Field(default_factory=list)
@@ -82,13 +86,13 @@ def parse_llama_completion(data: bytes, *, request_id: str, client: str = "") ->
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
-    body = read(_Completion, _fields(data))
+    body = read(LlamaCompletionBody, _fields(data))
     return _call(body, id=request_id, client=client, prompt=body.prompt)
 
 
 def parse_llama_infill(data: bytes, *, request_id: str, client: str = "") -> LlamaServerCall:
     """Parse a body of `/infill`; arguments and errors are those of `parse_llama_completion`."""
-    body = read(_Infill, _fields(data))
+    body = read(InfillBody, _fields(data))
     if len(body.input_extra) > _MAX_FILES:
         raise RequestError(f"`input_extra` takes at most {_MAX_FILES} files", param="input_extra")
     files = tuple((file.filename, file.text) for file in body.input_extra)

@@ -21,7 +21,7 @@ from edgekit.daemon.api.validation import Integer, Stop, Strict, printable, read
 from edgekit.errors import RequestError, nearest
 from edgekit.generation.types import ChatRequest, Infill, Message, Sampling
 
-__all__ = ["OllamaCall", "parse_ollama_chat", "parse_ollama_generate"]
+__all__ = ["OllamaCall", "OllamaChatBody", "OllamaGenerateBody", "parse_ollama_chat", "parse_ollama_generate"]
 
 # Accepted values of `think`, by whether the model can reason; no supported model has effort levels.
 _THINK: Mapping[bool, tuple[object, ...]] = {True: (False, True), False: (False,)}
@@ -119,12 +119,16 @@ class _Body(Strict):
     think: Any = None
 
 
-class _Chat(_Body):
+class OllamaChatBody(_Body):
+    """A body of `/api/chat`."""
+
     messages: list[OllamaMessage] | None = None
     tools: Any = None
 
 
-class _Generate(_Body):
+class OllamaGenerateBody(_Body):
+    """A body of `/api/generate`."""
+
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {**_Body.noop, "template": ("",)}
 
     prompt: str | None = None
@@ -150,7 +154,7 @@ def parse_ollama_chat(
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
-    body, shared, warnings = _read(_Chat, data, context_length, thinks=thinks)
+    body, shared, warnings = _read(OllamaChatBody, data, context_length, thinks=thinks)
     request = None
     if body.messages:
         request = _request(
@@ -172,7 +176,7 @@ def parse_ollama_generate(
     It is a chat of one message, after the tokens of `context`; with `raw` a prompt that is continued; with `suffix` a
     gap to fill.
     """
-    body, shared, warnings = _read(_Generate, data, context_length, thinks=thinks)
+    body, shared, warnings = _read(OllamaGenerateBody, data, context_length, thinks=thinks)
     named = {"id": request_id, "client": client}
     truncation = "disabled" if body.truncate is False else "auto"
     prompt, suffix = body.prompt or "", body.suffix or ""

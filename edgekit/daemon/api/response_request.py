@@ -18,7 +18,7 @@ from edgekit.daemon.api.validation import Integer, Strict, read, renamed, unsupp
 from edgekit.errors import RequestError
 from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest
 
-__all__ = ["History", "ResponseCall", "parse_response"]
+__all__ = ["History", "ResponseBody", "ResponseCall", "parse_response"]
 
 History = Callable[[str], Sequence[Item]]
 """Returns the items of a stored response and of those before it, by its id; or raises."""
@@ -39,7 +39,9 @@ class _TextConfig(Strict):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class _Body(Common):
+class ResponseBody(Common):
+    """A body of `/v1/responses`."""
+
     ignored: ClassVar[frozenset[str]] = frozenset({*Common.ignored, "max_tool_calls"})
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **CHAT_NOOP,
@@ -114,7 +116,7 @@ def parse_response(
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
-    body = read(_Body, decode(data))
+    body = read(ResponseBody, decode(data))
     reasoning, include = body.reasoning or _Reasoning(), body.include or []
     if body.metadata and len(body.metadata) > _MAX_METADATA:
         raise RequestError(f"`metadata` takes at most {_MAX_METADATA} pairs", param="metadata")
@@ -160,7 +162,7 @@ def _logprobs(top_logprobs: int | None, include: Sequence[str]) -> int | None:
     return (top_logprobs or 0) if wanted else None
 
 
-def _settings(body: _Body, request: ChatRequest) -> dict[str, Any]:
+def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
     """Return the fields that a response repeats, with their defaults."""
     reasoning, text = body.reasoning or _Reasoning(), body.text or _TextConfig()
     return {

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, cast
 
 from edgekit.daemon.api.collect import CollectedChoice
+from edgekit.daemon.api.openai_types import (
+    CallDelta,
+    ChatMessageBody,
+    ErrorBody,
+    ErrorDetails,
+    FunctionDelta,
+    Logprobs,
+    TimingsBody,
+    TokenBody,
+    TokenLogprobBody,
+    UsageBody,
+)
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 from edgekit.generation.types import Finished, FinishReason, TokenLogprob, ToolCallDelta
 from edgekit.generation.usage import Timings, Usage
@@ -26,10 +38,10 @@ __all__ = [
 _MIN_LOGPROB = -9999.0
 
 
-def message_body(answer: CollectedChoice) -> dict[str, Any]:
+def message_body(answer: CollectedChoice) -> ChatMessageBody:
     """Return an assistant message; `content` is null if there are only tool calls."""
     text, calls = answer.text, answer.tool_calls
-    body: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
+    body: ChatMessageBody = {"role": "assistant", "content": text or (None if calls else "")}
     if answer.reasoning:
         body["reasoning_content"] = answer.reasoning
     if calls:
@@ -40,18 +52,17 @@ def message_body(answer: CollectedChoice) -> dict[str, Any]:
     return body
 
 
-def call_delta_body(delta: ToolCallDelta) -> dict[str, Any]:
+def call_delta_body(delta: ToolCallDelta) -> CallDelta:
     """Return a tool call delta; only a call's first delta carries `id`, `type` and the function name."""
-    function: dict[str, Any] = {"arguments": delta.arguments}
-    body: dict[str, Any] = {"index": delta.number, "function": function}
-    if delta.name is not None:
-        body = {"index": delta.number, "id": delta.id, "type": "function", "function": {"name": delta.name, **function}}
-    return body
+    function: FunctionDelta = {"arguments": delta.arguments}
+    if delta.name is None:
+        return {"index": delta.number, "function": function}
+    return {"index": delta.number, "id": delta.id, "type": "function", "function": {"name": delta.name, **function}}
 
 
-def logprobs_body(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+def logprobs_body(tokens: Sequence[TokenLogprob]) -> Logprobs:
     """Return the `logprobs` object of a chat completion."""
-    content = [
+    content: list[TokenLogprobBody] = [
         {
             **_token_body(item.data, item.logprob),
             "top_logprobs": [_token_body(data, value) for _, data, value in item.top],
@@ -61,7 +72,7 @@ def logprobs_body(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def _token_body(data: bytes, logprob: float | None) -> dict[str, Any]:
+def _token_body(data: bytes, logprob: float | None) -> TokenBody:
     """Return one token; `bytes` is exact, `token` shows an incomplete character as U+FFFD."""
     return {
         "token": data.decode(errors="replace"),
@@ -88,7 +99,7 @@ def reasons(finish: Finished, n: int) -> tuple[FinishReason, ...]:
     return finish.reasons[:n] + (finish.reason,) * (n - len(finish.reasons))
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
+def usage_body(usage: Usage) -> UsageBody:
     """Return the `usage` object of the OpenAI API."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -103,7 +114,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def timings_body(timings: Timings, usage: Usage) -> dict[str, float]:
+def timings_body(timings: Timings, usage: Usage) -> TimingsBody:
     """Return the `timings` object, an extension: durations, speeds, and what the answer cost."""
     seconds = {
         "queue_s": timings.queue_s,
@@ -113,9 +124,13 @@ def timings_body(timings: Timings, usage: Usage) -> dict[str, float]:
         "slowest_token_s": timings.slowest_token_s,
         **timings.as_rates(usage),
     }
-    return {
+    measured = {
         **{name: round(value, 6) for name, value in seconds.items()},
         **{name: round(value, 4) for name, value in timings.as_energy(usage).items()},
+    }
+    return {
+        # Speeds and energy are there if they were measured.
+        **cast("TimingsBody", measured),
         "steps": timings.steps,
         "cached_tokens": usage.cached_tokens,
         "drafted_tokens": usage.accepted_tokens + usage.rejected_tokens,
@@ -125,7 +140,7 @@ def timings_body(timings: Timings, usage: Usage) -> dict[str, float]:
     }
 
 
-def _error_type(error: EdgekitError) -> str:
+def _error_type(error: EdgekitError) -> Literal["invalid_request_error", "rate_limit_error", "server_error"]:
     """Return the OpenAI API's error type, which is coarser than `code`."""
     if error.code in {"overloaded", "rate_limited", "too_many_attempts"}:
         return "rate_limit_error"
@@ -135,9 +150,9 @@ def _error_type(error: EdgekitError) -> str:
     return "server_error"
 
 
-def error_body(error: EdgekitError) -> dict[str, Any]:
+def error_body(error: EdgekitError) -> ErrorBody:
     """Return `{"error": {…}}` with message, type, code, param and hint, for both transports."""
-    body: dict[str, Any] = {
+    body: ErrorDetails = {
         "message": error.message,
         "type": _error_type(error),
         "code": error.code,

@@ -12,7 +12,15 @@ from edgekit.daemon.api.validation import Integer, Strict, read
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest
 
-__all__ = ["Detokenize", "Tokenize", "read_detokenize", "read_tokenize"]
+__all__ = [
+    "ContentBody",
+    "Detokenize",
+    "PromptBody",
+    "Tokenize",
+    "TokensBody",
+    "read_detokenize",
+    "read_tokenize",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,9 @@ class Detokenize:
     tokens: tuple[int, ...]
 
 
-class _Content(Strict):
+class ContentBody(Strict):
+    """llama-server's body of `/tokenize`."""
+
     model: str | None = None
     content: str
     add_special: bool | None = None
@@ -54,14 +64,18 @@ class _Content(Strict):
     with_pieces: bool | None = None
 
 
-class _Prompt(Strict):
+class PromptBody(Strict):
+    """vLLM's body of `/tokenize`."""
+
     model: str | None = None
     prompt: str
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 
-class _Tokens(Strict):
+class TokensBody(Strict):
+    """A body of `/detokenize`."""
+
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {"skip_special_tokens": (False,)}
 
     model: str | None = None
@@ -82,10 +96,10 @@ def read_tokenize(data: bytes, *, request_id: str) -> Tokenize:
     if "messages" in fields:
         return _chat(fields, request_id)
     if "prompt" in fields:
-        body = read(_Prompt, fields)
+        body = read(PromptBody, fields)
         special = body.add_special_tokens is not False
         return Tokenize(body.model, body.prompt, add_special=special, pieces=bool(body.return_token_strs), vllm=True)
-    plain = read(_Content, fields)
+    plain = read(ContentBody, fields)
     return Tokenize(
         plain.model,
         plain.content,
@@ -109,7 +123,7 @@ def read_detokenize(data: bytes) -> Detokenize:
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
-    body = read(_Tokens, decode(data))
+    body = read(TokensBody, decode(data))
     for number, token in enumerate(body.tokens):
         if not 0 <= token < 1 << 24:
             raise RequestError(f"`tokens[{number}]` is not a token id", param=f"tokens[{number}]")

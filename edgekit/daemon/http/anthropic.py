@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
 
 from edgekit.daemon.api import CollectedReply, check_model
 from edgekit.daemon.api.anthropic import AnthropicCall, parse_anthropic
+from edgekit.daemon.api.anthropic_types import (
+    AnthropicError,
+    Content,
+    MessageBody,
+    MessageEnd,
+    MessageHead,
+    MessageUsage,
+    TokenCount,
+)
 from edgekit.daemon.api.call_arguments import repair_arguments
 from edgekit.daemon.api.response_items import new_id
 from edgekit.daemon.http.endpoint import RequestContext
@@ -45,17 +54,12 @@ def messages_dialect(body: bytes, context: RequestContext) -> MessagesReply:
     return MessagesReply(call)
 
 
-def count_dialect(body: bytes, context: RequestContext, count: Callable[[ChatRequest], int]) -> Response:
-    """Parse a body of `/v1/messages/count_tokens`, and answer it.
-
-    Args:
-        body: The body.
-        context: What else is known of the request.
-        count: Returns the number of prompt tokens.
-    """
+def count_dialect(body: bytes, context: RequestContext) -> Response:
+    """Parse a body of `/v1/messages/count_tokens`, and answer it."""
     call = parse_anthropic(body, request_id=context.id, client=context.client, counting=True)
     check_model(call.model, context.model)
-    return JSONResponse({"input_tokens": count(call.request)})
+    counted: TokenCount = {"input_tokens": context.worker.count_tokens(call.request)}
+    return JSONResponse(counted)
 
 
 def refusal(error: EdgekitError) -> Response:
@@ -75,7 +79,7 @@ class MessagesReply:
     def __init__(self, call: AnthropicCall) -> None:
         self.requests: Sequence[ChatRequest] = (call.request,)
         self.stream = call.stream
-        self._head: dict[str, Any] = {"id": new_id("msg"), "type": "message", "role": "assistant", "model": call.model}
+        self._head: MessageHead = {"id": new_id("msg"), "type": "message", "role": "assistant", "model": call.model}
         self._prompt_tokens = 0
         self._index = -1
         self._open: Block | None = None
@@ -84,10 +88,10 @@ class MessagesReply:
         """Take the number of prompt tokens, which a stream begins with."""
         self._prompt_tokens = prompt_tokens
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> MessageBody:
         """Return a message."""
         answer = reply.answers[0]
-        content: list[dict[str, Any]] = []
+        content: list[Content] = []
         if answer.reasoning:
             content.append({"type": "thinking", "thinking": answer.reasoning, "signature": _SIGNATURE})
         if answer.text:
@@ -102,7 +106,7 @@ class MessagesReply:
     def start(self) -> bytes:
         """Return the message without content."""
         usage = _usage(Usage(self._prompt_tokens, 0))
-        message = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        message: MessageBody = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return _event("message_start", message=message) + _event("ping")
 
     def delta(self, delta: Delta | ToolCallDelta) -> bytes:
@@ -136,7 +140,7 @@ class MessagesReply:
 
     def failure(self, error: EdgekitError) -> bytes:
         """Return an error event, which Anthropic's clients raise."""
-        return _event("error", **{name: value for name, value in _error(error).items() if name != "type"})
+        return _event("error", error=_error(error)["error"])
 
     def _begin(self, kind: Block, **fields: Any) -> bytes:
         closed = self._close()
@@ -155,7 +159,7 @@ class MessagesReply:
         return signed + _event("content_block_stop", index=self._index)
 
 
-def _end(finished: Finished) -> dict[str, Any]:
+def _end(finished: Finished) -> MessageEnd:
     stop = finished.stops[0] if finished.stops else None
     if finished.reason == "tool_calls":
         return {"stop_reason": "tool_use", "stop_sequence": None}
@@ -164,7 +168,7 @@ def _end(finished: Finished) -> dict[str, Any]:
     return {"stop_reason": "end_turn" if stop is None else "stop_sequence", "stop_sequence": stop}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: Usage) -> MessageUsage:
     """Return token counts; prompt tokens from the cache are counted apart from the others."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
@@ -174,7 +178,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _error(error: EdgekitError) -> dict[str, Any]:
+def _error(error: EdgekitError) -> AnthropicError:
     kind = _ERROR_TYPES.get(http_status(error), "api_error")
     return {"type": "error", "error": {"type": kind, "message": error_text(error), "code": error.code}}
 

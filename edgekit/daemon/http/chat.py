@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.daemon.api import CollectedReply, call_delta_body, logprobs_body, message_body, parse_chat, reasons
+from edgekit.daemon.api.openai_types import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta
 from edgekit.daemon.http.endpoint import RequestContext
-from edgekit.daemon.http.openai import OpenAIReply, event
+from edgekit.daemon.http.openai import OpenAIReply
 from edgekit.generation.types import Delta, Finished, FinishReason, ToolCallDelta
 
 __all__ = ["ChatReply"]
 
 
-class ChatReply(OpenAIReply):
+class ChatReply(OpenAIReply[ChatChunkChoice]):
     """The reply to a chat completion request; the constructor parses the body."""
 
     def __init__(self, body: bytes, context: RequestContext) -> None:
         request, options = parse_chat(body, request_id=context.id, client=context.client)
-        super().__init__(
-            context, (request,), options, prefix="chatcmpl", kind="chat.completion", chunk_kind="chat.completion.chunk"
-        )
+        super().__init__(context, (request,), options, prefix="chatcmpl")
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> ChatCompletion:
         """Return a chat completion."""
-        choices = [
+        choices: list[ChatChoice] = [
             {
                 "index": index,
                 "message": {**message_body(choice), "refusal": None},
@@ -32,25 +29,36 @@ class ChatReply(OpenAIReply):
             }
             for index, (choice, reason) in enumerate(zip(reply.answers, reasons(finished, self.request.n), strict=True))
         ]
-        return self.body(choices, finished)
+        return {**self.head, "object": "chat.completion", "choices": choices, **self.costs(finished)}
 
     def start(self) -> bytes:
         """Return the role of each choice; with tools the content may stay null."""
-        delta = {"role": "assistant", "content": None if self.request.tools else ""}
-        return b"".join(event(self.chunk(self._choice(index, delta))) for index in range(self.request.n))
+        delta: ChatDelta = {"role": "assistant", "content": None if self.request.tools else ""}
+        return b"".join(self.choice_event(self._choice(index, delta)) for index in range(self.request.n))
 
     def delta(self, delta: Delta | ToolCallDelta) -> bytes:
         """Return a chunk of text, reasoning or a tool call."""
         if isinstance(delta, ToolCallDelta):
-            return event(self.chunk(self._choice(delta.index, {"tool_calls": [call_delta_body(delta)]})))
-        choice = self._choice(delta.index, {"reasoning_content" if delta.reasoning else "content": delta.text})
+            return self.choice_event(self._choice(delta.index, {"tool_calls": [call_delta_body(delta)]}))
+        text: ChatDelta = {"reasoning_content": delta.text} if delta.reasoning else {"content": delta.text}
+        choice = self._choice(delta.index, text)
         if self.request.logprobs is not None:
             choice["logprobs"] = logprobs_body(delta.logprobs)
-        return event(self.chunk(choice))
+        return self.choice_event(choice)
 
-    def last_choice(self, index: int, reason: FinishReason) -> dict[str, Any]:
+    def chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        """Return a chunk of a stream."""
+        return {
+            "id": self.head["id"],
+            "created": self.head["created"],
+            "model": self.head["model"],
+            "object": "chat.completion.chunk",
+            "choices": choices,
+        }
+
+    def last_choice(self, index: int, reason: FinishReason) -> ChatChunkChoice:
         """Return an empty delta with the finish reason."""
         return self._choice(index, {}, reason)
 
-    def _choice(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    def _choice(self, index: int, delta: ChatDelta, reason: FinishReason | None = None) -> ChatChunkChoice:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}

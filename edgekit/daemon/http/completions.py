@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Any
 
 from edgekit.daemon.api import CollectedChoice, CollectedReply, parse_completions, reasons
+from edgekit.daemon.api.openai_types import Completion, CompletionChoice, CompletionChunk, CompletionLogprobs
 from edgekit.daemon.api.responses import clamped, token_text
 from edgekit.daemon.http.endpoint import RequestContext
-from edgekit.daemon.http.openai import OpenAIReply, event
+from edgekit.daemon.http.openai import OpenAIReply
 from edgekit.generation.types import Delta, Finished, FinishReason, TokenLogprob, ToolCallDelta
 
 __all__ = ["CompletionReply"]
 
 
-class CompletionReply(OpenAIReply):
+class CompletionReply(OpenAIReply[CompletionChoice]):
     """The reply to a completion request; the constructor parses the body."""
 
     def __init__(self, body: bytes, context: RequestContext) -> None:
         found = parse_completions(body, request_id=context.id, client=context.client)
-        super().__init__(
-            context, found.requests, found.options, prefix="cmpl", kind="text_completion", chunk_kind="text_completion"
-        )
+        super().__init__(context, found.requests, found.options, prefix="cmpl")
         self._n = found.n
         self._wanted = found.logprobs
         self._logprobs = [_LogprobsTable(found.logprobs or 0) for _ in range(self.choices)]
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> Completion:
         """Return a completion: the best choices of each prompt, if more were generated."""
         ends = reasons(finished, self.choices)
         generated = self.request.n
-        choices: list[dict[str, Any]] = []
+        choices: list[CompletionChoice] = []
         for first in range(0, self.choices, generated):
             indices = range(first, first + generated)
             best = sorted(indices, key=lambda index: _mean_logprob(reply.answers[index]), reverse=True)
             for index in indices if generated == self._n else best[: self._n]:
                 choice = self._choice(index, reply.answers[index].text, reply.answers[index].logprobs, ends[index])
                 choices.append({**choice, "index": len(choices)})
-        return self.body(choices, finished)
+        return {**self.head, "object": "text_completion", "choices": choices, **self.costs(finished)}
 
     def start(self) -> bytes:
         """Return nothing: the format has no first chunk of its own."""
@@ -48,15 +46,25 @@ class CompletionReply(OpenAIReply):
         """Return a chunk of text."""
         if isinstance(delta, ToolCallDelta):
             return b""  # impossible: a completion has no tools
-        return event(self.chunk(self._choice(delta.index, delta.text, delta.logprobs)))
+        return self.choice_event(self._choice(delta.index, delta.text, delta.logprobs))
 
-    def last_choice(self, index: int, reason: FinishReason) -> dict[str, Any]:
+    def chunk(self, choices: list[CompletionChoice]) -> CompletionChunk:
+        """Return a chunk of a stream."""
+        return {
+            "id": self.head["id"],
+            "created": self.head["created"],
+            "model": self.head["model"],
+            "object": "text_completion",
+            "choices": choices,
+        }
+
+    def last_choice(self, index: int, reason: FinishReason) -> CompletionChoice:
         """Return an empty text with the finish reason."""
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
 
     def _choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprob], reason: str | None = None
-    ) -> dict[str, Any]:
+        self, index: int, text: str, logprobs: Sequence[TokenLogprob], reason: FinishReason | None = None
+    ) -> CompletionChoice:
         table = None if self._wanted is None else self._logprobs[index].rows(logprobs)
         return {"index": index, "text": text, "logprobs": table, "finish_reason": reason}
 
@@ -80,7 +88,7 @@ class _LogprobsTable:
         # A token may begin or end within a character; its offset is that of the character.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def rows(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def rows(self, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
         """Return the rows of the next tokens."""
         offsets = []
         for item in tokens:

@@ -5,9 +5,9 @@ A dialect parses a body into a `Reply`, which holds the request and formats the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -64,7 +64,7 @@ class Reply(Protocol):
     def accepted(self, prompt_tokens: int) -> None:
         """Take the number of prompt tokens, which is known before the answer begins."""
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any] | list[dict[str, Any]]:
+    def full(self, reply: CollectedReply, finished: Finished) -> Mapping[str, object] | Sequence[Mapping[str, object]]:
         """Return the body of a reply that is not streamed."""
 
     def start(self) -> bytes:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from starlette.responses import JSONResponse, Response
 
 from edgekit.daemon.api import error_body
+from edgekit.daemon.api.openai_types import ErrorBody
 from edgekit.daemon.api.validation import printable
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 
-__all__ = ["error_response", "error_text", "http_error", "http_status", "openai_error"]
+__all__ = ["STATUS", "error_response", "error_text", "http_error", "http_status", "openai_error"]
 
 logger = logging.getLogger(__name__)
 
 # Codes whose status is not that of the error's class.
-_STATUS = {
+STATUS = {
     "api_key_expired": 401,
     "api_key_missing": 401,
     "body_too_large": 413,
@@ -41,8 +41,8 @@ _STATUS = {
 
 def http_status(error: EdgekitError) -> int:
     """Return the HTTP status of an error: that of its code, else 400 for a bad request, 503 if unavailable, 500."""
-    if error.code in _STATUS:
-        return _STATUS[error.code]
+    if error.code in STATUS:
+        return STATUS[error.code]
     if isinstance(error, UnavailableError):
         return 503
     return 400 if isinstance(error, RequestError) else 500
@@ -53,13 +53,13 @@ def error_text(error: EdgekitError) -> str:
     return f"{error.message} ({error.hint})" if error.hint else error.message
 
 
-def openai_error(error: EdgekitError) -> dict[str, Any]:
+def openai_error(error: EdgekitError) -> ErrorBody:
     """Return OpenAI's error body, whose `message` has the hint too."""
     body = error_body(error)
     return {"error": {**body["error"], "message": error_text(error)}}
 
 
-def error_response(error: EdgekitError, body: dict[str, Any] | None = None) -> Response:
+def error_response(error: EdgekitError, body: Mapping[str, object] | None = None) -> Response:
     """Return an error as a response; an `UnavailableError` sets `Retry-After`.
 
     Args:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from edgekit.daemon.api import CollectedReply, check_model, reasons
 from edgekit.daemon.api.llama_server import LlamaServerCall, parse_llama_completion, parse_llama_infill
+from edgekit.daemon.api.utility_types import LlamaChunk, LlamaCompletion
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.daemon.http.openai import event
@@ -44,7 +44,7 @@ class LlamaServerReply:
     def accepted(self, prompt_tokens: int) -> None:
         """Take nothing: the prompt is counted at the end."""
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any] | list[dict[str, Any]]:
+    def full(self, reply: CollectedReply, finished: Finished) -> LlamaCompletion | list[LlamaCompletion]:
         """Return the completion, or the list of them."""
         ends = enumerate(zip(reply.answers, reasons(finished, self.request.n), strict=True))
         bodies = [self._body(index, choice.text, choice.text, reason, finished) for index, (choice, reason) in ends]
@@ -63,7 +63,8 @@ class LlamaServerReply:
         if isinstance(delta, ToolCallDelta):
             return b""  # impossible: a completion has no tools
         self._texts[delta.index] += delta.text
-        return event({"index": delta.index, "content": delta.text, "tokens": [], "stop": False})
+        chunk: LlamaChunk = {"index": delta.index, "content": delta.text, "tokens": [], "stop": False}
+        return event(chunk)
 
     def choice_finished(self, choice: ChoiceFinished) -> bytes:  # noqa: ARG002
         """Return nothing: the last chunks have the counts, which are known at the end."""
@@ -78,7 +79,7 @@ class LlamaServerReply:
         """Return an error event."""
         return event(openai_error(error))
 
-    def _body(self, index: int, content: str, text: str, reason: FinishReason, finished: Finished) -> dict[str, Any]:
+    def _body(self, index: int, content: str, text: str, reason: FinishReason, finished: Finished) -> LlamaCompletion:
         """Return the object of a completion that has ended.
 
         Args:

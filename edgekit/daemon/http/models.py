@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from edgekit.daemon.api import check_model
+from edgekit.daemon.api.openai_types import ModelBody, ModelList
 from edgekit.generation.model import ModelInfo
 
 __all__ = ["Models"]
@@ -27,30 +26,24 @@ class Models:
         self._served = served
         self._describe = describe
 
-    def routes(self) -> list[Route]:
-        """Return the routes of the endpoints."""
-        return [
-            # Ollama's program asks for it first, and gives up at any other status than 200.
-            Route("/", self._root, methods=["GET"]),
-            Route("/v1/models", self._list, methods=["GET"]),
-            # Model names may contain slashes.
-            Route("/v1/models/{name:path}", self._retrieve, methods=["GET"]),
-        ]
-
-    async def _root(self, _: Request) -> Response:
+    async def root(self, _: Request) -> Response:
+        """Answer `GET /`: Ollama's program asks for it first, and gives up at any other status than 200."""
         return PlainTextResponse("edgekit is running\n")
 
-    async def _list(self, _: Request) -> Response:
+    async def list_models(self, _: Request) -> Response:
+        """Answer `GET /v1/models`."""
         info = self._served()
-        return JSONResponse({"object": "list", "data": [] if info is None else [_openai(info)]})
+        listed: ModelList = {"object": "list", "data": [] if info is None else [_openai(info)]}
+        return JSONResponse(listed)
 
-    async def _retrieve(self, request: Request) -> Response:
+    async def retrieve(self, request: Request) -> Response:
+        """Answer `GET /v1/models/NAME`."""
         info = self._describe()
         check_model(request.path_params["name"], info)
         return JSONResponse(_openai(info))
 
 
-def _openai(info: ModelInfo) -> dict[str, Any]:
+def _openai(info: ModelInfo) -> ModelBody:
     return {
         "id": info.name,
         "object": "model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -13,6 +13,8 @@ from edgekit.daemon.api import CollectedReply, check_model, logprobs_body
 from edgekit.daemon.api.call_arguments import parse_arguments
 from edgekit.daemon.api.collect import CollectedCall
 from edgekit.daemon.api.ollama import OllamaCall, parse_ollama_chat, parse_ollama_generate
+from edgekit.daemon.api.ollama_types import OllamaCall as CallBody
+from edgekit.daemon.api.ollama_types import OllamaChunk, OllamaEnd, OllamaError
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import error_response, error_text
 from edgekit.daemon.http.json_line import json_line
@@ -62,7 +64,7 @@ class _Reply:
         self._call: CollectedCall | None = None
         self._number = 0
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> OllamaChunk:
         """Return the last chunk of a stream, with the full text."""
         answer = reply.answers[0]
         chunk = self._chunk(answer.text, _calls(answer.tool_calls), answer.logprobs, thinking=answer.reasoning)
@@ -103,13 +105,15 @@ class _Reply:
         """Return an error line, which Ollama's clients raise."""
         return _line(_error(error))
 
-    def _end(self, finished: Finished) -> dict[str, Any]:
+    def _end(self, finished: Finished) -> OllamaEnd:
         end = _end(finished)
         if finished.tokens is not None:
             # Deprecated in Ollama: the tokens of the conversation, to be sent with the next prompt.
             end["context"] = [*finished.tokens.prompt, *finished.tokens.outputs[0]]
         # An extension: Ollama writes them to its log only.
-        return {**end, "warnings": list(self._warnings)} if self._warnings else end
+        if self._warnings:
+            end["warnings"] = list(self._warnings)
+        return end
 
     def _pop_call(self) -> bytes:
         if self._call is None:
@@ -121,12 +125,12 @@ class _Reply:
     def _chunk(
         self,
         text: str,
-        calls: Sequence[dict[str, Any]] = (),
+        calls: Sequence[CallBody] = (),
         logprobs: Sequence[TokenLogprob] = (),
         *,
         thinking: str = "",
-    ) -> dict[str, Any]:
-        chunk: dict[str, Any] = {"model": self._model, "created_at": rfc3339(time.time()), "done": False}
+    ) -> OllamaChunk:
+        chunk: OllamaChunk = {"model": self._model, "created_at": rfc3339(time.time()), "done": False}
         if self._chat:
             chunk["message"] = {"role": "assistant", "content": text}
             if calls:
@@ -160,37 +164,39 @@ def _reply(call: OllamaCall, context: RequestContext, *, chat: bool) -> _Reply |
     if call.request is not None:
         return _Reply(call.request, call, chat=chat)
     # Without a prompt Ollama only loads the model, or unloads it, and reports that.
-    text: dict[str, Any] = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
-    loaded = {
+    loaded: OllamaChunk = {
         "model": call.model,
         "created_at": rfc3339(time.time()),
-        **text,
         "done": True,
         "done_reason": "unload" if call.unload else "load",
-        **({"warnings": list(call.warnings)} if call.warnings else {}),
     }
+    if chat:
+        loaded["message"] = {"role": "assistant", "content": ""}
+    else:
+        loaded["response"] = ""
+    if call.warnings:
+        loaded["warnings"] = list(call.warnings)
     return JSONResponse(loaded) if not call.stream else Response(_line(loaded), media_type=_Reply.content_type)
 
 
-def _calls(calls: Sequence[ToolCall], first: int = 0) -> list[dict[str, Any]]:
+def _calls(calls: Sequence[ToolCall], first: int = 0) -> list[CallBody]:
     """Return the calls whose arguments are complete: this dialect sends them as objects.
 
     Args:
         calls: Tool calls of one answer.
         first: Index of the first of them.
     """
-    found = []
+    found: list[CallBody] = []
     for number, call in enumerate(calls, first):
         arguments = parse_arguments(call.arguments)
         if arguments is not None:
-            function = {"index": number, "name": call.name, "arguments": arguments}
-            found.append({"id": call.id, "function": function})
+            found.append({"id": call.id, "function": {"index": number, "name": call.name, "arguments": arguments}})
     return found
 
 
-def _end(finished: Finished) -> dict[str, Any]:
+def _end(finished: Finished) -> OllamaEnd:
     timings, usage = finished.timings, finished.usage
-    return {
+    end: OllamaEnd = {
         "done": True,
         # Ollama has no reason of its own for tool calls.
         "done_reason": "stop" if finished.reason == "tool_calls" else finished.reason,
@@ -200,18 +206,20 @@ def _end(finished: Finished) -> dict[str, Any]:
         "prompt_eval_duration": _nanoseconds(timings.prefill_s),
         "eval_count": usage.completion_tokens,
         "eval_duration": _nanoseconds(timings.decode_s),
-        # An extension: Ollama does not report the messages it leaves out.
-        **({"left_out_messages": usage.left_out_messages} if usage.left_out_messages else {}),
     }
+    if usage.left_out_messages:
+        # An extension: Ollama does not report them.
+        end["left_out_messages"] = usage.left_out_messages
+    return end
 
 
 def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def _error(error: EdgekitError) -> dict[str, Any]:
+def _error(error: EdgekitError) -> OllamaError:
     return {"error": error_text(error), "code": error.code}
 
 
-def _line(chunk: dict[str, Any]) -> bytes:
+def _line(chunk: Mapping[str, object]) -> bytes:
     return json_line(chunk).encode() + b"\n"

@@ -5,22 +5,40 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from edgekit import __version__
 from edgekit.daemon.api import check_model
 from edgekit.daemon.api.json_body import decode
+from edgekit.daemon.api.ollama_types import (
+    ListedModel,
+    ModelDetails,
+    OllamaVersion,
+    PullStatus,
+    RunningModel,
+    ShownModel,
+    Tags,
+)
 from edgekit.daemon.api.served_model import ollama_name
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.json_line import json_line
+from edgekit.daemon.http.operations import Answer
 from edgekit.errors import RequestError
 from edgekit.generation.model import ModelInfo
 
-__all__ = ["OLLAMA_VERSION", "OllamaModels", "pull_dialect", "rfc3339", "show", "show_dialect"]
+__all__ = [
+    "OLLAMA_VERSION",
+    "REFUSED",
+    "OllamaModels",
+    "pull_dialect",
+    "refusing",
+    "rfc3339",
+    "show",
+    "show_dialect",
+]
 
 OLLAMA_VERSION = "0.14.0"
 """The version of Ollama whose API this is: the first with all the endpoints that are served here (`/v1/messages`).
@@ -34,7 +52,7 @@ _NO_EXPIRY_S = 253402300799
 
 _CREATE = "make a bundle with `edgekit export`, and serve it with `edgekit serve`"
 _EMBED = "serve embeddings with another program: this daemon serves a chat model"
-_REFUSED = (
+REFUSED: tuple[tuple[str, Literal["DELETE", "POST"], str, str], ...] = (
     ("/api/create", "POST", "models cannot be created over HTTP", _CREATE),
     ("/api/copy", "POST", "models cannot be copied over HTTP", _CREATE),
     ("/api/delete", "DELETE", "models cannot be deleted over HTTP", "stop the daemon and delete the bundle's folder"),
@@ -72,7 +90,7 @@ def pull_dialect(body: bytes, context: RequestContext) -> Response:
     if fields.get("stream") is False:
         return JSONResponse({"status": "success"})
     digest, size = f"sha256:{_digest(context.model)}", context.model.size_bytes
-    statuses: list[dict[str, Any]] = [
+    statuses: list[PullStatus] = [
         {"status": "pulling manifest"},
         {"status": f"pulling {digest[7:19]}", "digest": digest, "total": size, "completed": size},
         {"status": "verifying sha256 digest"},
@@ -92,44 +110,42 @@ class OllamaModels:
     def __init__(self, served: Callable[[], ModelInfo | None]) -> None:
         self._served = served
 
-    def routes(self) -> list[Route]:
-        """Return the routes of the endpoints."""
-        return [
-            Route("/api/tags", self._tags, methods=["GET"]),
-            Route("/api/ps", self._running, methods=["GET"]),
-            Route("/api/version", self._version, methods=["GET"]),
-            # Asked before an upload: it is not here.
-            Route("/api/blobs/{digest}", self._blob, methods=["HEAD"]),
-            *(Route(path, _refusing(message, hint), methods=[method]) for path, method, message, hint in _REFUSED),
-        ]
-
-    async def _tags(self, _: Request) -> Response:
+    async def tags(self, _: Request) -> Response:
+        """Answer `GET /api/tags`."""
         info = self._served()
-        return JSONResponse({"models": [] if info is None else [_listed(info)]})
+        tags: Tags = {"models": [] if info is None else [_listed(info)]}
+        return JSONResponse(tags)
 
-    async def _running(self, _: Request) -> Response:
+    async def running(self, _: Request) -> Response:
+        """Answer `GET /api/ps`."""
         info = self._served()
         if info is None:
             return JSONResponse({"models": []})
         model = _listed(info)
-        del model["modified_at"]
-        accelerated = info.runner.startswith(_ACCELERATORS)
-        # The model stays loaded as long as the daemon runs.
-        loaded = {
+        running: RunningModel = {
+            "name": model["name"],
+            "model": model["model"],
+            "size": model["size"],
+            "digest": model["digest"],
+            "details": model["details"],
+            # The model stays loaded as long as the daemon runs.
             "expires_at": rfc3339(_NO_EXPIRY_S),
-            "size_vram": info.size_bytes if accelerated else 0,
+            "size_vram": info.size_bytes if info.runner.startswith(_ACCELERATORS) else 0,
             "context_length": info.context_length,
         }
-        return JSONResponse({"models": [{**model, **loaded}]})
+        return JSONResponse({"models": [running]})
 
-    async def _version(self, _: Request) -> Response:
-        return JSONResponse({"version": OLLAMA_VERSION, "edgekit": __version__})
+    async def version(self, _: Request) -> Response:
+        """Answer `GET /api/version`."""
+        version: OllamaVersion = {"version": OLLAMA_VERSION, "edgekit": __version__}
+        return JSONResponse(version)
 
-    async def _blob(self, _: Request) -> Response:
+    async def blob(self, _: Request) -> Response:
+        """Answer `HEAD /api/blobs/DIGEST`, which is asked before an upload: it is not here."""
         return Response(status_code=404)
 
 
-def show(info: ModelInfo) -> dict[str, Any]:
+def show(info: ModelInfo) -> ShownModel:
     """Return the body of Ollama's `/api/show`."""
     family = info.architecture or "unknown"
     facts: dict[str, Any] = {
@@ -153,7 +169,9 @@ def show(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _refusing(message: str, hint: str) -> Callable[[Request], Any]:
+def refusing(message: str, hint: str) -> Answer:
+    """Return the handler of what this daemon does not do."""
+
     async def refuse(_: Request) -> Response:
         raise RequestError(message, hint=hint, code="not_implemented")
 
@@ -168,7 +186,7 @@ def _name(fields: dict[str, Any]) -> str:
     return name
 
 
-def _listed(info: ModelInfo) -> dict[str, Any]:
+def _listed(info: ModelInfo) -> ListedModel:
     name = ollama_name(info)
     return {
         "name": name,
@@ -185,7 +203,7 @@ def _digest(info: ModelInfo) -> str:
     return hashlib.sha256(f"{info.name}\n{info.created}".encode()).hexdigest()
 
 
-def _details(info: ModelInfo) -> dict[str, Any]:
+def _details(info: ModelInfo) -> ModelDetails:
     families = [info.architecture] if info.architecture else []
     return {
         "parent_model": "",

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
 
 from edgekit.daemon.api import ReplyOptions, check_model, reasons, timings_body, usage_body
+from edgekit.daemon.api.openai_types import (
+    ChatChunk,
+    ChatChunkChoice,
+    CompletionChoice,
+    CompletionChunk,
+    Costs,
+    ReplyHead,
+)
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.daemon.http.json_line import json_line
@@ -16,7 +24,11 @@ from edgekit.generation.types import ChatRequest, ChoiceFinished, Finished, Fini
 __all__ = ["OpenAIReply", "event"]
 
 
-class OpenAIReply:
+Choice = TypeVar("Choice", ChatChunkChoice, CompletionChoice)
+Chunk = ChatChunk | CompletionChunk
+
+
+class OpenAIReply(Generic[Choice]):
     """The parts of a reply that chats and completions have in common.
 
     Args:
@@ -24,8 +36,6 @@ class OpenAIReply:
         requests: The requests: one for each prompt.
         options: The reply's format.
         prefix: Prefix of the reply's id.
-        kind: `object` of a full reply.
-        chunk_kind: `object` of a stream's chunks.
     """
 
     content_type = "text/event-stream; charset=utf-8"
@@ -37,8 +47,6 @@ class OpenAIReply:
         options: ReplyOptions,
         *,
         prefix: str,
-        kind: str,
-        chunk_kind: str,
     ) -> None:
         check_model(options.model, context.model)
         self.requests = requests
@@ -46,10 +54,12 @@ class OpenAIReply:
         self.choices = len(requests) * requests[0].n
         self.stream = options.stream
         self._options = options
-        self._kind = kind
-        self._chunk_kind = chunk_kind
         self._finished: set[int] = set()
-        self._head = {"id": f"{prefix}-{context.id}", "created": int(time.time()), "model": context.model.name}
+        self.head: ReplyHead = {
+            "id": f"{prefix}-{context.id}",
+            "created": int(time.time()),
+            "model": context.model.name,
+        }
 
     def accepted(self, prompt_tokens: int) -> None:
         """Do nothing: the counts are in the reply's end."""
@@ -65,40 +75,47 @@ class OpenAIReply:
     def choice_finished(self, choice: ChoiceFinished) -> bytes:
         """Return the chunk with one choice's finish reason."""
         self._finished.add(choice.index)
-        return event(self.chunk(self.last_choice(choice.index, choice.reason)))
+        return event(self._chunk([self.last_choice(choice.index, choice.reason)]))
 
     def finish(self, finished: Finished) -> bytes:
         """Return the other choices' finish reasons, the last with the timings; usage if requested; and `[DONE]`."""
         ends = enumerate(reasons(finished, self.choices))
         # At least one chunk: the choice that finishes last has no `ChoiceFinished`.
-        chunks = [self.chunk(self.last_choice(index, reason)) for index, reason in ends if index not in self._finished]
+        chunks: list[Chunk] = [
+            self._chunk([self.last_choice(index, reason)]) for index, reason in ends if index not in self._finished
+        ]
         chunks[-1]["timings"] = timings_body(finished.timings, finished.usage)
         if self._options.include_usage:
-            chunks.append({**self.chunk(), "usage": usage_body(finished.usage)})
+            chunks.append(self._chunk([]))
+            chunks[-1]["usage"] = usage_body(finished.usage)
         return b"".join(map(event, chunks)) + b"data: [DONE]\n\n"
 
-    def last_choice(self, index: int, reason: FinishReason) -> dict[str, Any]:
+    def last_choice(self, index: int, reason: FinishReason) -> Choice:
         """Return the choice in the last chunk of a choice's stream."""
         raise NotImplementedError
 
-    def chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
+    def chunk(self, choices: list[Choice]) -> Chunk:
         """Return a chunk of a stream."""
-        chunk = {**self._head, "object": self._chunk_kind, "choices": list(choices)}
-        if self._options.include_usage:
-            chunk["usage"] = None
-        return chunk
+        raise NotImplementedError
 
-    def body(self, choices: list[dict[str, Any]], finished: Finished) -> dict[str, Any]:
-        """Return the body of a full reply."""
+    def choice_event(self, choice: Choice) -> bytes:
+        """Return the event of a part of one choice."""
+        return event(self._chunk([choice]))
+
+    def costs(self, finished: Finished) -> Costs:
+        """Return the end of a full reply."""
         return {
-            **self._head,
-            "object": self._kind,
-            "choices": choices,
             "usage": usage_body(finished.usage),
             "timings": timings_body(finished.timings, finished.usage),
         }
 
+    def _chunk(self, choices: list[Choice]) -> Chunk:
+        chunk = self.chunk(choices)
+        if self._options.include_usage:
+            chunk["usage"] = None
+        return chunk
 
-def event(data: dict[str, Any]) -> bytes:
+
+def event(data: Mapping[str, object]) -> bytes:
     """Return one server-sent event."""
     return f"data: {json_line(data)}\n\n".encode()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.api import check_model
 from edgekit.daemon.api.response_request import ResponseCall, parse_response
+from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList
 from edgekit.daemon.http.endpoint import Reply, RequestContext
 from edgekit.daemon.http.response_store import ResponseStore, StoredResponse
 from edgekit.daemon.http.responses import ResponseReply
 from edgekit.errors import RequestError
-from edgekit.generation.types import ChatRequest
 
 __all__ = ["Responses"]
 
@@ -38,15 +36,6 @@ class Responses:
             max_age_s=config.stored_responses_hours * 3600.0,
         )
 
-    def routes(self) -> list[Route]:
-        """Return the routes of stored responses."""
-        return [
-            Route("/v1/responses/{id}", self._retrieve, methods=["GET"]),
-            Route("/v1/responses/{id}", self._delete, methods=["DELETE"]),
-            Route("/v1/responses/{id}/input_items", self._list_items, methods=["GET"]),
-            Route("/v1/responses/{id}/cancel", self._cancel, methods=["POST"]),
-        ]
-
     def create(self, body: bytes, context: RequestContext) -> Reply | Response:
         """Parse a body of `/v1/responses`."""
         call, owner = self.parse(body, context), context.identity.tenant
@@ -56,16 +45,11 @@ class Responses:
 
         return ResponseReply(call, context.model.name, keep)
 
-    def count(self, body: bytes, context: RequestContext, count: Callable[[ChatRequest], int]) -> Response:
-        """Parse a body of `/v1/responses/input_tokens`, and answer it.
-
-        Args:
-            body: The body.
-            context: What else is known of the request.
-            count: Returns the number of prompt tokens.
-        """
-        tokens = count(self.parse(body, context).request)
-        return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
+    def count(self, body: bytes, context: RequestContext) -> Response:
+        """Parse a body of `/v1/responses/input_tokens`, and answer it."""
+        tokens = context.worker.count_tokens(self.parse(body, context).request)
+        counted: InputTokens = {"object": "response.input_tokens", "input_tokens": tokens}
+        return JSONResponse(counted)
 
     def parse(self, body: bytes, context: RequestContext) -> ResponseCall:
         """Parse a body whose history may be in the store."""
@@ -80,19 +64,23 @@ class Responses:
         check_model(call.options.model, context.model)
         return call
 
-    async def _retrieve(self, request: Request) -> Response:
+    async def retrieve(self, request: Request) -> Response:
+        """Answer `GET /v1/responses/ID`."""
         if request.query_params.get("stream") == "true":
             raise RequestError(
                 "a stored response is not streamed", hint="leave out `stream`", code="unsupported_parameter"
             )
         return JSONResponse(dict(self._found(request).body))
 
-    async def _delete(self, request: Request) -> Response:
+    async def delete(self, request: Request) -> Response:
+        """Answer `DELETE /v1/responses/ID`."""
         response_id = request.path_params["id"]
         self._store.delete(response_id, request.state.identity.tenant)
-        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+        deleted: DeletedResponse = {"id": response_id, "object": "response", "deleted": True}
+        return JSONResponse(deleted)
 
-    async def _list_items(self, request: Request) -> Response:
+    async def list_items(self, request: Request) -> Response:
+        """Answer `GET /v1/responses/ID/input_items`."""
         found = self._found(request)
         items = self._store.history(found.id, request.state.identity.tenant)[: -len(found.body["output"]) or None]
         if request.query_params.get("order", "desc") == "desc":
@@ -105,17 +93,17 @@ class Responses:
             items = items[places[0] + 1 :]
         limit = _limit(request.query_params.get("limit"))
         listed = items[:limit]
-        return JSONResponse(
-            {
-                "object": "list",
-                "data": listed,
-                "first_id": listed[0]["id"] if listed else None,
-                "last_id": listed[-1]["id"] if listed else None,
-                "has_more": len(items) > limit,
-            }
-        )
+        found_items: ItemList = {
+            "object": "list",
+            "data": listed,
+            "first_id": listed[0]["id"] if listed else None,
+            "last_id": listed[-1]["id"] if listed else None,
+            "has_more": len(items) > limit,
+        }
+        return JSONResponse(found_items)
 
-    async def _cancel(self, request: Request) -> Response:
+    async def cancel(self, request: Request) -> Response:
+        """Answer `POST /v1/responses/ID/cancel`."""
         self._found(request)
         raise RequestError(
             "this response is complete; only responses in the background can be cancelled, and none are here",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from edgekit.daemon.api import CollectedReply, timings_body
 from edgekit.daemon.api.response_items import Item, call_item, message_item, new_id, reasoning_item, text_part
 from edgekit.daemon.api.response_request import ResponseCall
+from edgekit.daemon.api.response_types import ResponseError, ResponseObject, ResponseUsage
 from edgekit.daemon.http.errors import error_text
 from edgekit.daemon.http.json_line import json_line
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
@@ -45,13 +46,15 @@ class ResponseReply:
         self.stream = call.options.stream
         self._call = call
         self._store = store
-        self._head = {
+        head = {
             "id": new_id("resp"),
             "object": "response",
             "created_at": int(time.time()),
             "model": model,
             **call.settings,
         }
+        # The settings that it repeats have no types.
+        self._head = cast("ResponseObject", head)
         self._number = 0
         self._output: list[Item] = []
         self._open: _OpenItem | None = None
@@ -59,7 +62,7 @@ class ResponseReply:
     def accepted(self, prompt_tokens: int) -> None:
         """Do nothing: the counts are in the end."""
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def full(self, reply: CollectedReply, finished: Finished) -> ResponseObject:
         """Return the complete response."""
         answer, calls = reply.answers[0], reply.answers[0].tool_calls
         items = [self._new("reasoning", answer.reasoning)] if answer.reasoning else []
@@ -107,7 +110,7 @@ class ResponseReply:
     def failure(self, error: EdgekitError) -> bytes:
         """Return the event of a failed response."""
         ended = self._close("incomplete")
-        problem = {"code": _error_code(error), "message": error_text(error), "type": error.code}
+        problem: ResponseError = {"code": _error_code(error), "message": error_text(error), "type": error.code}
         return ended + self._event("response.failed", response=self._body("failed", self._output, error=problem))
 
     # Items.
@@ -160,7 +163,7 @@ class ResponseReply:
 
     # Responses.
 
-    def _complete(self, finished: Finished) -> dict[str, Any]:
+    def _complete(self, finished: Finished) -> ResponseObject:
         body = self._body(_status(finished), self._output, usage=_usage(finished.usage))
         if body["status"] == "completed":
             body["completed_at"] = int(time.time())
@@ -168,24 +171,24 @@ class ResponseReply:
             body["incomplete_details"] = {"reason": "max_output_tokens"}
         body["timings"] = timings_body(finished.timings, finished.usage)
         if self._call.store and finished.reason != "cancelled":
-            self._store(body)
+            self._store(dict(body))
         return body
 
     def _body(
         self,
-        status: str,
+        status: Literal["in_progress", "completed", "incomplete", "failed"],
         output: Sequence[Item],
         *,
-        usage: dict[str, Any] | None = None,
-        error: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        usage: ResponseUsage | None = None,
+        error: ResponseError | None = None,
+    ) -> ResponseObject:
         return {
             **self._head,
             "status": status,
             "completed_at": None,
             "error": error,
             "incomplete_details": None,
-            "output": [*output],
+            "output": cast("Any", [*output]),
             "usage": usage,
         }
 
@@ -258,7 +261,7 @@ def _status(finished: Finished) -> Literal["completed", "incomplete"]:
     return "completed" if finished.reason in {"stop", "tool_calls"} else "incomplete"
 
 
-def _error_code(error: EdgekitError) -> str:
+def _error_code(error: EdgekitError) -> Literal["rate_limit_exceeded", "invalid_prompt", "server_error"]:
     """Return the API's code of an error; `type` has edgekit's own."""
     if error.code == "overloaded":
         return "rate_limit_exceeded"
@@ -267,7 +270,7 @@ def _error_code(error: EdgekitError) -> str:
     return "server_error"
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: Usage) -> ResponseUsage:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

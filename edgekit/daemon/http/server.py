@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
@@ -21,20 +22,21 @@ from starlette.routing import Route
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.access.access import Access
-from edgekit.daemon.http import anthropic, llama_server, ollama, ollama_models, utilities
 from edgekit.daemon.http.authentication import Authentication
-from edgekit.daemon.http.chat import ChatReply
-from edgekit.daemon.http.completions import CompletionReply
 from edgekit.daemon.http.connections import HEADER_S, Connections
-from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint, RequestContext
-from edgekit.daemon.http.errors import error_response, http_error
+from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
+from edgekit.daemon.http.errors import http_error
 from edgekit.daemon.http.listeners import UnixListener, is_private, listen_tcp, resolve
 from edgekit.daemon.http.models import Models
+from edgekit.daemon.http.ollama_models import OllamaModels
+from edgekit.daemon.http.operations import Answer
 from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
 from edgekit.daemon.http.origins import cors, origin_pattern
 from edgekit.daemon.http.refusals import refusal_for
 from edgekit.daemon.http.response_routes import Responses
+from edgekit.daemon.http.route_table import route_table
 from edgekit.daemon.http.tls import Certificate
+from edgekit.daemon.http.utilities import Utilities
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError, UnavailableError
 from edgekit.generation.engine.worker import EngineWorker
@@ -248,34 +250,18 @@ class HttpServer:
 
     def _application(self) -> Starlette:
         config = self._config
-        responses = Responses(config)
-        models = Models(lambda: self._info, lambda: self._backend()[1])
-        routes = [
-            self._endpoint("/v1/chat/completions", ChatReply),
-            self._endpoint("/v1/completions", CompletionReply),
-            self._endpoint("/v1/responses", responses.create),
-            self._endpoint("/v1/responses/input_tokens", self._count_response(responses)),
-            *responses.routes(),
-            self._endpoint("/v1/messages", anthropic.messages_dialect, anthropic.refusal),
-            self._endpoint("/v1/messages/count_tokens", self._count_message, anthropic.refusal),
-            self._endpoint("/api/chat", ollama.chat_dialect, ollama.refusal),
-            self._endpoint("/api/generate", ollama.generate_dialect, ollama.refusal),
-            self._endpoint("/api/show", ollama_models.show_dialect, ollama.refusal),
-            self._endpoint("/api/pull", ollama_models.pull_dialect, ollama.refusal),
-            self._endpoint("/completion", llama_server.completion_dialect),
-            self._endpoint("/infill", llama_server.infill_dialect),
-            self._endpoint("/tokenize", utilities.tokenize),
-            self._endpoint("/detokenize", utilities.detokenize),
-            self._endpoint("/apply-template", utilities.apply_template),
-            *models.routes(),
-            *ollama_models.OllamaModels(lambda: self._info).routes(),
-            *utilities.Utilities(lambda: self._info, self._backend, self._problem).routes(),
-            Route("/healthz", self._healthz, methods=["GET"]),
-            Route("/readyz", self._readyz, methods=["GET"]),
-            Route("/metrics", self._show_metrics, methods=["GET"]),
-        ]
+        operations = route_table(
+            self._endpoint,
+            models=Models(lambda: self._info, lambda: self._backend()[1]),
+            ollamas=OllamaModels(lambda: self._info),
+            utility=Utilities(lambda: self._info, self._backend, self._problem),
+            responses=Responses(config),
+            healthz=self._healthz,
+            readyz=self._readyz,
+            metrics=self._show_metrics,
+        )
         return Starlette(
-            routes=routes,
+            routes=[operation.route() for operation in operations],
             middleware=[
                 Middleware(
                     OriginCheck,
@@ -296,32 +282,21 @@ class HttpServer:
             exception_handlers={HTTPException: _on_http_error, EdgekitError: _on_error, Exception: _on_fault},
         )
 
-    def _endpoint(
-        self, path: str, dialect: Dialect, refusal: Callable[[EdgekitError], Response] = error_response
-    ) -> Route:
+    def _endpoint(self, path: str, dialect: Dialect) -> Answer:
         endpoint = Endpoint(
             self._backend,
             self._metrics,
             self._config.max_body_bytes,
             self._bodies,
             dialect=dialect,
-            refusal=refusal,
+            refusal=partial(refusal_for, path),
             access=self._access,
         )
 
         async def answer(request: Request) -> Response:
             return await endpoint(request)
 
-        return Route(path, answer, methods=["POST"])
-
-    def _count_message(self, body: bytes, context: RequestContext) -> Response:
-        return anthropic.count_dialect(body, context, self._backend()[0].count_tokens)
-
-    def _count_response(self, responses: Responses) -> Dialect:
-        def count(body: bytes, context: RequestContext) -> Response:
-            return responses.count(body, context, self._backend()[0].count_tokens)
-
-        return count
+        return answer
 
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:

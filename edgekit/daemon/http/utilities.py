@@ -7,12 +7,23 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from edgekit import __version__
 from edgekit.daemon.api import check_model, parse_chat
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.utilities import read_detokenize, read_tokenize
+from edgekit.daemon.api.utility_types import (
+    Detokenized,
+    Health,
+    LmStudioList,
+    LmStudioModel,
+    Piece,
+    Props,
+    Slot,
+    Tokenized,
+    Version,
+    VllmTokenized,
+)
 from edgekit.daemon.http.endpoint import Backend, RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.errors import UnavailableError
@@ -37,17 +48,17 @@ def tokenize(body: bytes, context: RequestContext) -> Response:
     else:
         tokens = text.tokenizer.encode(asked.text, obey_special=asked.obey_special)
     if not asked.vllm:
-        pieces = [{"id": token, "piece": _piece(text, token)} for token in tokens] if asked.pieces else list(tokens)
-        return JSONResponse({"tokens": pieces})
+        pieces: list[Piece] = [{"id": token, "piece": _piece(text, token)} for token in tokens] if asked.pieces else []
+        plain: Tokenized = {"tokens": pieces if asked.pieces else list(tokens)}
+        return JSONResponse(plain)
     strings = [text.tokenizer.text(token) for token in tokens] if asked.pieces else None
-    return JSONResponse(
-        {
-            "count": len(tokens),
-            "max_model_len": context.model.context_length,
-            "tokens": list(tokens),
-            "token_strs": strings,
-        }
-    )
+    tokenized: VllmTokenized = {
+        "count": len(tokens),
+        "max_model_len": context.model.context_length,
+        "tokens": list(tokens),
+        "token_strs": strings,
+    }
+    return JSONResponse(tokenized)
 
 
 def detokenize(body: bytes, context: RequestContext) -> Response:
@@ -56,7 +67,8 @@ def detokenize(body: bytes, context: RequestContext) -> Response:
     check_model(asked.model, context.model)
     tokenizer = context.worker.model.tokenizer
     text = tokenizer.decode(asked.tokens, visible=tokenizer.special_ids)
-    return JSONResponse({"content": text, "prompt": text})
+    detokenized: Detokenized = {"content": text, "prompt": text}
+    return JSONResponse(detokenized)
 
 
 def apply_template(body: bytes, context: RequestContext) -> Response:
@@ -82,79 +94,78 @@ class Utilities:
         self._backend = backend
         self._problem = problem
 
-    def routes(self) -> list[Route]:
-        """Return the routes of the endpoints."""
-        return [
-            Route("/health", self._health, methods=["GET"]),
-            Route("/v1/health", self._health, methods=["GET"]),
-            Route("/version", self._version, methods=["GET"]),
-            Route("/props", self._props, methods=["GET"]),
-            Route("/slots", self._slots, methods=["GET"]),
-            Route("/tokenizer_info", self._tokenizer_info, methods=["GET"]),
-            Route("/api/v0/models", self._lmstudio_list, methods=["GET"]),
-            Route("/api/v0/models/{name:path}", self._lmstudio_model, methods=["GET"]),
-        ]
-
-    async def _health(self, _: Request) -> Response:
+    async def health(self, _: Request) -> Response:
+        """Answer `GET /health`."""
         problem = self._problem()
         if problem is None:
-            return JSONResponse({"status": "ok"})
+            healthy: Health = {"status": "ok"}
+            return JSONResponse(healthy)
         error = UnavailableError(problem, hint="retry in a moment", code="not_ready", retry_after_s=5.0)
         # llama-server's clients read the status from the body too.
-        return JSONResponse({"status": "error", **openai_error(error)}, 503, {"Retry-After": "5"})
+        unhealthy: Health = {"status": "error", "error": openai_error(error)["error"]}
+        return JSONResponse(unhealthy, 503, {"Retry-After": "5"})
 
-    async def _version(self, _: Request) -> Response:
-        return JSONResponse({"version": __version__})
+    async def version(self, _: Request) -> Response:
+        """Answer `GET /version`."""
+        version: Version = {"version": __version__}
+        return JSONResponse(version)
 
-    async def _props(self, _: Request) -> Response:
+    async def props(self, _: Request) -> Response:
+        """Answer `GET /props`."""
         worker, info = self._backend()
         model = worker.model
         settings = model.tokenizer_settings
-        return JSONResponse(
-            {
-                "default_generation_settings": {
-                    "n_ctx": info.context_length,
-                    "params": {"n_predict": -1, "temperature": 0.0, "seed": -1, "stream": False, **_params(info)},
-                },
-                "total_slots": model.runner.limits.sequence_slots,
-                "model_alias": info.name,
-                # llama-server's is a path of the server, which is none of its clients' business.
-                "model_path": info.name,
-                "modalities": {"vision": False, "audio": False},
-                "chat_template": info.template,
-                "chat_template_caps": {"supports_tools": "tools" in info.capabilities},
-                "bos_token": _special(settings, "bos_token"),
-                "eos_token": _special(settings, "eos_token"),
-                "build_info": f"edgekit {__version__}",
-                "is_sleeping": False,
-            }
-        )
+        props: Props = {
+            "default_generation_settings": {
+                "n_ctx": info.context_length,
+                "params": {"n_predict": -1, "temperature": 0.0, "seed": -1, "stream": False, **_params(info)},
+            },
+            "total_slots": model.runner.limits.sequence_slots,
+            "model_alias": info.name,
+            # llama-server's is a path of the server, which is none of its clients' business.
+            "model_path": info.name,
+            "modalities": {"vision": False, "audio": False},
+            "chat_template": info.template,
+            "chat_template_caps": {"supports_tools": "tools" in info.capabilities},
+            "bos_token": _special(settings, "bos_token"),
+            "eos_token": _special(settings, "eos_token"),
+            "build_info": f"edgekit {__version__}",
+            "is_sleeping": False,
+        }
+        return JSONResponse(props)
 
-    async def _slots(self, request: Request) -> Response:
+    async def slots(self, request: Request) -> Response:
+        """Answer `GET /slots`."""
         worker, info = self._backend()
         count, running = worker.model.runner.limits.sequence_slots, worker.stats().running
         if request.query_params.get("fail_on_no_slot") and running >= count:
             raise UnavailableError("no slot is free", hint="ask again", code="not_ready", retry_after_s=1.0)
         # Which slot a sequence has changes at any time; only their number means something.
-        slots = [{"id": slot, "n_ctx": info.context_length, "is_processing": slot < running} for slot in range(count)]
+        slots: list[Slot] = [
+            {"id": slot, "n_ctx": info.context_length, "is_processing": slot < running} for slot in range(count)
+        ]
         return JSONResponse(slots)
 
-    async def _tokenizer_info(self, _: Request) -> Response:
+    async def tokenizer_info(self, _: Request) -> Response:
+        """Answer `GET /tokenizer_info`."""
         worker, info = self._backend()
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **worker.model.tokenizer_settings}
         return JSONResponse({**settings, "chat_template": info.template or None})
 
-    async def _lmstudio_list(self, _: Request) -> Response:
+    async def lmstudio_list(self, _: Request) -> Response:
+        """Answer `GET /api/v0/models`."""
         info = self._served()
-        return JSONResponse({"object": "list", "data": [] if info is None else [_lmstudio(info)]})
+        listed: LmStudioList = {"object": "list", "data": [] if info is None else [_lmstudio(info)]}
+        return JSONResponse(listed)
 
-    async def _lmstudio_model(self, request: Request) -> Response:
+    async def lmstudio_model(self, request: Request) -> Response:
+        """Answer `GET /api/v0/models/NAME`."""
         _, info = self._backend()
         check_model(request.path_params["name"], info)
         return JSONResponse(_lmstudio(info))
 
 
-def _lmstudio(info: ModelInfo) -> dict[str, Any]:
+def _lmstudio(info: ModelInfo) -> LmStudioModel:
     return {
         "id": info.name,
         "object": "model",

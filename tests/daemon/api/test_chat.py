@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.daemon.api import error_body, parse_chat, parse_completion
-from edgekit.daemon.api.chat import _Body
-from edgekit.daemon.api.completion import _Body as _CompletionBody
+from edgekit.daemon.api.chat import ChatBody as _Body
+from edgekit.daemon.api.completion import CompletionBody as _CompletionBody
 from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED
 from edgekit.errors import RequestError
 from edgekit.generation.types import Message, Sampling, ToolCall

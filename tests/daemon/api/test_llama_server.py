@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.daemon.api.llama_server import (
+    InfillBody,
+    LlamaCompletionBody,
     LlamaServerCall,
-    _Completion,
-    _Infill,
     parse_llama_completion,
     parse_llama_infill,
 )
@@ -91,7 +91,9 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-_NAMES = sorted({*_Completion.model_fields, *_Infill.model_fields, *_Infill.noop, "content", "tokens", "messages"})
+_NAMES = sorted(
+    {*LlamaCompletionBody.model_fields, *InfillBody.model_fields, *InfillBody.noop, "content", "tokens", "messages"}
+)
 
 
 @given(st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=5))

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.daemon.api.ollama import OllamaCall, _Chat, _Generate, _Options, parse_ollama_chat, parse_ollama_generate
+from edgekit.daemon.api.ollama import (
+    OllamaCall,
+    OllamaChatBody,
+    OllamaGenerateBody,
+    _Options,
+    parse_ollama_chat,
+    parse_ollama_generate,
+)
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Infill, Message, ResponseFormat, Sampling, Tool, ToolCall
 
@@ -265,7 +272,10 @@ def test_an_unknown_option_and_a_longer_context_are_warnings() -> None:
 
 
 def test_a_field_that_is_null_is_as_if_left_out() -> None:
-    names = {*_Chat.model_fields, *_Chat.ignored, *_Chat.noop, "mood"} - {"model", "messages"}
+    names = {*OllamaChatBody.model_fields, *OllamaChatBody.ignored, *OllamaChatBody.noop, "mood"} - {
+        "model",
+        "messages",
+    }
     options = {*_Options.model_fields, *_Options.ignored, *_Options.noop}
     nulls = {**dict.fromkeys(names), "options": dict.fromkeys(options)}
     assert chat(**nulls) == chat() == chat(options=[], logprobs=False, context=[], stop=None)
@@ -279,7 +289,9 @@ _JSON = st.recursive(
 
 
 @given(
-    fields=st.dictionaries(st.sampled_from([*_Chat.model_fields, *_Generate.model_fields, "think"]), _JSON, max_size=5),
+    fields=st.dictionaries(
+        st.sampled_from([*OllamaChatBody.model_fields, *OllamaGenerateBody.model_fields, "think"]), _JSON, max_size=5
+    ),
     options=st.dictionaries(st.sampled_from(["num_ctx", "seed", "top_k", "stop", "mirostat"]), _JSON),
 )
 def test_any_json_object_is_parsed_or_rejected_in_one_line(

@@ -49,11 +49,11 @@ def test_the_python_examples_print_the_answer(played: Played, number: int) -> No
 
 
 def test_every_parameter_of_a_chat_is_on_the_page_and_no_other() -> None:
-    assert rows("Request parameters") == set(chat._Body.model_fields)
+    assert rows("Request parameters") == set(chat.ChatBody.model_fields)
 
 
 def test_every_parameter_of_a_completion_is_on_the_page_and_no_other() -> None:
-    own = set(completion._Body.model_fields) - set(chat._Body.model_fields)
+    own = set(completion.CompletionBody.model_fields) - set(chat.ChatBody.model_fields)
     assert own | {"max_tokens", "logprobs"} == rows("Completions")
 
 
@@ -66,7 +66,10 @@ def test_every_field_of_other_servers_is_on_the_page_and_no_other() -> None:
 def test_every_option_of_ollama_is_on_the_page() -> None:
     named = set(re.findall(r"`(\w+)`", section("Ollama API")))
     assert set(ollama._Options.model_fields) <= named
-    assert (set(ollama._Chat.model_fields) | set(ollama._Generate.model_fields)) - {"model", "messages"} <= named
+    assert (set(ollama.OllamaChatBody.model_fields) | set(ollama.OllamaGenerateBody.model_fields)) - {
+        "model",
+        "messages",
+    } <= named
 
 
 def test_every_format_of_the_page_is_parsed() -> None:

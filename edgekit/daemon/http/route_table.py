@@ -1,0 +1,325 @@
+"""The table of all endpoints: the routes and the OpenAPI document are made from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgekit.daemon.api.anthropic import MessagesBody
+from edgekit.daemon.api.anthropic_types import MessageBody, MessageEvent, TokenCount
+from edgekit.daemon.api.chat import ChatBody
+from edgekit.daemon.api.completion import CompletionBody
+from edgekit.daemon.api.llama_server import InfillBody, LlamaCompletionBody
+from edgekit.daemon.api.ollama import OllamaChatBody, OllamaGenerateBody
+from edgekit.daemon.api.ollama_types import (
+    ModelName,
+    OllamaChunk,
+    OllamaVersion,
+    PullStatus,
+    RunningList,
+    ShownModel,
+    Tags,
+)
+from edgekit.daemon.api.openai_types import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    CompletionChunk,
+    ModelBody,
+    ModelList,
+)
+from edgekit.daemon.api.response_request import ResponseBody
+from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList, ResponseEvent, ResponseObject
+from edgekit.daemon.api.utilities import ContentBody, PromptBody, TokensBody
+from edgekit.daemon.api.utility_types import (
+    Detokenized,
+    Health,
+    LlamaChunk,
+    LlamaCompletion,
+    LmStudioList,
+    LmStudioModel,
+    Props,
+    Rendered,
+    Slot,
+    Tokenized,
+    Version,
+    VllmTokenized,
+)
+from edgekit.daemon.http import anthropic, llama_server, ollama, ollama_models, utilities
+from edgekit.daemon.http.chat import ChatReply
+from edgekit.daemon.http.completions import CompletionReply
+from edgekit.daemon.http.endpoint import Dialect
+from edgekit.daemon.http.json_line import json_line
+from edgekit.daemon.http.models import Models
+from edgekit.daemon.http.operations import Answer, Group, Operation, Query
+from edgekit.daemon.http.response_routes import Responses
+
+__all__ = ["route_table"]
+
+_NDJSON: Literal["application/x-ndjson"] = "application/x-ndjson"
+_ITEMS = (
+    Query("limit", int, "the number of items, at most 100; 20 unless given"),
+    Query("order", Literal["asc", "desc"], "`desc` unless given"),
+    Query("after", str, "the id of the item after which the list begins"),
+)
+
+
+def route_table(
+    endpoint: Callable[[str, Dialect], Answer],
+    *,
+    models: Models,
+    ollamas: ollama_models.OllamaModels,
+    utility: utilities.Utilities,
+    responses: Responses,
+    healthz: Answer,
+    readyz: Answer,
+    metrics: Answer,
+) -> list[Operation]:
+    """Return all endpoints; of two that match a request, the first one answers it.
+
+    Args:
+        endpoint: Returns the handler of a path's dialect, which reads a body and may generate.
+        models: Handlers of OpenAI's endpoints about models.
+        ollamas: Handlers of Ollama's endpoints about models.
+        utility: Handlers of llama-server's, vLLM's and LM Studio's endpoints.
+        responses: Handlers of the Responses API.
+        healthz: Tells whether generation makes progress.
+        readyz: Tells whether requests are accepted.
+        metrics: Renders the metrics.
+    """
+
+    def post(path: str, dialect: Dialect, text: str, group: Group, **types: Any) -> Operation:
+        return Operation("POST", path, endpoint(path, dialect), text, group, **types)
+
+    def get(path: str, answer: Answer, text: str, group: Group, **types: Any) -> Operation:
+        return Operation("GET", path, answer, text, group, **types)
+
+    stored = "/v1/responses/{id}"
+    table = [
+        post(
+            "/v1/chat/completions",
+            ChatReply,
+            "Answer a chat",
+            "OpenAI",
+            body=ChatBody,
+            reply=ChatCompletion,
+            stream=ChatChunk,
+        ),
+        post(
+            "/v1/completions",
+            CompletionReply,
+            "Continue prompts",
+            "OpenAI",
+            body=CompletionBody,
+            reply=Completion,
+            stream=CompletionChunk,
+        ),
+        get("/v1/models", models.list_models, "List the served model", "OpenAI", reply=ModelList),
+        # Model names may contain slashes.
+        get("/v1/models/{name:path}", models.retrieve, "Describe the served model", "OpenAI", reply=ModelBody),
+        post(
+            "/v1/responses",
+            responses.create,
+            "Create a response",
+            "Responses",
+            body=ResponseBody,
+            reply=ResponseObject,
+            stream=ResponseEvent,
+        ),
+        post(
+            "/v1/responses/input_tokens",
+            responses.count,
+            "Count the tokens of a response's input",
+            "Responses",
+            body=ResponseBody,
+            reply=InputTokens,
+        ),
+        get(
+            stored,
+            responses.retrieve,
+            "Return a stored response",
+            "Responses",
+            reply=ResponseObject,
+            query=(Query("stream", Literal["true", "false"], "`true` is refused"),),
+        ),
+        Operation("DELETE", stored, responses.delete, "Delete a stored response", "Responses", reply=DeletedResponse),
+        get(
+            f"{stored}/input_items",
+            responses.list_items,
+            "List the input of a stored response",
+            "Responses",
+            reply=ItemList,
+            query=_ITEMS,
+        ),
+        Operation(
+            "POST", f"{stored}/cancel", responses.cancel, "Refused: no response runs in the background", "Responses"
+        ),
+        post(
+            "/v1/messages",
+            anthropic.messages_dialect,
+            "Answer messages",
+            "Anthropic",
+            body=MessagesBody,
+            reply=MessageBody,
+            stream=MessageEvent,
+        ),
+        post(
+            "/v1/messages/count_tokens",
+            anthropic.count_dialect,
+            "Count the tokens of messages",
+            "Anthropic",
+            body=MessagesBody,
+            reply=TokenCount,
+        ),
+        post(
+            "/api/chat",
+            ollama.chat_dialect,
+            "Answer a chat",
+            "Ollama",
+            body=OllamaChatBody,
+            reply=OllamaChunk,
+            stream=OllamaChunk,
+            stream_type=_NDJSON,
+        ),
+        post(
+            "/api/generate",
+            ollama.generate_dialect,
+            "Answer, continue or complete a prompt",
+            "Ollama",
+            body=OllamaGenerateBody,
+            reply=OllamaChunk,
+            stream=OllamaChunk,
+            stream_type=_NDJSON,
+        ),
+        post("/api/show", ollama_models.show_dialect, "Describe the model", "Ollama", body=ModelName, reply=ShownModel),
+        post(
+            "/api/pull",
+            ollama_models.pull_dialect,
+            "Succeed for the served model",
+            "Ollama",
+            body=ModelName,
+            reply=PullStatus,
+            stream=PullStatus,
+            stream_type=_NDJSON,
+        ),
+        get("/api/tags", ollamas.tags, "List the served model", "Ollama", reply=Tags),
+        get("/api/ps", ollamas.running, "List the loaded model", "Ollama", reply=RunningList),
+        get("/api/version", ollamas.version, "Return the level of Ollama's API", "Ollama", reply=OllamaVersion),
+        Operation("HEAD", "/api/blobs/{digest}", ollamas.blob, "Not found: there are no blobs", "Ollama", refused=True),
+        *(
+            Operation(
+                method, path, ollama_models.refusing(message, hint), f"Refused: {message}", "Ollama", refused=True
+            )
+            for path, method, message, hint in ollama_models.REFUSED
+        ),
+        post(
+            "/completion",
+            llama_server.completion_dialect,
+            "Continue a prompt, for llama-server's clients",
+            "Code completion",
+            body=LlamaCompletionBody,
+            reply=LlamaCompletion | list[LlamaCompletion],
+            stream=LlamaChunk | LlamaCompletion,
+        ),
+        post(
+            "/infill",
+            llama_server.infill_dialect,
+            "Fill in the middle",
+            "Code completion",
+            body=InfillBody,
+            reply=LlamaCompletion | list[LlamaCompletion],
+            stream=LlamaChunk | LlamaCompletion,
+        ),
+        post(
+            "/tokenize",
+            utilities.tokenize,
+            "Tokenize a text or a chat",
+            "Utilities",
+            body=ContentBody | PromptBody | ChatBody,
+            reply=Tokenized | VllmTokenized,
+        ),
+        post(
+            "/detokenize",
+            utilities.detokenize,
+            "Return the text of tokens",
+            "Utilities",
+            body=TokensBody,
+            reply=Detokenized,
+        ),
+        post(
+            "/apply-template",
+            utilities.apply_template,
+            "Return the text of a chat's prompt",
+            "Utilities",
+            body=ChatBody,
+            reply=Rendered,
+        ),
+        get("/props", utility.props, "Describe server and model, as llama-server does", "Utilities", reply=Props),
+        get(
+            "/slots",
+            utility.slots,
+            "List the sequence slots",
+            "Utilities",
+            reply=list[Slot],
+            query=(Query("fail_on_no_slot", str, "fail if no slot is free"),),
+        ),
+        get(
+            "/tokenizer_info",
+            utility.tokenizer_info,
+            "Return the tokenizer's settings",
+            "Utilities",
+            reply=dict[str, Any],
+        ),
+        get("/version", utility.version, "Return edgekit's version", "Utilities", reply=Version),
+        get("/api/v0/models", utility.lmstudio_list, "List the served model", "LM Studio", reply=LmStudioList),
+        get(
+            "/api/v0/models/{name:path}",
+            utility.lmstudio_model,
+            "Describe the served model",
+            "LM Studio",
+            reply=LmStudioModel,
+        ),
+        get("/", models.root, "Tell that the daemon runs", "Health and metrics", reply=str),
+        *(
+            get(
+                path,
+                utility.health,
+                "Tell whether requests are accepted",
+                "Health and metrics",
+                reply=Health,
+                failure=Health,
+            )
+            for path in ("/health", "/v1/health")
+        ),
+        get(
+            "/healthz", healthz, "Tell whether generation makes progress", "Health and metrics", reply=str, failure=str
+        ),
+        get("/readyz", readyz, "Tell whether requests are accepted", "Health and metrics", reply=str, failure=str),
+        get("/metrics", metrics, "Return metrics for Prometheus", "Health and metrics", reply=str),
+    ]
+    document = _Document(table)
+    table.append(get("/openapi.json", document.answer, "Return this document", "Utilities", reply=dict[str, Any]))
+    return table
+
+
+class _Document:
+    """Answers `GET /openapi.json`: the document is made when it is first asked for, and kept."""
+
+    def __init__(self, table: list[Operation]) -> None:
+        self._table = table
+        self._body: bytes | None = None
+
+    async def answer(self, _: Request) -> Response:
+        if self._body is None:
+            # Half a second on a small board: not on the event loop's thread.
+            self._body = await asyncio.to_thread(self._make)
+        return Response(self._body, media_type="application/json")
+
+    def _make(self) -> bytes:
+        from edgekit.daemon.http.openapi import openapi_document
+
+        return json_line(openapi_document(self._table)).encode()
