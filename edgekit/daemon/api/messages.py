@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from edgekit.daemon.api.call_arguments import repair_arguments
@@ -29,6 +29,20 @@ _ROLES: Mapping[str, Literal["system", "user", "assistant", "tool"]] = {
     "user": "user",
     "assistant": "assistant",
     "tool": "tool",
+}
+
+_CONTENT: dict[str, Any] = {
+    "anyOf": [
+        {"type": ["string", "null"]},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"enum": ["text", "refusal"]}, "text": {"type": "string"}},
+                "required": ["type"],
+            },
+        },
+    ]
 }
 
 
@@ -57,7 +71,9 @@ class _Function(Strict):
     ignored: ClassVar[frozenset[str]] = frozenset({"parsed_arguments"})
 
     name: str
-    arguments: Annotated[str, BeforeValidator(_serialized)] = ""
+    arguments: Annotated[
+        str, BeforeValidator(_serialized), WithJsonSchema({"type": ["string", "object"], "description": "JSON"})
+    ] = ""
 
 
 class _Call(Strict):
@@ -88,7 +104,7 @@ class ChatMessage(Strict):
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {"audio": (), "function_call": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_text)] = None
+    content: Annotated[str | None, BeforeValidator(_text), WithJsonSchema(_CONTENT)] = None
     name: str | None = None
     tool_calls: list[_Call] | None = None
     tool_call_id: str | None = None

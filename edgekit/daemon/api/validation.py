@@ -7,8 +7,16 @@ from contextlib import contextmanager
 from types import UnionType
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, ErrorDetails
 
 from edgekit.daemon.api.json_body import shown
 from edgekit.errors import RequestError, field_path, nearest
@@ -43,7 +51,11 @@ def _to_stop_strings(value: object) -> object:
 Integer = Annotated[int, BeforeValidator(_to_integer)]
 """An integer; 64.0 is one, as JSON does not distinguish them and some clients write every number so."""
 
-Stop = Annotated[list[str], BeforeValidator(_to_stop_strings)]
+Stop = Annotated[
+    list[str],
+    BeforeValidator(_to_stop_strings),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 """Stop strings: one or a list; an empty one stops nothing."""
 
 
@@ -88,6 +100,21 @@ class Strict(BaseModel):
             return not any(item == known and isinstance(item, bool) == isinstance(known, bool) for known in noop)
 
         return {name: item for name, item in value.items() if matters(name, item)}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Add the fields of `ignored` and `noop` to the schema of the OpenAPI document."""
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        properties = described.setdefault("properties", {})
+        for name in sorted(cls.ignored - set(properties)):
+            properties[name] = {"description": "accepted, and changes nothing"}
+        for name, values in sorted(cls.noop.items()):
+            only = {"enum": [None, *values], "description": "only values that change nothing"}
+            properties.setdefault(name, only)
+        if cls.lenient:
+            described.pop("additionalProperties", None)
+        return schema
 
 
 def read(model: type[Model], value: object, *, at: str = "") -> Model:

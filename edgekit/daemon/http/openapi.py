@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from edgekit import __version__
 from edgekit.daemon.api.anthropic_types import AnthropicError
@@ -65,6 +66,13 @@ def openapi_document(operations: Sequence[Operation]) -> dict[str, Any]:
     }
 
 
+class _Generator(GenerateJsonSchema):
+    """Leaves out titles, which repeat the names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
 class _Schemas:
     """The JSON schemas of all types of some operations.
 
@@ -79,7 +87,7 @@ class _Schemas:
                 types[id(type_)] = ("serialization", type_)
             types[id(one.body)] = ("validation", one.body)
         inputs = [(number, mode, _adapter(type_)) for number, (mode, type_) in types.items() if type_ is not None]
-        found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_SCHEMAS)
+        found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_SCHEMAS, schema_generator=_Generator)
         components: dict[str, Any] = definitions.get("$defs", {})
         names = _short_names(components)
         self.components = {names[name]: _renamed(schema, names) for name, schema in sorted(components.items())}
