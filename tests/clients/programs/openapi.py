@@ -7,6 +7,7 @@ replies that are a server error: a status from 500 on, with a code that is not o
 """
 
 import collections
+import contextlib
 import json
 import sys
 
@@ -52,8 +53,7 @@ def send(case: schemathesis.Case) -> None:
         errors.append(f"{response.status_code} {response.text[:300]}: {case.as_curl_command()[:1500]}")
 
 
-for result in schema.get_all_operations():
-    operation = result.ok()
+def send_all(strategy: hypothesis.strategies.SearchStrategy[schemathesis.Case]) -> None:
     settings = hypothesis.settings(
         max_examples=cases,
         deadline=None,
@@ -62,12 +62,13 @@ for result in schema.get_all_operations():
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     )
+    # Unsatisfiable: an operation without anything that could be wrong.
+    with contextlib.suppress(hypothesis.errors.Unsatisfiable):
+        settings(hypothesis.given(strategy)(send))()
+
+
+for result in schema.get_all_operations():
     for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
-        try:
-            strategy = operation.as_strategy(generation_mode=mode)
-            settings(hypothesis.given(strategy)(send))()
-        except hypothesis.errors.Unsatisfiable:
-            # An operation without anything that could be wrong.
-            continue
+        send_all(result.ok().as_strategy(generation_mode=mode))
 
 print(json.dumps({"faults": faults, "cases": sum(statuses.values()), "statuses": statuses, "errors": errors[:20]}))
