@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import SkipValidation
+
 from edgekit.daemon.api.body import (
     Common,
     ReplyOptions,
@@ -20,7 +22,7 @@ from edgekit.daemon.api.body import (
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.messages import ChatMessage, read_messages
 from edgekit.daemon.api.other_fields import CHAT_NOOP
-from edgekit.daemon.api.tools import read_tool_choice, read_tools
+from edgekit.daemon.api.tools import FunctionTool, read_tool_choice, read_tools
 from edgekit.daemon.api.validation import Integer, printable, read, renamed, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest
@@ -47,7 +49,8 @@ class ChatBody(Common):
     max_completion_tokens: Integer | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None
-    tools: Any = None
+    # `read_tools` reads them: its errors are clearer.
+    tools: SkipValidation[list[FunctionTool] | None] = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, SkipValidation
 
 from edgekit.daemon.api.body import read_logprobs
 from edgekit.daemon.api.formats import read_ollama_format
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.ollama_messages import OllamaMessage, no_images, read_ollama_messages
-from edgekit.daemon.api.tools import read_tools
+from edgekit.daemon.api.tools import FunctionTool, read_tools
 from edgekit.daemon.api.validation import Integer, Stop, Strict, printable, read, renamed, unsupported
 from edgekit.errors import RequestError, nearest
 from edgekit.generation.types import ChatRequest, Infill, Message, Sampling
@@ -123,7 +123,8 @@ class OllamaChatBody(_Body):
     """A body of `/api/chat`."""
 
     messages: list[OllamaMessage] | None = None
-    tools: Any = None
+    # `read_tools` reads them: its errors are clearer.
+    tools: SkipValidation[list[FunctionTool] | None] = None
 
 
 class OllamaGenerateBody(_Body):

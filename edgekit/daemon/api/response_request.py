@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
+
+from pydantic import SkipValidation
 
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.chat import Effort, template_arguments
@@ -13,7 +15,7 @@ from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.other_fields import CHAT_NOOP
 from edgekit.daemon.api.response_items import Item, read_items
 from edgekit.daemon.api.response_turns import read_turns
-from edgekit.daemon.api.tools import read_tool_choice, read_tools
+from edgekit.daemon.api.tools import FlatTool, read_tool_choice, read_tools
 from edgekit.daemon.api.validation import Integer, Strict, read, renamed, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest
@@ -59,7 +61,8 @@ class ResponseBody(Common):
     max_output_tokens: Integer | None = None
     text: _TextConfig | None = None
     reasoning: _Reasoning | None = None
-    tools: Any = None
+    # `read_tools` reads them: its errors are clearer.
+    tools: SkipValidation[list[FlatTool] | None] = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Integer | None = None
@@ -181,7 +184,9 @@ def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
         "temperature": body.temperature,
         "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
-        "tools": [{"strict": None, "description": None, **tool} for tool in body.tools or []],
+        "tools": [
+            {"strict": None, "description": None, **tool} for tool in cast("list[dict[str, Any]]", body.tools or [])
+        ],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": request.truncation,

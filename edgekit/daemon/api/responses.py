@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from edgekit.daemon.api.collect import CollectedChoice
-from edgekit.daemon.api.openai_types import (
-    CallDelta,
-    ChatMessageBody,
-    ErrorBody,
-    ErrorDetails,
-    FunctionDelta,
-    Logprobs,
-    TimingsBody,
-    TokenBody,
-    TokenLogprobBody,
-    UsageBody,
-)
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 from edgekit.generation.types import Finished, FinishReason, TokenLogprob, ToolCallDelta
 from edgekit.generation.usage import Timings, Usage
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.openai_types import (
+        CallDelta,
+        ChatMessageBody,
+        ErrorBody,
+        ErrorDetails,
+        FunctionDelta,
+        Logprobs,
+        TimingsBody,
+        TokenBody,
+        TokenLogprobBody,
+        UsageBody,
+    )
 
 __all__ = [
     "call_delta_body",

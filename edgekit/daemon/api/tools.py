@@ -10,7 +10,7 @@ from edgekit.daemon.api.validation import Strict, read, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import Tool, ToolChoice, check_tool_names
 
-__all__ = ["check_tool_name", "read_tool_choice", "read_tools"]
+__all__ = ["FlatTool", "FunctionTool", "check_tool_name", "read_tool_choice", "read_tools"]
 
 # The OpenAI API allows letters, digits, _ and -; tool names of MCP servers contain the others too.
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -25,7 +25,7 @@ class _Function(Strict):
     strict: bool | None = None
 
 
-class _FlatTool(_Function):
+class FlatTool(_Function):
     """As in the Responses API."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"allowed_callers", "cache_control", "output_schema"})
@@ -34,7 +34,9 @@ class _FlatTool(_Function):
     type: Literal["function"]
 
 
-class _Tool(Strict):
+class FunctionTool(Strict):
+    """A tool of a chat."""
+
     ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
 
     type: str = "function"
@@ -147,7 +149,7 @@ def _tool(item: object, at: str, *, flat: bool = False) -> Tool:
             hint="only `function` tools are supported, which the client runs",
             what="of this type is not supported",
         )
-    function: _Function = read(_FlatTool, item, at=at) if flat else read(_Tool, item, at=at).function
+    function: _Function = read(FlatTool, item, at=at) if flat else read(FunctionTool, item, at=at).function
     at = at if flat else f"{at}.function"
     check_tool_name(function.name, f"{at}.name")
     return Tool(

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.responses import JSONResponse, Response
 
 from edgekit.daemon.api import CollectedReply, check_model
 from edgekit.daemon.api.anthropic import AnthropicCall, parse_anthropic
-from edgekit.daemon.api.anthropic_types import (
-    AnthropicError,
-    Content,
-    MessageBody,
-    MessageEnd,
-    MessageHead,
-    MessageUsage,
-    TokenCount,
-)
 from edgekit.daemon.api.call_arguments import repair_arguments
 from edgekit.daemon.api.response_items import new_id
 from edgekit.daemon.http.endpoint import RequestContext
@@ -26,6 +17,17 @@ from edgekit.daemon.http.json_line import json_line
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Finished, ToolCallDelta
 from edgekit.generation.usage import Usage
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.anthropic_types import (
+        AnthropicError,
+        Content,
+        MessageBody,
+        MessageEnd,
+        MessageHead,
+        MessageUsage,
+        TokenCount,
+    )
 
 __all__ = ["count_dialect", "messages_dialect", "refusal"]
 

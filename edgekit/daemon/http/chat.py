@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgekit.daemon.api import CollectedReply, call_delta_body, logprobs_body, message_body, parse_chat, reasons
-from edgekit.daemon.api.openai_types import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.openai import OpenAIReply
 from edgekit.generation.types import Delta, Finished, FinishReason, ToolCallDelta
 
+if TYPE_CHECKING:
+    from edgekit.daemon.api.openai_types import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta
+
 __all__ = ["ChatReply"]
 
 
-class ChatReply(OpenAIReply[ChatChunkChoice]):
+class ChatReply(OpenAIReply["ChatChunkChoice"]):
     """The reply to a chat completion request; the constructor parses the body."""
 
     def __init__(self, body: bytes, context: RequestContext) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edgekit.daemon.api import CollectedChoice, CollectedReply, parse_completions, reasons
-from edgekit.daemon.api.openai_types import Completion, CompletionChoice, CompletionChunk, CompletionLogprobs
 from edgekit.daemon.api.responses import clamped, token_text
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.openai import OpenAIReply
 from edgekit.generation.types import Delta, Finished, FinishReason, TokenLogprob, ToolCallDelta
 
+if TYPE_CHECKING:
+    from edgekit.daemon.api.openai_types import Completion, CompletionChoice, CompletionChunk, CompletionLogprobs
+
 __all__ = ["CompletionReply"]
 
 
-class CompletionReply(OpenAIReply[CompletionChoice]):
+class CompletionReply(OpenAIReply["CompletionChoice"]):
     """The reply to a completion request; the constructor parses the body."""
 
     def __init__(self, body: bytes, context: RequestContext) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
 from edgekit.daemon.api import error_body
-from edgekit.daemon.api.openai_types import ErrorBody
 from edgekit.daemon.api.validation import printable
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.openai_types import ErrorBody
 
 __all__ = ["STATUS", "error_response", "error_text", "http_error", "http_status", "openai_error"]
 

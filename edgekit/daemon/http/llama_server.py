@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edgekit.daemon.api import CollectedReply, check_model, reasons
 from edgekit.daemon.api.llama_server import LlamaServerCall, parse_llama_completion, parse_llama_infill
-from edgekit.daemon.api.utility_types import LlamaChunk, LlamaCompletion
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.daemon.http.openai import event
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Finished, FinishReason, ToolCallDelta
 from edgekit.generation.usage import Timings, Usage
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.utility_types import LlamaChunk, LlamaCompletion
 
 __all__ = ["completion_dialect", "infill_dialect"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from edgekit.daemon.api import check_model
-from edgekit.daemon.api.openai_types import ModelBody, ModelList
 from edgekit.generation.model import ModelInfo
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.openai_types import ModelBody, ModelList
 
 __all__ = ["Models"]
 

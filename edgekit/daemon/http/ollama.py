@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -13,14 +13,16 @@ from edgekit.daemon.api import CollectedReply, check_model, logprobs_body
 from edgekit.daemon.api.call_arguments import parse_arguments
 from edgekit.daemon.api.collect import CollectedCall
 from edgekit.daemon.api.ollama import OllamaCall, parse_ollama_chat, parse_ollama_generate
-from edgekit.daemon.api.ollama_types import OllamaCall as CallBody
-from edgekit.daemon.api.ollama_types import OllamaChunk, OllamaEnd, OllamaError
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import error_response, error_text
 from edgekit.daemon.http.json_line import json_line
 from edgekit.daemon.http.ollama_models import rfc3339
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Finished, TokenLogprob, ToolCall, ToolCallDelta
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.ollama_types import OllamaCall as CallBody
+    from edgekit.daemon.api.ollama_types import OllamaChunk, OllamaEnd, OllamaError
 
 __all__ = ["chat_dialect", "generate_dialect", "refusal"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,21 +13,23 @@ from starlette.responses import JSONResponse, Response
 from edgekit import __version__
 from edgekit.daemon.api import check_model
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.ollama_types import (
-    ListedModel,
-    ModelDetails,
-    OllamaVersion,
-    PullStatus,
-    RunningModel,
-    ShownModel,
-    Tags,
-)
 from edgekit.daemon.api.served_model import ollama_name
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.json_line import json_line
 from edgekit.daemon.http.operations import Answer
 from edgekit.errors import RequestError
 from edgekit.generation.model import ModelInfo
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.ollama_types import (
+        ListedModel,
+        ModelDetails,
+        OllamaVersion,
+        PullStatus,
+        RunningModel,
+        ShownModel,
+        Tags,
+    )
 
 __all__ = [
     "OLLAMA_VERSION",

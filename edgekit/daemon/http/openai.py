@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgekit.daemon.api import ReplyOptions, check_model, reasons, timings_body, usage_body
-from edgekit.daemon.api.openai_types import (
-    ChatChunk,
-    ChatChunkChoice,
-    CompletionChoice,
-    CompletionChunk,
-    Costs,
-    ReplyHead,
-)
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.daemon.http.json_line import json_line
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Finished, FinishReason
 
+if TYPE_CHECKING:
+    from edgekit.daemon.api.openai_types import (
+        ChatChunk,
+        ChatChunkChoice,
+        CompletionChoice,
+        CompletionChunk,
+        Costs,
+        ReplyHead,
+    )
+
+    Chunk = ChatChunk | CompletionChunk
+
 __all__ = ["OpenAIReply", "event"]
 
 
-Choice = TypeVar("Choice", ChatChunkChoice, CompletionChoice)
-Chunk = ChatChunk | CompletionChunk
+Choice = TypeVar("Choice", "ChatChunkChoice", "CompletionChoice")
 
 
 class OpenAIReply(Generic[Choice]):

@@ -14,6 +14,7 @@ from edgekit import __version__
 from edgekit.daemon.api.anthropic_types import AnthropicError
 from edgekit.daemon.api.ollama_types import OllamaError
 from edgekit.daemon.api.openai_types import ErrorBody
+from edgekit.daemon.http import document_types
 from edgekit.daemon.http.errors import STATUS
 from edgekit.daemon.http.operations import Operation
 from edgekit.daemon.http.refusals import dialect_of
@@ -81,26 +82,26 @@ class _Schemas:
     """
 
     def __init__(self, operations: Iterable[Operation]) -> None:
-        types: dict[int, tuple[Mode, Any]] = {id(type_): ("serialization", type_) for type_ in _ERRORS.values()}
+        types: dict[Any, Mode] = dict.fromkeys(_ERRORS.values(), "serialization")
         for one in operations:
-            for type_ in (one.reply, one.stream, one.failure, *(query.type for query in one.query)):
-                types[id(type_)] = ("serialization", type_)
-            types[id(one.body)] = ("validation", one.body)
-        inputs = [(number, mode, _adapter(type_)) for number, (mode, type_) in types.items() if type_ is not None]
+            types |= dict.fromkeys((one.reply, one.stream, one.failure), "serialization")
+            types |= dict.fromkeys((query.type for query in one.query), "serialization")
+            types[one.body] = "validation"
+        inputs = [(type_, mode, _adapter(type_)) for type_, mode in types.items() if type_ is not None]
         found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_SCHEMAS, schema_generator=_Generator)
         components: dict[str, Any] = definitions.get("$defs", {})
         names = _short_names(components)
         self.components = {names[name]: _renamed(schema, names) for name, schema in sorted(components.items())}
-        self._found = {number: _renamed(schema, names) for (number, _), schema in found.items()}
+        self._found = {type_: _renamed(schema, names) for (type_, _), schema in found.items()}
 
     def of(self, type_: Any) -> dict[str, Any]:
         """Return the schema of a type."""
-        schema: dict[str, Any] = self._found[id(type_)]
+        schema: dict[str, Any] = self._found[type_]
         return schema
 
 
 def _adapter(type_: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type_)
+    return TypeAdapter(getattr(document_types, type_) if isinstance(type_, str) else type_)
 
 
 def _operation(operation: Operation, path: str, schema_of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _responses(operation: Operation, path: str, schema_of: Callable[[Any], dict[
         return errors if operation.method != "HEAD" else {"404": {"description": "It is not here."}}
     content: dict[str, Any] = {}
     if operation.reply is not None:
-        media = "text/plain" if operation.reply is str else "application/json"
+        media = "text/plain" if operation.reply == "Text" else "application/json"
         content[media] = {"schema": schema_of(operation.reply)}
     if operation.stream is not None:
         content[operation.stream_type] = {
@@ -158,7 +159,7 @@ def _responses(operation: Operation, path: str, schema_of: Callable[[Any], dict[
         }
     replies: dict[str, Any] = {"200": {"description": "The reply.", **({"content": content} if content else {})}}
     if operation.failure is not None:
-        media = "text/plain" if operation.failure is str else "application/json"
+        media = "text/plain" if operation.failure == "Text" else "application/json"
         replies["503"] = {
             "description": "It is not.",
             "content": {media: {"schema": schema_of(operation.failure)}},

@@ -44,8 +44,8 @@ class Operation:
         answer: Answers a request.
         text: What it does, in one line.
         group: The API that it belongs to.
-        body: The type of the request's body; None takes none.
-        reply: The type of the reply's JSON; `str` is plain text, None is no body.
+        body: The name of the type of the request's body, in `document_types`; None takes none.
+        reply: The type of the reply's JSON; `Text` is plain text, None is no body.
         stream: The type of a chunk of a streamed reply; None is never streamed.
         stream_type: The media type of a streamed reply.
         failure: The type of the body of an error reply of its own; None has its API's errors.
@@ -58,11 +58,11 @@ class Operation:
     answer: Answer
     text: str
     group: Group
-    body: Any = None
-    reply: Any = None
-    stream: Any = None
+    body: str | None = None
+    reply: str | None = None
+    stream: str | None = None
     stream_type: Literal["text/event-stream", "application/x-ndjson"] = "text/event-stream"
-    failure: Any = None
+    failure: str | None = None
     query: tuple[Query, ...] = ()
     refused: bool = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,11 +10,13 @@ from starlette.responses import JSONResponse, Response
 from edgekit.config import HttpConfig
 from edgekit.daemon.api import check_model
 from edgekit.daemon.api.response_request import ResponseCall, parse_response
-from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList
 from edgekit.daemon.http.endpoint import Reply, RequestContext
 from edgekit.daemon.http.response_store import ResponseStore, StoredResponse
 from edgekit.daemon.http.responses import ResponseReply
 from edgekit.errors import RequestError
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList
 
 __all__ = ["Responses"]
 

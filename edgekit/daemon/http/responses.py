@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edgekit.daemon.api import CollectedReply, timings_body
 from edgekit.daemon.api.response_items import Item, call_item, message_item, new_id, reasoning_item, text_part
 from edgekit.daemon.api.response_request import ResponseCall
-from edgekit.daemon.api.response_types import ResponseError, ResponseObject, ResponseUsage
 from edgekit.daemon.http.errors import error_text
 from edgekit.daemon.http.json_line import json_line
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
@@ -23,6 +22,9 @@ from edgekit.generation.types import (
     ToolCallDelta,
 )
 from edgekit.generation.usage import Usage
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.response_types import ResponseError, ResponseObject, ResponseUsage
 
 __all__ = ["ResponseReply"]
 

@@ -1,4 +1,7 @@
-"""The table of all endpoints: the routes and the OpenAPI document are made from it."""
+"""The table of all endpoints: the routes and the OpenAPI document are made from it.
+
+Types are named as in `document_types`, which only the document imports.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,6 @@ from typing import Any, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgekit.daemon.api.anthropic import MessagesBody
-from edgekit.daemon.api.anthropic_types import MessageBody, MessageEvent, TokenCount
-from edgekit.daemon.api.chat import ChatBody
-from edgekit.daemon.api.completion import CompletionBody
-from edgekit.daemon.api.llama_server import InfillBody, LlamaCompletionBody
-from edgekit.daemon.api.ollama import OllamaChatBody, OllamaGenerateBody
-from edgekit.daemon.api.ollama_types import (
-    ModelName,
-    OllamaChunk,
-    OllamaVersion,
-    PullStatus,
-    RunningList,
-    ShownModel,
-    Tags,
-)
-from edgekit.daemon.api.openai_types import (
-    ChatChunk,
-    ChatCompletion,
-    Completion,
-    CompletionChunk,
-    ModelBody,
-    ModelList,
-)
-from edgekit.daemon.api.response_request import ResponseBody
-from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList, ResponseEvent, ResponseObject
-from edgekit.daemon.api.utilities import ContentBody, PromptBody, TokensBody
-from edgekit.daemon.api.utility_types import (
-    Detokenized,
-    Health,
-    LlamaChunk,
-    LlamaCompletion,
-    LmStudioList,
-    LmStudioModel,
-    Props,
-    Rendered,
-    Slot,
-    Tokenized,
-    Version,
-    VllmTokenized,
-)
 from edgekit.daemon.http import anthropic, llama_server, ollama, ollama_models, utilities
 from edgekit.daemon.http.chat import ChatReply
 from edgekit.daemon.http.completions import CompletionReply
@@ -105,54 +68,54 @@ def route_table(
             ChatReply,
             "Answer a chat",
             "OpenAI",
-            body=ChatBody,
-            reply=ChatCompletion,
-            stream=ChatChunk,
+            body="ChatBody",
+            reply="ChatCompletion",
+            stream="ChatChunk",
         ),
         post(
             "/v1/completions",
             CompletionReply,
             "Continue prompts",
             "OpenAI",
-            body=CompletionBody,
-            reply=Completion,
-            stream=CompletionChunk,
+            body="CompletionBody",
+            reply="Completion",
+            stream="CompletionChunk",
         ),
-        get("/v1/models", models.list_models, "List the served model", "OpenAI", reply=ModelList),
+        get("/v1/models", models.list_models, "List the served model", "OpenAI", reply="ModelList"),
         # Model names may contain slashes.
-        get("/v1/models/{name:path}", models.retrieve, "Describe the served model", "OpenAI", reply=ModelBody),
+        get("/v1/models/{name:path}", models.retrieve, "Describe the served model", "OpenAI", reply="ModelBody"),
         post(
             "/v1/responses",
             responses.create,
             "Create a response",
             "Responses",
-            body=ResponseBody,
-            reply=ResponseObject,
-            stream=ResponseEvent,
+            body="ResponseBody",
+            reply="ResponseObject",
+            stream="ResponseEvent",
         ),
         post(
             "/v1/responses/input_tokens",
             responses.count,
             "Count the tokens of a response's input",
             "Responses",
-            body=ResponseBody,
-            reply=InputTokens,
+            body="ResponseBody",
+            reply="InputTokens",
         ),
         get(
             stored,
             responses.retrieve,
             "Return a stored response",
             "Responses",
-            reply=ResponseObject,
+            reply="ResponseObject",
             query=(Query("stream", Literal["true", "false"], "`true` is refused"),),
         ),
-        Operation("DELETE", stored, responses.delete, "Delete a stored response", "Responses", reply=DeletedResponse),
+        Operation("DELETE", stored, responses.delete, "Delete a stored response", "Responses", reply="DeletedResponse"),
         get(
             f"{stored}/input_items",
             responses.list_items,
             "List the input of a stored response",
             "Responses",
-            reply=ItemList,
+            reply="ItemList",
             query=_ITEMS,
         ),
         Operation(
@@ -163,26 +126,26 @@ def route_table(
             anthropic.messages_dialect,
             "Answer messages",
             "Anthropic",
-            body=MessagesBody,
-            reply=MessageBody,
-            stream=MessageEvent,
+            body="MessagesBody",
+            reply="MessageBody",
+            stream="MessageEvent",
         ),
         post(
             "/v1/messages/count_tokens",
             anthropic.count_dialect,
             "Count the tokens of messages",
             "Anthropic",
-            body=MessagesBody,
-            reply=TokenCount,
+            body="MessagesBody",
+            reply="TokenCount",
         ),
         post(
             "/api/chat",
             ollama.chat_dialect,
             "Answer a chat",
             "Ollama",
-            body=OllamaChatBody,
-            reply=OllamaChunk,
-            stream=OllamaChunk,
+            body="OllamaChatBody",
+            reply="OllamaChunk",
+            stream="OllamaChunk",
             stream_type=_NDJSON,
         ),
         post(
@@ -190,25 +153,32 @@ def route_table(
             ollama.generate_dialect,
             "Answer, continue or complete a prompt",
             "Ollama",
-            body=OllamaGenerateBody,
-            reply=OllamaChunk,
-            stream=OllamaChunk,
+            body="OllamaGenerateBody",
+            reply="OllamaChunk",
+            stream="OllamaChunk",
             stream_type=_NDJSON,
         ),
-        post("/api/show", ollama_models.show_dialect, "Describe the model", "Ollama", body=ModelName, reply=ShownModel),
+        post(
+            "/api/show",
+            ollama_models.show_dialect,
+            "Describe the model",
+            "Ollama",
+            body="ModelName",
+            reply="ShownModel",
+        ),
         post(
             "/api/pull",
             ollama_models.pull_dialect,
             "Succeed for the served model",
             "Ollama",
-            body=ModelName,
-            reply=PullStatus,
-            stream=PullStatus,
+            body="ModelName",
+            reply="PullStatus",
+            stream="PullStatus",
             stream_type=_NDJSON,
         ),
-        get("/api/tags", ollamas.tags, "List the served model", "Ollama", reply=Tags),
-        get("/api/ps", ollamas.running, "List the loaded model", "Ollama", reply=RunningList),
-        get("/api/version", ollamas.version, "Return the level of Ollama's API", "Ollama", reply=OllamaVersion),
+        get("/api/tags", ollamas.tags, "List the served model", "Ollama", reply="Tags"),
+        get("/api/ps", ollamas.running, "List the loaded model", "Ollama", reply="RunningList"),
+        get("/api/version", ollamas.version, "Return the level of Ollama's API", "Ollama", reply="OllamaVersion"),
         Operation("HEAD", "/api/blobs/{digest}", ollamas.blob, "Not found: there are no blobs", "Ollama", refused=True),
         *(
             Operation(
@@ -221,50 +191,50 @@ def route_table(
             llama_server.completion_dialect,
             "Continue a prompt, for llama-server's clients",
             "Code completion",
-            body=LlamaCompletionBody,
-            reply=LlamaCompletion | list[LlamaCompletion],
-            stream=LlamaChunk | LlamaCompletion,
+            body="LlamaCompletionBody",
+            reply="LlamaReply",
+            stream="LlamaEvent",
         ),
         post(
             "/infill",
             llama_server.infill_dialect,
             "Fill in the middle",
             "Code completion",
-            body=InfillBody,
-            reply=LlamaCompletion | list[LlamaCompletion],
-            stream=LlamaChunk | LlamaCompletion,
+            body="InfillBody",
+            reply="LlamaReply",
+            stream="LlamaEvent",
         ),
         post(
             "/tokenize",
             utilities.tokenize,
             "Tokenize a text or a chat",
             "Utilities",
-            body=ContentBody | PromptBody | ChatBody,
-            reply=Tokenized | VllmTokenized,
+            body="TokenizeBody",
+            reply="TokenizedReply",
         ),
         post(
             "/detokenize",
             utilities.detokenize,
             "Return the text of tokens",
             "Utilities",
-            body=TokensBody,
-            reply=Detokenized,
+            body="TokensBody",
+            reply="Detokenized",
         ),
         post(
             "/apply-template",
             utilities.apply_template,
             "Return the text of a chat's prompt",
             "Utilities",
-            body=ChatBody,
-            reply=Rendered,
+            body="ChatBody",
+            reply="Rendered",
         ),
-        get("/props", utility.props, "Describe server and model, as llama-server does", "Utilities", reply=Props),
+        get("/props", utility.props, "Describe server and model, as llama-server does", "Utilities", reply="Props"),
         get(
             "/slots",
             utility.slots,
             "List the sequence slots",
             "Utilities",
-            reply=list[Slot],
+            reply="Slots",
             query=(Query("fail_on_no_slot", str, "fail if no slot is free"),),
         ),
         get(
@@ -272,37 +242,44 @@ def route_table(
             utility.tokenizer_info,
             "Return the tokenizer's settings",
             "Utilities",
-            reply=dict[str, Any],
+            reply="AnyObject",
         ),
-        get("/version", utility.version, "Return edgekit's version", "Utilities", reply=Version),
-        get("/api/v0/models", utility.lmstudio_list, "List the served model", "LM Studio", reply=LmStudioList),
+        get("/version", utility.version, "Return edgekit's version", "Utilities", reply="Version"),
+        get("/api/v0/models", utility.lmstudio_list, "List the served model", "LM Studio", reply="LmStudioList"),
         get(
             "/api/v0/models/{name:path}",
             utility.lmstudio_model,
             "Describe the served model",
             "LM Studio",
-            reply=LmStudioModel,
+            reply="LmStudioModel",
         ),
-        get("/", models.root, "Tell that the daemon runs", "Health and metrics", reply=str),
+        get("/", models.root, "Tell that the daemon runs", "Health and metrics", reply="Text"),
         *(
             get(
                 path,
                 utility.health,
                 "Tell whether requests are accepted",
                 "Health and metrics",
-                reply=Health,
-                failure=Health,
+                reply="Health",
+                failure="Health",
             )
             for path in ("/health", "/v1/health")
         ),
         get(
-            "/healthz", healthz, "Tell whether generation makes progress", "Health and metrics", reply=str, failure=str
+            "/healthz",
+            healthz,
+            "Tell whether answers make progress",
+            "Health and metrics",
+            reply="Text",
+            failure="Text",
         ),
-        get("/readyz", readyz, "Tell whether requests are accepted", "Health and metrics", reply=str, failure=str),
-        get("/metrics", metrics, "Return metrics for Prometheus", "Health and metrics", reply=str),
+        get(
+            "/readyz", readyz, "Tell whether requests are accepted", "Health and metrics", reply="Text", failure="Text"
+        ),
+        get("/metrics", metrics, "Return metrics for Prometheus", "Health and metrics", reply="Text"),
     ]
     document = _Document(table)
-    table.append(get("/openapi.json", document.answer, "Return this document", "Utilities", reply=dict[str, Any]))
+    table.append(get("/openapi.json", document.answer, "Return this document", "Utilities", reply="AnyObject"))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,23 +12,25 @@ from edgekit import __version__
 from edgekit.daemon.api import check_model, parse_chat
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.utilities import read_detokenize, read_tokenize
-from edgekit.daemon.api.utility_types import (
-    Detokenized,
-    Health,
-    LmStudioList,
-    LmStudioModel,
-    Piece,
-    Props,
-    Slot,
-    Tokenized,
-    Version,
-    VllmTokenized,
-)
 from edgekit.daemon.http.endpoint import Backend, RequestContext
 from edgekit.daemon.http.errors import openai_error
 from edgekit.errors import UnavailableError
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.time_limit import TimeLimit
+
+if TYPE_CHECKING:
+    from edgekit.daemon.api.utility_types import (
+        Detokenized,
+        Health,
+        LmStudioList,
+        LmStudioModel,
+        Piece,
+        Props,
+        Slot,
+        Tokenized,
+        Version,
+        VllmTokenized,
+    )
 
 __all__ = ["Utilities", "apply_template", "detokenize", "tokenize"]
 
