@@ -292,7 +292,7 @@ class _Document:
 
     async def answer(self, _: Request) -> Response:
         if self._body is None:
-            # Half a second on a small board: not on the event loop's thread.
+            # It takes some tenths of a second: not on the event loop's thread.
             self._body = await asyncio.to_thread(self._make)
         return Response(self._body, media_type="application/json")
 
