@@ -89,6 +89,9 @@ class HttpConfig:
         max_body_bytes: Maximum size of a request body.
         max_connections: Maximum number of connections; fewer if the process may open fewer files.
         max_connections_per_client: Maximum number of connections from one address.
+        stored_responses: Maximum number of responses kept for `previous_response_id`; 0 keeps none.
+        stored_responses_mib: Maximum size of them all, in MiB.
+        stored_responses_hours: Hours after which one that is not used is dropped.
     """
 
     enabled: bool = True
@@ -106,6 +109,9 @@ class HttpConfig:
     max_body_bytes: Annotated[int, Between(1024, 1 << 30)] = 1_048_576
     max_connections: Annotated[int, Between(8, 65_536)] = 1024
     max_connections_per_client: Annotated[int, Between(1, 65_536)] = 512
+    stored_responses: Annotated[int, Between(0, 100_000)] = 512
+    stored_responses_mib: Annotated[int, Between(1, 1024)] = 16
+    stored_responses_hours: Annotated[int, Between(1, 720)] = 24
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ Export = Callable[..., Path]
 # Sensitive to timing or memory; and those that share one process with torch in it.
 _GROUPED = ("serial", "optimum")
 
+_KEPT = {"EDGEKIT_CACHE", "EDGEKIT_CLIENTS_PYTHON", "EDGEKIT_OPTIMUM_PYTHON"}
+
 # The same examples every time, so that a failure is caused by the change; `--hypothesis-profile=random` finds new ones.
 # No deadline: it would measure how busy the machine is.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
@@ -47,6 +49,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give all files with a mark of `_GROUPED` to one worker of pytest-xdist, and any other test to the next free one.
 
+    The tests of a file with the mark `clients` stay together too.
+
     pytest-xdist's own groups do not work with pytest 9.2, whose node ids cannot be changed.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -54,9 +58,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     group_of = {}
     for path in Path(__file__).parent.rglob("test_*.py"):
         text = path.read_text(encoding="utf-8")
+        name = path.relative_to(config.rootpath).as_posix()
+        if re.search(r"pytest\.mark\.clients\b", text):
+            # A file runs its program once for all of its tests.
+            group_of[name] = name
         for mark in _GROUPED:
             if re.search(rf"pytest\.mark\.{mark}\b", text):
-                group_of[path.relative_to(config.rootpath).as_posix()] = mark
+                group_of[name] = mark
 
     class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
         def _split_scope(self, nodeid: str) -> str:
@@ -158,11 +166,11 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @pytest.fixture(autouse=True)
 def _no_user_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Removes the EDGEKIT_ variables of this machine, except the model cache and Optimum's Python.
+    """Removes the EDGEKIT_ variables of this machine, except the model cache and other environments' Pythons.
 
     Daemons keep their state in a temporary folder.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     for name in list(os.environ):
-        if name.startswith("EDGEKIT_") and name not in {"EDGEKIT_CACHE", "EDGEKIT_OPTIMUM_PYTHON"}:
+        if name.startswith("EDGEKIT_") and name not in _KEPT:
             monkeypatch.delenv(name)

@@ -19,6 +19,9 @@ from pip._vendor.packaging.version import Version
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "floors.py"
 
+# Programs for an environment of their own.
+CLIENTS = ROOT / "tests" / "clients" / "programs"
+
 # Extras that `scripts/test --floors` leaves out.
 LEFT_OUT = {
     "dev": "checks the code and does not run it",
@@ -65,7 +68,7 @@ def declared() -> Iterator[tuple[str, Requirement]]:
 def imported(*folders: str) -> dict[str, Path]:
     """The libraries that the files in these folders import, with one of the files."""
     found: dict[str, Path] = {}
-    for path in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+    for path in (file for folder in folders for file in (ROOT / folder).rglob("*.py") if CLIENTS not in file.parents):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0]: path for alias in node.names}

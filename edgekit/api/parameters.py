@@ -57,11 +57,13 @@ class ChatParameters(Parameters, total=False):
     truncation: Literal["auto", "disabled"] | None
     chat_template_kwargs: Mapping[str, Any] | None
     reasoning_format: Literal["auto", "deepseek", "none"] | None
+    continue_final_message: bool | None
 
 
 class CompletionParameters(Parameters, total=False):
     """Parameters of completions."""
 
+    suffix: str | None
     echo: bool | None
     logprobs: int | None
 

@@ -15,50 +15,27 @@ import numpy as np
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, ConfigError, RequestError, RunnerError
-from edgekit.generation.chat.prompt import Prompt, encode_chat
+from edgekit.generation.chat.infill import FillFormat, find_fill_format
+from edgekit.generation.chat.prompt import Prompt, encode_chat, render_chat
 from edgekit.generation.chat.template import TOOL_TEMPLATE, ChatTemplate
 from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.chat.truncation import leave_out
 from edgekit.generation.grammar import Grammar, GrammarCompiler, token_bytes
 from edgekit.generation.grammar.rule import format_rule
+from edgekit.generation.model_info import ModelInfo, read_bits, read_dimensions
 from edgekit.generation.prepared import PreparedRequest
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
-from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Message, Sampling, Tool
-from edgekit.runners import LoadOptions, Rejected, RunnerChoice, choose_runner
+from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Infill, Message, Sampling, Tool
+from edgekit.runners import LoadOptions, RunnerChoice, choose_runner
 from edgekit.runners.base import Chunk, KvShare, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model", "reload_model", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """Model metadata that the APIs report.
-
-    Attributes:
-        created: Seconds since the epoch.
-        context_length: Maximum tokens of prompt and completion together.
-        architecture: Hugging Face's `model_type`; empty if unknown.
-        parameters: Number of weights; 0 if unknown.
-        format: Artifact kind: `onnx`, `mlx`.
-        size_bytes: Total size of the bundle's files.
-        capabilities: Ollama's names: `completion`, `tools`, `thinking`.
-        runner: The runner and its kernels: `cpu (avx2)`, `onnxruntime`.
-        rejected: Better runners that do not work here, with the reason of each, the best first.
-    """
-
-    name: str
-    created: int
-    context_length: int
-    architecture: str = ""
-    parameters: int = 0
-    format: str = ""
-    size_bytes: int = 0
-    capabilities: tuple[str, ...] = ("completion",)
-    runner: str = ""
-    rejected: tuple[Rejected, ...] = ()
+# Settings of a tokenizer that no request needs.
+_LARGE_SETTINGS = frozenset({"chat_template", "added_tokens_decoder"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +50,8 @@ class TextModel:
         tool_format: The model's tool-call format; None if its template has none.
         reasoning: The format that marks its reasoning; None if its template has none.
         sampling: The model's own defaults of sampling parameters, by name.
+        fill: How it fills in the middle; None if it does not.
+        tokenizer_settings: The bundle's `tokenizer_config.json`, without template and added tokens.
         draft: Runner of a draft model with the same tokenizer and as many slots; None without one.
         context_length: As asked for: a runner may hold fewer (`info`).
     """
@@ -87,11 +66,32 @@ class TextModel:
     tool_format: ToolFormat | None = None
     reasoning: ToolFormat | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    fill: FillFormat | None = None
+    tokenizer_settings: Mapping[str, Any] = field(default_factory=dict)
     draft: Runner | None = None
     context_length: int = 0
 
+    def encode(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> Prompt:
+        """Render and tokenize the prompt, however long it is.
+
+        Args:
+            request: The request.
+            limit: Time for it.
+
+        Raises:
+            RequestError: The template rejects the messages or cannot render tools, or the model cannot fill a gap.
+            BundleError: The template failed.
+        """
+        if request.prompt is None:
+            return self._chat(request, limit)
+        if isinstance(request.prompt, tuple):
+            return Prompt(request.prompt)
+        if request.infill is not None:
+            return self._fill(request, request.prompt, request.infill, limit)
+        return Prompt(self.tokenizer.encode_text(request.prompt))
+
     def prompt(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> Prompt:
-        """Render and tokenize the prompt.
+        """Return `encode`'s prompt if the model can answer it.
 
         Args:
             request: The request.
@@ -102,10 +102,7 @@ class TextModel:
                 prompt has a token outside the model's vocabulary.
             BundleError: The template failed.
         """
-        if request.prompt is not None:
-            prompt = Prompt(self.tokenizer.encode_text(request.prompt))
-        else:
-            prompt = self._chat(request, limit)
+        prompt = self.encode(request, limit)
         length = self.info.context_length
         # At least one generated token must fit too.
         if len(prompt.tokens) >= length:
@@ -118,18 +115,57 @@ class TextModel:
         if not prompt.tokens:
             if request.prompt is None:
                 raise RequestError("the chat template renders these messages to an empty prompt", param="messages")
-            raise RequestError("the prompt is empty, and this model has no BOS token", param="prompt")
+            why = "" if isinstance(request.prompt, tuple) else ", and this model has no BOS token"
+            raise RequestError(f"the prompt is empty{why}", param="prompt")
         known, largest = self.runner.limits.vocab_size, max(prompt.tokens)
         if largest >= known:
+            name = (
+                f"`{text}`, token {largest} of the tokenizer"
+                if (text := self.tokenizer.text(largest))
+                else str(largest)
+            )
             raise RequestError(
-                f"the prompt contains `{self.tokenizer.text(largest)}`, token {largest} of the tokenizer; "
-                f"the model's vocabulary has {known} tokens",
+                f"the prompt contains {name}; the model's vocabulary has {known} tokens",
                 hint="leave it out",
                 param="messages" if request.prompt is None else "prompt",
             )
         return prompt
 
-    def _chat(self, request: ChatRequest, limit: TimeLimit) -> Prompt:
+    def _fill(self, request: ChatRequest, prefix: str, infill: Infill, limit: TimeLimit) -> Prompt:
+        if self.fill is None:
+            raise RequestError(
+                "this model cannot fill in the middle: its vocabulary has no tokens for it",
+                hint=f"serve a code model such as Qwen2.5-Coder, or leave out `{infill.param}`",
+                code="unsupported_parameter",
+                param=infill.param,
+            )
+        room = self.info.context_length - self._reserved(request) if request.truncation == "auto" else None
+        return Prompt(self.fill.encode(self.tokenizer, prefix, infill, room=room, limit=limit))
+
+    def _reserved(self, request: ChatRequest) -> int:
+        """Tokens of the context that a prompt leaves to the completion; never more than half of them."""
+        length = self.info.context_length
+        return max(1, min(length // 4 if request.max_tokens is None else request.max_tokens, length // 2))
+
+    def render(self, request: ChatRequest) -> str:
+        """Return the text of a chat's prompt.
+
+        Raises:
+            RequestError: There is no chat template; or it rejects the messages, or cannot render tools.
+            BundleError: The template failed.
+        """
+        template, tools = self._template(request)
+        return render_chat(
+            template,
+            request.messages,
+            tools=tools,
+            arguments=request.template_arguments,
+            prompt_id=self.tool_format.prompt_id if self.tool_format else str,
+            turn=request.turn,
+        )
+
+    def _template(self, request: ChatRequest) -> tuple[ChatTemplate, Sequence[Tool]]:
+        """Return the template that renders a chat, and the tools that it shows."""
         if self.template is None:
             raise RequestError(
                 "this model has no chat template: it continues text and answers no chats",
@@ -146,7 +182,10 @@ class TextModel:
                 raise _no_tools("messages")
             tools = ()
         uses_tools = bool(tools) or any(one.tool_calls or one.role == "tool" for one in request.messages)
-        template = (self.tool_template if uses_tools else None) or self.template
+        return (self.tool_template if uses_tools else None) or self.template, tools
+
+    def _chat(self, request: ChatRequest, limit: TimeLimit) -> Prompt:
+        template, tools = self._template(request)
 
         def encode(messages: Sequence[Message]) -> Prompt:
             return encode_chat(
@@ -156,17 +195,26 @@ class TextModel:
                 tools=tools,
                 arguments=request.template_arguments,
                 prompt_id=self.tool_format.prompt_id if self.tool_format else str,
+                turn=request.turn,
                 limit=limit,
             )
 
         prompt = encode(request.messages)
         if request.truncation == "auto":
-            length = self.info.context_length
-            # Reserve context for the completion, but never more than half of it.
-            reserved = max(1, min(request.max_tokens or length // 4, length // 2))
-            if len(prompt.tokens) > length - reserved:
-                prompt = leave_out(request.messages, encode, length - reserved)
-        return prompt
+            room = self.info.context_length - self._reserved(request)
+            if len(prompt.tokens) > room:
+                prompt = leave_out(request.messages, encode, room)
+        return self._after(request, prompt) if request.context else prompt
+
+    def _after(self, request: ChatRequest, prompt: Prompt) -> Prompt:
+        """Return a prompt with the request's context in front."""
+        start = self.tokenizer.encode_text("")
+        new = prompt.tokens[len(start) :] if start and list(prompt.tokens[: len(start)]) == start else prompt.tokens
+        context = request.context
+        if request.truncation == "auto":
+            room = self.info.context_length - self._reserved(request) - len(new)
+            context = context[max(0, len(context) - max(0, room)) :]
+        return replace(prompt, tokens=[*context, *new])
 
     def prepare(self, request: ChatRequest, limit: TimeLimit = UNLIMITED) -> PreparedRequest:
         """Tokenize the prompt and compile the grammar.
@@ -179,9 +227,11 @@ class TextModel:
             RequestError: As `prompt`; or the grammar cannot be enforced, or the model cannot call tools.
             BundleError: The template failed.
         """
-        request = replace(request, sampling=request.sampling.with_defaults(self.sampling))
         request.sampling.check_vocabulary(self.runner.limits.vocab_size)
         prompt = self.prompt(request, limit)
+        fills = self.fill is not None and request.prompt is not None and self.fill.opened_in(prompt.tokens)
+        # The model's defaults are for chats: they would make code vary, and penalize its repetitions.
+        request = replace(request, sampling=request.sampling.with_defaults({} if fills else self.sampling))
         limit.check()
         # Reasoning is separated even where no tool may be called.
         calling = self.tool_format if request.tools else None
@@ -194,6 +244,7 @@ class TextModel:
             tool_format=tools,
             left_out=prompt.left_out,
             thinking=prompt.thinking,
+            end_tokens=self.fill.end_tokens if self.fill is not None and fills else frozenset(),
         )
 
     def token_bytes(self, token: int) -> bytes:
@@ -281,6 +332,7 @@ def load_model(
     tool_template = None if tool_source is None else ChatTemplate(tool_source, strings)
     tool_format = find_format(tool_source or source or "", tokenizer.special_tokens)
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
+    fill = find_fill_format(tokenizer)
     options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores, kv_share=kv_share)
     choice = _choose_runner(bundle, options, runner, accept)
     loaded = choice.runner
@@ -293,9 +345,20 @@ def load_model(
             parameters=manifest.parameters,
             format=manifest.artifact.kind,
             size_bytes=sum(file.size for file in manifest.files),
-            capabilities=("completion", *(["tools"] if tool_format else ()), *(["thinking"] if reasoning else ())),
+            capabilities=(
+                "completion",
+                *(["insert"] if fill else ()),
+                *(["tools"] if tool_format else ()),
+                *(["thinking"] if reasoning else ()),
+            ),
             runner=str(loaded.backend),
             rejected=choice.rejected,
+            licence=manifest.licence,
+            bits=read_bits(manifest.recipe),
+            template=source or "",
+            fill_template=fill.template if fill else "",
+            sampling=sampling,
+            dimensions=read_dimensions(_read_json(bundle.path / "config.json")),
         ),
         runner=loaded,
         tokenizer=tokenizer,
@@ -307,6 +370,8 @@ def load_model(
         reasoning=reasoning,
         sampling=sampling,
         context_length=length,
+        fill=fill,
+        tokenizer_settings={name: value for name, value in settings.items() if name not in _LARGE_SETTINGS},
     )
 
 

@@ -26,6 +26,7 @@ class PreparedRequest:
         tool_format: How the output writes tool calls and reasoning; None looks for neither.
         left_out: Messages dropped by truncation.
         thinking: The prompt ends inside the model's reasoning; the output continues it.
+        end_tokens: Tokens that end the output, besides the model's own.
     """
 
     request: ChatRequest
@@ -34,6 +35,7 @@ class PreparedRequest:
     tool_format: ToolFormat | None = None
     left_out: int = 0
     thinking: bool = False
+    end_tokens: frozenset[int] = frozenset()
 
     @property
     def size_bytes(self) -> int:

@@ -20,6 +20,8 @@ __all__ = [
     "Failure",
     "FinishReason",
     "Finished",
+    "Infill",
+    "LineLimits",
     "Message",
     "ResponseFormat",
     "Restarted",
@@ -29,6 +31,7 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "ToolChoice",
+    "UsedTokens",
     "check_tool_names",
 ]
 
@@ -214,14 +217,49 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Infill:
+    """Fill in the middle: the output belongs between a request's `prompt` and this suffix.
+
+    Attributes:
+        suffix: Text after the gap.
+        files: Other files or snippets that the text refers to, name and text of each, the most relevant last.
+        param: Name of the suffix in the request, for errors.
+    """
+
+    suffix: str
+    files: tuple[tuple[str, str], ...] = ()
+    param: str = field(default="suffix", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LineLimits:
+    """Ends code completions early, as llama.cpp does.
+
+    Attributes:
+        seconds: After this time from the first token, the output ends with its line; None is no limit.
+        min_indent: The output ends before a line that is indented by fewer spaces or tabs; 0 is no limit.
+    """
+
+    seconds: float | None = None
+    min_indent: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject values outside their ranges."""
+        if self.seconds is not None and not self.seconds > 0:
+            raise RequestError("`t_max_predict_ms` must be greater than 0", param="t_max_predict_ms")
+        _in_range("n_indent", self.min_indent, 0, 1 << 16)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A chat completion request or, with `prompt`, a text completion request.
 
     Attributes:
         id: Request id, from the caller or the API; appears in replies, logs and metrics.
         messages: The chat; empty with `prompt`.
-        prompt: Text to continue, without a chat template; None with `messages`.
-        max_tokens: Maximum tokens to generate; None is up to the context length. 0 only with `echo`.
+        prompt: Text to continue, without a chat template, or its token ids, which are used as they are; None with
+            `messages`.
+        max_tokens: Maximum tokens to generate; None is up to the context length. 0 only with `echo` or `infill`.
         stop: Stop strings; they end the output and are not part of it.
         deadline_s: Seconds from submission after which the request fails; None is no deadline.
         client: The client, for fair queueing and logs: a peer address or an MQTT client's response topic.
@@ -239,6 +277,12 @@ class ChatRequest:
         cache_prompt: The prompt's KV cache may be kept for later requests.
         reasoning: `apart` sends the model's reasoning separately; `inline` leaves it in the text, tags included.
         template_arguments: Additional variables of the chat template, such as `enable_thinking`.
+        turn: `new` starts the assistant's turn after the messages; `continue` continues the last message, which is left
+            open; `none` adds nothing to the messages.
+        infill: What follows the gap at the end of `prompt`, which the output fills; None continues the prompt.
+        context: Token ids in front of a chat's prompt: those of earlier turns. Only with `messages`.
+        line_limits: Ends the output at the end of a line; None does not.
+        return_tokens: `Finished` has the token ids of prompt and output.
     """
 
     id: str
@@ -248,7 +292,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     deadline_s: float | None = None
     client: str = ""
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
     tenant: str = ""
     priority: int = 0
     share: float = 1.0
@@ -264,6 +308,11 @@ class ChatRequest:
     cache_prompt: bool = True
     reasoning: Literal["apart", "inline"] = "apart"
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    turn: Literal["new", "continue", "none"] = "new"
+    infill: Infill | None = None
+    context: tuple[int, ...] = ()
+    line_limits: LineLimits | None = None
+    return_tokens: bool = False
 
     def __post_init__(self) -> None:
         """Reject invalid combinations and values outside their ranges."""
@@ -272,7 +321,8 @@ class ChatRequest:
         if self.messages and self.prompt is not None:
             raise RequestError("a request has `messages` or a `prompt`, not both", param="prompt")
         if self.max_tokens is not None:
-            _in_range("max_tokens", self.max_tokens, 0 if self.echo else 1, 1_000_000)
+            empty = self.echo or self.infill is not None
+            _in_range("max_tokens", self.max_tokens, 0 if empty else 1, 1_000_000)
         if len(self.stop) > 16 or any(not text or len(text) > 256 for text in self.stop):
             raise RequestError("`stop` takes at most 16 strings of 1 to 256 characters", param="stop")
         if self.deadline_s is not None and not self.deadline_s > 0:
@@ -284,7 +334,35 @@ class ChatRequest:
             _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         if self.echo and self.prompt is None:
             raise RequestError("`echo` needs a `prompt`", param="echo")
+        self._check_prompt()
+        self._check_infill()
         self._check_tools()
+
+    def _check_prompt(self) -> None:
+        if isinstance(self.prompt, tuple):
+            for token in self.prompt:
+                _in_range("prompt", token, 0, 1 << 24, what="a token id of `prompt`")
+        if self.turn == "new":
+            return
+        if self.prompt is not None:
+            raise RequestError("a prompt that is continued has no turns", param="prompt")
+        if self.turn == "continue" and (self.messages[-1].tool_calls or not self.messages[-1].content):
+            raise RequestError(
+                "the last message cannot be continued: it "
+                + ("has tool calls" if self.messages[-1].tool_calls else "is empty"),
+                param="messages",
+            )
+
+    def _check_infill(self) -> None:
+        if self.infill is not None:
+            if not isinstance(self.prompt, str):
+                raise RequestError(f"`{self.infill.param}` needs a `prompt` that is text", param=self.infill.param)
+            if self.echo:
+                raise RequestError(f"`{self.infill.param}` cannot be combined with `echo`", param="echo")
+        if self.context and not self.messages:
+            raise RequestError("`context` cannot be combined with a prompt that is continued", param="context")
+        for token in self.context:
+            _in_range("context", token, 0, 1 << 24, what="a token id of `context`")
 
     def _check_tools(self) -> None:
         names = [tool.name for tool in self.tools]
@@ -373,18 +451,35 @@ class ChoiceFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class UsedTokens:
+    """Token ids of a completed request.
+
+    Attributes:
+        prompt: The prompt.
+        outputs: The output of each choice, including the token that ended it.
+    """
+
+    prompt: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The request is complete; the last event.
 
     Attributes:
         reason: The first choice's finish reason.
         reasons: The finish reasons of all `n` choices.
+        stops: The stop string that ended each choice; None where none did.
+        tokens: Its token ids; None unless the request has `return_tokens`.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     reasons: tuple[FinishReason, ...] = ()
+    stops: tuple[str | None, ...] = ()
+    tokens: UsedTokens | None = None
 
     def __post_init__(self) -> None:
         """Default `reasons` to the one reason."""

@@ -17,6 +17,7 @@ class Usage:
         accepted_tokens: Completion tokens that were accepted draft tokens.
         rejected_tokens: Rejected draft tokens; not part of any other count.
         left_out_messages: Messages dropped by truncation.
+        reasoning_tokens: Completion tokens of the model's reasoning, its tags included.
     """
 
     prompt_tokens: int
@@ -25,6 +26,7 @@ class Usage:
     accepted_tokens: int = 0
     rejected_tokens: int = 0
     left_out_messages: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

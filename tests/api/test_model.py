@@ -210,8 +210,8 @@ def test_the_typed_parameters_are_those_that_the_http_api_takes() -> None:
 
     # Other servers' spellings work too, but are not offered; streaming and the number of answers are not the caller's.
     elsewhere = {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "repeat_penalty", "reasoning_effort"}
-    elsewhere |= {"n_predict", "grammar"}
-    ours = {"model", "stream", "stream_options", "n", "messages", "prompt", "max_completion_tokens"}
+    elsewhere |= {"n_predict", "grammar", "add_generation_prompt", "verbosity"}
+    ours = {"best_of", "model", "stream", "stream_options", "n", "messages", "prompt", "max_completion_tokens"}
     for typed, body in ((ChatParameters, chat._Body), (CompletionParameters, completion._Body)):
         assert set(typed.__annotations__) == set(body.model_fields) - elsewhere - ours
 

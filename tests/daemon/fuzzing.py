@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from edgekit.daemon.api.chat import _Body as Chat
 from edgekit.daemon.api.completion import _Body as Completion
+from edgekit.daemon.api.llama_server import _Completion as LlamaCompletion
+from edgekit.daemon.api.llama_server import _Infill as LlamaInfill
 from edgekit.daemon.api.messages import ChatMessage
 from edgekit.daemon.api.ollama import _Chat as OllamaChat
 from edgekit.daemon.api.ollama import _Generate as OllamaGenerate
-from edgekit.daemon.api.ollama import _Message as OllamaMessage
 from edgekit.daemon.api.ollama import _Options as OllamaOptions
+from edgekit.daemon.api.ollama_messages import OllamaMessage
 from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED
 
 __all__ = ["Case", "cases"]
@@ -196,18 +198,25 @@ NAMES: Sequence[str] = tuple(
         }
     )
 )
+TOKENIZE = ("add_special", "parse_special", "with_pieces", "add_special_tokens", "return_token_strs", "model")
 PATHS = {
     "/v1/chat/completions": (*Chat.model_fields, *IGNORED, *CHAT_NOOP),
     "/v1/completions": (*Completion.model_fields, *IGNORED, *COMPLETION_NOOP),
     "/api/chat": (*OllamaChat.model_fields, *OllamaChat.ignored, *OllamaChat.noop),
     "/api/generate": (*OllamaGenerate.model_fields, *OllamaGenerate.ignored, *OllamaGenerate.noop),
     "/api/show": ("model", "name", "verbose"),
+    "/api/pull": ("model", "name", "stream", "insecure"),
+    "/infill": (*LlamaInfill.model_fields, *LlamaInfill.ignored, *LlamaInfill.noop),
+    "/completion": (*LlamaCompletion.model_fields, *LlamaCompletion.ignored, *LlamaCompletion.noop),
+    "/tokenize": ("content", "prompt", "messages", *TOKENIZE),
+    "/detokenize": ("tokens", "model", "skip_special_tokens"),
+    "/apply-template": (*Chat.model_fields, *IGNORED, *CHAT_NOOP),
     "chat/request": (*Chat.model_fields, *Completion.model_fields, *CHAT_NOOP, "id", "reply_to", "deadline_s"),
     "chat/cancel": ("id", "reply_to"),
 }
 SWITCHES = ("cache_prompt", "echo", "parallel_tool_calls", "raw", "speculation", "stream", "truncate")
 LARGE = ("response_format", "tools", "format", "json_schema", "guided_regex", "guided_grammar", "structured_outputs")
-WEIGHTS = (34, 14, 14, 9, 1, 24, 1)
+WEIGHTS = (34, 14, 14, 9, 1, 1, 5, 4, 3, 2, 2, 24, 1)
 
 
 def cases(seed: int, count: int) -> Iterator[Case]:
@@ -226,6 +235,15 @@ class _Generator:
                 ("Once", "", "<|im_start|>user\nHi<|im_end|>\n", self._text(), ["a"], [1], ["a", "b"])
             ),
             "system": self._text,
+            "suffix": self._text,
+            "input_prefix": self._text,
+            "input_suffix": self._text,
+            "input_extra": lambda: [{"filename": self._text(), "text": self._text()}] * self._pick((0, 1, 3, 300)),
+            "tokens": lambda: [self._pick((0, 1, 5, 255, 511, 512, -1, 2.0)) for _ in range(self._pick((0, 1, 9)))],
+            "context": lambda: [self._pick((0, 1, 5, 255, 511, 512, -1)) for _ in range(self._pick((0, 1, 9, 90)))],
+            "n_indent": lambda: self._pick((0, 1, 4, -1)),
+            "n_cmpl": lambda: self._pick((1, 2, 17, 0)),
+            "t_max_predict_ms": lambda: self._pick((0, 1, 1e-9, 1e300, -1)),
             "tools": self._tools,
             "tool_choice": self._tool_choice,
             "response_format": self._response_format,
@@ -298,13 +316,19 @@ class _Generator:
         body: dict[str, Any] = {}
         if path == "chat/cancel":
             return {"id": self._pick(SCALARS), "reply_to": self._text()}
-        if path == "/api/show":
+        if path in ("/api/show", "/api/pull"):
             return {"model": "tiny"}
+        if path in ("/tokenize", "/detokenize"):
+            given = self._pick(("content", "prompt", "messages")) if path == "/tokenize" else "tokens"
+            body = {given: self._fields[given]() if given in self._fields else self._text()}
+            return body | {name: self._flip() for name in self._chance.sample(TOKENIZE, self._pick((0, 0, 1, 2)))}
         if path.startswith("/api/"):
             body |= {"model": "tiny", "stream": self._flip(), "options": {"num_predict": 3}}
         else:
             body |= {"max_tokens": 3, "stream": self._flip()}
-        completes = path in ("/v1/completions", "/api/generate") or (
+        if path == "/infill":
+            body |= {"input_prefix": self._text(), "input_suffix": self._text()}
+        completes = path in ("/v1/completions", "/api/generate", "/infill", "/completion") or (
             path == "chat/request" and self._chance.random() < 0.2
         )
         body |= {"prompt": "Once"} if completes else {"messages": [{"role": "user", "content": "Hi"}]}

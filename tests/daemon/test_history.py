@@ -25,6 +25,7 @@ from edgekit.generation.prepared import PreparedRequest
 from edgekit.generation.tools import ToolFormat
 from edgekit.generation.types import ChatRequest, Delta, Event, Finished, Message, ToolCallDelta
 from tests.daemon.http.conftest import MODEL
+from tests.daemon.mqtt.scripted import ScriptedWorker
 from tests.generation.tiny import echo_model
 from tests.generation.tools.test_parser import FORMATS, QWEN3, call
 
@@ -103,9 +104,12 @@ def _assembled(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return message
 
 
+_CONTEXT = RequestContext("r", "c", MODEL, ScriptedWorker())  # type: ignore[arg-type]  # no dialect of chats uses it
+
+
 def _openai(format_: ToolFormat, written: str) -> list[dict[str, Any]]:
     body = json.dumps({"messages": [ASK], "tools": FUNCTIONS, "stream": True}).encode()
-    reply = ChatReply(body, RequestContext("r", "c", MODEL))
+    reply = ChatReply(body, _CONTEXT)
     full, chunks = _http(reply, _events(format_, reply.request, written))
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     return [full["choices"][0]["message"], _assembled(deltas)]
@@ -113,7 +117,7 @@ def _openai(format_: ToolFormat, written: str) -> list[dict[str, Any]]:
 
 def _ollama(format_: ToolFormat, written: str) -> list[dict[str, Any]]:
     body = json.dumps({"model": "tiny", "messages": [ASK], "tools": FUNCTIONS}).encode()
-    reply: Any = chat_dialect(body, RequestContext("r", "c", MODEL))
+    reply: Any = chat_dialect(body, _CONTEXT)
     full, chunks = _http(reply, _events(format_, reply.request, written))
     message: dict[str, Any] = {"role": "assistant", "content": "", "thinking": ""}
     for chunk in chunks:

@@ -19,6 +19,7 @@ from tests.generation.bundles import tiny_bundle
 from tests.generation.tiny import echo_model
 from tests.generation.tools.test_find_format import QWEN3
 from tests.models import CHATML
+from tests.scripted import scripted_model
 
 # Its last character might be extended by a combining one: it is complete only once the tag comes.
 THOUGHTS = "\nIs it 4"
@@ -109,3 +110,20 @@ def test_a_bundles_template_shows_whether_its_model_reasons(tmp_path: Path) -> N
         assert isinstance(model.reasoning, Qwen3) == reasons
         assert (model.tool_format is not None) == (template == TEMPLATES["qwen3"])
         model.close()
+
+
+def test_the_tokens_of_reasoning_are_counted_and_the_stop_string_that_was_found_is_told() -> None:
+    thought = "<think>Hm.</think>"
+    events = list(generate(scripted_model(f"{thought}\n\nParis."), _asked(stop=("x", "ri", "s"))))
+    end = events[-1]
+    assert isinstance(end, Finished)
+    # A byte is a token; the last one of the opening tag is the first inside.
+    assert end.usage.reasoning_tokens == len(thought) - len("<think>") + 1
+    assert (end.stops, end.reasons) == (("ri",), ("stop",))
+    end = list(generate(scripted_model("Paris."), _asked(n=2)))[-1]
+    assert isinstance(end, Finished)
+    assert (end.usage.reasoning_tokens, end.stops) == (0, (None, None))
+
+
+def _asked(**fields: Any) -> ChatRequest:
+    return ChatRequest("r", (Message("user", "Where?"),), **fields)

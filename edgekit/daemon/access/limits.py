@@ -189,9 +189,16 @@ class AttemptLimit:
 
 def estimate_tokens(request: ChatRequest) -> float:
     """Return how many tokens a request may use, before its prompt is tokenized."""
-    characters = len(request.prompt or "") + sum(len(message.content) for message in request.messages)
+    texts = [message.content for message in request.messages]
+    tokens = len(request.context)
+    if isinstance(request.prompt, tuple):
+        tokens += len(request.prompt)
+    elif request.prompt is not None:
+        texts.append(request.prompt)
+    if request.infill is not None:
+        texts += [request.infill.suffix, *(text for _, text in request.infill.files)]
     answer = _ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
-    return characters / _CHARS_PER_TOKEN + request.n * answer
+    return tokens + sum(map(len, texts)) / _CHARS_PER_TOKEN + request.n * answer
 
 
 def _network(address: str) -> str:

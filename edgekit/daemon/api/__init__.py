@@ -3,7 +3,7 @@
 from edgekit.daemon.api.body import ReplyOptions
 from edgekit.daemon.api.chat import parse_chat
 from edgekit.daemon.api.collect import CollectedChoice, CollectedReply
-from edgekit.daemon.api.completion import parse_completion
+from edgekit.daemon.api.completion import Completions, parse_completion, parse_completions
 from edgekit.daemon.api.responses import (
     call_delta_body,
     error_body,
@@ -18,6 +18,7 @@ from edgekit.daemon.api.served_model import check_model
 __all__ = [
     "CollectedChoice",
     "CollectedReply",
+    "Completions",
     "ReplyOptions",
     "call_delta_body",
     "check_model",
@@ -26,6 +27,7 @@ __all__ = [
     "message_body",
     "parse_chat",
     "parse_completion",
+    "parse_completions",
     "reasons",
     "timings_body",
     "usage_body",

@@ -25,7 +25,10 @@ from edgekit.daemon.api.validation import Integer, printable, read, renamed, uns
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest
 
-__all__ = ["parse_chat"]
+__all__ = ["Effort", "parse_chat", "template_arguments"]
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""How much a model reasons before it answers, in the OpenAI API's levels."""
 
 _DEPRECATED: Mapping[str, tuple[object, ...]] = {"function_call": ("none", "auto"), "functions": ([],)}
 
@@ -47,7 +50,10 @@ class _Body(Common):
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: Any = None
+    reasoning_effort: Effort | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None
 
 
@@ -83,23 +89,42 @@ def parse_chat(
             parallel_tool_calls=body.parallel_tool_calls is not False,
             truncation=body.truncation or "disabled",
             reasoning="inline" if body.reasoning_format == "none" else "apart",
-            template_arguments=_template_arguments(body),
+            template_arguments=template_arguments(body.chat_template_kwargs, body.reasoning_effort),
+            turn=_turn(body),
             **common(body),
         )
     return request, options(body)
 
 
-def _template_arguments(body: _Body) -> dict[str, Any]:
+def _turn(body: _Body) -> Literal["new", "continue", "none"]:
+    if not body.continue_final_message:
+        return "none" if body.add_generation_prompt is False else "new"
+    if body.add_generation_prompt:
+        raise RequestError(
+            "`continue_final_message` contradicts `add_generation_prompt`",
+            hint="set `add_generation_prompt` to false",
+            param="continue_final_message",
+        )
+    return "continue"
+
+
+def template_arguments(
+    given: Mapping[str, Any] | None, effort: Effort | None, param: str = "reasoning_effort"
+) -> dict[str, Any]:
     """Return the additional variables of the chat template.
 
+    A template reads one of two variables that control reasoning, or none: `enable_thinking` turns it on or off, and
+    `reasoning_effort` has levels.
+
+    Args:
+        given: Variables that the request sets.
+        effort: Sets both variables.
+        param: Path of the effort in the request.
+
     Raises:
-        RequestError: A name is reserved or not an identifier, or `enable_thinking` contradicts `reasoning_effort`.
+        RequestError: A name is reserved or not an identifier, or a variable contradicts the effort.
     """
-    if body.reasoning_effort not in (None, "none"):
-        raise unsupported(
-            "reasoning_effort", hint="set the variables of this model's chat template with `chat_template_kwargs`"
-        )
-    variables = dict(body.chat_template_kwargs or {})
+    variables = dict(given or {})
     for name in variables:
         if name in _RESERVED:
             raise RequestError(
@@ -109,9 +134,10 @@ def _template_arguments(body: _Body) -> dict[str, Any]:
             raise RequestError(
                 f"`chat_template_kwargs`: `{printable(name)}` is not a variable name", param="chat_template_kwargs"
             )
-    if body.reasoning_effort == "none" and variables.setdefault("enable_thinking", False) is not False:
-        raise RequestError(
-            "`chat_template_kwargs.enable_thinking` contradicts `reasoning_effort`",
-            param="chat_template_kwargs.enable_thinking",
-        )
+    if effort is not None:
+        for name, value in {"enable_thinking": effort not in ("none", "minimal"), "reasoning_effort": effort}.items():
+            if variables.setdefault(name, value) != value:
+                raise RequestError(
+                    f"`chat_template_kwargs.{name}` contradicts `{param}`", param=f"chat_template_kwargs.{name}"
+                )
     return variables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
@@ -12,12 +13,16 @@ from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.other_fields import COMPLETION_NOOP
 from edgekit.daemon.api.validation import Integer, read, renamed, unsupported
 from edgekit.errors import RequestError
-from edgekit.generation.types import ChatRequest
+from edgekit.generation.types import MAX_CHOICES, ChatRequest, Infill
 
-__all__ = ["parse_completion"]
+__all__ = ["MAX_PROMPTS", "Completions", "parse_completion", "parse_completions"]
+
+MAX_PROMPTS = 128
+"""Number of prompts in a request, and of choices for all of them together."""
 
 # The OpenAI API's own default.
 _MAX_TOKENS = 16
+_MAX_TOKEN = 1 << 24
 
 
 def _without_false(value: object) -> object:
@@ -29,13 +34,45 @@ class _Body(Common):
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = COMPLETION_NOOP
 
     prompt: Any
+    suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[Integer | None, BeforeValidator(_without_false)] = None
+    best_of: Integer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """A parsed body.
+
+    Attributes:
+        requests: One for each prompt, alike otherwise.
+        n: Number of choices returned for each prompt; a request may generate more.
+        logprobs: Number of top log probabilities reported; None reports none.
+    """
+
+    requests: tuple[ChatRequest, ...]
+    options: ReplyOptions
+    n: int
+    logprobs: int | None
 
 
 def parse_completion(
     data: bytes | Mapping[str, Any], *, request_id: str, client: str = ""
 ) -> tuple[ChatRequest, ReplyOptions]:
+    """Parse a completion request with one prompt; the arguments are those of `parse_chat`.
+
+    Raises:
+        RequestError: As `parse_completions`; or there are several prompts.
+    """
+    found = parse_completions(data, request_id=request_id, client=client)
+    if len(found.requests) > 1:
+        raise unsupported("prompt", hint="send one request per prompt", what="as a list of several is not supported")
+    if found.requests[0].n > found.n:
+        raise unsupported("best_of")
+    return found.requests[0], found.options
+
+
+def parse_completions(data: bytes | Mapping[str, Any], *, request_id: str, client: str = "") -> Completions:
     """Parse a completion request; the arguments are those of `parse_chat`.
 
     Raises:
@@ -43,25 +80,70 @@ def parse_completion(
     """
     fields = decode(data)
     body = read(_Body, fields)
+    prompts = _prompts(body.prompt)
+    shared = common(body)
+    n = shared.pop("n")
+    generated = _best_of(body, n)
+    if len(prompts) > 1 and len(prompts) * generated > MAX_PROMPTS:
+        raise RequestError(
+            f"{len(prompts)} prompts have {len(prompts) * generated} choices; the limit is {MAX_PROMPTS}",
+            hint="send fewer prompts at a time",
+            param="n",
+        )
     with renamed(max_tokens_name(body, "n_predict")):
         request = ChatRequest(
             id=request_id,
             client=client,
-            prompt=_prompt(body.prompt),
+            prompt=prompts[0],
             max_tokens=max_tokens(body.max_tokens, body.n_predict, default=_MAX_TOKENS),
-            logprobs=body.logprobs,
+            # The best are those with the highest log probability.
+            logprobs=0 if body.logprobs is None and generated > n else body.logprobs,
             echo=bool(body.echo),
-            **common(body),
+            infill=Infill(body.suffix) if body.suffix else None,
+            n=generated,
+            **shared,
         )
-    return request, options(body)
+    requests = (request, *(replace(request, prompt=prompt) for prompt in prompts[1:]))
+    return Completions(requests, options(body), n, body.logprobs)
 
 
-def _prompt(value: object) -> str:
-    prompts = value if isinstance(value, list) else [value]
-    if any(isinstance(item, int | list) for item in prompts):
-        raise unsupported("prompt", hint="send the prompt as a string", what="as token ids is not supported")
-    if len(prompts) > 1:
-        raise unsupported("prompt", hint="send one request per prompt", what="as a list of several is not supported")
-    if not prompts or not isinstance(prompts[0], str):
-        raise RequestError("`prompt` must be a string", param="prompt")
-    return prompts[0]
+def _best_of(body: _Body, n: int) -> int:
+    """Return the number of choices to generate, of which `n` are returned."""
+    if body.best_of is None or body.best_of == n:
+        return n
+    if not max(1, n) < body.best_of <= MAX_CHOICES:
+        raise RequestError(f"`best_of` must be between `n` and {MAX_CHOICES}", param="best_of")
+    for name, given in (("stream", body.stream), ("echo", body.echo)):
+        if given:
+            raise RequestError(f"`best_of` cannot be combined with `{name}`", param="best_of")
+    return body.best_of
+
+
+def _prompts(value: object) -> list[str | tuple[int, ...]]:
+    """Return the prompts: a string, a list of token ids, or a list of either."""
+    given = value if isinstance(value, list) and not (value and _is_token(value[0])) else [value]
+    if not given:
+        raise RequestError("`prompt` is empty", param="prompt")
+    if len(given) > MAX_PROMPTS:
+        raise RequestError(
+            f"`prompt` has {len(given)} prompts; the limit is {MAX_PROMPTS}",
+            hint="send fewer at a time",
+            param="prompt",
+        )
+    several = given is value
+    return [_prompt(item, f"prompt[{number}]" if several else "prompt") for number, item in enumerate(given)]
+
+
+def _prompt(value: object, at: str) -> str | tuple[int, ...]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise RequestError(f"`{at}` must be a string or a list of token ids", param=at)
+    for number, token in enumerate(value):
+        if not _is_token(token) or not 0 <= token <= _MAX_TOKEN:
+            raise RequestError(f"`{at}[{number}]` must be a token id", param=f"{at}[{number}]")
+    return tuple(map(int, value))
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

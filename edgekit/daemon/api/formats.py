@@ -15,7 +15,7 @@ from edgekit.daemon.api.validation import Strict, printable, read, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import ResponseFormat
 
-__all__ = ["ALIASES", "read_format", "read_ollama_format"]
+__all__ = ["ALIASES", "read_format", "read_ollama_format", "read_schema_format", "read_text_format"]
 
 # Top-level fields of vLLM and llama.cpp, with the kind of format that each sets.
 ALIASES: Mapping[str, str] = {
@@ -99,10 +99,30 @@ def read_ollama_format(value: object) -> ResponseFormat | None:
     raise RequestError('`format` must be "json" or a JSON schema', param="format")
 
 
-def _openai(value: object) -> ResponseFormat | None:
+def read_text_format(value: object) -> ResponseFormat | None:
+    """Return the format of the Responses API's `text.format`, which has a schema's fields beside its type.
+
+    Raises:
+        RequestError: It is invalid.
+    """
+    return _openai(value, "text.format", flat=True)
+
+
+def read_schema_format(value: object, at: str) -> ResponseFormat:
+    """Return the format of an object of type `json_schema` with a `schema`, at a path of the body.
+
+    Raises:
+        RequestError: It is invalid.
+    """
+    found = _openai(value, at, flat=True)
+    if found is None or found.kind != "json_schema":
+        raise RequestError(f'`{at}.type` must be "json_schema"', param=f"{at}.type")
+    return found
+
+
+def _openai(value: object, at: str = "response_format", *, flat: bool = False) -> ResponseFormat | None:
     if value is None:
         return None
-    at = "response_format"
     if not isinstance(value, Mapping):
         raise RequestError(f"`{at}` must be an object with a `type`", param=at)
     fields = dict(value)
@@ -111,12 +131,15 @@ def _openai(value: object) -> ResponseFormat | None:
         raise RequestError(
             f"`{at}.type` must be a string" if "type" in fields else f"`{at}.type` is missing", param=f"{at}.type"
         )
+    if flat and kind == "json_schema":
+        described = read(_Described, {name: item for name, item in fields.items() if name != "type"}, at=at)
+        return ResponseFormat("json_schema", described.schema_, name=described.name, param=f"{at}.schema")
     if kind in {"json_object", "json_schema"} and "schema" in fields and "json_schema" not in fields:
         kind = "json_object"
     if kind == "json_object":
         schema = read(_JsonObject, fields, at=at).schema_
         if schema is None:
-            return ResponseFormat("json_object")
+            return ResponseFormat("json_object", param=at)
         return ResponseFormat("json_schema", schema, param=f"{at}.schema")
     if kind == "json_schema":
         described = read(_Described, _only(fields, "json_schema", at), at=f"{at}.json_schema")

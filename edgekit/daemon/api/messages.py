@@ -18,7 +18,7 @@ from edgekit.daemon.api.validation import Strict
 from edgekit.errors import RequestError
 from edgekit.generation.types import Message, ToolCall
 
-__all__ = ["MAX_MESSAGES", "ChatMessage", "check_count", "read_messages"]
+__all__ = ["MAX_MESSAGES", "ChatMessage", "call_arguments", "check_count", "read_messages"]
 
 MAX_MESSAGES = 10_000
 
@@ -148,7 +148,7 @@ def check_count(given: Sequence[Any]) -> None:
         )
 
 
-def _call_arguments(text: str, at: str) -> str:
+def call_arguments(text: str, at: str) -> str:
     """Return a call's arguments as a JSON object; an empty string means no arguments.
 
     Raises:
@@ -173,7 +173,7 @@ def _calls(message: ChatMessage, at: str) -> tuple[ToolCall, ...]:
         ToolCall(
             call.id,
             call.function.name,
-            _call_arguments(call.function.arguments, f"{at}.tool_calls[{index}].function.arguments"),
+            call_arguments(call.function.arguments, f"{at}.tool_calls[{index}].function.arguments"),
         )
         for index, call in enumerate(message.tool_calls)
     )

@@ -1,29 +1,25 @@
 """Parses Ollama's bodies of `/api/chat` and `/api/generate`.
 
-Fields left out have Ollama's defaults, not OpenAI's: its clients expect the same answers. Options that control how
-Ollama loads a model are accepted and ignored. A context longer than the daemon's, and unknown options, which Ollama
-ignores too, are ignored with a warning.
+Options that control how Ollama loads a model are accepted and ignored. A context longer than the daemon's, and unknown
+options and fields, which Ollama ignores too, are ignored with a warning.
 """
 
 from __future__ import annotations
 
-import json
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator
 
 from edgekit.daemon.api.body import read_logprobs
 from edgekit.daemon.api.formats import read_ollama_format
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.messages import check_count
+from edgekit.daemon.api.ollama_messages import OllamaMessage, no_images, read_ollama_messages
 from edgekit.daemon.api.tools import read_tools
 from edgekit.daemon.api.validation import Integer, Stop, Strict, printable, read, renamed, unsupported
 from edgekit.errors import RequestError, nearest
-from edgekit.generation.types import ChatRequest, Message, Sampling, ToolCall
+from edgekit.generation.types import ChatRequest, Infill, Message, Sampling
 
 __all__ = ["OllamaCall", "parse_ollama_chat", "parse_ollama_generate"]
 
@@ -47,6 +43,7 @@ _LOADING = {
     "vocab_only",
 }
 _MAX_WARNINGS = 8
+_CONTENT = {"messages", "model", "prompt", "suffix"}
 # Have an effect only with `mirostat`, which is rejected.
 _MIROSTAT = {"mirostat_eta", "mirostat_tau"}
 
@@ -73,6 +70,7 @@ class OllamaCall:
         request: The request; None if the body only loads the model.
         model: The model's name.
         stream: Stream the reply; Ollama's default.
+        unload: The body asks to unload the model.
         warnings: What the request asked for and did not get.
     """
 
@@ -80,12 +78,7 @@ class OllamaCall:
     model: str
     stream: bool
     warnings: tuple[str, ...] = ()
-
-
-def _no_images(value: object) -> object:
-    if value:
-        raise PydanticCustomError("unsupported", "are not supported; send text")
-    return value
+    unload: bool = False
 
 
 class _Options(Strict):
@@ -111,46 +104,12 @@ class _Options(Strict):
     stop: Stop | None = None
 
 
-class _Function(Strict):
-    name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    index: Integer | None = None
-
-
-class _Call(Strict):
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: _Function
-
-
-class _Message(Strict):
-    ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | None = None
-    thinking: str | None = None
-    # Its names in the OpenAI API: a history may come from there.
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    images: Annotated[list[Any] | None, BeforeValidator(_no_images)] = None
-    tool_calls: list[_Call] | None = None
-    tool_name: str | None = None
-    # Older clients name a result's tool so; Ollama ignores it elsewhere.
-    name: str | None = None
-    tool_call_id: str | None = None
-
-
 class _Body(Strict):
-    ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "shift"})
-    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "_debug_render_only": (False,),
-        "context": ([],),
-        "images": ([],),
-        "suffix": ("",),
-        "template": ("",),
-    }
+    ignored: ClassVar[frozenset[str]] = frozenset({"shift"})
+    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {"_debug_render_only": (False,)}
 
     model: str
+    keep_alive: Any = None
     stream: bool | None = None
     format: Any = None
     options: dict[str, Any] | None = None
@@ -161,14 +120,19 @@ class _Body(Strict):
 
 
 class _Chat(_Body):
-    messages: list[_Message] | None = None
+    messages: list[OllamaMessage] | None = None
     tools: Any = None
 
 
 class _Generate(_Body):
+    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {**_Body.noop, "template": ("",)}
+
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
+    context: list[Integer] | None = None
     raw: bool | None = None
+    images: Annotated[list[Any] | None, BeforeValidator(no_images)] = None
 
 
 def parse_ollama_chat(
@@ -192,34 +156,57 @@ def parse_ollama_chat(
         request = _request(
             id=request_id,
             client=client,
-            messages=_messages(body.messages),
+            messages=read_ollama_messages(body.messages),
             tools=read_tools(body.tools),
             truncation="disabled" if body.truncate is False else "auto",
             **shared,
         )
-    return OllamaCall(request, body.model, stream=body.stream is not False, warnings=warnings)
+    return _call(body, request, warnings)
 
 
 def parse_ollama_generate(
     data: bytes, *, request_id: str, client: str, context_length: int, thinks: bool = False
 ) -> OllamaCall:
-    """Parse a body of `/api/generate`: a chat of one message, or with `raw` a prompt; arguments as above."""
+    """Parse a body of `/api/generate`; arguments as above.
+
+    It is a chat of one message, after the tokens of `context`; with `raw` a prompt that is continued; with `suffix` a
+    gap to fill.
+    """
     body, shared, warnings = _read(_Generate, data, context_length, thinks=thinks)
-    request = None
-    if body.prompt and body.raw:
-        if body.system:
-            raise RequestError("`system` cannot be combined with `raw`", param="system")
-        request = _request(id=request_id, client=client, prompt=body.prompt, **{**shared, "template_arguments": {}})
-    elif body.prompt:
+    named = {"id": request_id, "client": client}
+    truncation = "disabled" if body.truncate is False else "auto"
+    prompt, suffix = body.prompt or "", body.suffix or ""
+    if body.raw:
+        for name in ("system", "context"):
+            if getattr(body, name):
+                raise RequestError(f"`{name}` cannot be combined with `raw`", param=name)
+        warnings += _without_effect("suffix", "raw") if suffix else ()
+        fields: dict[str, Any] = {"prompt": prompt, "template_arguments": {}}
+    elif suffix:
+        for name in ("system", "context"):
+            warnings += _without_effect(name, "suffix") if getattr(body, name) else ()
+        fields = {"prompt": prompt, "infill": Infill(suffix), "truncation": truncation, "template_arguments": {}}
+    else:
         system = (Message("system", body.system),) if body.system else ()
-        request = _request(
-            id=request_id,
-            client=client,
-            messages=(*system, Message("user", body.prompt)),
-            truncation="disabled" if body.truncate is False else "auto",
-            **shared,
-        )
-    return OllamaCall(request, body.model, stream=body.stream is not False, warnings=warnings)
+        fields = {
+            "messages": (*system, Message("user", prompt)),
+            "context": tuple(body.context or ()),
+            "truncation": truncation,
+            "return_tokens": True,
+        }
+    request = _request(**named, **{**shared, **fields}) if prompt or fields.get("infill") else None
+    return _call(body, request, warnings)
+
+
+def _without_effect(name: str, because: str) -> tuple[str, ...]:
+    return (f"`{name}` has no effect with `{because}`",)
+
+
+def _call(body: _Body, request: ChatRequest | None, warnings: tuple[str, ...]) -> OllamaCall:
+    unload = request is None and not isinstance(body.keep_alive, bool) and body.keep_alive in (0, "0", "0s", "0m")
+    if unload:
+        warnings += ("the model stays loaded as long as the daemon runs",)
+    return OllamaCall(request, body.model, stream=body.stream is not False, warnings=warnings, unload=unload)
 
 
 @renamed(_NAMES)
@@ -231,12 +218,14 @@ def _read(
     model: type[Any], data: bytes, context_length: int, *, thinks: bool
 ) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
     """Return the body, the arguments of `ChatRequest` that both endpoints have in common, and warnings."""
-    body = read(model, decode(data))
+    fields = decode(data)
+    unknown = _drop_unknown_fields(model, fields)
+    body = read(model, fields)
     think = body.think
     if think is not None and not any(think is known for known in _THINK[thinks]):
         raise unsupported("think")
     given = dict(body.options or {})
-    warnings = _drop_unknown(given)
+    warnings = [*unknown, *_drop_unknown(given)]
     options = read(_Options, given, at="options")
     if options.num_ctx is not None and options.num_ctx > context_length:
         warnings.append(f"`num_ctx` is {options.num_ctx}, but the context holds {context_length} tokens")
@@ -254,6 +243,24 @@ def _read(
         },
         tuple(warnings),
     )
+
+
+def _drop_unknown_fields(model: type[Any], fields: dict[str, Any]) -> list[str]:
+    """Remove the unknown fields, and return a warning for each of the first few.
+
+    What looks like a misspelt field without which the body means something else is left, to be refused.
+    """
+    known = {*model.model_fields, *model.noop, *model.ignored}
+    options = {*_Options.model_fields, *_Options.noop, *_Options.ignored}
+    warnings: list[str] = []
+    for name in [name for name in fields if name not in known]:
+        near = None if name in options else nearest(name[:100], known)
+        if near in _CONTENT and near not in fields:
+            continue
+        if fields.pop(name) not in (None, "", [], {}) and len(warnings) < _MAX_WARNINGS:
+            hint = "; it belongs into `options`" if name in options else f"; did you mean `{near}`?" if near else ""
+            warnings.append(f"the field `{printable(name)}` is unknown and has no effect{hint}")
+    return warnings
 
 
 def _drop_unknown(options: dict[str, Any]) -> list[str]:
@@ -279,74 +286,3 @@ def _sampling(options: _Options) -> Sampling:
     if given.get("top_k") == -1:
         given["top_k"] = 0  # off
     return Sampling.of(repetition_penalty=given.pop("repeat_penalty", None), **given)
-
-
-def _messages(given: Sequence[_Message]) -> tuple[Message, ...]:
-    """Return the messages. A tool result without a call id answers the first open call of its tool."""
-    check_count(given)
-    messages = []
-    open_calls = _OpenCalls()
-    for number, message in enumerate(given):
-        at = f"messages[{number}]"
-        if message.tool_calls and message.role != "assistant":
-            raise RequestError(f"`{at}.tool_calls` is only allowed with role `assistant`", param=f"{at}.tool_calls")
-        calls = tuple(
-            ToolCall(
-                call.id or f"call_{number}_{index}",
-                call.function.name,
-                json.dumps(call.function.arguments, ensure_ascii=False),
-            )
-            for index, call in enumerate(message.tool_calls or ())
-        )
-        open_calls.add(calls)
-        call_id = message.tool_call_id
-        if message.role == "tool":
-            call_id = open_calls.answer(message) or call_id
-        messages.append(
-            Message(
-                message.role,
-                message.content or "",
-                tool_calls=calls,
-                tool_call_id=call_id,
-                name=_tool_name(message),
-                reasoning=message.thinking or message.reasoning_content or message.reasoning or "",
-            )
-        )
-    return tuple(messages)
-
-
-def _tool_name(message: _Message) -> str | None:
-    return message.tool_name or (message.name if message.role == "tool" else None)
-
-
-class _OpenCalls:
-    """Calls without a result, in order, by id and by name: a search for each result would be quadratic."""
-
-    def __init__(self) -> None:
-        # A dict finds its first key slowly once many were removed.
-        self._calls: OrderedDict[int, ToolCall] = OrderedDict()
-        self._added = 0
-        self._by_id: defaultdict[str, deque[int]] = defaultdict(deque)
-        self._by_name: defaultdict[str, deque[int]] = defaultdict(deque)
-
-    def add(self, calls: Sequence[ToolCall]) -> None:
-        for call in calls:
-            self._calls[self._added] = call
-            self._by_id[call.id].append(self._added)
-            self._by_name[call.name].append(self._added)
-            self._added += 1
-
-    def answer(self, result: _Message) -> str | None:
-        """Close the first call that the result answers, and return its id; None if there is none."""
-        if result.tool_call_id is not None:
-            number = self._first(self._by_id[result.tool_call_id])
-        elif name := _tool_name(result):
-            number = self._first(self._by_name[name])
-        else:
-            number = next(iter(self._calls), None)
-        return None if number is None else self._calls.pop(number).id
-
-    def _first(self, numbers: deque[int]) -> int | None:
-        while numbers and numbers[0] not in self._calls:
-            numbers.popleft()
-        return numbers[0] if numbers else None

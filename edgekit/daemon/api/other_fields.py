@@ -52,13 +52,9 @@ IGNORED = frozenset(_OPENAI | _SERVING | _DEPENDENT)
 
 _NOOP: dict[str, tuple[object, ...]] = {
     # OpenAI
-    "best_of": (1,),
-    "suffix": ("",),
     # vLLM and SGLang
-    "add_generation_prompt": (True,),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
-    "continue_final_message": (False,),
     "chat_template": ("",),
     "chat_template_content_format": ("auto", "string"),
     "detokenize": (True,),
@@ -101,15 +97,18 @@ CHAT_NOOP: Mapping[str, tuple[object, ...]] = {
     **_NOOP,
     "add_special_tokens": (False,),
     "audio": (),
+    "best_of": (1,),
     "echo": (False,),
     "modalities": (["text"],),
-    "verbosity": ("medium",),
+    "suffix": ("",),
     "web_search_options": (),
 }
 """Fields of chats that would change the answer, with the values that have no effect."""
 
 COMPLETION_NOOP: Mapping[str, tuple[object, ...]] = {
     **_NOOP,
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
     "add_special_tokens": (True,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),

@@ -10,7 +10,7 @@ from edgekit.daemon.api.validation import Strict, read, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import Tool, ToolChoice, check_tool_names
 
-__all__ = ["read_tool_choice", "read_tools"]
+__all__ = ["check_tool_name", "read_tool_choice", "read_tools"]
 
 # The OpenAI API allows letters, digits, _ and -; tool names of MCP servers contain the others too.
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -23,6 +23,15 @@ class _Function(Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class _FlatTool(_Function):
+    """As in the Responses API."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"allowed_callers", "cache_control", "output_schema"})
+    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {"defer_loading": (False,)}
+
+    type: Literal["function"]
 
 
 class _Tool(Strict):
@@ -41,6 +50,17 @@ class _Choice(Strict):
     function: _Named
 
 
+class _FlatChoice(Strict):
+    type: str
+    name: str
+
+
+class _FlatAllowed(Strict):
+    type: str
+    mode: Literal["auto", "required"]
+    tools: list[_FlatChoice]
+
+
 class _Allowed(Strict):
     mode: Literal["auto", "required"]
     tools: list[_Choice]
@@ -51,8 +71,12 @@ class _AllowedTools(Strict):
     allowed_tools: _Allowed
 
 
-def read_tools(given: object) -> tuple[Tool, ...]:
+def read_tools(given: object, *, flat: bool = False) -> tuple[Tool, ...]:
     """Return the tools.
+
+    Args:
+        given: The list.
+        flat: A function's fields are beside its `type`, as in the Responses API, and not in `function`.
 
     Raises:
         RequestError: A tool is invalid; `param` is its path.
@@ -61,13 +85,20 @@ def read_tools(given: object) -> tuple[Tool, ...]:
         return ()
     if not isinstance(given, list):
         raise RequestError("`tools` must be a list", param="tools")
-    return tuple(_tool(item, f"tools[{number}]") for number, item in enumerate(given))
+    return tuple(_tool(item, f"tools[{number}]", flat=flat) for number, item in enumerate(given))
 
 
-def read_tool_choice(given: object, tools: Sequence[Tool]) -> tuple[ToolChoice, tuple[Tool, ...]]:
+def read_tool_choice(
+    given: object, tools: Sequence[Tool], *, flat: bool = False
+) -> tuple[ToolChoice, tuple[Tool, ...]]:
     """Return the choice, and the tools that it allows.
 
     `allowed_tools` names a subset of the tools; the others are dropped.
+
+    Args:
+        given: The choice.
+        tools: The tools.
+        flat: Fields are beside the `type`, as in the Responses API.
 
     Raises:
         RequestError: The choice is invalid, or `allowed_tools` names an unknown tool.
@@ -79,39 +110,56 @@ def read_tool_choice(given: object, tools: Sequence[Tool]) -> tuple[ToolChoice, 
         return ToolChoice(mode), tuple(tools)
     kind = given.get("type") if isinstance(given, Mapping) else None
     if kind == "function":
-        name = read(_Choice, given, at="tool_choice").function.name
+        if flat:
+            name = read(_FlatChoice, given, at="tool_choice").name
+        else:
+            name = read(_Choice, given, at="tool_choice").function.name
         return ToolChoice("required", name), tuple(tools)
     if kind == "allowed_tools":
-        allowed = read(_AllowedTools, given, at="tool_choice").allowed_tools
-        names = [item.function.name for item in allowed.tools]
+        mode, names = _allowed(given, flat=flat)
         check_tool_names(names, tools)
-        return ToolChoice(allowed.mode), tuple(tool for tool in tools if tool.name in names)
+        return ToolChoice(mode), tuple(tool for tool in tools if tool.name in names)
     if isinstance(kind, str):
         raise unsupported(
             "tool_choice.type", hint="supported: `function`, `allowed_tools`", what="of this type is not supported"
         )
     raise RequestError(
-        '`tool_choice` must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}',
+        '`tool_choice` must be "none", "auto", "required" or '
+        + ('{"type": "function", "name": …}' if flat else '{"type": "function", "function": {"name": …}}'),
         param="tool_choice",
     )
 
 
-def _tool(item: object, at: str) -> Tool:
+def _allowed(given: object, *, flat: bool) -> tuple[Literal["auto", "required"], list[str]]:
+    if flat:
+        choice = read(_FlatAllowed, given, at="tool_choice")
+        return choice.mode, [item.name for item in choice.tools]
+    allowed = read(_AllowedTools, given, at="tool_choice").allowed_tools
+    return allowed.mode, [item.function.name for item in allowed.tools]
+
+
+def _tool(item: object, at: str, *, flat: bool = False) -> Tool:
     if not isinstance(item, Mapping):
         raise RequestError(f"`{at}` must be an object", param=at)
     if item.get("type") not in (None, "function"):
         raise unsupported(
-            f"{at}.type", hint="only `function` tools are supported", what="of this type is not supported"
+            f"{at}.type",
+            hint="only `function` tools are supported, which the client runs",
+            what="of this type is not supported",
         )
-    function = read(_Tool, item, at=at).function
-    if not _NAME.fullmatch(function.name):
-        raise RequestError(
-            f"`{at}.function.name` must have 1 to 128 letters, digits or _ . : / -", param=f"{at}.function.name"
-        )
+    function: _Function = read(_FlatTool, item, at=at) if flat else read(_Tool, item, at=at).function
+    at = at if flat else f"{at}.function"
+    check_tool_name(function.name, f"{at}.name")
     return Tool(
         function.name,
         description=function.description or "",
         parameters=function.parameters,
         strict=bool(function.strict),
-        param=f"{at}.function.parameters",
+        param=f"{at}.parameters",
     )
+
+
+def check_tool_name(name: str, at: str) -> None:
+    """Refuse a tool's name that is too long, or has other characters than names of tools have."""
+    if not _NAME.fullmatch(name):
+        raise RequestError(f"`{at}` must have 1 to 128 letters, digits or _ . : / -", param=at)

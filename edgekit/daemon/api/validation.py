@@ -56,10 +56,12 @@ class Strict(BaseModel):
     Attributes:
         ignored: Unsupported fields that never change the answer.
         noop: Unsupported fields that would, with the values that have no effect.
+        lenient: Unknown fields are dropped unless they look like a misspelt known one.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset()
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    lenient: ClassVar[bool] = False
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -80,7 +82,8 @@ class Strict(BaseModel):
             noop = cls.noop.get(name) if isinstance(name, str) else None
             if noop is None:
                 # A misspelt name is an error, whatever it has.
-                return item not in ("", [], {}) or nearest(str(name), fields) is not None
+                empty = cls.lenient or item in ("", [], {})
+                return not empty or nearest(str(name), fields) is not None
             # 1 == True in Python: a bool has no effect only where a bool is listed.
             return not any(item == known and isinstance(item, bool) == isinstance(known, bool) for known in noop)
 

@@ -18,7 +18,7 @@ class ChatReply(OpenAIReply):
     def __init__(self, body: bytes, context: RequestContext) -> None:
         request, options = parse_chat(body, request_id=context.id, client=context.client)
         super().__init__(
-            context, request, options, prefix="chatcmpl", kind="chat.completion", chunk_kind="chat.completion.chunk"
+            context, (request,), options, prefix="chatcmpl", kind="chat.completion", chunk_kind="chat.completion.chunk"
         )
 
     def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:

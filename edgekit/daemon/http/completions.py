@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: replies in OpenAI's legacy completions format."""
+"""`POST /v1/completions`: replies in OpenAI's legacy completions format, of one prompt or several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from edgekit.daemon.api import CollectedReply, parse_completion, reasons
+from edgekit.daemon.api import CollectedChoice, CollectedReply, parse_completions, reasons
 from edgekit.daemon.api.responses import clamped, token_text
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.openai import OpenAIReply, event
@@ -19,16 +19,25 @@ class CompletionReply(OpenAIReply):
     """The reply to a completion request; the constructor parses the body."""
 
     def __init__(self, body: bytes, context: RequestContext) -> None:
-        request, options = parse_completion(body, request_id=context.id, client=context.client)
-        super().__init__(context, request, options, prefix="cmpl", kind="text_completion", chunk_kind="text_completion")
-        self._logprobs = [_LogprobsTable(request.logprobs or 0) for _ in range(request.n)]
+        found = parse_completions(body, request_id=context.id, client=context.client)
+        super().__init__(
+            context, found.requests, found.options, prefix="cmpl", kind="text_completion", chunk_kind="text_completion"
+        )
+        self._n = found.n
+        self._wanted = found.logprobs
+        self._logprobs = [_LogprobsTable(found.logprobs or 0) for _ in range(self.choices)]
 
     def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
-        """Return a completion."""
-        choices = [
-            self._choice(index, choice.text, choice.logprobs, reason)
-            for index, (choice, reason) in enumerate(zip(reply.answers, reasons(finished, self.request.n), strict=True))
-        ]
+        """Return a completion: the best choices of each prompt, if more were generated."""
+        ends = reasons(finished, self.choices)
+        generated = self.request.n
+        choices: list[dict[str, Any]] = []
+        for first in range(0, self.choices, generated):
+            indices = range(first, first + generated)
+            best = sorted(indices, key=lambda index: _mean_logprob(reply.answers[index]), reverse=True)
+            for index in indices if generated == self._n else best[: self._n]:
+                choice = self._choice(index, reply.answers[index].text, reply.answers[index].logprobs, ends[index])
+                choices.append({**choice, "index": len(choices)})
         return self.body(choices, finished)
 
     def start(self) -> bytes:
@@ -48,8 +57,14 @@ class CompletionReply(OpenAIReply):
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprob], reason: str | None = None
     ) -> dict[str, Any]:
-        table = None if self.request.logprobs is None else self._logprobs[index].rows(logprobs)
+        table = None if self._wanted is None else self._logprobs[index].rows(logprobs)
         return {"index": index, "text": text, "logprobs": table, "finish_reason": reason}
+
+
+def _mean_logprob(choice: CollectedChoice) -> float:
+    """Return the log probability per token, by which OpenAI's `best_of` ranks choices."""
+    values = [item.logprob for item in choice.logprobs if item.logprob is not None]
+    return sum(values) / len(values) if values else 0.0
 
 
 class _LogprobsTable:
@@ -80,7 +95,14 @@ class _LogprobsTable:
 
 
 def _top_logprobs(item: TokenLogprob) -> dict[str, float | None] | None:
-    """Return the top tokens and the chosen one; None for the first token of a prompt, which has no probability."""
+    """Return the top tokens and the chosen one; None for the first token of a prompt, which has no probability.
+
+    Of tokens with the same text the most likely one is shown, so that the largest value is that of the best token.
+    """
     if item.logprob is None:
         return None
-    return {token_text(data): clamped(value) for _, data, value in (*item.top, (item.token, item.data, item.logprob))}
+    tokens = sorted((*item.top, (item.token, item.data, item.logprob)), key=lambda one: -one[2])
+    found: dict[str, float | None] = {}
+    for _, data, value in tokens:
+        found.setdefault(token_text(data), clamped(value))
+    return found

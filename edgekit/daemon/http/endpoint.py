@@ -5,7 +5,7 @@ A dialect parses a body into a `Reply`, which holds the request and formats the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,10 +17,11 @@ from starlette.types import Receive, Scope, Send
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.api import CollectedReply
+from edgekit.daemon.http.batch import Batch
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
-from edgekit.generation.engine.worker import EngineWorker
+from edgekit.generation.engine.worker import EngineWorker, OnEvent, RequestState
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Failure, Finished, ToolCallDelta
 
@@ -38,23 +39,32 @@ class RequestContext:
         id: The request's id.
         client: The client's address.
         model: The served model.
+        worker: Has the model's tokenizer and templates.
         identity: The sender; what is kept between requests belongs to its `tenant`.
     """
 
     id: str
     client: str
     model: ModelInfo
+    worker: EngineWorker
     identity: Identity = ANONYMOUS
 
 
 class Reply(Protocol):
-    """Formats the answer to one request; the bytes that its methods return are sent unchanged."""
+    """Formats the answer to one request; the bytes that its methods return are sent unchanged.
 
-    request: ChatRequest
+    Attributes:
+        requests: What is submitted: one, or with several prompts one for each.
+    """
+
+    requests: Sequence[ChatRequest]
     stream: bool
     content_type: str
 
-    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any]:
+    def accepted(self, prompt_tokens: int) -> None:
+        """Take the number of prompt tokens, which is known before the answer begins."""
+
+    def full(self, reply: CollectedReply, finished: Finished) -> dict[str, Any] | list[dict[str, Any]]:
         """Return the body of a reply that is not streamed."""
 
     def start(self) -> bytes:
@@ -183,12 +193,23 @@ class Endpoint:
         client = request.client.host if request.client else ""
         identity = request.state.identity
         submit = self._access.bound(worker.submit, identity, info.name, request.state.audit)
-        reply = self._dialect(body, RequestContext(request.state.request_id, client, info, identity))
+        reply = self._dialect(body, RequestContext(request.state.request_id, client, info, worker, identity))
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.
             events.bounded = reply.stream
-            events.state = submit(reply.request, self._metrics.track("http", events.put))
+            self._submit_all(reply, submit, events)
         return reply
+
+    def _submit_all(self, reply: Reply, submit: Callable[[ChatRequest, OnEvent], RequestState], events: Events) -> None:
+        if len(reply.requests) == 1:
+            state = submit(reply.requests[0], self._metrics.track("http", events.put))
+            reply.accepted(len(state.prompt))
+            events.state = state
+            return
+        batch = Batch(reply.requests, self._metrics.track("http", events.put))
+        # Before the first is submitted: a client that reads too slowly cancels them all.
+        events.state = batch
+        batch.submit(submit)
 
 
 class _Full(Response):
@@ -201,7 +222,7 @@ class _Full(Response):
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        collected = CollectedReply(self._reply.request.n)
+        collected = CollectedReply(sum(request.n for request in self._reply.requests))
         response: Response | None = None
         events = self._events.until_over(scope, receive)
         try:

@@ -30,6 +30,7 @@ _STATUS = {
     "model_not_allowed": 403,
     "model_not_found": 404,
     "not_found": 404,
+    "not_implemented": 501,
     "origin_not_allowed": 403,
     "overloaded": 429,
     "rate_limited": 429,

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 
 from starlette.types import Receive, Scope
 
+from edgekit.daemon.http.batch import Cancellable
 from edgekit.errors import RequestError
-from edgekit.generation.engine.worker import RequestState
 from edgekit.generation.types import ChoiceFinished, Event, Failure, Finished, ToolCallDelta
 
 __all__ = ["Events"]
@@ -37,7 +37,7 @@ class Events:
         self.bounded = False
         self._waiting_bytes = 0
         self._overflowed = False
-        self.state: RequestState | None = None
+        self.state: Cancellable | None = None
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""`POST /api/chat`, `/api/generate` and `/api/show`: replies in Ollama's format, one JSON object per line."""
+"""`POST /api/chat` and `/api/generate`: replies in Ollama's format, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from starlette.responses import JSONResponse, Response
 from edgekit.daemon.api import CollectedReply, check_model, logprobs_body
 from edgekit.daemon.api.call_arguments import parse_arguments
 from edgekit.daemon.api.collect import CollectedCall
-from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.ollama import OllamaCall, parse_ollama_chat, parse_ollama_generate
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.errors import error_response, error_text
 from edgekit.daemon.http.json_line import json_line
-from edgekit.daemon.http.models import rfc3339, show
-from edgekit.errors import EdgekitError, RequestError
+from edgekit.daemon.http.ollama_models import rfc3339
+from edgekit.errors import EdgekitError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Finished, TokenLogprob, ToolCall, ToolCallDelta
 
-__all__ = ["chat_dialect", "generate_dialect", "refusal", "show_dialect"]
+__all__ = ["chat_dialect", "generate_dialect", "refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +33,6 @@ def chat_dialect(body: bytes, context: RequestContext) -> _Reply | Response:
 def generate_dialect(body: bytes, context: RequestContext) -> _Reply | Response:
     """Parse a body of `/api/generate`."""
     return _reply(parse_ollama_generate(body, **_arguments(context)), context, chat=False)
-
-
-def show_dialect(body: bytes, context: RequestContext) -> Response:
-    """Parse a body of `/api/show`, and answer it."""
-    fields = decode(body)
-    # `name` is the field's older spelling.
-    name = fields.get("model", fields.get("name"))
-    if not isinstance(name, str):
-        raise RequestError("`model` must be a string", param="model")
-    check_model(name, context.model)
-    return JSONResponse(show(context.model))
 
 
 def refusal(error: EdgekitError) -> Response:
@@ -64,6 +52,7 @@ class _Reply:
     content_type = "application/x-ndjson"
 
     def __init__(self, request: ChatRequest, call: OllamaCall, *, chat: bool) -> None:
+        self.requests: Sequence[ChatRequest] = (request,)
         self.request = request
         self.stream = call.stream
         self._model = call.model
@@ -82,6 +71,9 @@ class _Reply:
     def start(self) -> bytes:
         """Return nothing: the format has no first chunk of its own."""
         return b""
+
+    def accepted(self, prompt_tokens: int) -> None:
+        """Do nothing: the counts are in the last chunk."""
 
     def keep_alive(self) -> bytes:
         """Return a chunk without text: an empty line is not JSON."""
@@ -113,6 +105,9 @@ class _Reply:
 
     def _end(self, finished: Finished) -> dict[str, Any]:
         end = _end(finished)
+        if finished.tokens is not None:
+            # Deprecated in Ollama: the tokens of the conversation, to be sent with the next prompt.
+            end["context"] = [*finished.tokens.prompt, *finished.tokens.outputs[0]]
         # An extension: Ollama writes them to its log only.
         return {**end, "warnings": list(self._warnings)} if self._warnings else end
 
@@ -164,9 +159,16 @@ def _reply(call: OllamaCall, context: RequestContext, *, chat: bool) -> _Reply |
         logger.info("request %s: %s", context.id, warning)
     if call.request is not None:
         return _Reply(call.request, call, chat=chat)
-    # Without a prompt Ollama only loads the model, and reports that.
+    # Without a prompt Ollama only loads the model, or unloads it, and reports that.
     text: dict[str, Any] = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
-    loaded = {"model": call.model, "created_at": rfc3339(time.time()), **text, "done": True, "done_reason": "load"}
+    loaded = {
+        "model": call.model,
+        "created_at": rfc3339(time.time()),
+        **text,
+        "done": True,
+        "done_reason": "unload" if call.unload else "load",
+        **({"warnings": list(call.warnings)} if call.warnings else {}),
+    }
     return JSONResponse(loaded) if not call.stream else Response(_line(loaded), media_type=_Reply.content_type)
 
 

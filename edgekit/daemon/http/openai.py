@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from edgekit.daemon.api import ReplyOptions, check_model, reasons, timings_body, usage_body
@@ -20,7 +21,7 @@ class OpenAIReply:
 
     Args:
         context: The request's id, and the served model.
-        request: The request.
+        requests: The requests: one for each prompt.
         options: The reply's format.
         prefix: Prefix of the reply's id.
         kind: `object` of a full reply.
@@ -32,7 +33,7 @@ class OpenAIReply:
     def __init__(
         self,
         context: RequestContext,
-        request: ChatRequest,
+        requests: Sequence[ChatRequest],
         options: ReplyOptions,
         *,
         prefix: str,
@@ -40,13 +41,18 @@ class OpenAIReply:
         chunk_kind: str,
     ) -> None:
         check_model(options.model, context.model)
-        self.request = request
+        self.requests = requests
+        self.request = requests[0]
+        self.choices = len(requests) * requests[0].n
         self.stream = options.stream
         self._options = options
         self._kind = kind
         self._chunk_kind = chunk_kind
         self._finished: set[int] = set()
         self._head = {"id": f"{prefix}-{context.id}", "created": int(time.time()), "model": context.model.name}
+
+    def accepted(self, prompt_tokens: int) -> None:
+        """Do nothing: the counts are in the reply's end."""
 
     def keep_alive(self) -> bytes:
         """Return a comment, which readers of server-sent events skip."""
@@ -63,7 +69,7 @@ class OpenAIReply:
 
     def finish(self, finished: Finished) -> bytes:
         """Return the other choices' finish reasons, the last with the timings; usage if requested; and `[DONE]`."""
-        ends = enumerate(reasons(finished, self.request.n))
+        ends = enumerate(reasons(finished, self.choices))
         # At least one chunk: the choice that finishes last has no `ChoiceFinished`.
         chunks = [self.chunk(self.last_choice(index, reason)) for index, reason in ends if index not in self._finished]
         chunks[-1]["timings"] = timings_body(finished.timings, finished.usage)

@@ -21,18 +21,19 @@ from starlette.routing import Route
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.access.access import Access
-from edgekit.daemon.http import ollama
+from edgekit.daemon.http import anthropic, llama_server, ollama, ollama_models, utilities
 from edgekit.daemon.http.authentication import Authentication
 from edgekit.daemon.http.chat import ChatReply
 from edgekit.daemon.http.completions import CompletionReply
 from edgekit.daemon.http.connections import HEADER_S, Connections
-from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
+from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint, RequestContext
 from edgekit.daemon.http.errors import error_response, http_error
 from edgekit.daemon.http.listeners import UnixListener, is_private, listen_tcp, resolve
 from edgekit.daemon.http.models import Models
 from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
 from edgekit.daemon.http.origins import cors, origin_pattern
 from edgekit.daemon.http.refusals import refusal_for
+from edgekit.daemon.http.response_routes import Responses
 from edgekit.daemon.http.tls import Certificate
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import ConfigError, EdgekitError, UnavailableError
@@ -247,14 +248,28 @@ class HttpServer:
 
     def _application(self) -> Starlette:
         config = self._config
+        responses = Responses(config)
         models = Models(lambda: self._info, lambda: self._backend()[1])
         routes = [
             self._endpoint("/v1/chat/completions", ChatReply),
             self._endpoint("/v1/completions", CompletionReply),
+            self._endpoint("/v1/responses", responses.create),
+            self._endpoint("/v1/responses/input_tokens", self._count_response(responses)),
+            *responses.routes(),
+            self._endpoint("/v1/messages", anthropic.messages_dialect, anthropic.refusal),
+            self._endpoint("/v1/messages/count_tokens", self._count_message, anthropic.refusal),
             self._endpoint("/api/chat", ollama.chat_dialect, ollama.refusal),
             self._endpoint("/api/generate", ollama.generate_dialect, ollama.refusal),
-            self._endpoint("/api/show", ollama.show_dialect, ollama.refusal),
+            self._endpoint("/api/show", ollama_models.show_dialect, ollama.refusal),
+            self._endpoint("/api/pull", ollama_models.pull_dialect, ollama.refusal),
+            self._endpoint("/completion", llama_server.completion_dialect),
+            self._endpoint("/infill", llama_server.infill_dialect),
+            self._endpoint("/tokenize", utilities.tokenize),
+            self._endpoint("/detokenize", utilities.detokenize),
+            self._endpoint("/apply-template", utilities.apply_template),
             *models.routes(),
+            *ollama_models.OllamaModels(lambda: self._info).routes(),
+            *utilities.Utilities(lambda: self._info, self._backend, self._problem).routes(),
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
             Route("/metrics", self._show_metrics, methods=["GET"]),
@@ -299,6 +314,15 @@ class HttpServer:
 
         return Route(path, answer, methods=["POST"])
 
+    def _count_message(self, body: bytes, context: RequestContext) -> Response:
+        return anthropic.count_dialect(body, context, self._backend()[0].count_tokens)
+
+    def _count_response(self, responses: Responses) -> Dialect:
+        def count(body: bytes, context: RequestContext) -> Response:
+            return responses.count(body, context, self._backend()[0].count_tokens)
+
+        return count
+
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:
             activity = self._activity()
@@ -310,17 +334,22 @@ class HttpServer:
             )
         return self._worker, self._info
 
+    def _problem(self) -> str | None:
+        """Return why no request can be served; None if requests are accepted."""
+        if self._worker is None:
+            return self._activity() or "the model is loading"
+        if self._worker.failed:
+            return "generation has failed"
+        return None if self._worker.accepting else "shutting down"
+
     async def _healthz(self, _: Request) -> Response:
         problem = None if self._health is None else self._health.problem
         return PlainTextResponse("ok\n") if problem is None else PlainTextResponse(f"{problem}\n", 503)
 
     async def _readyz(self, _: Request) -> Response:
-        if self._worker is None:
-            return PlainTextResponse(f"{self._activity() or 'the model is loading'}\n", 503)
-        if self._worker.failed:
-            return PlainTextResponse("generation has failed\n", 503)
-        if not self._worker.accepting:
-            return PlainTextResponse("shutting down\n", 503)
+        problem = self._problem()
+        if problem is not None:
+            return PlainTextResponse(f"{problem}\n", 503)
         info, activity = self._info, self._activity()
         if info is None or self._keys_required or self._access.keys.current().configured:
             # No details for senders without a key.

@@ -7,9 +7,10 @@ the turn.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edgekit.errors import BundleError, RequestError
 from edgekit.generation.chat.jinja_sandbox import MAX_CHARACTERS
@@ -19,7 +20,7 @@ from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.types import Message, Tool, ToolCall
 
-__all__ = ["Prompt", "encode_chat"]
+__all__ = ["Prompt", "encode_chat", "render_chat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,10 @@ def encode_chat(
     tools: Sequence[Tool] = (),
     arguments: Mapping[str, Any] | None = None,
     prompt_id: Callable[[str], str] = str,
+    turn: Literal["new", "continue", "none"] = "new",
     limit: TimeLimit = UNLIMITED,
 ) -> Prompt:
-    """Return the prompt of a chat, including the start of the assistant's turn.
+    """Return the prompt of a chat.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -55,11 +57,13 @@ def encode_chat(
         tools: Functions that the model may call.
         arguments: Additional template variables.
         prompt_id: Maps a call's id to the id written in the prompt.
+        turn: How it ends, as in `ChatRequest`.
         limit: Time for it.
 
     Raises:
         RequestError: The template refuses the messages, fails on them, or splits a special token in a message; a call's
-            arguments are not a JSON object; something is too long or nested too deeply; the time limit has passed.
+            arguments are not a JSON object; something is too long or nested too deeply; the time limit has passed; the
+            last message cannot be continued.
         BundleError: The template fails on any messages.
     """
     shaped = _shaped(messages, prompt_id)
@@ -74,13 +78,65 @@ def encode_chat(
         )
 
     def render(messages: Sequence[Mapping[str, Any]]) -> str:
-        return template.render(guard.wrap(messages), tools=guard.wrap(functions), arguments=guard.wrap(arguments or {}))
+        wrapped = guard.wrap(messages)
+        if turn == "continue":
+            wrapped[-1]["content"] += guard.mark
+        return template.render(
+            wrapped,
+            tools=guard.wrap(functions),
+            arguments=guard.wrap(arguments or {}),
+            add_generation_prompt=turn == "new",
+        )
 
     try:
         text = render(shaped)
     except BundleError as error:
         text = _render_again(render, shaped, error, template)
+    if turn == "continue":
+        text = _up_to(guard.mark, text)
     return Prompt(guard.encode(text), thinking=text.rstrip().endswith("<think>"))
+
+
+def render_chat(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    arguments: Mapping[str, Any] | None = None,
+    prompt_id: Callable[[str], str] = str,
+    turn: Literal["new", "continue", "none"] = "new",
+) -> str:
+    """Return the text of a chat's prompt; the arguments and errors are those of `encode_chat`.
+
+    The text does not tell a special token in a message from one of the template: only the tokens do.
+    """
+    shaped = _shaped(messages, prompt_id)
+    functions = [_function(tool) for tool in tools]
+    mark = secrets.token_hex(16) if turn == "continue" else ""
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> str:
+        last = {**messages[-1], "content": messages[-1]["content"] + mark}
+        return template.render(
+            [*messages[:-1], last], tools=functions, arguments=arguments, add_generation_prompt=turn == "new"
+        )
+
+    try:
+        text = render(shaped)
+    except BundleError as error:
+        text = _render_again(render, shaped, error, template)
+    return _up_to(mark, text) if mark else text
+
+
+def _up_to(mark: str, text: str) -> str:
+    """Return a rendered chat up to the mark at the end of its last message, which the output continues."""
+    before, found, _ = text.rpartition(mark)
+    if not found:
+        raise RequestError(
+            "the last message cannot be continued: this model's chat template does not show it as it is",
+            hint="end the chat with the user's message",
+            param="messages",
+        )
+    return before
 
 
 def _render_again(

@@ -37,13 +37,14 @@ class SpecialTokenGuard:
 
     Attributes:
         size: Number of characters in `values`.
+        mark: Another marker, for a place in the rendered text; cut it away before `encode`.
     """
 
     def __init__(self, tokenizer: Tokenizer, values: Sequence[Any], limit: TimeLimit = UNLIMITED) -> None:
         self._tokenizer = tokenizer
         self._limit = limit
         self._strings = {text for text in _strings(values, 0) if text}
-        self._opening, self._closing = _markers(set().union(*self._strings))
+        self._opening, self._closing, self.mark = _markers(set().union(*self._strings))
         self.size = sum(map(len, _strings(values, 0)))
         self._starts: set[str] | None = None
         self._completable: dict[str, bool] = {}
@@ -133,8 +134,8 @@ def _strings(value: Any, depth: int) -> Iterator[str]:
             yield from _strings(item, depth + 1)
 
 
-def _markers(used: Collection[str]) -> tuple[str, str]:
-    """Two random markers of unused characters, with about 2**96 possibilities each."""
+def _markers(used: Collection[str]) -> tuple[str, str, str]:
+    """Three random markers of unused characters, with about 2**96 possibilities each."""
     if sum(char >= chr(_FIRST) for char in used) > _COUNT // 2:
         raise RequestError(
             f"the messages contain more than {_COUNT // 2} different characters of Unicode's private-use plane 16",
@@ -142,11 +143,12 @@ def _markers(used: Collection[str]) -> tuple[str, str]:
             param="messages",
         )
     chars: list[str] = []
-    while len(chars) < 2 * _MARKER_LENGTH:
+    while len(chars) < 3 * _MARKER_LENGTH:
         char = chr(_FIRST + secrets.randbelow(_COUNT))
         if char not in used and char not in chars:
             chars.append(char)
-    return "".join(chars[:_MARKER_LENGTH]), "".join(chars[_MARKER_LENGTH:])
+    first, second = "".join(chars[:_MARKER_LENGTH]), "".join(chars[_MARKER_LENGTH : 2 * _MARKER_LENGTH])
+    return first, second, "".join(chars[2 * _MARKER_LENGTH :])
 
 
 def _split_error() -> RequestError:

@@ -12,23 +12,29 @@ class StopFilter:
 
     Args:
         stops: Non-empty stop strings.
+
+    Attributes:
+        hit: A stop string was found.
+        found: The stop string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._pending = ""
         self.hit = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
         """Add text and return what cannot be part of a stop string; sets `hit` at the first stop string."""
         if not self._stops or self.hit:
             return "" if self.hit else text
         text = self._pending + text
-        found = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
+            start, self.found = min(found)
             self.hit = True
             self._pending = ""
-            return text[: min(found)]
+            return text[:start]
         keep = max(overlap(text, stop) for stop in self._stops)
         self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]

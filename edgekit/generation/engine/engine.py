@@ -412,7 +412,8 @@ class Engine:
             self._slots.save(slot_of(sequence), upto=len(sequence.tokens))
         self._slots.release(slot_of(sequence), keep=state.request.cache_prompt)
         sequence.close()
-        if state.finish_choice(sequence.index, sequence.reason or "stop"):
+        output = sequence.tokens[sequence.prompt_length :]
+        if state.finish_choice(sequence.index, sequence.reason or "stop", output):
             # Removed before the last event: a client that submits again on that event finds the queue place free.
             self._open.remove(state)
             state.finish()

@@ -22,6 +22,7 @@ from edgekit.generation.types import (
     FinishReason,
     TokenLogprob,
     ToolCallDelta,
+    UsedTokens,
 )
 from edgekit.generation.usage import Timings, Usage
 
@@ -48,7 +49,8 @@ class RequestState:
     Attributes:
         cancelled: The request was cancelled; the engine ends it in its next step.
         done: The last event was delivered.
-        cached_tokens, accepted_tokens, rejected_tokens, completion_tokens, steps, kv_bytes: As in `Usage`, `Timings`.
+        cached_tokens, accepted_tokens, rejected_tokens, completion_tokens, reasoning_tokens, steps, kv_bytes: As in
+            `Usage` and `Timings`.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class RequestState:
         self.cancelled = False
         self.done = False
         self.cached_tokens = self.accepted_tokens = self.rejected_tokens = self.completion_tokens = 0
-        self.steps = self.kv_bytes = 0
+        self.steps = self.kv_bytes = self.reasoning_tokens = 0
         # Joules of prefill and of decoding; None if none was measured.
         self._energy: tuple[float, float] | None = None
         self._energy_unknown = False
@@ -75,6 +77,8 @@ class RequestState:
         self._deltas = 0
         self._reasons: list[FinishReason | None] = [None] * request.n
         self._calls = [0] * request.n
+        self._outputs: list[tuple[int, ...]] = [()] * request.n
+        self._stops: list[str | None] = [None] * request.n
         self._started: float | None = None
         self._first_token: float | None = None
         self._last_token = 0.0
@@ -159,9 +163,21 @@ class RequestState:
         if logprobs:
             self._emit(Delta(self._deltas, "", index, tuple(logprobs)))
 
-    def finish_choice(self, index: int, reason: FinishReason) -> bool:
-        """Record that a choice has ended; returns whether it was the last, which `finish` then reports."""
+    def stopped(self, index: int, stop: str | None) -> None:
+        """Record the stop string that ends a choice; call it before `finish_choice`."""
+        self._stops[index] = stop
+
+    def finish_choice(self, index: int, reason: FinishReason, tokens: Sequence[int] = ()) -> bool:
+        """Record that a choice has ended; returns whether it was the last, which `finish` then reports.
+
+        Args:
+            index: Index of the choice.
+            reason: Why it has ended.
+            tokens: Its tokens, without the prompt's.
+        """
         self._reasons[index] = reason
+        if self.request.return_tokens:
+            self._outputs[index] = tuple(tokens)
         if all(self._reasons):
             return True
         if not self.done:
@@ -189,6 +205,7 @@ class RequestState:
                     accepted_tokens=self.accepted_tokens,
                     rejected_tokens=self.rejected_tokens,
                     left_out_messages=self.prepared.left_out,
+                    reasoning_tokens=self.reasoning_tokens,
                 ),
                 timings=Timings(
                     queue_s=started - self.submitted,
@@ -201,6 +218,8 @@ class RequestState:
                     decode_j=decode_j,
                 ),
                 reasons=reasons,
+                stops=tuple(self._stops),
+                tokens=UsedTokens(tuple(self.prompt), tuple(self._outputs)) if self.request.return_tokens else None,
             )
         )
 

@@ -139,7 +139,7 @@ class EngineWorker:
 
     @property
     def model(self) -> TextModel:
-        """The model; its runner is the worker's."""
+        """The model; its tokenizer and templates are safe to use from any thread, its runner is the worker's."""
         return self._served.model
 
     @property
@@ -185,6 +185,16 @@ class EngineWorker:
             self._submitted.append(state)
             self._changed.notify_all()
         return state
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Return the number of prompt tokens of a request, which may exceed the context.
+
+        Raises:
+            RequestError: The chat template rejects the messages, or it takes too long.
+            BundleError: The chat template failed.
+        """
+        with self._preparing():
+            return len(self.model.encode(request, TimeLimit(_PREPARE_S)).tokens)
 
     def seconds_since_heartbeat(self) -> float:
         """Seconds since the thread last completed a step or checked the queue."""

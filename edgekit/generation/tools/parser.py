@@ -82,6 +82,11 @@ class ToolParser:
         self._raw = self._buffer = ""
         return self._take()
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the text so far ends inside the model's reasoning."""
+        return False
+
     def _take(self) -> list[ParserEvent]:
         events, self._events = self._events, []
         return events

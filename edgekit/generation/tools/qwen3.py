@@ -89,6 +89,11 @@ class _Parser(HermesParser):
             self._buffer = ""
         return super().finish()
 
+    @property
+    def thinking(self) -> bool:
+        """As `ToolParser.thinking`."""
+        return self._state == self._think
+
     def _begin(self) -> bool:
         rest = self._buffer.lstrip()
         if rest.startswith(THINK):

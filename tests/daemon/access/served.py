@@ -15,9 +15,11 @@ from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.key_file import add_key
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics
+from edgekit.generation.engine.engine import EngineStats
 from tests.daemon.access.test_key_file import make
 from tests.daemon.http.conftest import MODEL
 from tests.daemon.mqtt.scripted import ScriptedWorker
+from tests.generation.tiny import echo_model
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -26,6 +28,13 @@ ASK = {"messages": [{"role": "user", "content": "What is the capital of France?"
 class _Worker(ScriptedWorker):
     failed = False
     accepting = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = echo_model()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 0, 0, 0, 0, None)
 
 
 @dataclass

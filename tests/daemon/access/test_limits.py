@@ -6,7 +6,7 @@ import pytest
 
 from edgekit.daemon.access.limits import ATTEMPTS_PER_MINUTE, AttemptLimit, KeyLimits, estimate_tokens
 from edgekit.errors import UnavailableError
-from edgekit.generation.types import ChatRequest, Message
+from edgekit.generation.types import ChatRequest, Infill, Message
 from tests.daemon.access.test_key_file import make
 
 
@@ -106,3 +106,9 @@ def test_the_estimate_counts_the_prompt_and_every_choice() -> None:
     chat = ChatRequest("r", (Message("user", "x" * 400),), max_tokens=50, n=2)
     assert estimate_tokens(chat) == 200
     assert estimate_tokens(ChatRequest("r", (Message("user", ""),))) == 256
+    assert estimate_tokens(ChatRequest("r", prompt=(1, 2, 3), max_tokens=7)) == 10
+    assert estimate_tokens(ChatRequest("r", prompt="x" * 8, max_tokens=7)) == 9
+    later = ChatRequest("r", (Message("user", "x" * 8),), context=(1, 2, 3), max_tokens=7)
+    assert estimate_tokens(later) == 12
+    gap = ChatRequest("r", prompt="x" * 8, infill=Infill("y" * 4, (("a.py", "z" * 16),)), max_tokens=7)
+    assert estimate_tokens(gap) == 14

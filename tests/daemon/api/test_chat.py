@@ -118,9 +118,22 @@ def test_the_reasoning_format_says_where_reasoning_goes() -> None:
         assert request.reasoning == where
 
 
-def test_reasoning_effort_none_disables_thinking_in_the_template() -> None:
-    request, _ = parse_chat({"messages": HELLO, "reasoning_effort": "none"}, request_id="r")
-    assert request.template_arguments == {"enable_thinking": False}
+@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("minimal", False), ("low", True), ("high", True)])
+def test_reasoning_effort_sets_both_variables_that_templates_read(effort: str, thinks: bool) -> None:
+    request, _ = parse_chat({"messages": HELLO, "reasoning_effort": effort}, request_id="r")
+    assert request.template_arguments == {"enable_thinking": thinks, "reasoning_effort": effort}
+    assert parse_chat({"messages": HELLO}, request_id="r")[0].template_arguments == {}
+
+
+def test_the_last_message_may_be_continued_or_nothing_added() -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "The"}]
+    for fields, turn in (
+        ({"continue_final_message": True, "add_generation_prompt": False}, "continue"),
+        ({"continue_final_message": True}, "continue"),
+        ({"add_generation_prompt": False}, "none"),
+        ({"continue_final_message": False, "add_generation_prompt": True}, "new"),
+    ):
+        assert parse_chat({"messages": begun, **fields}, request_id="r")[0].turn == turn
 
 
 def test_calls_and_their_answers_arrive_with_ids_and_names() -> None:
@@ -156,7 +169,7 @@ def test_text_parts_are_joined_and_stop_may_be_one_string() -> None:
         {"response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "modalities": ["text"]},
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "parallel_tool_calls": True},
         {"temperature": None, "stop": None, "stream_options": None, "tools": None, "model": None, "n": None},
-        {"functions": [], "function_call": "none", "verbosity": "medium"},
+        {"functions": [], "function_call": "none", "verbosity": "low"},
         {"chat_template_kwargs": [], "stream_options": [], "tools": None, "stop": [""], "unheard_of": None},
         {"response_format": {"type": "json_schema", "json_schema": {"name": None, "schema": {}, "strict": None}}},
         {"tools": [{"type": None, "function": {"name": "f", "parameters": None, "strict": None}, "x": None}]},
@@ -225,7 +238,6 @@ def test_an_empty_stop_string_stops_nothing(given: object, read: tuple[str, ...]
         ("function_call", {"name": "f"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
-        ("reasoning_effort", "high"),
         ("mirostat", 2),
     ],
 )
@@ -265,6 +277,13 @@ def test_the_deprecated_function_parameters_name_their_successor() -> None:
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, "repeat_penalty"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"verbosity": "huge"}, "verbosity"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        (
+            {"chat_template_kwargs": {"reasoning_effort": "low"}, "reasoning_effort": "high"},
+            "chat_template_kwargs.reasoning_effort",
+        ),
         (
             {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"},
             "chat_template_kwargs.enable_thinking",

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from edgekit.daemon.api import parse_completion
+from edgekit.daemon.api import parse_completion, parse_completions
 from edgekit.errors import RequestError
-from edgekit.generation.types import ChatRequest, ResponseFormat
+from edgekit.generation.types import ChatRequest, Infill, ResponseFormat
 
 
 def parse(**fields: Any) -> ChatRequest:
@@ -23,7 +23,7 @@ def test_every_field_of_a_completion_arrives() -> None:
             "logprobs": 5,
             "n": 2,
             "stop": "x",
-            "best_of": 1,
+            "best_of": 2,
             "suffix": "",
             "seed": 7,
             "temperature": 0,
@@ -58,13 +58,23 @@ def test_a_single_prompt_may_be_in_a_list() -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"prompt": [1, 2, 3]}, "unsupported_parameter", "prompt"),
-        ({"prompt": [[1, 2, 3]]}, "unsupported_parameter", "prompt"),
+        ({"prompt": [1, -2, 3]}, "invalid_request", "prompt[1]"),
+        ({"prompt": [[1], [2, 1 << 30]]}, "invalid_request", "prompt[1][1]"),
+        ({"prompt": [1, "a"]}, "invalid_request", "prompt[1]"),
+        ({"prompt": [1, True]}, "invalid_request", "prompt[1]"),
+        ({"prompt": ["a", 1]}, "invalid_request", "prompt[1]"),
+        ({"prompt": ["a"] * 129}, "invalid_request", "prompt"),
+        ({"prompt": ["a"] * 9, "n": 16}, "invalid_request", "n"),
+        ({"best_of": 17}, "invalid_request", "best_of"),
+        ({"n": 3, "best_of": 2}, "invalid_request", "best_of"),
+        ({"best_of": 2, "stream": True}, "invalid_request", "best_of"),
+        ({"best_of": 2, "echo": True}, "invalid_request", "best_of"),
         ({"prompt": ["a", "b"]}, "unsupported_parameter", "prompt"),
         ({"prompt": []}, "invalid_request", "prompt"),
         ({"prompt": None}, "invalid_request", "prompt"),
         ({"prompt": {}}, "invalid_request", "prompt"),
-        ({"suffix": "end"}, "unsupported_parameter", "suffix"),
+        ({"suffix": 1}, "invalid_request", "suffix"),
+        ({"suffix": "end", "echo": True}, "invalid_request", "echo"),
         ({"best_of": 2}, "unsupported_parameter", "best_of"),
         ({"logprobs": True}, "invalid_request", "logprobs"),
         ({"logprobs": 21}, "invalid_request", "logprobs"),
@@ -79,6 +89,28 @@ def test_unsupported_and_invalid_fields_are_rejected_by_name(fields: dict[str, A
         parse(**fields)
     assert (caught.value.code, caught.value.param) == (code, param)
     assert caught.value.hint or code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([5, 6], [(5, 6)]),
+        ([[5, 6], [7]], [(5, 6), (7,)]),
+        (["a", [7]], ["a", (7,)]),
+    ],
+)
+def test_prompts_are_text_or_token_ids_alone_or_several(given: Any, prompts: list[Any]) -> None:
+    found = parse_completions({"prompt": given, "seed": 3}, request_id="r")
+    assert [request.prompt for request in found.requests] == prompts
+    assert {request.sampling.seed for request in found.requests} == {3}
+
+
+def test_a_suffix_makes_a_gap_to_fill() -> None:
+    request = parse(prompt="def f():", suffix="\n")
+    assert (request.prompt, request.infill, request.truncation) == ("def f():", Infill("\n"), "disabled")
+    assert parse(suffix="") == parse(suffix=None) == parse()
 
 
 def test_a_missing_prompt_is_reported() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgekit.daemon.api.ollama import OllamaCall, _Chat, _Generate, _Options, parse_ollama_chat, parse_ollama_generate
 from edgekit.errors import RequestError
-from edgekit.generation.types import ChatRequest, Message, ResponseFormat, Sampling, Tool, ToolCall
+from edgekit.generation.types import ChatRequest, Infill, Message, ResponseFormat, Sampling, Tool, ToolCall
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -147,7 +147,6 @@ def test_a_body_without_a_prompt_makes_no_request() -> None:
         ({"messages": [{"role": "king"}]}, "invalid_request", "messages[0].role"),
         ({"tools": [{"type": "function"}]}, "invalid_request", "tools[0].function"),
         ({"model": None}, "invalid_request", "model"),
-        ({"massages": []}, "unsupported_parameter", "massages"),
     ],
 )
 def test_unsupported_and_invalid_fields_are_rejected_by_name(fields: dict[str, Any], code: str, param: str) -> None:
@@ -176,8 +175,8 @@ def test_only_a_model_that_reasons_can_be_asked_to_think() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"suffix": "x"},
-        {"context": [1]},
+        {"context": [1], "raw": True},
+        {"context": [-1]},
         {"template": "{{ .Prompt }}"},
         {"images": ["aa"]},
         {"raw": True, "system": "x"},
@@ -187,6 +186,67 @@ def test_fields_that_generate_does_not_support_are_rejected_by_name(fields: dict
     with pytest.raises(RequestError) as caught:
         generate(prompt="x", **fields)
     assert caught.value.param in fields
+
+
+def test_a_suffix_makes_a_gap_to_fill() -> None:
+    request = generate(prompt="def f():\n", suffix="\n", options={"num_predict": 8}, keep_alive=1800)
+    assert (request.prompt, request.infill, request.messages) == ("def f():\n", Infill("\n"), ())
+    assert (request.truncation, request.max_tokens, request.return_tokens) == ("auto", 8, False)
+    assert generate(suffix="\n", truncate=False).truncation == "disabled"
+    assert generate(prompt="x", suffix="").infill is None
+    call = read(parse_ollama_generate, model="m", prompt="x", suffix="y", system="s", context=[1])
+    assert call.warnings == ("`system` has no effect with `suffix`", "`context` has no effect with `suffix`")
+    raw = read(parse_ollama_generate, model="m", prompt="x", suffix="y", raw=True)
+    assert raw.warnings == ("`suffix` has no effect with `raw`",)
+    assert raw.request is not None
+    assert raw.request.infill is None
+
+
+def test_earlier_tokens_go_in_front_of_the_prompt() -> None:
+    request = generate(prompt="And?", context=[1, 2.0, 3])
+    assert (request.context, request.return_tokens) == ((1, 2, 3), True)
+    assert generate(prompt="And?").context == ()
+
+
+def test_an_unknown_field_is_a_warning_as_ollama_ignores_it() -> None:
+    call = read(parse_ollama_chat, model="m", messages=HELLO, temperature=0.5, dimensions=3, colour="x", empty="")
+    assert call.request is not None
+    assert call.warnings == (
+        "the field `temperature` is unknown and has no effect; it belongs into `options`",
+        "the field `dimensions` is unknown and has no effect",
+        "the field `colour` is unknown and has no effect",
+    )
+    near = read(parse_ollama_chat, model="m", messages=HELLO, stream_options={"x": 1}, model_item={"y": 2})
+    assert near.warnings == (
+        "the field `stream_options` is unknown and has no effect; did you mean `options`?",
+        "the field `model_item` is unknown and has no effect; did you mean `model`?",
+    )
+    kept = [{"role": "user", "content": "Hi", "timestamp": 1, "id": "x"}]
+    assert chat(messages=kept).messages == (Message("user", "Hi"),)
+    with pytest.raises(RequestError, match="tool_call` is not supported") as caught:
+        chat(messages=[{"role": "assistant", "tool_call": [1]}])
+    assert caught.value.param == "messages[0].tool_call"
+
+
+def test_a_misspelt_field_without_which_the_body_means_something_else_is_refused() -> None:
+    for parse, fields in (
+        (parse_ollama_chat, {"model": "m", "massages": HELLO}),
+        (parse_ollama_generate, {"model": "m", "promt": "x"}),
+        (parse_ollama_generate, {"model": "m", "prompt": "x", "sufix": "y"}),
+    ):
+        with pytest.raises(RequestError, match="is not supported") as caught:
+            read(parse, **fields)
+        assert caught.value.param in fields
+        assert "did you mean" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "unload"), [(0, True), ("0", True), ("0s", True), (-1, False), ("5m", False), (None, False)]
+)
+def test_a_model_is_asked_to_unload_by_a_time_of_nothing(keep_alive: object, unload: bool) -> None:
+    call = read(parse_ollama_generate, model="m", keep_alive=keep_alive)
+    assert (call.request, call.unload, bool(call.warnings)) == (None, unload, unload)
+    assert not read(parse_ollama_generate, model="m", prompt="x", keep_alive=keep_alive).unload
 
 
 def test_an_unknown_option_and_a_longer_context_are_warnings() -> None:

@@ -56,7 +56,11 @@ def test_usage_counts_cached_and_draft_tokens() -> None:
         "completion_tokens": 5,
         "total_tokens": 15,
         "prompt_tokens_details": {"cached_tokens": 4},
-        "completion_tokens_details": {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 2},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": 3,
+            "rejected_prediction_tokens": 2,
+        },
     }
 
 

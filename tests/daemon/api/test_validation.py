@@ -25,7 +25,7 @@ WORDS = re.compile(
     r"`[\w.\[\]]+` (is missing|is not supported|of this type is not supported; send text|are not supported; send text"
     r"|must be (a string|a number|an integer|true or false|an object|a list), not ([\w.…+-]+|a string|a list|an object)"
     r'|must be ("\w+"(, "\w+")*( or "\w+")?), not ("x"|[\w.…+-]+|a list|an object)'
-    r'|must be a string, or a list of parts with `type` "text" and a `text`)'
+    r'|must be a string, or a list of parts with `type` "(input_)?text" and a `text`)'
 )
 
 

@@ -83,7 +83,7 @@ def test_every_path_of_the_page_is_served_and_no_other() -> None:
     server = HttpServer(HttpConfig(), None, None, Metrics())
     served = {route.path.split("/{")[0] for route in server._application().routes}  # type: ignore[attr-defined]
     table = PAGE.split("| Path | Purpose |", 1)[1].split("\n\n", 1)[0]
-    assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9/]*(?:/NAME)?)[`,]", table)}
+    assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9/_-]*(?:/NAME)?)[`,]", table)}
 
 
 STATE = EngineStats(0, 0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
 from edgekit.config import HttpConfig
-from edgekit.daemon.http.models import rfc3339, show
+from edgekit.daemon.http.ollama_models import rfc3339, show
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics
 from edgekit.generation.model import ModelInfo
@@ -30,12 +32,51 @@ def test_the_number_of_weights_is_shown_as_ollama_shows_it(parameters: int, text
 
 def test_a_model_is_described_with_what_is_known_of_it() -> None:
     known = show(ModelInfo("tiny", 0, 2048, "qwen2", capabilities=("completion", "tools")))
-    assert known["model_info"] == {"general.architecture": "qwen2", "qwen2.context_length": 2048}
+    assert known["model_info"] == {
+        "general.architecture": "qwen2",
+        "general.basename": "tiny",
+        "qwen2.context_length": 2048,
+    }
     assert (known["details"]["family"], known["details"]["families"]) == ("qwen2", ["qwen2"])
     assert known["capabilities"] == ["completion", "tools"]
     unknown = show(ModelInfo("tiny", 0, 2048))
-    assert unknown["model_info"] == {"general.architecture": "unknown", "unknown.context_length": 2048}
+    assert unknown["model_info"] == {
+        "general.architecture": "unknown",
+        "general.basename": "tiny",
+        "unknown.context_length": 2048,
+    }
     assert (unknown["details"]["family"], unknown["details"]["families"]) == ("", [])
+
+
+def test_everything_that_is_known_of_a_model_is_shown() -> None:
+    info = ModelInfo(
+        *("qwen-coder", 0, 4096, "qwen2", 1_543_714_304, "onnx", 1_000_000),
+        capabilities=("completion", "insert", "tools"),
+        licence="Apache-2.0",
+        bits=4,
+        template="{{ messages }}",
+        fill_template="<|fim_prefix|>{{ .Prompt }}<|fim_suffix|>{{ .Suffix }}<|fim_middle|>",
+        sampling={"temperature": 0.7, "repetition_penalty": 1.1},
+        dimensions={"block_count": 28, "embedding_length": 1536},
+    )
+    shown = show(info)
+    assert (shown["license"], shown["details"]["quantization_level"]) == ("Apache-2.0", "INT4")
+    assert shown["model_info"]["qwen2.block_count"] == 28
+    lines = [line.split() for line in shown["parameters"].split("\n")]
+    assert lines == [["num_ctx", "4096"], ["temperature", "0.7"], ["repeat_penalty", "1.1"]]
+    assert shown["template"] == (
+        "{{- if .Suffix }}<|fim_prefix|>{{ .Prompt }}<|fim_suffix|>{{ .Suffix }}<|fim_middle|>{{- else }}"
+        "{{- /* Jinja, for .Messages and .Tools */ -}}\n{{ messages }}{{- end }}"
+    )
+    chats_only = show(ModelInfo("tiny", 0, 2048, template="{{ messages }}"))["template"]
+    assert chats_only == "{{- /* Jinja, for .Messages */ -}}\n{{ messages }}"
+    assert show(ModelInfo("tiny", 0, 2048))["template"] == "{{ .Prompt }}"
+
+
+def test_a_model_on_an_accelerator_is_in_its_memory(played: Played) -> None:
+    played.server._info = replace(MODEL, runner="tensorrt")
+    (running,) = played.http.get("/api/ps").json()["models"]
+    assert running["size_vram"] == running["size"] == MODEL.size_bytes
 
 
 def test_times_are_in_utc() -> None:

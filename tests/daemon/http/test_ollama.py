@@ -14,12 +14,13 @@ from pydantic import BaseModel
 from edgekit import __version__
 from edgekit.config import HttpConfig
 from edgekit.daemon.http import events
+from edgekit.daemon.http.ollama_models import OLLAMA_VERSION
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError
 from edgekit.generation.tools import find_reasoning
 from edgekit.generation.types import Delta, Failure, Message, ResponseFormat, ToolCallDelta
-from tests.daemon.http.conftest import Played, Serve
+from tests.daemon.http.conftest import MODEL, Played, Serve
 from tests.daemon.mqtt.scripted import WORDS, Playing, call_tools, finish, tell_logprobs, wait_for_cancel
 from tests.generation.tiny import echo_model
 
@@ -170,7 +171,7 @@ def test_the_model_is_listed_shown_and_running(played: Played) -> None:
     assert (shown.modelinfo or {})["llama.context_length"] == 2048
     assert [running.context_length for running in played.ollama.ps().models] == [2048]
     assert played.http.head("/").status_code == played.http.get("/").status_code == 200
-    assert played.http.get("/api/version").json() == {"version": __version__}
+    assert played.http.get("/api/version").json() == {"version": OLLAMA_VERSION, "edgekit": __version__}
 
 
 def test_rejected_requests_are_raised_with_message_and_status(played: Played) -> None:
@@ -179,10 +180,56 @@ def test_rejected_requests_are_raised_with_message_and_status(played: Played) ->
     assert caught.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match=r"`options\.temperature` must be between"):
         played.ollama.generate("tiny", "x", options={"temperature": 9})
-    with pytest.raises(ollama.ResponseError, match="unknown endpoint") as caught:
-        played.ollama.pull("tiny")
-    assert caught.value.status_code == 404
     assert 'edgekit_refusals_total{code="model_not_found",transport="http"} 1.0' in played.http.get("/metrics").text
+
+
+def test_the_served_model_can_be_pulled_and_others_are_refused_with_what_to_do(played: Played) -> None:
+    assert played.ollama.pull("tiny").status == "success"
+    statuses = list(played.ollama.pull("tiny:latest", stream=True))
+    assert (statuses[0].status, statuses[-1].status) == ("pulling manifest", "success")
+    assert [(one.total, one.completed) for one in statuses if one.total] == [(MODEL.size_bytes, MODEL.size_bytes)]
+    for stream in (True, False):
+        with pytest.raises(ollama.ResponseError, match=r"cannot be pulled.*edgekit export") as caught:
+            list(played.ollama.pull("llama3.2", stream=stream))
+        assert caught.value.status_code == 404
+
+
+def test_what_this_daemon_does_not_do_is_refused_in_ollamas_shape(played: Played) -> None:
+    client = played.ollama
+    for ask in (
+        lambda: client.create("new", from_="tiny"),
+        lambda: client.copy("tiny", "copy"),
+        lambda: client.delete("tiny"),
+        lambda: client.push("tiny"),
+        lambda: client.embed("tiny", "text"),
+        lambda: client.embeddings("tiny", "text"),
+    ):
+        with pytest.raises(ollama.ResponseError) as caught:
+            ask()
+        assert caught.value.status_code == 501
+    assert played.http.head("/api/blobs/sha256:00").status_code == 404
+    upload = played.http.post("/api/blobs/sha256:00", content=b"x")
+    assert (upload.status_code, upload.json()["code"]) == (501, "not_implemented")
+
+
+def test_a_conversation_is_continued_by_the_tokens_of_the_last_reply(serve: Serve) -> None:
+    served = serve(echo_model("Paris."))
+    with ollama.Client(served.server.url, timeout=20) as client:
+        first = client.generate("echo", "Hello")
+        assert first.context
+        again = client.generate("echo", "And?", context=first.context)
+        *_, streamed = client.generate("echo", "And?", context=first.context, stream=True)
+        assert client.generate("echo", "Once", raw=True, options={"num_predict": 1}).context is None
+    assert list(again.context or ())[: len(first.context)] == list(first.context)
+    assert again.context == streamed.context
+    assert (again.prompt_eval_count or 0) > len(first.context)
+
+
+def test_a_request_to_unload_is_answered_and_the_model_stays(played: Played) -> None:
+    reply = played.http.post("/api/generate", json={"model": "tiny", "keep_alive": 0}).json()
+    assert (reply["done"], reply["done_reason"]) == (True, "unload")
+    assert reply["warnings"] == ["the model stays loaded as long as the daemon runs"]
+    assert played.http.get("/api/ps").json()["models"]
 
 
 def test_a_longer_context_and_unknown_options_are_answered_with_warnings(played: Played) -> None:

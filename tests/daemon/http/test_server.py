@@ -39,6 +39,16 @@ def test_openais_client_gets_a_full_reply(serve: Serve) -> None:
     assert reply.model_extra["timings"]["prefill_s"] > 0
 
 
+def test_a_message_that_was_begun_is_continued_as_vllm_does(serve: Serve) -> None:
+    begun = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": ANSWER[:8]}]
+    http = serve(echo_model()).http
+    for fields in ({"continue_final_message": True}, {"continue_final_message": True, "add_generation_prompt": False}):
+        reply = http.post(CHAT, json={"messages": begun, **fields}).json()
+        assert reply["choices"][0]["message"]["content"] == ANSWER[8:]
+    error = http.post(CHAT, json={"messages": [{"role": "user", "content": ""}], **fields}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "messages")
+
+
 def test_openais_client_gets_a_stream_with_usage_at_its_end(serve: Serve) -> None:
     with serve(echo_model("Grüße aus 東京 👩‍💻")).openai() as client:
         chunks = list(

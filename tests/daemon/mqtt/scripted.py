@@ -44,6 +44,7 @@ class Playing:
     request: ChatRequest
     on_event: Callable[[Event], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
+    prompt: tuple[int, ...] = tuple(range(11))
 
     def cancel(self) -> None:
         self.cancelled.set()

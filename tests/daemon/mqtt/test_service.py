@@ -49,7 +49,11 @@ def test_a_request_with_response_topic_and_correlation_data_gets_exactly_one_ans
                 "completion_tokens": 8,
                 "total_tokens": 19,
                 "prompt_tokens_details": {"cached_tokens": 4},
-                "completion_tokens_details": {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 1},
+                "completion_tokens_details": {
+                    "reasoning_tokens": 0,
+                    "accepted_prediction_tokens": 2,
+                    "rejected_prediction_tokens": 1,
+                },
             },
             "timings": {
                 "queue_s": 0.25,
@@ -206,7 +210,8 @@ def test_a_full_queue_is_answered_with_a_retry_time(broker: Broker) -> None:
         (json.dumps(chat(tools=[{}])).encode(), "invalid_request", "tools[0].function"),
         (json.dumps(chat(audio={"voice": "x"})).encode(), "unsupported_parameter", "audio"),
         (json.dumps(chat(prompt="Once")).encode(), "unsupported_parameter", "prompt"),
-        (json.dumps({"prompt": [1]}).encode(), "unsupported_parameter", "prompt"),
+        (json.dumps({"prompt": [[1], [2]]}).encode(), "unsupported_parameter", "prompt"),
+        (json.dumps({"prompt": [1, "a"]}).encode(), "invalid_request", "prompt[1]"),
         (json.dumps(chat(model="gpt-4o")).encode(), "model_not_found", "model"),
         (json.dumps(chat(user="x" * 5000)).encode(), "body_too_large", None),
     ],

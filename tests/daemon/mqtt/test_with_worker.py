@@ -13,7 +13,8 @@ from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.engine.worker import EngineWorker
 from tests.broker import Broker, Caller
 from tests.daemon.mqtt.conftest import CANCEL, REQUEST, chat, eventually
-from tests.generation.tiny import echo_model
+from tests.generation.filling import fill_model
+from tests.generation.tiny import byte_tokenizer, echo_model
 
 pytestmark = pytest.mark.broker
 
@@ -51,6 +52,21 @@ def test_a_streamed_answer_is_complete_and_counted(broker: Broker, metrics: Metr
     # Draft tokens save steps, but not those of the first of its four parts.
     assert final["timings"]["decode_s"] > 0.1
     assert 'edgekit_requests_total{outcome="stop",transport="mqtt"} 1.0' in metrics.render()[0].decode()
+
+
+@pytest.mark.usefixtures("real")
+def test_token_ids_are_continued_and_so_is_a_message_that_was_begun(broker: Broker) -> None:
+    ids = byte_tokenizer().encode("<|im_start|>assistant\nParis")
+    begun = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Paris"}]
+    with Caller(broker.port, "caller/1") as caller:
+        for number, fields in enumerate(
+            ({"prompt": ids, "max_tokens": 8}, {"messages": begun, "continue_final_message": True, "max_tokens": 8})
+        ):
+            caller.publish(REQUEST, {**fields, "id": str(number)}, ResponseTopic="caller/1")
+            assert caller.until("final")[-1]["message"]["content"] == " is the "
+        caller.publish(REQUEST, {"prompt": ["a", "b"], "id": "2"}, ResponseTopic="caller/1")
+        error = caller.until("error")[-1]["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "prompt")
 
 
 def test_a_cancelled_request_frees_the_worker_at_once(broker: Broker, real: EngineWorker) -> None:
@@ -104,3 +120,19 @@ def test_a_chat_too_long_for_the_model_is_refused_with_both_numbers(broker: Brok
         error = caller.next()["error"]
     assert error["code"] == "context_length_exceeded"
     assert "1024" in error["message"]
+
+
+def test_a_gap_before_a_suffix_is_filled(broker: Broker, metrics: Metrics) -> None:
+    worker = EngineWorker(fill_model("a + b<|file_sep|>other.py"))
+    service = MqttService(MqttConfig(host="127.0.0.1", port=broker.port, device_id="box"), worker, worker.info, metrics)
+    service.start()
+    try:
+        assert eventually(lambda: service.connected)
+        with Caller(broker.port, "caller/9") as caller:
+            body = {"prompt": "def add(a, b):\n    return ", "suffix": "\n", "max_tokens": 50}
+            caller.publish(REQUEST, {**body, "id": "9"}, ResponseTopic="caller/9")
+            *_, final = caller.until("final")
+        assert (final["message"]["content"], final["finish_reason"]) == ("a + b", "stop")
+    finally:
+        worker.stop()
+        service.stop()

@@ -1,0 +1,225 @@
+"""Ollama's endpoints about models: what is served, what it is, and what this daemon does not do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from edgekit import __version__
+from edgekit.daemon.api import check_model
+from edgekit.daemon.api.json_body import decode
+from edgekit.daemon.api.served_model import ollama_name
+from edgekit.daemon.http.endpoint import RequestContext
+from edgekit.daemon.http.json_line import json_line
+from edgekit.errors import RequestError
+from edgekit.generation.model import ModelInfo
+
+__all__ = ["OLLAMA_VERSION", "OllamaModels", "pull_dialect", "rfc3339", "show", "show_dialect"]
+
+OLLAMA_VERSION = "0.14.0"
+"""The version of Ollama whose API this is: the first with all the endpoints that are served here (`/v1/messages`).
+
+Clients compare it with the oldest version that they support, such as Copilot with 0.6.4.
+"""
+
+# Runners that compute in the memory of an accelerator, or in memory that is shared with it.
+_ACCELERATORS = ("tensorrt", "mlx")
+_NO_EXPIRY_S = 253402300799
+
+_CREATE = "make a bundle with `edgekit export`, and serve it with `edgekit serve`"
+_EMBED = "serve embeddings with another program: this daemon serves a chat model"
+_REFUSED = (
+    ("/api/create", "POST", "models cannot be created over HTTP", _CREATE),
+    ("/api/copy", "POST", "models cannot be copied over HTTP", _CREATE),
+    ("/api/delete", "DELETE", "models cannot be deleted over HTTP", "stop the daemon and delete the bundle's folder"),
+    ("/api/push", "POST", "models cannot be pushed", "copy the bundle's folder"),
+    ("/api/embed", "POST", "this model does not support embeddings", _EMBED),
+    ("/api/embeddings", "POST", "this model does not support embeddings", _EMBED),
+    ("/api/blobs/{digest}", "POST", "models cannot be uploaded over HTTP", _CREATE),
+)
+
+
+def rfc3339(seconds: float) -> str:
+    """Return seconds since the epoch as an RFC 3339 timestamp in UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def show_dialect(body: bytes, context: RequestContext) -> Response:
+    """Parse a body of `/api/show`, and answer it."""
+    check_model(_name(decode(body)), context.model)
+    return JSONResponse(show(context.model))
+
+
+def pull_dialect(body: bytes, context: RequestContext) -> Response:
+    """Parse a body of `/api/pull`, and answer it: the served model is here, others cannot be had."""
+    fields = decode(body)
+    name = _name(fields)
+    try:
+        check_model(name, context.model)
+    except RequestError as error:
+        raise RequestError(
+            f"{error.message}, and models cannot be pulled",
+            hint=f"{error.hint}; {_CREATE}",
+            code=error.code,
+            param="model",
+        ) from error
+    if fields.get("stream") is False:
+        return JSONResponse({"status": "success"})
+    digest, size = f"sha256:{_digest(context.model)}", context.model.size_bytes
+    statuses: list[dict[str, Any]] = [
+        {"status": "pulling manifest"},
+        {"status": f"pulling {digest[7:19]}", "digest": digest, "total": size, "completed": size},
+        {"status": "verifying sha256 digest"},
+        {"status": "writing manifest"},
+        {"status": "success"},
+    ]
+    return Response("".join(f"{json_line(status)}\n" for status in statuses), media_type="application/x-ndjson")
+
+
+class OllamaModels:
+    """The handlers of the endpoints that have no body, or whose body does not matter.
+
+    Args:
+        served: Returns the model; None while it loads.
+    """
+
+    def __init__(self, served: Callable[[], ModelInfo | None]) -> None:
+        self._served = served
+
+    def routes(self) -> list[Route]:
+        """Return the routes of the endpoints."""
+        return [
+            Route("/api/tags", self._tags, methods=["GET"]),
+            Route("/api/ps", self._running, methods=["GET"]),
+            Route("/api/version", self._version, methods=["GET"]),
+            # Asked before an upload: it is not here.
+            Route("/api/blobs/{digest}", self._blob, methods=["HEAD"]),
+            *(Route(path, _refusing(message, hint), methods=[method]) for path, method, message, hint in _REFUSED),
+        ]
+
+    async def _tags(self, _: Request) -> Response:
+        info = self._served()
+        return JSONResponse({"models": [] if info is None else [_listed(info)]})
+
+    async def _running(self, _: Request) -> Response:
+        info = self._served()
+        if info is None:
+            return JSONResponse({"models": []})
+        model = _listed(info)
+        del model["modified_at"]
+        accelerated = info.runner.startswith(_ACCELERATORS)
+        # The model stays loaded as long as the daemon runs.
+        loaded = {
+            "expires_at": rfc3339(_NO_EXPIRY_S),
+            "size_vram": info.size_bytes if accelerated else 0,
+            "context_length": info.context_length,
+        }
+        return JSONResponse({"models": [{**model, **loaded}]})
+
+    async def _version(self, _: Request) -> Response:
+        return JSONResponse({"version": OLLAMA_VERSION, "edgekit": __version__})
+
+    async def _blob(self, _: Request) -> Response:
+        return Response(status_code=404)
+
+
+def show(info: ModelInfo) -> dict[str, Any]:
+    """Return the body of Ollama's `/api/show`."""
+    family = info.architecture or "unknown"
+    facts: dict[str, Any] = {
+        "general.architecture": family,
+        # Copilot shows it as the model's name.
+        "general.basename": info.name,
+        f"{family}.context_length": info.context_length,
+        **{f"{family}.{name}": size for name, size in info.dimensions.items()},
+    }
+    if info.parameters:
+        facts["general.parameter_count"] = info.parameters
+    return {
+        "license": info.licence,
+        "modelfile": f"# Served by edgekit {__version__}\nFROM {info.name}\n",
+        "parameters": _parameters(info),
+        "template": _template(info),
+        "modified_at": rfc3339(info.created),
+        "details": _details(info),
+        "model_info": facts,
+        "capabilities": list(info.capabilities),
+    }
+
+
+def _refusing(message: str, hint: str) -> Callable[[Request], Any]:
+    async def refuse(_: Request) -> Response:
+        raise RequestError(message, hint=hint, code="not_implemented")
+
+    return refuse
+
+
+def _name(fields: dict[str, Any]) -> str:
+    # `name` is the field's older spelling.
+    name = fields.get("model") or fields.get("name")
+    if not isinstance(name, str):
+        raise RequestError("`model` must be a string", param="model")
+    return name
+
+
+def _listed(info: ModelInfo) -> dict[str, Any]:
+    name = ollama_name(info)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": rfc3339(info.created),
+        "size": info.size_bytes,
+        "digest": _digest(info),
+        "details": _details(info),
+    }
+
+
+def _digest(info: ModelInfo) -> str:
+    # Clients show its first characters only: it just has to differ between models.
+    return hashlib.sha256(f"{info.name}\n{info.created}".encode()).hexdigest()
+
+
+def _details(info: ModelInfo) -> dict[str, Any]:
+    families = [info.architecture] if info.architecture else []
+    return {
+        "parent_model": "",
+        "format": info.format,
+        "family": info.architecture,
+        "families": families,
+        "parameter_size": _count(info.parameters),
+        "quantization_level": f"INT{info.bits}" if info.bits else "",
+    }
+
+
+def _parameters(info: ModelInfo) -> str:
+    """The context length and the model's own sampling defaults, as a Modelfile has them: no line is empty."""
+    names = {"repetition_penalty": "repeat_penalty"}
+    values: dict[str, object] = {"num_ctx": info.context_length}
+    values |= {names.get(name, name): value for name, value in info.sampling.items()}
+    return "\n".join(f"{name:<30} {value}" for name, value in values.items())
+
+
+def _template(info: ModelInfo) -> str:
+    """The templates, in Go's syntax around the chat template, which is Jinja.
+
+    Clients search it for the variables that a model takes: Continue fills in the middle if there is a `.Suffix`.
+    """
+    uses = " and .Tools" if "tools" in info.capabilities else ""
+    chat = f"{{{{- /* Jinja, for .Messages{uses} */ -}}}}\n{info.template}" if info.template else "{{ .Prompt }}"
+    return (
+        f"{{{{- if .Suffix }}}}{info.fill_template}{{{{- else }}}}{chat}{{{{- end }}}}" if info.fill_template else chat
+    )
+
+
+def _count(parameters: int) -> str:
+    """134515008 as 134.5M."""
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{unit}"
+    return str(parameters) if parameters else ""
