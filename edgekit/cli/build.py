@@ -166,11 +166,17 @@ def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
         return None
     with closing(runner):
         try:
-            return check_self_test(runner, expected)
+            report = check_self_test(runner, expected)
         except RunnerError as error:
             if error.code == "self_test_failed":
                 EngineStore().remove(stored)
             raise
+    if not report.rows:
+        print_warning(
+            "the engine is not tested: its context is too short for the self-test", "build a longer --context"
+        )
+        return None
+    return report
 
 
 def _device(bundle: Bundle) -> Target | None:
