@@ -100,6 +100,7 @@ def test_a_mistake_is_one_line(orin: Path, cache: Path, tmp_path: Path) -> None:
         (("--segments", "9"), "can be cut into at most 4 segments, not 9"),
         (("--compute-capability", "orin"), "`orin` is not a compute capability"),
         (("--compute-capability", "7.2"), "does not build for compute capability 7.2"),
+        (("--context", "257"), "--context must be between 1 and 256, not 257"),
         (("--from", str(tmp_path)), "has no engine.json"),
         (("--from", "a", "--output", "b"), "--from and --output exclude each other"),
     ):

@@ -12,7 +12,7 @@ from edgekit.errors import BundleError, ConfigError, RunnerError
 from edgekit.machine import available_bytes
 from edgekit.memory import GIB
 from edgekit.runners.base import Backend, KvNeed, KvShare
-from edgekit.runners.cuda.driver import Device, open_device
+from edgekit.runners.cuda.driver import Device, check_driver, open_device
 from edgekit.runners.tensorrt.build import MODEL_FILE, installed_library
 from edgekit.runners.tensorrt.engine_set import EngineSet
 from edgekit.runners.tensorrt.graph_file import read_graph_file
@@ -23,7 +23,7 @@ from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, graph_digest
 from edgekit.runners.tensorrt.tensors import CHUNK
 
-__all__ = ["find_engine", "library_of", "open_engine"]
+__all__ = ["check_driver", "find_engine", "library_of", "open_engine"]
 
 logger = logging.getLogger(__name__)
 

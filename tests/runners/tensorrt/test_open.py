@@ -20,6 +20,7 @@ from edgekit.export.progress import silent
 from edgekit.generation.engine.slots import Slots
 from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model, plan_memory
+from edgekit.runners import expected_runner
 from edgekit.runners.base import Chunk
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.tensorrt.build import InstalledLibrary
@@ -62,6 +63,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DriverDouble:
     monkeypatch.setattr(f"{opening}.installed_library", lambda _: InstalledLibrary("tensorrt", VERSION, {}))
     monkeypatch.setattr(f"{opening}.find_library", lambda _: library)
     monkeypatch.setattr(f"{opening}.open_device", lambda: Device(driver))
+    monkeypatch.setattr(f"{opening}.check_driver", lambda: None)
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EDGEKIT_STATE", str(tmp_path / "state"))
     return driver
@@ -163,6 +165,23 @@ def test_an_engine_that_computes_something_else_is_rejected_with_the_figures(
     place(bundle, graph_of=exported / "other")
     assert "computes wrong logits with this bundle: error of the logits " in reason(opened(bundle))
     assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
+def test_without_a_driver_no_engine_is_promised_and_the_reason_says_so(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del driver
+    place(bundle)
+    assert expected_runner(bundle, "onnx", "portable") == ("tensorrt 10.3.0, 128 tokens", ())
+
+    def no_driver() -> None:
+        raise RunnerError("this machine has no NVIDIA driver")
+
+    monkeypatch.setattr("edgekit.runners.tensorrt.open.check_driver", no_driver)
+    label, rejected = expected_runner(bundle, "onnx", "portable")
+    assert not label.startswith("tensorrt")
+    assert (rejected[0].name, rejected[0].reason) == ("tensorrt", "this machine has no NVIDIA driver")
+    assert reason(opened(bundle)) == "this machine has no NVIDIA driver"
 
 
 def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> None:
