@@ -89,7 +89,7 @@ def plan_first_build(
 def _has_engine(bundle: Bundle, plan: BuildPlan) -> bool:
     """Whether an engine is there that runs on this GPU and holds the context."""
     try:
-        _, stored = find_engine(bundle.path)
+        _, stored = find_engine(bundle.path, plan.wanted.compute_capability)
     except EdgekitError:
         return False
     engine = stored.engine

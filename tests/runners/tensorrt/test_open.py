@@ -27,7 +27,7 @@ from edgekit.runners.tensorrt.build import InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, Profile, write_engine_set
 from edgekit.runners.tensorrt.library import NvidiaLibrary
 from edgekit.runners.tensorrt.memory import EngineMemory
-from edgekit.runners.tensorrt.open import open_engine
+from edgekit.runners.tensorrt.open import find_engine, open_engine
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, Wanted, graph_digest
 from edgekit.target import load_target
@@ -137,6 +137,18 @@ def test_the_engine_with_the_longest_context_is_taken(bundle: Path, driver: Driv
     model = opened(bundle)
     assert model.info.context_length == 256
     model.close()
+
+
+def test_the_engine_of_another_gpu_does_not_hide_the_one_for_this_gpu(bundle: Path, driver: DriverDouble) -> None:
+    place(bundle)
+    foreign = Path(shutil.copytree(bundle, bundle.parent / "b"))
+    place(foreign, context_length=256, compute_capability="8.6")
+    model = opened(bundle)
+    assert isinstance(model.runner, TensorRtRunner)
+    assert model.info.context_length == CONTEXT
+    model.close()
+    assert find_engine(bundle, "8.6")[1].engine.context_length == 256
+    assert (driver.allocated, driver.open_handles) == (0, 0)
 
 
 def test_without_an_engine_another_runner_is_chosen_and_the_reason_says_so(bundle: Path, driver: DriverDouble) -> None:
