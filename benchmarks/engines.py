@@ -28,7 +28,7 @@ from edgekit.export.sources.catalog import Entry, catalog, find_entry
 
 GIB = 1 << 30
 # The options of `edgekit export` by dialect.
-DIALECTS = {"portable": (), "native": ("--jetpack", "7.2")}
+DIALECTS = {"portable": (), "native": ("--jetpack", "7.2", "--dialect", "native")}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,10 @@ def without_paths(text: str, *private: str) -> str:
     except Exception:  # noqa: BLE001  an account without one
         home = ""
     for known in sorted({*private, home, sys.prefix, sys.base_prefix} - {"", "/"}, key=len, reverse=True):
-        text = text.replace(known, "…")
+        # A path as it is; of a bundle `rtx`, not the end of `nvidia-rtx`.
+        text = (
+            text.replace(known, "…") if "/" in known else re.sub(rf"(?<![\w-]){re.escape(known)}(?![\w-])", "…", text)
+        )
     # Not the slashes of a URL, of `tokens/s`, or of a date.
     return re.sub(r"(?<![\w:/.…])(?:~|…)?(?:/[^\s/'\"`;,:()]+)*/([^\s/'\"`;,:()]+)", r"…/\1", text)
 

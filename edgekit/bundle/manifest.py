@@ -17,13 +17,25 @@ from typing import Any
 
 from edgekit.errors import BundleError, IncompatibleBundleError
 
-__all__ = ["LAYOUTS", "MANIFEST_NAME", "SCHEMA", "Artifact", "FileEntry", "Manifest", "MemoryTable", "layout_of"]
+__all__ = [
+    "ENGINE_DIALECTS",
+    "LAYOUTS",
+    "MANIFEST_NAME",
+    "SCHEMA",
+    "Artifact",
+    "FileEntry",
+    "Manifest",
+    "MemoryTable",
+    "layout_of",
+]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 LAYOUTS = {"portable": 3, "native": 2}
 """By dialect: 2 reads the KV cache in place, where 1 sliced or transposed it in every step; 3 states every shape, for
 want of which TensorRT reserved memory for the square of the context."""
+ENGINE_DIALECTS = tuple(LAYOUTS)
+"""Those that TensorRT builds."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(rb'\{\n  "digest": "([0-9a-f]{64})",\n')
 _ZEROS = "0" * 64

@@ -29,7 +29,11 @@ __all__ = ["build", "capability_of", "self_test_engine"]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--segments", type=click.IntRange(min=1), help="Segments of layers to build [as memory requires].")
-@click.option("--compute-capability", metavar="X.Y", help="Of the GPU to build for, such as 8.7 [this machine's].")
+@click.option(
+    "--compute-capability",
+    metavar="X.Y",
+    help="Of the GPU to build for, such as 8.7 [this machine's; without one, that of the bundle's targets].",
+)
 @click.option(
     "--context",
     "context_length",
@@ -77,6 +81,12 @@ def build(
         raise ConfigError(f"`{compute_capability}` is not a compute capability", hint="write it as 8.7")
     opened = open_bundle(bundle)
     check_artifact(opened)
+    longest = opened.manifest.context_length
+    if context_length is not None and context_length > longest:
+        raise ConfigError(
+            f"{option('context_length')} must be between 1 and {longest}, not {context_length}",
+            hint=f"{opened.manifest.name} was exported for {longest} tokens",
+        )
     with progress_bar() as bar:
         # For another machine, if a compute capability is given.
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
@@ -156,11 +166,17 @@ def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
         return None
     with closing(runner):
         try:
-            return check_self_test(runner, expected)
+            report = check_self_test(runner, expected)
         except RunnerError as error:
             if error.code == "self_test_failed":
                 EngineStore().remove(stored)
             raise
+    if not report.rows:
+        print_warning(
+            "the engine is not tested: its context is too short for the self-test", "build a longer --context"
+        )
+        return None
+    return report
 
 
 def _device(bundle: Bundle) -> Target | None:
@@ -228,18 +244,22 @@ def _warn_of_a_fixed_cache(bundle: Bundle, context_length: int) -> None:
 
 
 class _Percent:
-    """Prints the progress where there is no bar, a line every few seconds."""
+    """Prints the progress where there is no bar: every few seconds, if there is any."""
 
     _INTERVAL_S = 5.0
 
     def __init__(self) -> None:
         self._next = time.monotonic() + self._INTERVAL_S
+        self._last = ""
 
     def __call__(self, progress: BuildProgress) -> None:
         if stderr.is_terminal or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._INTERVAL_S
-        stderr.print(f"{progress.share:.0%}, segment {progress.segment + 1} of {progress.segments}")
+        text = f"building, {progress.share:.0%}, segment {progress.segment + 1} of {progress.segments}"
+        if text != self._last:
+            self._last = text
+            stderr.print(text)
 
 
 def _show(prepared: PreparedEngine) -> None:

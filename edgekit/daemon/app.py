@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig
@@ -29,7 +29,6 @@ from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.crash_loop import CrashLoop
 from edgekit.daemon.device import device_metrics, device_status
 from edgekit.daemon.engine_start import EngineStart
-from edgekit.daemon.engine_switch import EngineSwitch
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.launchd import is_launchd_job
@@ -41,12 +40,15 @@ from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
-from edgekit.generation.first_build import gpu_capability
+from edgekit.generation.engine_wanted import gpu_capability
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.startup import plan_memory, start_worker
 from edgekit.jetson.device import Jetson, find_jetson
 from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
+
+if TYPE_CHECKING:
+    from edgekit.daemon.engine_switch import EngineSwitch
 
 __all__ = ["Daemon"]
 
@@ -187,6 +189,8 @@ class Daemon:
         if self._warmup is not None:
             self._warmup.start()
         if build is not None and self._engine.builds_beside:
+            from edgekit.daemon.engine_switch import EngineSwitch
+
             self._switch = EngineSwitch(
                 build, worker, bundle, config.generation, self._on_switched, info=info, draft=draft
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-__all__ = ["PHASES", "BuildState", "Phase"]
+from edgekit.generation.model import ModelInfo
+
+__all__ = ["PHASES", "BuildState", "Phase", "with_reason"]
 
 Phase = Literal["waiting", "building", "loading"]
 
@@ -38,3 +40,11 @@ class BuildState:
     def __str__(self) -> str:
         """Such as "building the TensorRT engine, 37 %"."""
         return f"{_SAID[self.phase]}, {self.percent} %" if self.phase == "building" else _SAID[self.phase]
+
+
+def with_reason(info: ModelInfo, reason: str, hint: str | None = None) -> ModelInfo:
+    """Return a model's description with the reason why no engine runs it, if another runner does."""
+    if not any(one.name == "tensorrt" for one in info.rejected):
+        return info
+    rejected = tuple(replace(one, reason=reason, hint=hint) if one.name == "tensorrt" else one for one in info.rejected)
+    return replace(info, rejected=rejected)

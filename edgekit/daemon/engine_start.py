@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.check import HashProgress, check_bundle
 from edgekit.config import GenerationConfig
-from edgekit.daemon.build_state import BuildState
-from edgekit.daemon.engine_build import EngineBuild
-from edgekit.daemon.engine_switch import with_reason
+from edgekit.daemon.build_state import BuildState, with_reason
 from edgekit.errors import EdgekitError, RunnerError
-from edgekit.generation.first_build import may_have_engine, plan_first_build
+from edgekit.generation.engine_wanted import may_have_engine
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.startup import open_model
 from edgekit.machine import state_folder
-from edgekit.runners.tensorrt.build_record import BuildRecords
-from edgekit.runners.tensorrt.store import StoredEngine
+
+if TYPE_CHECKING:
+    from edgekit.daemon.engine_build import EngineBuild
+    from edgekit.runners.tensorrt.store import StoredEngine
 
 __all__ = ["EngineStart"]
 
@@ -86,6 +87,11 @@ class EngineStart:
         capability = find_gpu()
         if capability is None:
             return
+        # What builds engines takes a tenth of a second to load, and most machines build none.
+        from edgekit.daemon.engine_build import EngineBuild
+        from edgekit.generation.first_build import plan_first_build
+        from edgekit.runners.tensorrt.build_record import BuildRecords
+
         # Nothing is built of files that are not what they should be.
         check_bundle(bundle, ignore_compatible=config.ignore_compatible, progress=self._on_verified)
         records = BuildRecords(state_folder())

@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 from edgekit.bundle.bundle import Bundle
 from edgekit.config import GenerationConfig
+from edgekit.daemon.build_state import with_reason
 from edgekit.daemon.engine_build import EngineBuild
 from edgekit.daemon.retry import StoppedError
 from edgekit.errors import EdgekitError, RunnerError, internal_error
@@ -20,7 +20,7 @@ from edgekit.machine import available_bytes, gpu_free_bytes
 from edgekit.memory import GIB, RUNTIMES
 from edgekit.runners.tensorrt.store import StoredEngine
 
-__all__ = ["EngineSwitch", "with_reason"]
+__all__ = ["EngineSwitch"]
 
 logger = logging.getLogger(__name__)
 
@@ -206,14 +206,6 @@ class EngineSwitch:
             # It may be stopped meanwhile, or have failed.
             with suppress(EdgekitError):
                 self._worker.switch(self._give_back_memory, limit_s=_LOAD_S)
-
-
-def with_reason(info: ModelInfo, reason: str, hint: str | None = None) -> ModelInfo:
-    """Return a model's description with the reason why no engine runs it, if another runner does."""
-    if not any(one.name == _TENSORRT for one in info.rejected):
-        return info
-    rejected = tuple(replace(one, reason=reason, hint=hint) if one.name == _TENSORRT else one for one in info.rejected)
-    return replace(info, rejected=rejected)
 
 
 def _close_prefix(old: Served) -> None:

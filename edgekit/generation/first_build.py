@@ -10,18 +10,18 @@ from edgekit.bundle.shapes import model_shapes
 from edgekit.config import GenerationConfig
 from edgekit.cores import usable_cores
 from edgekit.errors import EdgekitError, RunnerError
+from edgekit.generation.engine_wanted import may_have_engine
 from edgekit.machine import available_bytes, probe
 from edgekit.memory import GIB, RUNTIMES
 from edgekit.recognition import recognise
 from edgekit.runners.tensorrt.build import open_chain
 from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
 from edgekit.runners.tensorrt.build_record import MAX_UNFINISHED, BuildRecords, record_key
-from edgekit.runners.tensorrt.graph_file import DIALECTS
 from edgekit.runners.tensorrt.limits import engine_limits
 from edgekit.runners.tensorrt.open import find_engine, library_of
 from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
 
-__all__ = ["FirstBuild", "gpu_capability", "may_have_engine", "plan_first_build"]
+__all__ = ["FirstBuild", "plan_first_build"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +42,6 @@ class FirstBuild:
     plan: BuildPlan
     key: str
     memory_bytes: int | None
-
-
-def gpu_capability() -> str | None:
-    """Return the compute capability of this machine's GPU, `8.7`; None if it has none of NVIDIA's that is known."""
-    return recognise(probe()).compute_capability
-
-
-def may_have_engine(bundle: Bundle, config: GenerationConfig) -> bool:
-    """Whether a bundle is one for TensorRT, and its engine is wanted."""
-    artifact = bundle.manifest.artifact
-    wanted = config.build_engine and config.runner in {"auto", "tensorrt"}
-    return wanted and artifact.kind == "onnx" and artifact.dialect in DIALECTS
 
 
 def plan_first_build(
@@ -101,7 +89,7 @@ def plan_first_build(
 def _has_engine(bundle: Bundle, plan: BuildPlan) -> bool:
     """Whether an engine is there that runs on this GPU and holds the context."""
     try:
-        _, stored = find_engine(bundle.path)
+        _, stored = find_engine(bundle.path, plan.wanted.compute_capability)
     except EdgekitError:
         return False
     engine = stored.engine

@@ -119,9 +119,11 @@ def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:
 
 
 def _tensorrt(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
-    from edgekit.runners.tensorrt.open import find_engine, open_engine
+    from edgekit.runners.tensorrt.open import check_driver, find_engine, open_engine
 
     bundle, stored = find_engine(folder)
+    # An engine for another machine may be in the store of one that has no GPU.
+    check_driver()
 
     def load(options: LoadOptions) -> Runner:
         return open_engine(bundle, stored, **options.common(), kv_share=options.kv_share)

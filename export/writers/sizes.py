@@ -18,6 +18,7 @@ from edgekit.errors import BundleError, ConfigError, option
 from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.quantization.grid import GroupedTensor, Offset
 from edgekit.export.writers.onnx.packing import int4_planes, offset_kind
+from edgekit.profile import ENGINES
 from edgekit.runners.cpu.onnx_reader.match_model import Unsupported
 from edgekit.runners.cpu.onnx_reader.match_model import describe as describe_graph
 from edgekit.runners.cpu.weights import fits_half, stored_factors
@@ -300,6 +301,9 @@ def runner_for(target: Target, dialect: str | None, sizes: Sizes, requested: str
     """
     cpu_kernels = dialect in {"onnxruntime", "portable", "native"} and sizes.quantized
     suitable = [runner for runner in target.runners if runner != "cpu" or cpu_kernels]
+    if requested == "tensorrt":
+        # Of both libraries in the configuration.
+        requested = next((runner for runner in suitable if runner in ENGINES), requested)
     if requested is not None and requested not in suitable:
         raise ConfigError(
             f"`{target.name}` has no runner `{requested[:40]}` for this artifact",

@@ -203,6 +203,12 @@ def test_paths_are_shortened_to_their_last_part(text: str, shown: str) -> None:
     assert without_paths(text) == shown
 
 
+def test_the_name_of_a_bundle_is_left_out_and_not_a_part_of_another_word() -> None:
+    text = "rtx was made for nvidia-rtx (`rtx`); rtx/model.onnx"
+    assert without_paths(text, "rtx") == "… was made for nvidia-rtx (`…`); …/model.onnx"
+    assert without_paths("/my models/a-b is bad", "/my models/a") == "…-b is bad"
+
+
 def test_a_bundle_says_what_a_token_reads_and_an_older_one_does_not(bundle: Path, tmp_path: Path) -> None:
     manifest = open_bundle(bundle).manifest
     assert manifest.memory.read_per_token is None

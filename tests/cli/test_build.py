@@ -100,6 +100,7 @@ def test_a_mistake_is_one_line(orin: Path, cache: Path, tmp_path: Path) -> None:
         (("--segments", "9"), "can be cut into at most 4 segments, not 9"),
         (("--compute-capability", "orin"), "`orin` is not a compute capability"),
         (("--compute-capability", "7.2"), "does not build for compute capability 7.2"),
+        (("--context", "257"), "--context must be between 1 and 256, not 257"),
         (("--from", str(tmp_path)), "has no engine.json"),
         (("--from", "a", "--output", "b"), "--from and --output exclude each other"),
     ):
@@ -175,14 +176,14 @@ def test_a_store_whose_builds_are_killed_at_any_moment_stays_usable(orin: Path, 
     start = time.monotonic()
     subprocess.run(edgekit_command("build", orin, *SMALL, "--segments", "3"), check=True, capture_output=True)
     whole_s = time.monotonic() - start
-    for _ in range(20):
+    while killed < 20:
         process = subprocess.Popen(
             edgekit_command("build", orin, *SMALL, "--segments", "3", "--context", str(draw.choice((72, 80)))),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(draw.uniform(0, 1.1 * whole_s))
+            process.wait(draw.uniform(0, 1.02 * whole_s))
         except subprocess.TimeoutExpired:
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
@@ -193,7 +194,6 @@ def test_a_store_whose_builds_are_killed_at_any_moment_stays_usable(orin: Path, 
         for description in (cache / "engines").glob(f"{'[0-9a-f]' * 32}/engine.json"):
             verify_files(description.parent, read_engine_set(description.parent))
             found += 1
-    assert killed
     assert found
     made = build(orin)
     verify_files(Path(made["path"]), read_engine_set(Path(made["path"])))

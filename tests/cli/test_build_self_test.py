@@ -53,6 +53,16 @@ def test_the_figures_are_shown(exported: Path, builder: BuilderDouble, tmp_path:
     assert len(builder.builds) == 1
 
 
+def test_an_engine_for_less_than_the_self_test_is_not_said_to_have_passed(
+    exported: Path, builder: BuilderDouble
+) -> None:
+    del builder
+    done = build(exported / "bundle", "--context", "4", "--json")
+    assert done.exception is None, done.output
+    assert json.loads(done.stdout)["self_test"] is None
+    assert "too short for the self-test" in done.stderr
+
+
 def test_an_engine_that_computes_something_else_is_refused_and_removed(
     exported: Path, builder: BuilderDouble, tmp_path: Path
 ) -> None:

@@ -247,7 +247,8 @@ def test_answers_come_before_during_and_after_the_switch_and_everything_names_th
         assert (status["runner"], status["rejected_runners"]) == ("tensorrt (10.3.0)", [])
         assert "engine" not in status
         daemon.stop()
-    assert [(limits.context_length, limits.batch) for limits in builder.builds] == [(128, 3)]
+    # This machine is no known target: it may not have the memory that batches take.
+    assert [(limits.context_length, limits.batch) for limits in builder.builds] == [(128, 1)]
     assert (driver.allocated, driver.open_handles) == (0, 0)
 
 

@@ -151,6 +151,9 @@ def test_a_context_shorter_than_the_prompt_loads(bundle: Path, state: Path, capl
     assert "too short for the self-test" in caplog.text
     assert not state.exists()
     assert loads(bundle, caplog, replace(CONFIG, context_length=12))
+    assert not state.exists(), "a part of it counts for all"
+    assert loads(bundle, caplog)
+    assert state.exists()
 
 
 def test_verify_run_prints_the_figures_of_every_runner(bundle: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.errors import RunnerError, broken_library, first_line, missing_extra
 
-__all__ = ["Device", "open_device"]
+__all__ = ["Device", "check_driver", "open_device"]
 
 _HINTS = {
     "CUDA_ERROR_NO_DEVICE": "a container needs the NVIDIA runtime: docker run --runtime nvidia …",
@@ -42,10 +42,7 @@ class Device:
         try:
             self.call("cuInit", 0)
         except RuntimeError as error:  # cuda-bindings found no libcuda
-            raise RunnerError(
-                f"this machine has no NVIDIA driver: {first_line(error)}",
-                hint="on a Jetson it comes with JetPack; in a container, use the NVIDIA runtime",
-            ) from error
+            raise _no_driver(error) from error
         self._handle = self.call("cuDeviceGet", ordinal)
         attribute = api.CUdevice_attribute
 
@@ -93,10 +90,34 @@ def open_device(ordinal: int = 0) -> Device:
         EdgekitError: `missing_extra`, if `cuda-bindings` is not installed.
         RunnerError: There is no driver, or no such GPU.
     """
+    return Device(_bindings(), ordinal)
+
+
+def check_driver() -> None:
+    """Find the driver, without starting it or opening a GPU.
+
+    Raises:
+        EdgekitError: `missing_extra`, if `cuda-bindings` is not installed.
+        RunnerError: There is no driver.
+    """
+    try:
+        _bindings().cuDriverGetVersion()
+    except RuntimeError as error:
+        raise _no_driver(error) from error
+
+
+def _bindings() -> Any:
     try:
         from cuda.bindings import driver
     except ModuleNotFoundError as error:
         raise missing_extra("cuda-bindings", "tensorrt") from error
     except ImportError as error:
         raise broken_library("cuda-bindings", error) from error
-    return Device(driver, ordinal)
+    return driver
+
+
+def _no_driver(error: RuntimeError) -> RunnerError:
+    return RunnerError(
+        f"this machine has no NVIDIA driver: {first_line(error)}",
+        hint="on a Jetson it comes with JetPack; in a container, use the NVIDIA runtime",
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+from edgekit.bundle.manifest import ENGINE_DIALECTS
 from edgekit.errors import BundleError, RunnerError
 from edgekit.runners.cpu.onnx_reader.onnx_proto import (
     ExternalData,
@@ -23,9 +24,8 @@ from edgekit.runners.cpu.onnx_reader.onnx_proto import (
 )
 from edgekit.runners.cpu.onnx_reader.protobuf import Message
 
-__all__ = ["DIALECTS", "FLOAT", "INT4", "GraphFile", "read_graph_file", "with_positions"]
+__all__ = ["FLOAT", "INT4", "GraphFile", "read_graph_file", "with_positions"]
 
-DIALECTS = ("portable", "native")
 FLOAT, INT4 = 1, 22
 """TensorProto.DataType."""
 
@@ -108,7 +108,7 @@ def read_graph_file(path: Path) -> GraphFile:
     if model.unread_parts:
         raise RunnerError(f"{path} has {', '.join(model.unread_parts)}, which this edgekit does not read")
     dialect = model.metadata.get("edgekit.dialect", "portable")
-    if dialect not in DIALECTS:
+    if dialect not in ENGINE_DIALECTS:
         raise BundleError(
             f"TensorRT does not build the `{dialect}` dialect",
             hint="export for a TensorRT target, such as orin",

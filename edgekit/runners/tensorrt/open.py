@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from edgekit.bundle.bundle import Bundle, open_bundle
-from edgekit.errors import BundleError, ConfigError, RunnerError
+from edgekit.errors import BundleError, ConfigError, EdgekitError, RunnerError
 from edgekit.machine import available_bytes
 from edgekit.memory import GIB
 from edgekit.runners.base import Backend, KvNeed, KvShare
-from edgekit.runners.cuda.driver import Device, open_device
+from edgekit.runners.cuda.driver import Device, check_driver, open_device
 from edgekit.runners.tensorrt.build import MODEL_FILE, installed_library
 from edgekit.runners.tensorrt.engine_set import EngineSet
 from edgekit.runners.tensorrt.graph_file import read_graph_file
@@ -23,7 +25,7 @@ from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, graph_digest
 from edgekit.runners.tensorrt.tensors import CHUNK
 
-__all__ = ["find_engine", "library_of", "open_engine"]
+__all__ = ["check_driver", "find_engine", "library_of", "open_engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +33,12 @@ logger = logging.getLogger(__name__)
 _RESERVE = 0.1
 
 
-def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
-    """Return a bundle, and its engine with the longest context that the installed library loads.
+def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bundle, StoredEngine]:
+    """Return a bundle, and its engine with the longest context that the installed library loads on this GPU.
 
     Args:
         folder: The bundle's folder.
+        compute_capability: Of the GPU, such as `8.7`; None asks the driver, if there are engines for several.
 
     Raises:
         RunnerError: There is none; the message is the reason.
@@ -55,7 +58,7 @@ def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
     # Gigabytes are hashed the first time: only those of engines that the library loads.
     fitting = store.of_graph(digest, library=library.name, version=library.version)
     if fitting:
-        return bundle, max(fitting, key=lambda one: one.engine.context_length)
+        return bundle, max(_for_gpu(fitting, compute_capability), key=lambda one: one.engine.context_length)
     other = next((one for one in described if (one.library, one.version) != (library.name, library.version)), None)
     if other is None:
         raise RunnerError("the engine that was built is damaged", hint=build)
@@ -63,6 +66,19 @@ def find_engine(folder: Path) -> tuple[Bundle, StoredEngine]:
         f"the engine was built with {other.library} {other.version}; {library.name} {library.version} is installed",
         hint=build,
     )
+
+
+def _for_gpu(engines: Sequence[StoredEngine], compute_capability: str | None) -> Sequence[StoredEngine]:
+    """Those for this machine's GPU; all, if there are none or it is not known."""
+    if len({one.engine.compute_capability for one in engines}) == 1:
+        return engines
+    if compute_capability is None:
+        try:
+            with closing(open_device()) as device:
+                compute_capability = _capability(device)
+        except EdgekitError:  # the reason why the engine is not loaded, too
+            return engines
+    return [one for one in engines if one.engine.compute_capability == compute_capability] or engines
 
 
 def open_engine(
@@ -124,13 +140,17 @@ def _check_context(wanted: int, engine: EngineSet, folder: Path) -> None:
 
 
 def _check_device(device: Device, engine: EngineSet, folder: Path) -> None:
-    found = ".".join(map(str, device.compute_capability))
+    found = _capability(device)
     if found != engine.compute_capability:
         raise RunnerError(
             f"the engine was built for compute capability {engine.compute_capability}; {device.name} has {found}",
             # Of several GPUs, the build may have taken another one's.
             hint=f"edgekit build {folder} --compute-capability {found}",
         )
+
+
+def _capability(device: Device) -> str:
+    return ".".join(map(str, device.compute_capability))
 
 
 class _OpenEngine(TensorRtRunner):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.bundle.bundle import Bundle
+from edgekit.bundle.manifest import ENGINE_DIALECTS
 from edgekit.errors import ConfigError, IncompatibleBundleError, RunnerError, option
 from edgekit.machine import available_bytes
 from edgekit.runners.tensorrt.build import (
@@ -22,7 +23,6 @@ from edgekit.runners.tensorrt.build import (
 from edgekit.runners.tensorrt.build_memory import choose_segments
 from edgekit.runners.tensorrt.engine_set import read_engine_set
 from edgekit.runners.tensorrt.fetch import fetch_engine
-from edgekit.runners.tensorrt.graph_file import DIALECTS
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
@@ -73,7 +73,7 @@ def check_artifact(bundle: Bundle) -> None:
         IncompatibleBundleError: Its graph is in another dialect, or it has none.
     """
     artifact = bundle.manifest.artifact
-    if artifact.kind != "onnx" or artifact.dialect not in DIALECTS:
+    if artifact.kind != "onnx" or artifact.dialect not in ENGINE_DIALECTS:
         raise IncompatibleBundleError(
             f"{bundle.path} is not for TensorRT: its artifact is {f'{artifact.kind} {artifact.dialect}'.strip()}",
             hint="export it for a device with TensorRT: edgekit export MODEL --target orin",

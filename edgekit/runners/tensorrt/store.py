@@ -264,7 +264,10 @@ class EngineStore:
         except ForeignFolderError as error:
             raise RunnerError(f"{self.folder} cannot hold engines: {error}") from error
         except OSError as error:
-            raise RunnerError(f"{self.folder} cannot be used: {error.strerror or error}") from error
+            raise RunnerError(
+                f"{self.folder} cannot be used: {error.strerror or error}",
+                hint="set EDGEKIT_CACHE to a folder that can be written to",
+            ) from error
         try:
             _remove(self.folder / _BUILDING)
             yield
@@ -279,8 +282,8 @@ class EngineStore:
                 continue
             users = [path for path in folder.iterdir() if _USER.fullmatch(path.name)]
             kept = [path for path in users if path.name != own and _is_there(path)]
-            # Without a description it is what a killed process had not finished removing.
-            if kept and (folder / ENGINE_JSON).exists():
+            # Without a description it is what a killed process had not finished removing, or it is damaged.
+            if kept and _is_described(folder):
                 with suppress(OSError):
                     (folder / own).unlink(missing_ok=True)
             else:
@@ -316,6 +319,14 @@ def _add_user(folder: Path, bundle: Path) -> None:
     """Note that a bundle uses an engine; without the note the engine is built again after the next one."""
     with suppress(OSError):
         (folder / _user_file(bundle)).write_bytes(os.fsencode(bundle.resolve()))
+
+
+def _is_described(folder: Path) -> bool:
+    try:
+        read_engine_set(folder)
+    except RunnerError:
+        return False
+    return True
 
 
 def _is_there(user: Path) -> bool:

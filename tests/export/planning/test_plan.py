@@ -371,6 +371,12 @@ def test_the_command_shows_a_table_and_exits_with_1_where_it_does_not_fit(qwen: 
     assert "Traceback" not in large.stderr
 
 
+def test_the_configurations_name_of_the_runner_is_understood_for_either_library(qwen: str) -> None:
+    for target, runner in (("orin", "tensorrt"), ("rtx", "tensorrt_rtx")):
+        planned = edgekit("plan", qwen, "--target", target, "--runner", "tensorrt", "--json", check=False)
+        assert json.loads(planned.stdout)["runner"] == runner
+
+
 def test_where_the_memory_is_not_known_the_command_asks_for_it(qwen: str) -> None:
     unknown = edgekit("plan", qwen, "--target", "cpu")
     assert "--memory-gib" in unknown.stderr
@@ -388,6 +394,7 @@ def test_where_the_memory_is_not_known_the_command_asks_for_it(qwen: str) -> Non
         (("--parallel", "0"), "--parallel must be between 1 and 64, not 0"),
         (("--parallel", "65"), "--parallel must be between 1 and 64, not 65"),
         (("--recipe", "magic"), "unknown recipe"),
+        (("--runner", "tensorrt_rtx"), "has no runner `tensorrt_rtx` for this artifact"),
         (("--head-bits", "5"), "--head-bits 5 is not supported"),
         (("--fit", "8GB"), "--fit chooses bits, and so does --recipe auto"),
         (("--fit", "1GB", "--recipe", "lsq"), "MiB at 4 bits, which exceeds the 953.7 MiB of --fit"),

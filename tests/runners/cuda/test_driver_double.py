@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError, RunnerError
-from edgekit.runners.cuda.driver import open_device
+from edgekit.runners.cuda.driver import check_driver, open_device
 from tests.runners.cuda import driver_double
 from tests.runners.cuda.driver_double import DriverDouble
 
@@ -61,9 +61,11 @@ def test_without_a_driver_the_error_says_so(real: Any) -> None:
     try:
         status = real.cuInit(0)[0]
     except RuntimeError:
-        with pytest.raises(RunnerError, match="this machine has no NVIDIA driver"):
-            open_device()
+        for call in (open_device, check_driver):
+            with pytest.raises(RunnerError, match="this machine has no NVIDIA driver"):
+                call()
     else:
+        check_driver()
         if int(status) == 0:
             pytest.skip("this machine has a GPU")
         with pytest.raises(RunnerError, match="cuInit failed: CUDA_ERROR"):

@@ -105,8 +105,9 @@ def test_an_engine_that_the_library_cannot_stream_is_written_from_memory(tmp_pat
         "",
     )
     assert (facts["network"], facts["workspace"], facts["streams"], facts["verbosity"]) == (2, 1 << 28, 0, 2)
-    decode, prefill = facts["profiles"]
-    assert decode["input_ids"] == [[1, 1], [4, 1], [4, 1]]
+    decode, prefill, batch = facts["profiles"]
+    assert decode["input_ids"] == [[1, 1], [1, 1], [1, 1]]
+    assert batch["input_ids"] == [[1, 1], [4, 1], [4, 1]]
     assert prefill["input_ids"] == [[1, 1], [1, 16], [1, 16]]
     # A sequence of 64 tokens: the last one sees 63 others, in blocks of 8.
     assert prefill["past_key_values.0.key"][2] == [1, 2, 8, 8, 32]
@@ -162,7 +163,7 @@ def test_a_full_disk_has_its_own_hint() -> None:
 
 def test_without_the_library_the_error_names_the_extra(tmp_path: Path) -> None:
     for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
-        (tmp_path / "module" / f"{name}.py").write_text("raise ImportError")
+        (tmp_path / "module" / f"{name}.py").write_text(f"raise ModuleNotFoundError(name='{name}')")
     with pytest.raises(EdgekitError) as caught:
         installed_library()
     assert (caught.value.code, caught.value.hint) == ("missing_extra", "pip install 'edgekit-llm[tensorrt-rtx]'")

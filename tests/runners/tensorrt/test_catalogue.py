@@ -21,7 +21,7 @@ from tests.models import tiny_checkpoint
 pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-DIALECTS = {"portable": (), "native": ("--jetpack", "7.2")}
+DIALECTS = {"portable": (), "native": ("--jetpack", "7.2", "--dialect", "native")}
 # Kernels of a layer in a step of one token. The models that are files have offsets, which are products of their own.
 LAYER = {("portable", False): 17, ("native", False): 11, ("portable", True): 23, ("native", True): 19}
 REST = 10

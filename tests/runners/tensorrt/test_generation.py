@@ -17,14 +17,16 @@ from hypothesis import strategies as st
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.export.writers.onnx import OnnxWriter
+from edgekit.generation.engine.engine import Engine
 from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model
+from edgekit.generation.types import ChatRequest, Sampling
 from edgekit.runners import RunnerChoice
 from edgekit.runners.base import Runner
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from tests.generation import test_invariance
 from tests.generation.bundles import tiny_bundle
-from tests.generation.test_invariance import CAREFULLY, SLOTS, Arrival, arrivals, texts
+from tests.generation.test_invariance import CAREFULLY, SLOTS, Arrival, Submitted, arrivals, texts
 from tests.models import TensorWeights, tiny_decoder, tiny_tensors
 from tests.ort_version import native_runs
 from tests.runners.tensorrt.engines import build, open_double
@@ -82,6 +84,31 @@ def test_a_continued_conversation_has_the_same_output_as_one_computed_anew(
 
 def test_a_prefix_from_disk_is_as_good_as_one_computed(model: TextModel, tmp_path: Path) -> None:
     test_invariance.test_a_prefix_from_disk_is_as_good_as_one_computed(model, tmp_path)
+
+
+def test_answers_that_outgrow_the_pool_are_preempted_and_say_the_same(model: TextModel) -> None:
+    small = model.runner.limits.kv_positions < SLOTS * model.runner.limits.context_length
+    sampling = Sampling(0.0, logit_bias=dict.fromkeys(model.eos_token_ids, -100.0))
+
+    def ask(engine: Engine, number: int) -> Submitted:
+        prompt = f"{number} the capital of France is " * 3
+        return Submitted(engine, model, ChatRequest(str(number), prompt=prompt, max_tokens=120, sampling=sampling))
+
+    def run(engine: Engine) -> None:
+        while not engine.idle:
+            engine.step()
+
+    alone = []
+    for number in range(SLOTS):
+        engine = Engine(model)
+        alone.append(ask(engine, number))
+        run(engine)
+        assert engine.stats.preempted == 0
+    engine = Engine(model)
+    together = [ask(engine, number) for number in range(SLOTS)]
+    run(engine)
+    assert (engine.stats.preempted > 0) == small
+    assert [one.output for one in together] == [one.output for one in alone]
 
 
 def _invariant(name: str) -> Any:

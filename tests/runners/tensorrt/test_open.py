@@ -20,13 +20,14 @@ from edgekit.export.progress import silent
 from edgekit.generation.engine.slots import Slots
 from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model, plan_memory
+from edgekit.runners import expected_runner
 from edgekit.runners.base import Chunk
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.tensorrt.build import InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, Profile, write_engine_set
 from edgekit.runners.tensorrt.library import NvidiaLibrary
 from edgekit.runners.tensorrt.memory import EngineMemory
-from edgekit.runners.tensorrt.open import open_engine
+from edgekit.runners.tensorrt.open import find_engine, open_engine
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, Wanted, graph_digest
 from edgekit.target import load_target
@@ -62,6 +63,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DriverDouble:
     monkeypatch.setattr(f"{opening}.installed_library", lambda _: InstalledLibrary("tensorrt", VERSION, {}))
     monkeypatch.setattr(f"{opening}.find_library", lambda _: library)
     monkeypatch.setattr(f"{opening}.open_device", lambda: Device(driver))
+    monkeypatch.setattr(f"{opening}.check_driver", lambda: None)
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EDGEKIT_STATE", str(tmp_path / "state"))
     return driver
@@ -137,6 +139,18 @@ def test_the_engine_with_the_longest_context_is_taken(bundle: Path, driver: Driv
     model.close()
 
 
+def test_the_engine_of_another_gpu_does_not_hide_the_one_for_this_gpu(bundle: Path, driver: DriverDouble) -> None:
+    place(bundle)
+    foreign = Path(shutil.copytree(bundle, bundle.parent / "b"))
+    place(foreign, context_length=256, compute_capability="8.6")
+    model = opened(bundle)
+    assert isinstance(model.runner, TensorRtRunner)
+    assert model.info.context_length == CONTEXT
+    model.close()
+    assert find_engine(bundle, "8.6")[1].engine.context_length == 256
+    assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
 def test_without_an_engine_another_runner_is_chosen_and_the_reason_says_so(bundle: Path, driver: DriverDouble) -> None:
     del driver
     assert reason(opened(bundle)) == "no engine was built"
@@ -163,6 +177,23 @@ def test_an_engine_that_computes_something_else_is_rejected_with_the_figures(
     place(bundle, graph_of=exported / "other")
     assert "computes wrong logits with this bundle: error of the logits " in reason(opened(bundle))
     assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
+def test_without_a_driver_no_engine_is_promised_and_the_reason_says_so(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del driver
+    place(bundle)
+    assert expected_runner(bundle, "onnx", "portable") == ("tensorrt 10.3.0, 128 tokens", ())
+
+    def no_driver() -> None:
+        raise RunnerError("this machine has no NVIDIA driver")
+
+    monkeypatch.setattr("edgekit.runners.tensorrt.open.check_driver", no_driver)
+    label, rejected = expected_runner(bundle, "onnx", "portable")
+    assert not label.startswith("tensorrt")
+    assert (rejected[0].name, rejected[0].reason) == ("tensorrt", "this machine has no NVIDIA driver")
+    assert reason(opened(bundle)) == "this machine has no NVIDIA driver"
 
 
 def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> None:

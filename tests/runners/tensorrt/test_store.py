@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import RunnerError
-from edgekit.runners.tensorrt.engine_set import EngineSet, Profile, write_engine_set
+from edgekit.runners.tensorrt.engine_set import ENGINE_JSON, EngineSet, Profile, write_engine_set
 from edgekit.runners.tensorrt.store import EngineStore, Wanted
 from tests.runners.tensorrt.test_engine_set import engine_in
 
@@ -172,6 +172,19 @@ def test_an_engine_stays_while_another_bundle_uses_it(store: EngineStore, bundle
     assert store.find(WANTED) is not None
     obtain(store, other, newer)
     assert len(engines(store)) == 1
+
+
+def test_one_without_a_sound_description_does_not_stay_for_another_bundle(
+    store: EngineStore, bundle: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    obtain(store, other)
+    (name,) = engines(store)
+    (store.folder / name / ENGINE_JSON).write_bytes(b"damaged")
+    obtain(store, bundle, replace(WANTED, graph_sha256="1" * 64))
+    assert len(engines(store)) == 1
+    assert name not in engines(store)
 
 
 def test_an_engine_whose_bundle_is_gone_is_removed_at_the_next_build(
