@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +120,10 @@ def test_answers_come_from_the_cpu_kernels_while_the_engine_is_built_and_after_i
         assert status["engine"]["phase"] == "building"
         assert status["runner"].startswith("cpu")
         assert "edgekit_engine_build_ratio" in httpx.get(f"{machine.url}/metrics", timeout=30).text
-        assert eventually(lambda: "building" not in machine.ready(), WITHIN_S), machine.log.read_text()
+        # It is loaded after it was built, which fails: no driver here.
+        assert eventually(
+            lambda: not {"built", "building", "loading"} & set(re.findall("[a-z]+", machine.ready())), WITHIN_S
+        ), machine.log.read_text()
         # No driver here: the engine stays, for a machine that has one.
         assert "not on tensorrt: " in machine.ready()
         assert "its engine is being built" not in machine.ready()
