@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["GIB", "MIB", "RUNTIMES", "Footprint", "Plan", "Runtime", "Shapes", "tokens_per_s"]
+__all__ = ["GIB", "MIB", "RUNTIMES", "SYSTEM_RESERVE", "Footprint", "Plan", "Runtime", "Shapes", "tokens_per_s"]
 
 GIB = 1024**3
 MIB = 1024**2
+
+SYSTEM_RESERVE = 0.1
+"""Share of the available memory that a daemon leaves to the rest of the system."""
 
 # The longest context that fits is rounded down to a multiple of this.
 _STEP = 256

@@ -70,6 +70,7 @@ def build(
 ) -> None:
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
     from edgekit.bundle.check import check_bundle
+    from edgekit.generation.engine_wanted import gpu_capability
     from edgekit.runners.tensorrt.limits import engine_limits
     from edgekit.runners.tensorrt.open import library_of
     from edgekit.runners.tensorrt.prepare import check_artifact, plan_build, prepare_engine
@@ -114,7 +115,7 @@ def build(
 
         prepared = prepare_engine(plan, output=output, source=source, progress=advance)
     # An engine for another machine cannot run here.
-    here = output is None and _own_capability() == capability
+    here = output is None and gpu_capability() == capability
     tested = self_test_engine(opened, prepared.stored) if here else None
     if as_json:
         report = None if prepared.report is None else asdict(prepared.report)
@@ -130,13 +131,6 @@ def build(
         _show(prepared)
         if tested is not None:
             console.print(f"self-test passed: {tested}")
-
-
-def _own_capability() -> str | None:
-    from edgekit.machine import probe
-    from edgekit.recognition import recognise
-
-    return recognise(probe()).compute_capability
 
 
 def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:

@@ -12,7 +12,7 @@ from edgekit.cores import usable_cores
 from edgekit.errors import EdgekitError, RunnerError
 from edgekit.generation.engine_wanted import may_have_engine
 from edgekit.machine import available_bytes, probe
-from edgekit.memory import GIB, RUNTIMES
+from edgekit.memory import GIB, RUNTIMES, SYSTEM_RESERVE
 from edgekit.recognition import recognise
 from edgekit.runners.tensorrt.build import open_chain
 from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
@@ -24,9 +24,6 @@ from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
 __all__ = ["FirstBuild", "plan_first_build"]
 
 logger = logging.getLogger(__name__)
-
-# Share of the available memory that is left to the rest of the system.
-_SYSTEM_RESERVE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +122,7 @@ def _beside(bundle: Bundle, plan: BuildPlan, draft: Bundle | None) -> int | None
         return 1 << 62
     context, batch = plan.limits.context_length, plan.limits.batch
     model_bytes = sum(_loaded_bytes(one, context) for one in (bundle, draft) if one is not None)
-    rest = int(available * (1 - _SYSTEM_RESERVE)) - model_bytes
+    rest = int(available * (1 - SYSTEM_RESERVE)) - model_bytes
     chain, _ = open_chain(bundle.path, plan.limits)
     library = plan.library.name
     try:

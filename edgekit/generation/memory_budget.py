@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgekit.cores import usable_cores
-from edgekit.memory import RUNTIMES, Shapes
+from edgekit.memory import RUNTIMES, SYSTEM_RESERVE, Shapes
 from edgekit.runners.base import Limits
 
 __all__ = [
-    "SYSTEM_RESERVE",
     "LoadedModel",
     "MemoryPlan",
     "divide",
@@ -30,8 +29,6 @@ __all__ = [
     "max_tokens_with_draft",
 ]
 
-SYSTEM_RESERVE = 0.1
-"""Share of the available memory that is left to the rest of the system."""
 # Below this a chat is useless; better to let the kernel reclaim memory for a request than to refuse all of them.
 _MIN_TOKENS = 512
 # Measured with llguidance 1.9.1: 151,936 tokens take 63 MiB, and 76 MiB while they are built; 49,152 take 22 and 26.

@@ -13,7 +13,6 @@ from edgekit.config import GenerationConfig
 from edgekit.generation.engine.worker import EngineWorker, Served
 from edgekit.generation.first_load import check_first_load
 from edgekit.generation.memory_budget import (
-    SYSTEM_RESERVE,
     LoadedModel,
     MemoryPlan,
     divide,
@@ -26,7 +25,7 @@ from edgekit.generation.prefix import QUEUE_BYTES, DiskStore, PrefixCache, model
 from edgekit.generation.speculative.draft_bundle import open_draft
 from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import available_bytes, gpu_free_bytes
-from edgekit.memory import MIB, RUNTIMES
+from edgekit.memory import MIB, RUNTIMES, SYSTEM_RESERVE
 from edgekit.runners.base import KvNeed, KvShare, Runner
 
 __all__ = ["MemoryPlan", "kv_share", "load_other_runner", "open_model", "plan_memory", "serve_within", "start_worker"]

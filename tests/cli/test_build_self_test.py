@@ -12,26 +12,19 @@ from click.testing import CliRunner, Result
 
 from edgekit.cli import build as command
 from edgekit.errors import EdgekitError
-from edgekit.export.pipeline import ExportOptions, export_bundle
-from edgekit.export.progress import silent
+from edgekit.generation import engine_wanted
 from edgekit.runners.cuda.driver import open_device
-from edgekit.target import load_target
-from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, machine_with_tensorrt
-from tests.variants import variant
+from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, export_two, machine_with_tensorrt
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    for name, seed in (("bundle", 0), ("other", 1)):
-        source = variant("qwen2", folder / f"{name}-model", seed=seed)
-        export_bundle(str(source), load_target("orin"), folder / name, ExportOptions(), silent)
-    return folder
+    return export_two(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture
 def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuilderDouble]:
-    monkeypatch.setattr(command, "_own_capability", lambda: CAPABILITY)
+    monkeypatch.setattr(engine_wanted, "gpu_capability", lambda: CAPABILITY)
     with machine_with_tensorrt(tmp_path) as (found, _):
         found.go_on.set()
         yield found
@@ -83,7 +76,7 @@ def test_without_a_driver_and_for_another_gpu_it_is_not_tested(
     assert done.exception is None, done.output
     assert json.loads(done.stdout)["self_test"] is None
     assert "the engine is not tested: " in done.stderr
-    monkeypatch.setattr(command, "_own_capability", lambda: "8.9")
+    monkeypatch.setattr(engine_wanted, "gpu_capability", lambda: "8.9")
     done = build(bundle, "--json")
     assert json.loads(done.stdout)["self_test"] is None
     assert "not tested" not in done.stderr

@@ -18,30 +18,22 @@ from edgekit.daemon import engine_switch
 from edgekit.daemon.app import Daemon
 from edgekit.daemon.retry import StoppedError
 from edgekit.errors import RunnerError
-from edgekit.export.pipeline import ExportOptions, export_bundle
-from edgekit.export.progress import silent
 from edgekit.generation import first_build
 from edgekit.memory import GIB
 from edgekit.runners.base import Chunk
 from edgekit.runners.cpu.select import Unavailable
 from edgekit.runners.tensorrt.build_record import FILE, MAX_UNFINISHED
-from edgekit.target import load_target
 from tests.broker import Broker, Caller
 from tests.daemon.mqtt.conftest import REQUEST, eventually
 from tests.runners.cuda.driver_double import DriverDouble
-from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, machine_with_tensorrt
-from tests.variants import variant
+from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, export_two, machine_with_tensorrt
 
 WITHIN_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    for name, seed in (("bundle", 0), ("other", 1)):
-        source = variant("qwen2", folder / f"{name}-model", seed=seed)
-        export_bundle(str(source), load_target("orin"), folder / name, ExportOptions(), silent)
-    return folder
+    return export_two(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture

@@ -88,10 +88,7 @@ def encode_chat(
             add_generation_prompt=turn == "new",
         )
 
-    try:
-        text = render(shaped)
-    except BundleError as error:
-        text = _render_again(render, shaped, error, template)
+    text = _rendered(render, shaped, template)
     if turn == "continue":
         text = _up_to(guard.mark, text)
     return Prompt(guard.encode(text), thinking=text.rstrip().endswith("<think>"))
@@ -120,10 +117,7 @@ def render_chat(
             [*messages[:-1], last], tools=functions, arguments=arguments, add_generation_prompt=turn == "new"
         )
 
-    try:
-        text = render(shaped)
-    except BundleError as error:
-        text = _render_again(render, shaped, error, template)
+    text = _rendered(render, shaped, template)
     return _up_to(mark, text) if mark else text
 
 
@@ -139,13 +133,14 @@ def _up_to(mark: str, text: str) -> str:
     return before
 
 
-def _render_again(
-    render: Callable[[Sequence[Mapping[str, Any]]], str],
-    messages: Sequence[dict[str, Any]],
-    error: BundleError,
-    template: ChatTemplate,
+def _rendered(
+    render: Callable[[Sequence[Mapping[str, Any]]], str], messages: Sequence[dict[str, Any]], template: ChatTemplate
 ) -> str:
-    """Return the prompt with call arguments as strings, which some templates concatenate; or raise."""
+    """Return the text; if the template fails, with call arguments as strings, which some templates concatenate."""
+    try:
+        return render(messages)
+    except BundleError as failed:
+        error = failed
     serialized = [_with_serialized_arguments(message) for message in messages]
     if serialized != messages:
         try:

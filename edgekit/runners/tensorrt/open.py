@@ -12,7 +12,7 @@ from typing import Any
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.errors import BundleError, ConfigError, EdgekitError, RunnerError
 from edgekit.machine import available_bytes
-from edgekit.memory import GIB
+from edgekit.memory import GIB, SYSTEM_RESERVE
 from edgekit.runners.base import Backend, KvNeed, KvShare
 from edgekit.runners.cuda.driver import Device, check_driver, open_device
 from edgekit.runners.tensorrt.build import MODEL_FILE, installed_library
@@ -28,9 +28,6 @@ from edgekit.runners.tensorrt.tensors import CHUNK
 __all__ = ["check_driver", "find_engine", "library_of", "open_engine"]
 
 logger = logging.getLogger(__name__)
-
-# Of what is left when an engine is loaded: for the rest of the system, as in every memory plan.
-_RESERVE = 0.1
 
 
 def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bundle, StoredEngine]:
@@ -199,7 +196,7 @@ def _positions(device: Device, memory: EngineMemory, kv_share: KvShare | None) -
     """
     full = memory.slots * memory.capacity
     free = free_bytes(device)
-    left = int(free * (1 - _RESERVE)) - memory.beside
+    left = int(free * (1 - SYSTEM_RESERVE)) - memory.beside
     if kv_share is not None:
         left = kv_share(max(0, left), KvNeed(memory.position, memory.capacity, memory.slots, not device.integrated))
     positions = min(full, max(0, left) // memory.position)

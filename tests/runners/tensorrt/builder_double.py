@@ -16,17 +16,21 @@ from typing import Any
 import pytest
 
 from edgekit.bundle.manifest import layout_of
+from edgekit.export.pipeline import ExportOptions, export_bundle
+from edgekit.export.progress import silent
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
 from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.library import NvidiaLibrary
 from edgekit.runners.tensorrt.shapes import BuildLimits
+from edgekit.target import load_target
 from tests.runners.cuda.driver_double import DriverDouble
 from tests.runners.tensorrt.engines import build, new_driver
 from tests.runners.tensorrt.tensorrt_double import TensorRtDouble
+from tests.variants import variant
 
-__all__ = ["CAPABILITY", "VERSION", "BuilderDouble", "machine_with_tensorrt"]
+__all__ = ["CAPABILITY", "VERSION", "BuilderDouble", "export_two", "machine_with_tensorrt"]
 
 VERSION = "10.3.0"
 CAPABILITY = "8.7"
@@ -115,6 +119,14 @@ class BuilderDouble:
             batch=None,
             segments=(),
         )
+
+
+def export_two(folder: Path) -> Path:
+    """Export two models of one shape for an Orin into `bundle` and `other` of a folder, and return the folder."""
+    for name, seed in (("bundle", 0), ("other", 1)):
+        source = variant("qwen2", folder / f"{name}-model", seed=seed)
+        export_bundle(str(source), load_target("orin"), folder / name, ExportOptions(), silent)
+    return folder
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from hashlib import sha256
@@ -15,26 +15,19 @@ import pytest
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
 from edgekit.errors import RunnerError
-from edgekit.export.pipeline import ExportOptions, export_bundle
-from edgekit.export.progress import silent
 from edgekit.generation.engine.slots import Slots
 from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model, plan_memory
 from edgekit.runners import expected_runner
 from edgekit.runners.base import Chunk
-from edgekit.runners.cuda.driver import Device
-from edgekit.runners.tensorrt.build import InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, Profile, write_engine_set
-from edgekit.runners.tensorrt.library import NvidiaLibrary
 from edgekit.runners.tensorrt.memory import EngineMemory
 from edgekit.runners.tensorrt.open import find_engine, open_engine
 from edgekit.runners.tensorrt.runner import TensorRtRunner
 from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, Wanted, graph_digest
-from edgekit.target import load_target
 from tests.runners.cuda.driver_double import DriverDouble
-from tests.runners.tensorrt.engines import build, new_driver
-from tests.runners.tensorrt.tensorrt_double import TensorRtDouble
-from tests.variants import variant
+from tests.runners.tensorrt.builder_double import export_two, machine_with_tensorrt
+from tests.runners.tensorrt.engines import build
 
 VERSION = "10.3.0"
 CONTEXT = 128
@@ -42,11 +35,7 @@ CONTEXT = 128
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    for name, seed in (("bundle", 0), ("other", 1)):
-        source = variant("qwen2", folder / f"{name}-model", seed=seed)
-        export_bundle(str(source), load_target("orin"), folder / name, ExportOptions(), silent)
-    return folder
+    return export_two(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture
@@ -55,18 +44,10 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DriverDouble:
+def driver(tmp_path: Path) -> Iterator[DriverDouble]:
     """The double of the driver, of which the machine has one, and TensorRT."""
-    driver = new_driver()
-    library = NvidiaLibrary(TensorRtDouble(driver), "tensorrt", VERSION)
-    opening = "edgekit.runners.tensorrt.open"
-    monkeypatch.setattr(f"{opening}.installed_library", lambda _: InstalledLibrary("tensorrt", VERSION, {}))
-    monkeypatch.setattr(f"{opening}.find_library", lambda _: library)
-    monkeypatch.setattr(f"{opening}.open_device", lambda: Device(driver))
-    monkeypatch.setattr(f"{opening}.check_driver", lambda: None)
-    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("EDGEKIT_STATE", str(tmp_path / "state"))
-    return driver
+    with machine_with_tensorrt(tmp_path) as (_, driver):
+        yield driver
 
 
 def place(bundle: Path, graph_of: Path | None = None, **changes: Any) -> StoredEngine:
