@@ -124,11 +124,14 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=names, help="only this one [all]")
     parser.add_argument("--dialect", action="append", choices=DIALECTS, help="only this one [both]")
     parser.add_argument("--compute-capability", default="8.7", help="of the GPU to build for [8.7]")
+    parser.add_argument("--context", type=int, default=4096, help="tokens of a sequence [4096]")
     parser.add_argument("--segments", type=int, help="of each engine [as memory requires]")
     parser.add_argument("--json", action="store_true")
     arguments = parse(parser, {"model": ["smollm2-135m-instruct"], "dialect": ["portable"]})
     arguments.work.mkdir(parents=True, exist_ok=True)
-    options = () if arguments.segments is None else ("--segments", str(arguments.segments))
+    options = ("--context", str(arguments.context))
+    if arguments.segments is not None:
+        options += ("--segments", str(arguments.segments))
     if not arguments.json:
         print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         print("| model | dialect | segments | graph, GiB | engine, GiB | kernels, one token | kernels, a chunk "
