@@ -134,6 +134,12 @@ class MqttConfig:
         require_user: Answer only requests whose topic ends with a user's name, which the broker's access list binds.
         coalesce_ms: Time over which deltas of an answer are coalesced into one message.
         max_payload_bytes: Maximum size of a request.
+        durable: Keep requests, answers and unsent replies in the state folder, so that none is lost if the daemon ends.
+        inbox_requests: Maximum number of requests that are not answered yet, and of replies that have not left.
+        inbox_mib: Maximum size of these requests, in MiB.
+        record_replies: Maximum number of answers kept for repeated requests.
+        record_mib: Maximum size of them all, in MiB.
+        record_hours: Hours for which an answer is kept.
     """
 
     host: Annotated[str, Matches(r"\S+", "must be an address or a host name")] | None = None
@@ -150,6 +156,12 @@ class MqttConfig:
     session_expiry_s: Annotated[int, Between(0, 0xFFFFFFFF)] = 3600
     coalesce_ms: Annotated[int, Between(0, 10_000)] = 80
     max_payload_bytes: Annotated[int, Between(1024, 268_435_455)] = 1_048_576
+    durable: bool = True
+    inbox_requests: Annotated[int, Between(1, 100_000)] = 4096
+    inbox_mib: Annotated[int, Between(1, 1024)] = 32
+    record_replies: Annotated[int, Between(1, 100_000)] = 4096
+    record_mib: Annotated[int, Between(1, 1024)] = 16
+    record_hours: Annotated[int, Between(1, 720)] = 24
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,7 @@ class Daemon:
             device=None if jetson is None else partial(device_status, jetson),
             engine=lambda: self._engine.state,
             access=self._access,
+            parallel=self._config.generation.parallel,
         )
         mqtt.start()
         self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)

@@ -39,6 +39,8 @@ class MqttStats:
         dropped: Messages not delivered: too many were queued, or the broker does not take them.
         repeated: Requests that were a repetition of a running or answered one.
         no_subscribers: Requests cancelled because their response topic had no subscribers.
+        unanswered: Requests accepted and not answered.
+        unsent: Stored replies that the broker has not acknowledged.
     """
 
     connected: bool
@@ -47,6 +49,8 @@ class MqttStats:
     dropped: int
     repeated: int
     no_subscribers: int
+    unanswered: int
+    unsent: int
 
 
 class Metrics:
@@ -312,6 +316,14 @@ class _MqttCollector(_StateCollector):
             "edgekit_mqtt_unacknowledged_messages",
             "Messages published and not yet acknowledged by the broker.",
             value=state.unacknowledged,
+        )
+        yield GaugeMetricFamily(
+            "edgekit_mqtt_inbox_requests", "Requests accepted and not answered.", value=state.unanswered
+        )
+        yield GaugeMetricFamily(
+            "edgekit_mqtt_outbox_replies",
+            "Last messages of requests that the broker has not acknowledged.",
+            value=state.unsent,
         )
         for name, help_text, value in (
             ("reconnects", "Connections to the broker after the first.", state.reconnects),

@@ -137,6 +137,8 @@ class Sampling:
         repeat_last_n: Window of `repetition_penalty` in tokens; 0 turns it off, -1 is the full context.
         logit_bias: Added to the logits of these token ids.
         seed: None takes a random one.
+        seed_given: Whether the caller chose the seed, and so must get the same output again. Otherwise an equal seed
+            repeats it where that costs nothing.
         left_to_model: Names in `MODEL_SAMPLING` that the request does not state.
     """
 
@@ -151,6 +153,7 @@ class Sampling:
     repeat_last_n: int = -1
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
+    seed_given: bool = True
     left_to_model: frozenset[str] = frozenset()
 
     @classmethod
@@ -206,8 +209,8 @@ class Sampling:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the same request must give the same output: it is greedy or has a seed."""
-        return self.greedy or self.seed is not None
+        """Whether the same request must give the same output: it is greedy or has a seed of the caller's."""
+        return self.greedy or (self.seed is not None and self.seed_given)
 
     def for_choice(self, index: int) -> Sampling:
         """Return the sampling of one of `n` choices, each with its own seed."""

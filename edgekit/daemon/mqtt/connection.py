@@ -28,7 +28,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edgekit.config import MqttConfig
 from edgekit.daemon.mqtt.outgoing import Outgoing, new_properties
 from edgekit.daemon.mqtt.receipts import Receipts
-from edgekit.daemon.mqtt.sockets import Waker, close_quietly, poll
+from edgekit.daemon.mqtt.sockets import Waker, close_quietly, poll, readable
 from edgekit.daemon.mqtt.suspects import MAX_LOSSES, Suspects
 from edgekit.daemon.rare_log import RareLog
 
@@ -46,9 +46,11 @@ STABLE_AFTER_S = 30.0
 RECEIVE_MAXIMUM = 16
 _MAX_UNACKNOWLEDGED = 64
 """Received messages that need not be handled before the broker sends more."""
+_MAX_PACKETS = 128
+"""Packets that one `step` reads at most: that many messages, and as many acknowledgements of ours."""
 MAX_OUTBOX = 1024
 MAX_OUTBOX_BYTES = 32 << 20
-"""Limit of what waits to be sent, which is all in memory: one answer with log probabilities may have megabytes."""
+"""Limit of what waits to be sent, which is all in memory. Replies that are stored are handed over a few at a time."""
 NO_MATCHING_SUBSCRIBERS = 0x10
 _SESSION_TAKEN_OVER = 0x8E
 _UNSPECIFIED = 0x80
@@ -154,13 +156,21 @@ class Connection:
         self._waker.wake()
 
     def send(self, message: Outgoing) -> None:
-        """Publish as soon as possible; if too much is queued, the oldest messages are dropped and counted."""
+        """Publish as soon as possible; if too much is queued, the oldest messages are dropped and counted.
+
+        Those with `on_settled` are not.
+        """
         if not message.durable and not self._ready:
             return
         self._outbox.append(message)
         self._outbox_bytes += message.packet_bytes
         while len(self._outbox) > 1 and (len(self._outbox) > MAX_OUTBOX or self._outbox_bytes > MAX_OUTBOX_BYTES):
-            oldest = self._take()
+            place = next((place for place, queued in enumerate(self._outbox) if queued.on_settled is None), None)
+            if place is None:
+                break
+            oldest = self._outbox[place]
+            del self._outbox[place]
+            self._outbox_bytes -= oldest.packet_bytes
             self._suspects.forget(oldest)
             self.dropped += 1
         self._send_queued()
@@ -346,6 +356,7 @@ class Connection:
             self.dropped += 1
             # Rate-limited, because any client that can publish may name a topic that we may not publish to.
             self._refused.warning(f"mqtt: the broker refused a message on {message.topic}: {reason}")
+        _settle(message)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
         if reason.value == _SESSION_TAKEN_OVER:
@@ -380,8 +391,7 @@ class Connection:
         # The socket is non-blocking, so a needless attempt costs one system call.
         if client.want_write():
             client.loop_write()
-        if client.socket() is not None:
-            client.loop_read()
+        self._read(client)
         if client.socket() is not None:
             client.loop_misc()
         self._send_queued()
@@ -389,6 +399,18 @@ class Connection:
             self._connection_lost(*self._subscribe_refusal)
         elif client.socket() is None:
             self._connection_lost(*self._lost_reason())
+
+    @staticmethod
+    def _read(client: paho.Client) -> None:
+        """Read what has arrived: paho reads one packet at a time, and the listener handles many at less cost."""
+        for _ in range(_MAX_PACKETS):
+            sock = client.socket()
+            if sock is None:
+                return
+            client.loop_read()
+            buffered = isinstance(sock, ssl.SSLSocket) and sock.fileno() >= 0 and sock.pending() > 0
+            if not buffered and (sock.fileno() < 0 or not readable(sock)):
+                return
 
     def _lost_reason(self) -> tuple[str, str | None]:
         return self._disconnect_reason or (f"lost the broker at {self._address()}", None)
@@ -406,6 +428,7 @@ class Connection:
                     self._too_large.warning(
                         f"mqtt: a message on {message.topic} exceeds the broker's maximum packet size"
                     )
+                    _settle(message)
                 message = message.fallback
             if message is None:
                 continue
@@ -436,6 +459,8 @@ class Connection:
             message.topic,
             "dropped" if message.fallback is None else "replaced by an error",
         )
+        if message.fallback is None:
+            _settle(message)
         return message.fallback
 
     def _connection_lost(self, message: str, hint: str | None = None) -> None:
@@ -479,6 +504,11 @@ class Connection:
             self._last_log = message
             retrying = "" if level < logging.WARNING else "; retrying"
             _log.log(level, "mqtt: %s%s%s", message, retrying, f" (hint: {hint})" if hint else "")
+
+
+def _settle(message: Outgoing) -> None:
+    if message.on_settled is not None:
+        message.on_settled()
 
 
 def _hint(exc: Exception) -> str | None:

@@ -21,6 +21,7 @@ class Incoming:
         correlation: Correlation Data; None if not set.
         expiry_s: Remaining Message Expiry Interval in seconds; None if not set.
         again: It was delivered before.
+        delivery: Number of the delivery: a repeated one has the same.
         user: The user's name in the topic, which the broker's access list binds; None if it has none.
     """
 
@@ -29,6 +30,7 @@ class Incoming:
     correlation: bytes | None
     expiry_s: float | None
     again: bool = False
+    delivery: int = 0
     user: str | None = None
 
     @classmethod
@@ -42,6 +44,7 @@ class Incoming:
             getattr(properties, "CorrelationData", None),
             None if expiry is None else float(expiry),
             bool(message.dup),
+            message.mid,
             user,
         )
 

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.audit import AuditRecord
 from edgekit.daemon.api import CollectedReply, check_model, parse_chat, parse_completion
+from edgekit.daemon.boot_clock import BootClock
 from edgekit.daemon.metrics import Metrics
-from edgekit.daemon.mqtt.crash_marks import MAX_CRASHES, CrashMarks
-from edgekit.daemon.mqtt.messages import Envelope
+from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.preparation import Preparation
 from edgekit.daemon.mqtt.requests import Cancellable, OpenRequest
-from edgekit.errors import EdgekitError, RunnerError, UnavailableError
+from edgekit.errors import EdgekitError
 from edgekit.generation.engine.worker import OnEvent
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.types import ChatRequest, Event
 
-__all__ = ["Intake", "Submitter"]
+__all__ = ["NOT_NOW", "Intake", "Submitter"]
 
 _log = logging.getLogger(__name__)
 
-_MAX_BYTES = 16 << 20
-"""Payloads in preparation. The broker sends more than a few at once at QoS 0 only."""
-
 _NOTICEABLE_S = 0.1
+
+NOT_NOW = frozenset({"generation_failed", "not_ready", "overloaded", "shutting_down"})
+"""Codes of errors that say nothing about the request: it waits, until the engine takes it."""
 
 
 class Submitter(Protocol):
@@ -46,7 +45,7 @@ class Intake:
         worker: Receives them.
         info: The served model.
         metrics: Counts them.
-        crash_marks: Recognize a request that ends the daemon.
+        clock: Tells how long a request has waited.
         happen: Has the service's thread take a step of a request.
         access: Submits requests under the limits of their sender.
     """
@@ -56,7 +55,7 @@ class Intake:
         worker: Submitter,
         info: ModelInfo,
         metrics: Metrics,
-        crash_marks: CrashMarks,
+        clock: BootClock,
         *,
         happen: Callable[[OpenRequest, Callable[[], None]], None],
         access: Access,
@@ -64,11 +63,10 @@ class Intake:
         self._worker = worker
         self._info = info
         self._metrics = metrics
-        self._crash_marks = crash_marks
+        self._clock = clock
         self._happen = happen
         self._access = access
         self._preparation = Preparation()
-        self._bytes = 0
 
     def describe(self, info: ModelInfo) -> None:
         """Check requests against this description of the model."""
@@ -89,8 +87,6 @@ class Intake:
     def add(
         self,
         request: OpenRequest,
-        envelope: Envelope,
-        expiry_s: float | None,
         *,
         on_prepared: Callable[[OpenRequest, EdgekitError | None], None],
         on_event: Callable[[OpenRequest, Event], None],
@@ -99,94 +95,53 @@ class Intake:
 
         Args:
             request: The request.
-            envelope: Its payload.
-            expiry_s: Its remaining Message Expiry Interval in seconds, if set.
             on_prepared: Called on the service's thread once it is submitted, or with the reason why it is refused.
             on_event: Called on the service's thread with each event of its answer.
-
-        Raises:
-            UnavailableError: `overloaded`.
         """
-        if self._bytes and self._bytes + request.size > _MAX_BYTES:
-            raise UnavailableError(
-                "too many requests are being prepared", hint="ask again", code="overloaded", retry_after_s=5.0
-            )
-        self._bytes += request.size
-
-        def done(problem: EdgekitError | None) -> None:
-            self._bytes -= request.size
-            on_prepared(request, problem)
 
         def receive(event: Event) -> None:
             self._happen(request, partial(on_event, request, event))
 
         def prepare() -> None:
-            problem = self._prepare(request, envelope, expiry_s, receive)
-            self._happen(request, partial(done, problem))
+            problem = self._prepare(request, receive)
+            self._happen(request, partial(on_prepared, request, problem))
 
         self._preparation.add(prepare)
 
-    def _prepare(
-        self, request: OpenRequest, envelope: Envelope, expiry_s: float | None, receive: OnEvent
-    ) -> EdgekitError | None:
+    def _prepare(self, request: OpenRequest, receive: OnEvent) -> EdgekitError | None:
         """Submit a request, on the thread for that; returns why it is refused."""
         record = AuditRecord(self._access.audit, "mqtt", request_id=request.id, what="chat/request")
         record.identity = request.identity
-        problem = self._guarded(request, envelope, expiry_s, receive, record)
+        problem: EdgekitError | None = None
+        try:
+            self._submit(request, receive, record)
+        except EdgekitError as exc:
+            problem = exc
+        except Exception:  # noqa: BLE001 - the caller waits for a reply, whatever failed
+            _log.exception("mqtt: a request failed")
+            problem = EdgekitError("the request failed inside the daemon", hint="see the daemon's log")
         if problem is not None:
+            if problem.code in NOT_NOW:
+                return problem  # it is submitted again
             record.refused(problem.code)
         record.replied()
         return problem
 
-    def _guarded(
-        self,
-        request: OpenRequest,
-        envelope: Envelope,
-        expiry_s: float | None,
-        receive: OnEvent,
-        record: AuditRecord,
-    ) -> EdgekitError | None:
-        name = hashlib.sha256(
-            repr((request.key[0], request.key[2], request.id if request.id_given else None, request.digest)).encode()
-        ).hexdigest()
-        try:
-            if not self._crash_marks.begin(name):
-                return _crashes()
-            try:
-                self._submit(request, envelope, expiry_s, receive, record)
-            finally:
-                self._crash_marks.end(name)
-        except EdgekitError as exc:
-            return exc
-        except Exception:  # noqa: BLE001 - the caller waits for a reply, whatever failed
-            _log.exception("mqtt: a request failed")
-            return EdgekitError("the request failed inside the daemon", hint="see the daemon's log")
-        return None
-
-    def _submit(
-        self,
-        request: OpenRequest,
-        envelope: Envelope,
-        expiry_s: float | None,
-        receive: OnEvent,
-        record: AuditRecord,
-    ) -> None:
+    def _submit(self, request: OpenRequest, receive: OnEvent, record: AuditRecord) -> None:
+        job = request.job
+        envelope = messages.read_envelope(messages.read_object(job.body or b""))
+        request.stream = envelope.stream
         body = envelope.body
-        limits = [limit for limit in (envelope.deadline_s, expiry_s) if limit is not None]
-        if limits:
-            waited_s = time.monotonic() - request.received
-            body = {**body, "deadline_s": max(0.0, min(limits) - (waited_s if waited_s >= _NOTICEABLE_S else 0.0))}
+        if job.limit_s is not None:
+            waited_s = self._clock.now() - job.came_s
+            left_s = job.limit_s - (waited_s if waited_s >= _NOTICEABLE_S else 0.0)
+            body = {**body, "deadline_s": max(0.0, left_s)}
         # `prompt` in place of `messages` is a text completion.
         parse = parse_completion if "prompt" in body and "messages" not in body else parse_chat
-        chat, options = parse(body, request_id=request.id, client=request.key[0])
+        chat, options = parse(body, request_id=request.id, client=job.key.reply_to)
         check_model(options.model, self._info)
+        if chat.sampling.seed is None:
+            chat = replace(chat, sampling=replace(chat.sampling, seed=job.seed, seed_given=False))
         request.collected, request.logprobs = CollectedReply(chat.n), chat.logprobs is not None
         submit = self._access.bound(self._worker.submit, request.identity, self._info.name, record)
         request.submitted(submit(chat, self._metrics.track("mqtt", receive)))
-
-
-def _crashes() -> RunnerError:
-    return RunnerError(
-        f"preparing this request has ended the daemon {MAX_CRASHES} times; it is not tried again",
-        hint="the daemon's log may show why; change the request, or use another id",
-    )

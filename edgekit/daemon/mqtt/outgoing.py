@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -19,6 +19,8 @@ class Outgoing:
         fallback: Sent instead if the packet exceeds the broker's Maximum Packet Size.
         durable: Sent again after a reconnect; false for presence, which belongs to one connection.
         on_no_subscribers: Called if the broker acknowledges with *No matching subscribers*.
+        on_settled: Called once the message need not be sent again: the broker has acknowledged it, with whatever reason
+            code, or it is given up. A message with it is not dropped because too much is queued.
     """
 
     topic: str
@@ -29,6 +31,7 @@ class Outgoing:
     durable: bool = True
     fallback: Outgoing | None = None
     on_no_subscribers: Callable[[], None] | None = None
+    on_settled: Callable[[], None] | None = field(default=None, compare=False)
 
     @property
     def packet_bytes(self) -> int:

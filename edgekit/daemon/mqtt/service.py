@@ -6,10 +6,11 @@ enqueue what happened.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,18 +21,18 @@ import paho.mqtt.client as paho
 
 from edgekit.config import MqttConfig
 from edgekit.daemon.access.access import Access
-from edgekit.daemon.access.identity import Identity
+from edgekit.daemon.boot_clock import BootClock
 from edgekit.daemon.build_state import BuildState
+from edgekit.daemon.job_store import JobKey, JobStore, StoreError, StoreLimits
 from edgekit.daemon.metrics import Metrics, MqttStats
 from edgekit.daemon.mqtt import messages
-from edgekit.daemon.mqtt.attempts import Attempts
 from edgekit.daemon.mqtt.connection import Connection
-from edgekit.daemon.mqtt.crash_marks import CrashMarks
 from edgekit.daemon.mqtt.incoming import Incoming
-from edgekit.daemon.mqtt.intake import Intake, Submitter
+from edgekit.daemon.mqtt.intake import NOT_NOW, Intake, Submitter
+from edgekit.daemon.mqtt.jobs import Arrival, Cancellation, Jobs
 from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
-from edgekit.daemon.mqtt.requests import CachedReply, OpenRequest, ReplyCache, ReplyTo, RequestKey
+from edgekit.daemon.mqtt.requests import OpenRequest, ReplyTo
 from edgekit.daemon.mqtt.senders import Senders
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, reply_roots
 from edgekit.daemon.rare_log import RareLog
@@ -59,10 +60,11 @@ class MqttService:
         worker: Receives the requests.
         info: The model, for the info message and the `model` fields.
         metrics: Where requests are counted; one of its own unless given.
-        state: Folder of files that survive a restart, made if it is missing; None keeps nothing.
+        state: Folder of what survives a restart, made if it is missing; None keeps nothing.
         device: Returns the board and its sensors, for the status; None leaves them out.
         engine: Returns how far the engine is that the daemon builds, for the status.
         access: The limits of users, and the audit log; None has none.
+        parallel: How many answers the worker generates at the same time; not many more are given to it.
 
     Raises:
         ConfigError: The prefix or the device id is not valid in a topic.
@@ -79,6 +81,7 @@ class MqttService:
         device: Callable[[], Mapping[str, object]] | None = None,
         engine: Callable[[], BuildState | None] = lambda: None,
         access: Access | None = None,
+        parallel: int = 8,
     ) -> None:
         self.topics = Topics(config.prefix, config.device_id or device_id())
         self.metrics = metrics or Metrics()
@@ -93,15 +96,24 @@ class MqttService:
             listener=self,
         )
         self._presence = Presence(self.topics, info, device, engine)
-        self._repeated = self._no_subscribers = 0
+        self._no_subscribers = 0
         self.metrics.watch_mqtt(self.stats)
         self._refusals = RareLog(_log)
-        self._requests: dict[RequestKey, OpenRequest] = {}
-        self._reply_cache = ReplyCache()
-        folder = None if state is None else _own_folder(state / "mqtt" / self.topics.client_id)
-        self._attempts = Attempts(folder and folder / "attempts")
-        marks = CrashMarks(folder and folder / "preparing")
-        self._intake = Intake(worker, info, self.metrics, marks, happen=self._happen, access=access)
+        self._store_path = None
+        if state is not None and config.durable:
+            self._store_path = state / "mqtt" / self.topics.client_id / "requests.sqlite"
+        clock = BootClock()
+        self._jobs = Jobs(
+            self._connection,
+            self._senders,
+            self.metrics,
+            clock,
+            check=self._check,
+            start=self._answer,
+            model=lambda: self._info.name,
+            parallel=parallel,
+        )
+        self._intake = Intake(worker, info, self.metrics, clock, happen=self._happen, access=access)
         self._happened: deque[tuple[OpenRequest, Callable[[], None]]] = deque()
         self._publications: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
@@ -121,8 +133,10 @@ class MqttService:
             reconnects=max(0, connection.connections - 1),
             unacknowledged=connection.unacknowledged,
             dropped=connection.dropped,
-            repeated=self._repeated,
+            repeated=self._jobs.repeated,
             no_subscribers=self._no_subscribers,
+            unanswered=self._jobs.unanswered,
+            unsent=self._jobs.unsent,
         )
 
     def seconds_since_heartbeat(self) -> float:
@@ -173,6 +187,8 @@ class MqttService:
 
     def _run(self) -> None:
         try:
+            while not (self._open_store() or self._stopping.wait(IDLE_WAIT_S)):
+                self._heartbeat = time.monotonic()
             while not self._stopping.is_set():
                 self._run_once(self._next_wait_s())
             self._finish()
@@ -182,16 +198,36 @@ class MqttService:
             self._connection.drop()
         finally:
             self._connection.close()
+            self._jobs.close()
 
-    def _run_once(self, wait_s: float) -> None:
+    def _open_store(self) -> bool:
+        """Open the store; while the disk is full, the broker keeps the requests."""
+        config = self._config
+        path = _usable(self._store_path)
+        limits = StoreLimits(
+            jobs=config.inbox_requests,
+            job_bytes=config.inbox_mib << 20,
+            answers=config.record_replies,
+            answer_bytes=config.record_mib << 20,
+            answer_s=config.record_hours * 3600.0,
+        )
+        try:
+            self._jobs.use(JobStore(path, limits))
+        except StoreError as error:
+            self._refusals.warning(f"mqtt: not connected yet: {error}")
+            return False
+        return True
+
+    def _run_once(self, wait_s: float, *, begin: bool = True) -> None:
         self._connection.step(wait_s)
         self._heartbeat = time.monotonic()
         while self._publications:
             self._publications.popleft()()
         while self._happened:
             self._guarded(*self._happened.popleft())
-        for request in [*self._requests.values()]:
+        for request in [*self._jobs.open.values()]:
             self._guarded(request, partial(self._flush, request))
+        self._jobs.exchange(begin=begin)
         due = self._presence.publish_due
         if due is not None and time.monotonic() >= due:
             self._connection.send(self._presence.online())
@@ -200,28 +236,41 @@ class MqttService:
         now = time.monotonic()
         due: list[float] = []
         if self._connection.can_send_now:
-            due += [request.flush_at for request in self._requests.values() if request.pending]
+            due += [request.flush_at for request in self._jobs.open.values() if request.pending]
         if self._presence.publish_due is not None:
             due.append(self._presence.publish_due)
-        return max(0.0, min([IDLE_WAIT_S, *(at - now for at in due)]))
+        return max(0.0, min([IDLE_WAIT_S, self._jobs.next_wait_s(), *(at - now for at in due)]))
 
     def _finish(self) -> None:
-        for request in self._requests.values():
-            request.cancel()
-        deadline = time.monotonic() + STOP_GRACE_S
-        while self._requests and time.monotonic() < deadline:
-            self._run_once(0.05)
+        jobs = self._jobs
+        if jobs.persistent:
+            # They are answered after the next start.
+            for request in [*jobs.open.values()]:
+                if request.end is None:
+                    request.cancel()
+                    jobs.put_back(request)
+        else:
+            for request in jobs.open.values():
+                request.cancel()
+            deadline = time.monotonic() + STOP_GRACE_S
+            while jobs.open and time.monotonic() < deadline:
+                self._run_once(0.05, begin=False)
         self._intake.stop()
-        # What is not prepared is not acknowledged, and so delivered again after the next start.
-        for request in [request for request in self._requests.values() if request.prepared]:
+        for request in [*jobs.open.values()]:
             request.cancel()
             self._on_event(request, Failure(shutting_down()))
             self._flush(request)
+        if not jobs.persistent:
+            jobs.refuse_all(shutting_down())
+        jobs.exchange(begin=False)
         if self._connection.ready:
             self._connection.send(self._presence.offline())
         deadline = time.monotonic() + FLUSH_GRACE_S
-        while self._connection.ready and not self._connection.idle and time.monotonic() < deadline:
+        while self._connection.ready and time.monotonic() < deadline:
             self._connection.step(0.05)
+            jobs.exchange(begin=False)
+            if self._connection.idle and not jobs.unsent:
+                break
 
     # Callbacks of the connection.
 
@@ -245,10 +294,12 @@ class MqttService:
                 self._refuse(None, exc)
                 ack()
                 return
+            incoming = Incoming.of(message, user)
             if message.topic.startswith(self.topics.request):
-                self._on_request(Incoming.of(message, user), ack)
-                return
-            self._on_cancel(Incoming.of(message, user))
+                self._on_request(incoming, ack)
+            else:
+                self._on_cancel(incoming, ack)
+            return
         ack()
         if message.topic == self.topics.status:
             if not self._stopping.is_set():
@@ -283,18 +334,11 @@ class MqttService:
         reply_to = ReplyTo(topic, incoming.correlation)
         if problem is None:
             try:
-                identity = self._senders.identify(incoming.user)
-                self._accept(messages.read_envelope(body), reply_to, incoming, identity, ack)
-            except EdgekitError as exc:
+                self._jobs.arrived(Arrival(incoming, messages.read_envelope(body), reply_to, ack))
+            except RequestError as exc:
                 problem = exc
-            except Exception:  # noqa: BLE001 - the caller waits for a reply, whatever failed
-                _log.exception("mqtt: a request failed")
-                problem = EdgekitError("the request failed inside the daemon", hint="see the daemon's log")
         if problem is not None:
-            self.metrics.refused("mqtt", problem)
-            self._senders.not_submitted(request_id or incoming.implied_id, incoming.user, problem.code)
-            self._send_error(reply_to, request_id or incoming.implied_id, self._attempts.next(), problem)
-            ack()
+            self._jobs.reject(reply_to, request_id or incoming.implied_id, incoming.user, problem, ack)
 
     def _read(self, payload: bytes) -> dict[str, Any]:
         if len(payload) > self._config.max_payload_bytes:
@@ -305,101 +349,39 @@ class MqttService:
             )
         return messages.read_object(payload)
 
-    def _accept(
-        self,
-        envelope: messages.Envelope,
-        reply_to: ReplyTo,
-        incoming: Incoming,
-        identity: Identity,
-        ack: Callable[[], None],
-    ) -> None:
-        """Take a request that can be answered: repeat an answer, or have the request prepared."""
-        given_id = envelope.id or incoming.implied_id
-        request_id = given_id or f"chat-{uuid.uuid4().hex}"
-        key, digest = (reply_to.topic, request_id, incoming.user), envelope.digest()
-        running = self._requests.get(key)
-        if running is None and given_id is None and incoming.again:
-            running = self._unprepared_twin(reply_to.topic, incoming.user, digest)
-        if running is not None:
-            if running.digest != digest:
-                raise RequestError(
-                    "another request with this id is in progress",
-                    hint="give every request its own id, such as a UUID",
-                    code="id_in_use",
-                    param="id",
-                )
-            self._repeated += 1
-            self._senders.not_submitted(request_id, incoming.user, "repeated")
-            running.reply_to = reply_to
-            if running.prepared:
-                ack()
-            else:
-                running.acks.append(ack)
-            return
-        cached = self._reply_cache.get(key, digest, time.monotonic())
-        if cached is not None:
-            self._repeated += 1
-            self._senders.not_submitted(request_id, incoming.user, "repeated")
-            final = self._final(reply_to, request_id, cached.attempt, cached.payload)
-            # A request that the broker delivers again after a lost connection often comes before its answer has left.
-            if not self._connection.holds(final):
-                self._connection.send(final)
-            ack()
-            return
-        request = OpenRequest(
-            key,
-            request_id,
-            self._attempts.next(),
-            id_given=given_id is not None,
-            reply_to=reply_to,
-            stream=envelope.stream,
-            digest=digest,
-            received=time.monotonic(),
-            acks=[ack],
-            size=len(incoming.payload),
-            identity=identity,
-        )
-        self._intake.add(request, envelope, incoming.expiry_s, on_prepared=self._on_prepared, on_event=self._on_event)
-        self._requests[key] = request
-
-    def _unprepared_twin(self, topic: str, user: str | None, digest: bytes) -> OpenRequest | None:
-        """Return the request without an id, still in preparation, that a redelivery repeats."""
-        for request in self._requests.values():
-            same = (request.key[0], request.key[2], request.digest) == (topic, user, digest)
-            if same and not (request.prepared or request.id_given):
-                return request
-        return None
-
-    def _on_prepared(self, request: OpenRequest, problem: EdgekitError | None) -> None:
-        request.prepared = True
-        try:
-            if problem is not None:
-                self._requests.pop(request.key, None)
-                self.metrics.refused("mqtt", problem)
-                self._send_error(request.reply_to, request.id, request.attempt, problem)
-        finally:
-            for ack in request.acks:
-                ack()
-            request.acks.clear()
-
-    def _on_cancel(self, incoming: Incoming) -> None:
+    def _on_cancel(self, incoming: Incoming, ack: Callable[[], None]) -> None:
         try:
             envelope = messages.read_envelope(
                 messages.read_object(incoming.payload) if incoming.payload.strip() else {}
             )
         except RequestError as exc:
             _log.debug("mqtt: ignored a cancellation: %s", exc)
+            ack()
             return
         topic = incoming.response_topic or envelope.reply_to
         request_id = envelope.id or incoming.implied_id
-        request = None
-        if topic is not None and request_id is not None:
-            request = self._requests.get((topic, request_id, incoming.user))
-        if request is None:
-            # Usually it crossed with the last message, so no reply is needed.
-            _log.debug("mqtt: a cancellation matched no open request")
+        if topic is None or request_id is None:
+            ack()
             return
-        request.cancel()
+        self._jobs.arrived(Cancellation(JobKey(topic, incoming.user or "", request_id), ack))
+
+    def _check(self, key: JobKey) -> None:
+        """Check the reply topic of a stored request: the configuration may have changed since it was accepted."""
+        allowed = reply_roots(key.sender or None, self._config.reply_prefixes)
+        check_reply_topic(key.reply_to, prefix=self._config.prefix, allowed=allowed)
+
+    def _answer(self, request: OpenRequest) -> None:
+        self._intake.add(request, on_prepared=self._on_prepared, on_event=self._on_event)
+
+    def _on_prepared(self, request: OpenRequest, problem: EdgekitError | None) -> None:
+        if problem is None:
+            return
+        stopped = self._stopping.is_set() or problem.code == "shutting_down"
+        if problem.code in NOT_NOW and not (stopped and not self._jobs.persistent):
+            self._jobs.put_back(request)
+            return
+        self.metrics.refused("mqtt", problem)
+        self._end_with_error(request, problem)
 
     # Answers.
 
@@ -419,13 +401,11 @@ class MqttService:
             step()
         except Exception:  # noqa: BLE001 - one request must not fail the others
             _log.exception("mqtt: a request failed")
-            self._requests.pop(request.key, None)
             request.cancel()
-            problem = EdgekitError("the answer could not be sent")
-            self._send_error(request.reply_to, request.id, request.attempt, problem)
+            self._end_with_error(request, EdgekitError("the answer could not be sent"))
 
     def _flush(self, request: OpenRequest) -> None:
-        """Send pending deltas that are due, while the broker keeps up, and after them the last message."""
+        """Send pending deltas that are due, while the broker keeps up, and after them store the last message."""
         now = time.monotonic()
         while request.pending:
             if request.end is None and (now < request.flush_at or not self._connection.can_send_now):
@@ -436,11 +416,14 @@ class MqttService:
                 self._publish(request.reply_to, message, partial(self._on_no_subscribers, request))
                 request.seq += 1
             request.flush_at = now + self._config.coalesce_ms / 1000
-        if request.end is None or (self._requests.get(request.key) is not request):
+        if request.end is None:
             return
-        del self._requests[request.key]
         if isinstance(request.end, Failure):
-            self._send_error(request.reply_to, request.id, request.attempt, request.end.error)
+            error = request.end.error
+            if self._jobs.persistent and error.code in NOT_NOW:
+                self._jobs.put_back(request)
+            else:
+                self._end_with_error(request, error)
             return
         final = messages.final(
             request.id,
@@ -451,22 +434,11 @@ class MqttService:
             model=self._info.name,
             logprobs=request.logprobs,
         )
-        payload = messages.encode(final)
-        if request.id_given and request.end.reason != "cancelled":
-            self._reply_cache.put(request.key, CachedReply(request.attempt, request.digest, payload, now))
-        self._connection.send(self._final(request.reply_to, request.id, request.attempt, payload))
+        self._jobs.end(request, messages.encode(final), keep=request.end.reason != "cancelled")
 
-    def _final(self, reply_to: ReplyTo, request_id: str, attempt: int, payload: bytes) -> Outgoing:
-        too_large = RequestError(
-            f"the answer has {len(payload)} bytes, which the broker does not take",
-            hint="lower `max_tokens`, or raise the broker's maximum size of packets or messages",
-            code="reply_too_large",
-        )
-        fallback = reply_to.message(messages.encode(messages.error(request_id, attempt, too_large)))
-        return reply_to.message(payload, fallback=fallback)
-
-    def _send_error(self, reply_to: ReplyTo, request_id: str | None, attempt: int, problem: EdgekitError) -> None:
-        self._publish(reply_to, messages.error(request_id, attempt, problem))
+    def _end_with_error(self, request: OpenRequest, problem: EdgekitError) -> None:
+        error = messages.error(request.id, request.attempt, problem)
+        self._jobs.end(request, messages.encode(error), keep=False)
 
     def _publish(
         self, reply_to: ReplyTo, message: dict[str, Any], on_no_subscribers: Callable[[], None] | None = None
@@ -474,7 +446,7 @@ class MqttService:
         self._connection.send(reply_to.message(messages.encode(message), on_no_subscribers=on_no_subscribers))
 
     def _on_no_subscribers(self, request: OpenRequest) -> None:
-        if request.end is None and self._requests.get(request.key) is request:
+        if request.end is None and self._jobs.open.get(request.job.n) is request:
             self._no_subscribers += 1
             _log.info("mqtt: cancelled a request: its response topic has no subscribers")
             request.cancel()
@@ -488,10 +460,18 @@ class MqttService:
         self._connection.send(Outgoing(self.topics.refused, payload, content_type=messages.CONTENT_TYPE, durable=False))
 
 
-def _own_folder(path: Path) -> Path:
-    """Make the service's folder; if that fails, using its files fails, which is logged there."""
+def _usable(path: Path | None) -> Path | None:
+    """Return a file if its folder can be written to, and make that; None, with a line in the log, if it cannot."""
+    if path is None:
+        return None
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     except OSError as exc:
-        _log.warning("mqtt: cannot make the folder %s: %s", path, exc)
-    return path
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            return path
+        writable = False
+    if writable:
+        return path
+    _log.warning("mqtt: requests are lost if the daemon ends: %s cannot be written to", path.parent)
+    return None

@@ -9,7 +9,7 @@ import socket
 import threading
 from typing import Any
 
-__all__ = ["Waker", "close_quietly", "poll"]
+__all__ = ["Waker", "close_quietly", "poll", "readable"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,13 @@ def poll(timeout_s: float, *, read: tuple[Any, ...] = (), write: Any = None) -> 
     if write is not None:
         poller.register(write, select.POLLIN | select.POLLOUT)
     poller.poll(max(0, math.ceil(timeout_s * 1000)))
+
+
+def readable(sock: Any) -> bool:
+    """Whether bytes wait in a socket now."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def close_quietly(sock: Any) -> None:
