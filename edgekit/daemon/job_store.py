@@ -54,6 +54,8 @@ _JOB = (
 _SEEN_EVERY_S = 5.0
 _RESERVED_ATTEMPTS = 1000
 _WAL_BYTES = 4 << 20
+LOCK_WAIT_S = 5.0
+"""An earlier process may take a moment to end."""
 
 
 class StoreError(EdgekitError):
@@ -382,7 +384,8 @@ class JobStore:
         row = self._run(f"{_JOB} WHERE {where}", values).fetchone()
         if row is None:
             return None
-        job = Job(row[0], JobKey(*row[1:4]), *row[4:])
+        *middle, suspect, deaths, cancelled, final, body = row[4:]
+        job = Job(row[0], JobKey(*row[1:4]), *middle, bool(suspect), deaths, bool(cancelled), final, body)
         if job.final is not None and self._is_old(job.n):
             self.drop(job.n)
             return None
@@ -441,7 +444,7 @@ class JobStore:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             except OSError as error:
                 raise StoreError(f"{self._path} cannot be opened: {error.strerror}") from error
-        db = sqlite3.connect(":memory:" if self._path is None else self._path, isolation_level=None)
+        db = sqlite3.connect(self._path or ":memory:", isolation_level=None, timeout=LOCK_WAIT_S)
         try:
             self._prepare(db)
         except sqlite3.OperationalError as error:

@@ -88,7 +88,8 @@ class Jobs:
         senders: Identifies the senders of requests.
         metrics: Counts requests.
         clock: Tells how long requests have waited.
-        check: Checks that a request may still be answered: its reply topic, by the present configuration.
+        check: Checks the reply topic of a request, since the configuration may have changed after it was accepted.
+        report: Reports a request whose reply topic is refused.
         start: Has a request answered; it ends by `end` or `put_back`.
         model: Returns the model's name.
         parallel: How many answers are generated at the same time.
@@ -106,6 +107,7 @@ class Jobs:
         clock: BootClock,
         *,
         check: Callable[[JobKey], None],
+        report: Callable[[str, EdgekitError], None],
         start: Callable[[OpenRequest], None],
         model: Callable[[], str],
         parallel: int,
@@ -115,6 +117,7 @@ class Jobs:
         self._metrics = metrics
         self._clock = clock
         self._check = check
+        self._report = report
         self._start = start
         self._model = model
         # The next ones are prepared while these are answered.
@@ -403,7 +406,11 @@ class Jobs:
             try:
                 request = self._open(job)
             except EdgekitError as refusal:
-                self._refuse_waiting(store, job.n, refusal)
+                if refusal.code == "reply_topic_refused":
+                    store.finish(job.n, 0, b"", keep=False, deliver=False)
+                    self._report(job.key.id, refusal)
+                else:
+                    self._refuse_waiting(store, job.n, refusal)
                 continue
             request.attempt = store.begin(job.n)
             self._begun.append(request)

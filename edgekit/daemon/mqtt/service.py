@@ -109,6 +109,7 @@ class MqttService:
             self.metrics,
             clock,
             check=self._check,
+            report=self._refuse,
             start=self._answer,
             model=lambda: self._info.name,
             parallel=parallel,

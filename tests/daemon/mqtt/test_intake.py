@@ -109,7 +109,7 @@ def test_a_request_not_yet_prepared_when_the_daemon_stops_is_answered_after_the_
         caller.publish(REQUEST, chat(id="slow", max_tokens=SLOW), ResponseTopic="caller/n")
         assert worker.preparing.wait(20)
         caller.publish(REQUEST, chat(id="behind"), ResponseTopic="caller/n")
-        assert eventually(lambda: len(service._requests) == 2)
+        assert eventually(lambda: len(service._jobs.open) == 2)
         service.stop()
         assert caller.silent(0.2)
         worker.go_on.set()

@@ -321,7 +321,7 @@ def test_a_request_repeated_before_its_answer_has_left_is_answered_once(
         closed.setattr(Connection, "_window", lambda _: 0)
         for _ in range(3):
             caller.publish(REQUEST, chat(id="one"), ResponseTopic="caller/early", CorrelationData=b"1")
-            assert eventually(lambda: worker.played != [] and not service._requests)
+            assert eventually(lambda: worker.played != [] and not service._jobs.open)
         assert eventually(lambda: service.stats().repeated == 2)
         # Another caller's number for it is an answer of its own.
         caller.publish(REQUEST, chat(id="one"), ResponseTopic="caller/early", CorrelationData=b"2")
