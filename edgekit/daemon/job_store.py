@@ -205,6 +205,7 @@ class JobStore:
         self._unsent = 0
         self._answers: OrderedDict[int, tuple[int, float]] = OrderedDict()
         self._answer_bytes = 0
+        self._deadly: set[bytes] = set()
         try:
             self._db = self._open()
         except _DamagedError as damage:
@@ -274,6 +275,10 @@ class JobStore:
         return self._one(
             "reply_to = ? AND sender = ? AND digest = ? AND delivery = ?", reply_to, sender, digest, delivery
         )
+
+    def is_deadly(self, digest: bytes) -> bool:
+        """Whether the record has a job that asked the same and has ended the process `MAX_DEATHS` times."""
+        return digest in self._deadly
 
     def load(self, n: int) -> Job | None:
         """Return a job by its number."""
@@ -384,8 +389,8 @@ class JobStore:
         row = self._run(f"{_JOB} WHERE {where}", values).fetchone()
         if row is None:
             return None
-        *middle, suspect, deaths, cancelled, final, body = row[4:]
-        job = Job(row[0], JobKey(*row[1:4]), *middle, bool(suspect), deaths, bool(cancelled), final, body)
+        *first, suspect, deaths, cancelled, final, body = row[4:]
+        job = Job(*[row[0], JobKey(*row[1:4]), *first, bool(suspect), deaths, bool(cancelled), final, body])
         if job.final is not None and self._is_old(job.n):
             self.drop(job.n)
             return None
@@ -435,6 +440,9 @@ class JobStore:
             )
         )
         self._answer_bytes = sum(size for size, _ in self._answers.values())
+        self._deadly = {
+            digest for (digest,) in self._db.execute("SELECT digest FROM job WHERE deaths >= ?", (MAX_DEATHS,))
+        }
         ((self._unsent,),) = self._run("SELECT count(*) FROM outbox")
 
     def _open(self) -> sqlite3.Connection:

@@ -324,6 +324,8 @@ class Jobs:
                 code="id_in_use",
                 param="id",
             )
+        if store.is_deadly(digest):
+            raise _deadly()
         if job is not None:
             store.drop(job.n)
         limits = [limit for limit in (envelope.deadline_s, incoming.expiry_s) if limit is not None]
@@ -403,6 +405,9 @@ class Jobs:
             if job.cancelled:
                 self._finish_waiting(store, job, self._cancelled(job))
                 continue
+            if job.deaths >= MAX_DEATHS:
+                self._refuse_waiting(store, job.n, _deadly(), keep=True)
+                continue
             try:
                 request = self._open(job)
             except EdgekitError as refusal:
@@ -416,23 +421,18 @@ class Jobs:
             self._begun.append(request)
 
     def _open(self, job: Job) -> OpenRequest:
-        if job.deaths >= MAX_DEATHS:
-            raise RunnerError(
-                f"this request has ended the daemon {MAX_DEATHS} times; it is not tried again",
-                hint="the daemon's log may show why; change the request, or use another id",
-            )
         self._check(job.key)
         identity = self._senders.identify(job.key.sender or None)
         return OpenRequest(job, ReplyTo(job.key.reply_to, job.correlation), 0, identity, suspect=job.suspect)
 
-    def _refuse_waiting(self, store: JobStore, n: int, problem: EdgekitError) -> None:
+    def _refuse_waiting(self, store: JobStore, n: int, problem: EdgekitError, *, keep: bool = False) -> None:
         job = store.load(n)
         if job is not None:
             self._count(job.key.id, job.key.sender or None, problem)
-            self._finish_waiting(store, job, messages.error(job.key.id, store.next_attempt(), problem))
+            self._finish_waiting(store, job, messages.error(job.key.id, store.next_attempt(), problem), keep=keep)
 
-    def _finish_waiting(self, store: JobStore, job: Job, message: dict[str, Any]) -> None:
-        store.finish(job.n, message["attempt"], messages.encode(message), keep=False)
+    def _finish_waiting(self, store: JobStore, job: Job, message: dict[str, Any], *, keep: bool = False) -> None:
+        store.finish(job.n, message["attempt"], messages.encode(message), keep=keep)
 
     def _cancelled(self, job: Job) -> dict[str, Any]:
         """The last message of a request that was cancelled before it began."""
@@ -443,6 +443,13 @@ class Jobs:
     def _count(self, request_id: str | None, user: str | None, problem: EdgekitError) -> None:
         self._metrics.refused("mqtt", problem)
         self._senders.not_submitted(request_id, user, problem.code)
+
+
+def _deadly() -> RunnerError:
+    return RunnerError(
+        f"this request has ended the daemon {MAX_DEATHS} times; it is not tried again",
+        hint="the daemon's log may show why; change the request",
+    )
 
 
 def _id(arrival: Arrival) -> str | None:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgekit.daemon.mqtt import connection
-from edgekit.daemon.mqtt import service as service_module
+from edgekit.daemon.mqtt import connection, receipts
 from edgekit.daemon.mqtt.service import MqttService
 from edgekit.generation.engine.worker import OnEvent
 from edgekit.generation.types import ChatRequest
@@ -75,7 +76,7 @@ def test_while_a_request_is_prepared_others_stream_and_are_cancelled_and_presenc
 
 @pytest.mark.broker
 @pytest.mark.parametrize("given", [{"id": "slow"}, {}])
-def test_a_request_delivered_again_while_it_is_prepared_is_answered_once(
+def test_a_request_is_acknowledged_before_it_is_prepared_and_one_delivered_again_is_answered_once(
     broker: Broker,
     service: MqttService,
     worker: Slow,
@@ -84,27 +85,26 @@ def test_a_request_delivered_again_while_it_is_prepared_is_answered_once(
 ) -> None:
     monkeypatch.setattr(connection, "BACKOFF_FIRST_S", 0.05)
     with Caller(broker.port, "caller/d") as caller:
-        caller.publish(REQUEST, chat(max_tokens=SLOW, **given), ResponseTopic="caller/d")
-        assert worker.preparing.wait(20)
-        service._connection.drop()
-        assert eventually(lambda: service.stats().reconnects == 1)
-        assert eventually(lambda: service.stats().repeated == 1), "the broker delivers it again"
+        with monkeypatch.context() as lost:
+            # As if the connection broke before the acknowledgement had left.
+            lost.setattr(receipts.Receipts, "settle", lambda *_: None)
+            caller.publish(REQUEST, chat(max_tokens=SLOW, **given), ResponseTopic="caller/d")
+            assert worker.preparing.wait(20)
+        for reconnects in (1, 2):
+            service._connection.drop()
+            assert eventually(lambda reconnects=reconnects: service.stats().reconnects == reconnects)  # type: ignore[misc]
+            assert eventually(lambda: service.stats().repeated == 1), "the broker delivers it again, once"
         worker.go_on.set()
         assert caller.next()["type"] == "final"
         assert caller.silent()
-    assert len(worker.played) == 1
-    # It is acknowledged: no later connection gets it again.
-    service._connection.drop()
-    assert eventually(lambda: service.stats().reconnects == 2)
-    assert not eventually(lambda: len(worker.played) > 1, 0.5)
+    assert len(worker.played) == service.stats().repeated == 1
 
 
 @pytest.mark.broker
 def test_a_request_not_yet_prepared_when_the_daemon_stops_is_answered_after_the_next_start(
-    broker: Broker, make_service: MakeService, worker: Slow, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, make_service: MakeService, worker: Slow, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(service_module, "STOP_GRACE_S", 0.2)
-    service = make_service()
+    service = make_service(state=tmp_path)
     with Caller(broker.port, "caller/n") as caller:
         caller.publish(REQUEST, chat(id="slow", max_tokens=SLOW), ResponseTopic="caller/n")
         assert worker.preparing.wait(20)
@@ -113,7 +113,7 @@ def test_a_request_not_yet_prepared_when_the_daemon_stops_is_answered_after_the_
         service.stop()
         assert caller.silent(0.2)
         worker.go_on.set()
-        make_service()
+        make_service(state=tmp_path)
         assert {caller.until("final")[-1]["id"] for _ in range(2)} == {"slow", "behind"}
 
 
@@ -138,7 +138,7 @@ time.sleep(600)
 
 @pytest.mark.broker
 @pytest.mark.parametrize("given", [{"id": "deadly"}, {}])
-def test_a_request_that_ends_the_daemon_is_refused_at_the_third_start(
+def test_a_request_that_ends_the_daemon_is_refused_once_it_has_done_so_twice_alone(
     broker: Broker, tmp_path: Path, given: dict[str, str]
 ) -> None:
     command = [sys.executable, "-c", DEADLY, str(broker.port), str(tmp_path / "state")]
@@ -148,21 +148,27 @@ def test_a_request_that_ends_the_daemon_is_refused_at_the_third_start(
 
     with Caller(broker.port, "caller/x") as caller, Caller(broker.port, STATUS) as watcher:
         daemon = start()
-        assert watcher.next(20)["state"] == "online"
-        caller.publish(REQUEST, chat(max_tokens=13, **given), ResponseTopic="caller/x")
-        caller.publish(REQUEST, chat(id="innocent"), ResponseTopic="caller/x")
-        for _ in range(2):
-            assert daemon.wait(20) == 1
-            daemon = start()
         try:
-            (error,), (final,) = caller.until("error", 20), caller.until("final", 20)
-            assert error["error"]["code"] == "runner_failed"
-            assert final["id"] == "innocent"
+            assert watcher.next(20)["state"] == "online"
+            caller.publish(REQUEST, chat(max_tokens=13, **given), ResponseTopic="caller/x")
+            caller.publish(REQUEST, chat(id="innocent"), ResponseTopic="caller/x")
+            ends, replies = 0, dict[str, Any]()
+            while len(replies) < 2:
+                if daemon.poll() is not None:
+                    ends += 1
+                    # The two may have been running together the first time.
+                    assert ends <= 3
+                    daemon = start()
+                with suppress(pytest.fail.Exception):
+                    reply = caller.next(0.2)
+                    replies[reply["type"]] = reply
+            assert ends >= 2
+            assert replies["error"]["error"]["code"] == "runner_failed"
+            assert replies["final"]["id"] == "innocent"
             # A caller that repeats it does not end the daemon either, and the broker has nothing left.
             caller.publish(REQUEST, chat(max_tokens=13, **given), ResponseTopic="caller/x")
             assert caller.next()["error"]["code"] == "runner_failed"
-            # The acknowledgement follows the reply; a daemon killed between the two answers once more.
-            assert caller.silent(1.0)
+            assert caller.silent(0.5)
         finally:
             daemon.send_signal(signal.SIGKILL)
             daemon.wait()

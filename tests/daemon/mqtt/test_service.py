@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.daemon.mqtt.connection import Connection
 from edgekit.daemon.mqtt.service import MqttService
-from edgekit.errors import EdgekitError, UnavailableError
+from edgekit.errors import EdgekitError
 from edgekit.generation.engine.worker import OnEvent
 from edgekit.generation.types import ChatRequest, Delta, Failure
 from tests.broker import Broker, Caller, tool
@@ -173,20 +173,6 @@ def test_a_failure_of_the_worker_reaches_the_caller_with_code_hint_and_correlati
     assert (answer["type"], answer["id"]) == ("error", "f")
     assert answer["error"]["code"] == "runner_failed"
     assert answer["error"]["hint"] == "look at the log"
-
-
-class Full(ScriptedWorker):
-    def submit(self, request: ChatRequest, on_event: OnEvent) -> Playing:  # noqa: ARG002 - the seam's signature
-        raise UnavailableError("the queue is full", code="overloaded", retry_after_s=2.5)
-
-
-@pytest.mark.parametrize("worker", [Full()])
-@pytest.mark.usefixtures("service")
-def test_a_full_queue_is_answered_with_a_retry_time(broker: Broker) -> None:
-    with Caller(broker.port, "caller/o") as caller:
-        caller.publish(REQUEST, chat(), ResponseTopic="caller/o")
-        error = caller.next()["error"]
-    assert (error["code"], error["retry_after_s"]) == ("overloaded", 2.5)
 
 
 @pytest.mark.parametrize(
