@@ -447,7 +447,7 @@ class JobStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._path is not None:
-            # Prompts and answers are nobody else's. SQLite gives its log the permissions of the file.
+            # Prompts and answers are private. SQLite gives its log the permissions of the file.
             try:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             except OSError as error:
