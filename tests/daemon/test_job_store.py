@@ -392,7 +392,7 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     taken(store)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = max(file.stat().st_size for file in tmp_path.iterdir())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 100_000, before[1]))
     accepted: list[int] = []
     try:
         for number in range(2, 12):

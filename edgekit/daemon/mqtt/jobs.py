@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """Time until the disk, or an engine that took no request, is tried again."""
+MAX_PAUSE_S = 5.0
+"""The same for an engine that has refused for longer; it is asked with one request: each attempt is written to disk."""
 _FORGET_S = 0.5
 """Time for which acknowledged replies wait to be removed from the store together, or with something else."""
 
@@ -130,6 +132,7 @@ class Jobs:
         self._ends: list[_End] = []
         self._waiting_again: list[Waiting] = []
         self._retry_at = self._begin_at = self._forget_at = 0.0
+        self._pause_s = 0.0
         self._failures = RareLog(_log)
         self._begun: list[OpenRequest] = []
         self.open: dict[int, OpenRequest] = {}
@@ -197,7 +200,8 @@ class Jobs:
         if self.open.pop(request.job.n, None) is request:
             job = request.job
             self._waiting_again.append(Waiting(job.n, job.key, job.due_s, request.suspect))
-            self._begin_at = time.monotonic() + RETRY_S
+            self._pause_s = min(MAX_PAUSE_S, max(RETRY_S, 2 * self._pause_s))
+            self._begin_at = time.monotonic() + self._pause_s
 
     def refuse_all(self, problem: EdgekitError) -> None:
         """End all that waits with an error."""
@@ -208,10 +212,15 @@ class Jobs:
                     self._refuse_waiting(store, waiting.n, problem)
             self._backlog = Backlog()
 
+    def taken(self) -> None:
+        """Note that the engine has taken a request, and so takes more."""
+        self._pause_s = 0.0
+
     def next_wait_s(self) -> float:
         """Seconds until `exchange` has something to do."""
         now, due = time.monotonic(), [RETRY_S]
-        if self._arrivals or self._ends or self._waiting_again:
+        behind = self._store is not None and self._replies.is_behind(self._store)
+        if self._arrivals or self._ends or self._waiting_again or behind:
             due.append(self._retry_at - now)
         if self._replies.settled:
             due.append(max(self._forget_at, self._retry_at) - now)
@@ -262,6 +271,7 @@ class Jobs:
             self._replies.hand_over(store)
         except StoreError as error:
             self._failures.warning(f"mqtt: {error}")
+            self._retry_at = time.monotonic() + RETRY_S
         self._forget_at = time.monotonic() + _FORGET_S
 
     def _on_failure(self, error: StoreError, arrivals: list[Arrival | Cancellation]) -> None:
@@ -386,11 +396,11 @@ class Jobs:
     # Beginning, in the transaction.
 
     def _has_room(self) -> bool:
-        """Whether a request may begin: a suspect runs alone."""
+        """Whether a request may begin: a suspect runs alone, and one is tried where the engine refused."""
         begun = [*self.open.values(), *self._begun]
         if self._backlog.has_suspect() or any(request.suspect for request in begun):
             return not begun
-        return len(begun) < self._window
+        return len(begun) < (1 if self._pause_s else self._window)
 
     def _begin(self, store: JobStore) -> None:
         """Begin requests while there is room, and end those that need not be answered any more."""

@@ -32,6 +32,10 @@ class Replies:
         self._handed: dict[int, int] = {}
         self.settled: list[int] = []
 
+    def is_behind(self, store: JobStore) -> bool:
+        """Whether replies of the outbox are to be handed over: not one by one while there are many."""
+        return store.unsent > len(self._handed) + len(self.settled) and len(self._handed) <= _MAX_HANDED // 2
+
     def hand_over(self, store: JobStore) -> None:
         """Send the next replies of the outbox.
 

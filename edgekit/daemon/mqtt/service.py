@@ -244,6 +244,7 @@ class MqttService:
 
     def _finish(self) -> None:
         jobs = self._jobs
+        self._run_once(0.0, begin=False)
         if jobs.persistent:
             # They are answered after the next start.
             for request in [*jobs.open.values()]:
@@ -259,7 +260,8 @@ class MqttService:
         self._intake.stop()
         for request in [*jobs.open.values()]:
             request.cancel()
-            self._on_event(request, Failure(shutting_down()))
+            if request.end is None:
+                request.end = Failure(shutting_down())
             self._flush(request)
         if not jobs.persistent:
             jobs.refuse_all(shutting_down())
@@ -376,6 +378,7 @@ class MqttService:
 
     def _on_prepared(self, request: OpenRequest, problem: EdgekitError | None) -> None:
         if problem is None:
+            self._jobs.taken()
             return
         stopped = self._stopping.is_set() or problem.code == "shutting_down"
         if problem.code in NOT_NOW and not (stopped and not self._jobs.persistent):

@@ -40,7 +40,8 @@ def test_what_is_not_answered_when_the_daemon_stops_is_answered_after_the_next_s
     service = make_service(state=tmp_path)
     with Caller(broker.port, "replies/a") as caller:
         for number in range(14):  # more than begin
-            caller.publish(REQUEST, chat(id=str(number)), ResponseTopic="replies/a", CorrelationData=b"%d" % number)
+            body = chat(id=str(number), temperature=1)
+            caller.publish(REQUEST, body, ResponseTopic="replies/a", CorrelationData=b"%d" % number)
         assert eventually(lambda: len(worker.played) == 10 and service.stats().unanswered == 14)
         service.stop()
         assert caller.silent(0.2), "neither cancelled nor refused"

@@ -20,7 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from tests.broker import Broker
-from tests.daemon.mqtt.conftest import REQUEST, chat, eventually
+from tests.daemon.mqtt.conftest import REQUEST, STATUS, chat, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -75,6 +75,7 @@ class Caller:
         self.messages: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.finals: dict[str, list[bytes]] = defaultdict(list)
         self.errors: list[str] = []
+        self.online = False
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2, "caller", protocol=paho.MQTTv5)
         client.on_connect = self._on_connect
         client.on_message = lambda _client, _data, message: self._take(bytes(message.payload))
@@ -85,10 +86,13 @@ class Caller:
         client.loop_start()
 
     def _on_connect(self, *_: object) -> None:
-        self._client.subscribe("replies/me", 1)
+        self._client.subscribe([("replies/me", 1), (STATUS, 1)])
 
     def _take(self, payload: bytes) -> None:
         message = json.loads(payload)
+        if message["type"] == "status":
+            self.online = self.online or message["state"] == "online"
+            return
         self.messages[message["id"]].append(message)
         if message["type"] == "final":
             self.finals[message["id"]].append(payload)
@@ -133,7 +137,7 @@ def keeping(tmp_path: Path) -> Iterator[Broker]:
 @pytest.mark.parametrize(
     ("jobs", "kills", "of_broker"),
     [
-        pytest.param(40, 3, False, id="few"),
+        pytest.param(30, 2, False, id="few"),
         pytest.param(1000, 20, False, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
         pytest.param(1000, 20, True, id="broker-too", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
@@ -152,6 +156,7 @@ def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtur
     daemon.start()
     lost: list[str] = []
     try:
+        assert eventually(lambda: caller.online, 60)
         for name in names:
             caller.ask(name)
         for number in range(kills):

@@ -96,7 +96,7 @@ def test_requests_wait_while_the_engines_queue_is_full(broker: Broker, metrics: 
             caller.publish(REQUEST, chat(id=str(number), max_tokens=20), ResponseTopic="caller/4")
         got = [caller.next() for _ in range(6)]
     assert {(message["type"], message["id"]) for message in got} == {("final", str(number)) for number in range(6)}
-    assert "overloaded" not in metrics.render()[0].decode()
+    assert 'outcome="overloaded",transport="mqtt"' not in metrics.render()[0].decode()
 
 
 def test_a_running_request_fails_with_shutting_down_when_the_daemon_stops(broker: Broker, real: EngineWorker) -> None:
