@@ -472,6 +472,7 @@ class JobStore:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA fullfsync = ON")  # on macOS a sync alone does not reach the disk
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         ((version,),) = db.execute("PRAGMA user_version")
         if version not in (0, _VERSION):

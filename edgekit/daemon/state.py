@@ -1,4 +1,4 @@
-"""Writes small files of the state folder so that they survive a power failure."""
+"""Folders and small files of the state folder that survive a power failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from pathlib import Path
 
 from edgekit.atomic_file import replace_file
 
-__all__ = ["write_durably"]
+__all__ = ["make_folder", "write_durably"]
+
+
+def make_folder(path: Path) -> None:
+    """Make a private folder, with those above it, so that a power failure after it leaves them.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in missing:
+        _sync(folder.parent)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -18,8 +30,12 @@ def write_durably(path: Path, text: str) -> None:
     """
     replace_file(path, text.encode("ascii"), mode=0o644)
     # The rename itself is durable once the folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

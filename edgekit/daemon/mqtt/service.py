@@ -36,6 +36,7 @@ from edgekit.daemon.mqtt.requests import OpenRequest, ReplyTo
 from edgekit.daemon.mqtt.senders import Senders
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, reply_roots
 from edgekit.daemon.rare_log import RareLog
+from edgekit.daemon.state import make_folder
 from edgekit.device_id import device_id
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.engine.worker import shutting_down
@@ -469,7 +470,7 @@ def _usable(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
