@@ -59,11 +59,11 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report, indent=1))
         return
-    print(f"{'':12}{'ms added':>10}{'one by one/s':>14}{'at once/s':>11}{'KiB written':>13}{'syncs':>7}  per request")
+    print(f"{'':12}{'ms added':>10}{'one by one/s':>14}{'at once/s':>11}{'KiB written':>14}{'syncs':>12}  per request")
     for label, row in report.items():
         print(
             f"{label:12}{row['added_ms']:10.2f}{row['one_by_one_per_s']:14.0f}{row['at_once_per_s']:11.0f}"
-            f"{_pair(row['written_kib']):>13}{_pair(row['syncs']):>7}"
+            f"{_pair(row['written_kib']):>14}{_pair(row['syncs']):>12}"
         )
     print("written and synced: one by one / at once")
 

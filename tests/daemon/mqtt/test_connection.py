@@ -426,7 +426,6 @@ def test_without_a_configured_id_topics_and_log_have_the_devices_own(
     service = make_service(device_id=None)
     assert service.topics.device == device_id()
     assert service.topics.request == f"edgekit/{device_id()}/chat/request"
-    service.start()
     assert any(device_id() in record.getMessage() for record in caplog.records)
 
 
