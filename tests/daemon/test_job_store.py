@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from edgekit.daemon.boot_clock import BootClock, Moment
-from edgekit.daemon.job_store import MAX_DEATHS, Job, JobKey, JobStore, NewJob, Reply, StoreError, StoreLimits
+from edgekit.daemon.job_store import MAX_DEATHS, JobStore, StoreError
+from edgekit.daemon.job_types import Job, JobKey, NewJob, Reply, StoreLimits
 from edgekit.errors import UnavailableError
 
 NEW = NewJob(JobKey("replies/a", "", "1"), b"digest", b'{"messages": []}', b"correlation", seed=7)

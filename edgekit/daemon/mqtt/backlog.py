@@ -6,7 +6,7 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from edgekit.daemon.job_store import Waiting
+from edgekit.daemon.job_types import Waiting
 
 __all__ = ["Backlog"]
 

@@ -13,13 +13,15 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from edgekit.daemon.api import CollectedReply
 from edgekit.daemon.boot_clock import BootClock
-from edgekit.daemon.job_store import MAX_DEATHS, Job, JobKey, JobStore, NewJob, StoreError, Waiting
+from edgekit.daemon.job_store import MAX_DEATHS, JobStore, StoreError
+from edgekit.daemon.job_types import Job, JobKey, NewJob, Waiting
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.backlog import Backlog
@@ -246,7 +248,9 @@ class Jobs:
                 for n in settled:
                     store.sent(n)
                 for end in self._ends:
-                    job = end.request.job
+                    job, correlation = end.request.job, end.request.reply_to.correlation
+                    if correlation != job.correlation:
+                        store.renew(job.n, correlation)
                     store.finish(job.n, end.request.attempt, end.payload, keep=end.keep, deliver=not end.sent)
                 for waiting in self._waiting_again:
                     store.release(waiting.n)
@@ -255,7 +259,7 @@ class Jobs:
                 if begin:
                     self._begin(store)
         except StoreError as error:
-            self._on_failure(error, arrivals)
+            self._on_failure(store, error, arrivals)
             return
         self._stale = False
         del self._replies.settled[: len(settled)]
@@ -274,7 +278,7 @@ class Jobs:
             self._retry_at = time.monotonic() + RETRY_S
         self._forget_at = time.monotonic() + _FORGET_S
 
-    def _on_failure(self, error: StoreError, arrivals: list[Arrival | Cancellation]) -> None:
+    def _on_failure(self, store: JobStore, error: StoreError, arrivals: list[Arrival | Cancellation]) -> None:
         """Refuse what was delivered, and send without storing it what was answered."""
         self._failures.warning(f"mqtt: {error}; no request is accepted until then")
         self._begun = []
@@ -289,6 +293,13 @@ class Jobs:
                     if request.job.key == delivery.key:
                         request.cancel()
                 delivery.ack()
+                continue
+            known = None
+            with suppress(StoreError):
+                known = self._find(store, delivery)
+            if known is not None and known.digest == delivery.envelope.digest():
+                # It is accepted already, and an error would tell its caller to wait no longer.
+                self._repeat(known, delivery)
             else:
                 self.reject(delivery.reply_to, _id(delivery), delivery.incoming.user, refusal, delivery.ack)
         for end in self._ends:
@@ -319,14 +330,11 @@ class Jobs:
         incoming, envelope = arrival.incoming, arrival.envelope
         self._senders.identify(incoming.user)
         given, digest = _id(arrival), envelope.digest()
-        sender, topic = incoming.user or "", arrival.reply_to.topic
-        job = None
-        if given is not None:
-            job = store.find(JobKey(topic, sender, given))
-        elif incoming.again:
-            job = store.find_delivery(topic, sender, digest, incoming.delivery)
+        job = self._find(store, arrival)
         if job is not None and job.digest == digest:
-            return self._repeat(store, job, arrival)
+            if job.final is None and job.correlation != arrival.reply_to.correlation:
+                store.renew(job.n, arrival.reply_to.correlation)
+            return partial(self._repeat, job, arrival)
         if job is not None and job.final is None:
             raise RequestError(
                 "another request with this id is in progress",
@@ -341,7 +349,7 @@ class Jobs:
         limits = [limit for limit in (envelope.deadline_s, incoming.expiry_s) if limit is not None]
         waiting = store.add(
             NewJob(
-                JobKey(topic, sender, given or f"chat-{uuid.uuid4().hex}"),
+                JobKey(arrival.reply_to.topic, incoming.user or "", given or f"chat-{uuid.uuid4().hex}"),
                 digest,
                 incoming.payload,
                 arrival.reply_to.correlation,
@@ -353,26 +361,33 @@ class Jobs:
         self._backlog.add(waiting)
         return arrival.ack
 
-    def _repeat(self, store: JobStore, job: Job, arrival: Arrival) -> Callable[[], None]:
-        def answer() -> None:
-            self.repeated += 1
-            self._senders.not_submitted(job.key.id, arrival.incoming.user, "repeated")
-            request = self.open.get(job.n)
-            if request is not None:
-                request.reply_to = arrival.reply_to
-            if job.final is None:
-                arrival.ack()
-                return
-            final = last_message(arrival.reply_to, job.key.id, job.attempt, job.final, arrival.ack)
-            # A request that the broker delivers again after a lost connection often comes before its answer has left.
-            if self._connection.holds(final):
-                arrival.ack()
-            else:
-                self._connection.send(final)
+    @staticmethod
+    def _find(store: JobStore, arrival: Arrival) -> Job | None:
+        """Return the request with the id of a delivery, or the one that an earlier delivery of it brought."""
+        incoming, topic = arrival.incoming, arrival.reply_to.topic
+        given = _id(arrival)
+        if given is not None:
+            return store.find(JobKey(topic, incoming.user or "", given))
+        if incoming.again:
+            return store.find_delivery(topic, incoming.user or "", arrival.envelope.digest(), incoming.delivery)
+        return None
 
-        if job.final is None and job.correlation != arrival.reply_to.correlation:
-            store.renew(job.n, arrival.reply_to.correlation)
-        return answer
+    def _repeat(self, job: Job, arrival: Arrival) -> None:
+        """Answer a repeated request from the record, or as soon as it is answered."""
+        self.repeated += 1
+        self._senders.not_submitted(job.key.id, arrival.incoming.user, "repeated")
+        request = self.open.get(job.n)
+        if request is not None:
+            request.reply_to = arrival.reply_to
+        if job.final is None:
+            arrival.ack()
+            return
+        final = last_message(arrival.reply_to, job.key.id, job.attempt, job.final, arrival.ack)
+        # A request that the broker delivers again after a lost connection often comes before its answer has left.
+        if self._connection.holds(final):
+            arrival.ack()
+        else:
+            self._connection.send(final)
 
     def _cancel(self, store: JobStore, cancellation: Cancellation) -> Callable[[], None]:
         job = store.find(cancellation.key)

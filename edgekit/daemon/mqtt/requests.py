@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.api import CollectedReply
-from edgekit.daemon.job_store import Job
+from edgekit.daemon.job_types import Job
 from edgekit.daemon.mqtt.coalesce import DeltaBuffer
 from edgekit.daemon.mqtt.messages import CONTENT_TYPE
 from edgekit.daemon.mqtt.outgoing import Outgoing

@@ -23,7 +23,8 @@ from edgekit.config import MqttConfig
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.boot_clock import BootClock
 from edgekit.daemon.build_state import BuildState
-from edgekit.daemon.job_store import JobKey, JobStore, StoreError, StoreLimits
+from edgekit.daemon.job_store import JobStore, StoreError
+from edgekit.daemon.job_types import JobKey, StoreLimits
 from edgekit.daemon.metrics import Metrics, MqttStats
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.connection import Connection

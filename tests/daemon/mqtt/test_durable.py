@@ -237,6 +237,9 @@ def test_on_a_full_disk_new_requests_are_refused_and_accepted_ones_are_answered(
             error = caller.next()
             assert (error["id"], error["error"]["code"]) == ("refused", "overloaded")
             assert error["error"]["hint"] == "is its disk full?"
+            # A repeated one is accepted already, and waits.
+            caller.publish(REQUEST, chat(id="1"), ResponseTopic="replies/a", CorrelationData=b"new")
+            assert eventually(lambda: service.stats().repeated == 1)
             gate.set()
             assert {caller.next(20)["id"] for _ in range(3)} == {"0", "1", "2"}
         # Once there is space it goes on by itself, and what was answered is remembered.
