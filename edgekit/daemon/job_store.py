@@ -69,17 +69,17 @@ class JobStore:
     Args:
         path: The file, in an existing folder; None keeps everything in memory. A damaged file is moved aside, with a
             line in the log.
-        limits: What is kept.
+        limits: What is kept; None has the defaults.
         clock: Tells the time.
 
     Raises:
         StoreError: The file cannot be opened now: the disk is full, or another process has it open.
     """
 
-    def __init__(self, path: Path | None, limits: StoreLimits = StoreLimits(), clock: BootClock | None = None) -> None:
+    def __init__(self, path: Path | None, limits: StoreLimits | None = None, clock: BootClock | None = None) -> None:
         self.persistent = path is not None
         self._path = path
-        self._limits = limits
+        self._limits = limits or StoreLimits()
         self._clock = clock or BootClock()
         self._last = self._attempt = self._reserved = 0
         self._seen = self._clock.moment()

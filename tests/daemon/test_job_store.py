@@ -113,7 +113,7 @@ def test_a_job_that_was_running_when_the_process_ended_is_a_suspect_and_alone_it
     path = tmp_path / "jobs.sqlite"
     store = JobStore(path)
     taken(store)
-    taken(store, numbered(2))
+    taken(store, numbered(2, digest=b"other"))
     for death in range(1, MAX_DEATHS + 1):
         with store.transaction():
             store.begin(find(store).n)
@@ -123,6 +123,12 @@ def test_a_job_that_was_running_when_the_process_ended_is_a_suspect_and_alone_it
         store = JobStore(path)
         assert [waiting.suspect for waiting in store.waiting()] == [True, beside]
         assert find(store).deaths == (0 if beside else death)
+    with store.transaction():
+        store.finish(find(store).n, 1, b"refused", keep=True)
+    for _ in range(2):
+        assert store.is_deadly(NEW.digest) != beside
+        store.close()
+        store = JobStore(path)
     store.close()
 
 
