@@ -133,7 +133,7 @@ def test_the_engines_state_is_read_once_per_scrape() -> None:
 def test_the_state_of_mqtt_is_read_when_scraped_and_absent_without_mqtt() -> None:
     metrics = Metrics()
     assert "edgekit_mqtt" not in metrics.render()[0].decode()
-    states = [MqttStats(connected, *counts) for connected, counts in ((True, (1, 2, 3, 4, 5)), (False, (0,) * 5))]
+    states = [MqttStats(connected, *counts) for connected, counts in ((True, (1, 2, 3, 4, 5, 6, 7)), (False, (0,) * 7))]
     metrics.watch_mqtt(states.pop)
     assert "edgekit_mqtt_connected 0.0\n" in metrics.render()[0].decode()
     text = metrics.render()[0].decode()
@@ -144,6 +144,8 @@ def test_the_state_of_mqtt_is_read_when_scraped_and_absent_without_mqtt() -> Non
         "edgekit_mqtt_dropped_messages_total 3.0",
         "edgekit_mqtt_repeated_requests_total 4.0",
         "edgekit_mqtt_no_subscribers_total 5.0",
+        "edgekit_mqtt_inbox_requests 6.0",
+        "edgekit_mqtt_outbox_replies 7.0",
     ):
         assert f"{line}\n" in text
 
