@@ -42,8 +42,8 @@ CREATE TABLE job (
 );
 CREATE TABLE body (n INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE outbox (
-  n INTEGER PRIMARY KEY, reply_to TEXT NOT NULL, id TEXT NOT NULL, attempt INTEGER NOT NULL, correlation BLOB,
-  job INTEGER, payload BLOB
+  n INTEGER PRIMARY KEY, reply_to TEXT NOT NULL, sender TEXT NOT NULL, id TEXT NOT NULL, attempt INTEGER NOT NULL,
+  correlation BLOB, job INTEGER, payload BLOB
 );
 """
 _JOB = (
@@ -228,7 +228,7 @@ class JobStore:
         """
         if deliver:
             self._run(
-                "INSERT INTO outbox SELECT ?, reply_to, id, ?, correlation, ?, ? FROM job WHERE n = ?",
+                "INSERT INTO outbox SELECT ?, reply_to, sender, id, ?, correlation, ?, ? FROM job WHERE n = ?",
                 (self._number(), attempt, n if keep else None, None if keep else payload, n),
             )
             self._unsent += 1
@@ -255,12 +255,12 @@ class JobStore:
     def reply(self, after: int) -> Reply | None:
         """Return the first reply in the outbox whose number is greater than this."""
         row = self._run(
-            "SELECT n, reply_to, id, attempt, correlation,"
+            "SELECT n, reply_to, sender, id, attempt, correlation,"
             " coalesce(payload, (SELECT final FROM job WHERE job.n = outbox.job))"
             " FROM outbox WHERE n > ? ORDER BY n LIMIT 1",
             (after,),
         ).fetchone()
-        return None if row is None else Reply(*row)
+        return None if row is None else Reply(row[0], JobKey(*row[1:4]), *row[4:])
 
     def sent(self, n: int) -> None:
         """Remove a reply from the outbox."""

@@ -117,8 +117,7 @@ class Reply:
     """A reply in the outbox."""
 
     n: int
-    reply_to: str
-    id: str
+    key: JobKey
     attempt: int
     correlation: bytes | None
     payload: bytes

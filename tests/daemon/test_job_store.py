@@ -82,7 +82,7 @@ def test_a_job_and_its_reply_outlive_the_process(tmp_path: Path) -> None:
     assert [waiting.n for waiting in store.waiting()] == [second]
     job = find(store)
     assert (job.final, job.attempt, job.body, job.seed) == (b"answer", attempt, None, 7)
-    assert replies(store) == [Reply(replies(store)[0].n, "replies/a", "1", attempt, b"correlation", b"answer")]
+    assert replies(store) == [Reply(replies(store)[0].n, NEW.key, attempt, b"correlation", b"answer")]
     with store.transaction():
         store.sent(replies(store)[0].n)
     assert (store.unsent, store.unanswered) == (0, 1)

@@ -127,7 +127,7 @@ class Jobs:
         # The next ones are prepared while these are answered.
         self._window = parallel + 2
         self._store: JobStore | None = None
-        self._replies = Replies(connection)
+        self._replies = Replies(connection, check)
         self._backlog = Backlog()
         self._stale = False
         self._arrivals: list[Arrival | Cancellation] = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
 from edgekit.daemon.job_store import JobStore
+from edgekit.daemon.job_types import JobKey
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.connection import Connection
 from edgekit.daemon.mqtt.outgoing import Outgoing
@@ -13,6 +15,8 @@ from edgekit.daemon.mqtt.requests import ReplyTo
 from edgekit.errors import RequestError
 
 __all__ = ["Replies", "last_message"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_HANDED = 64
 _MAX_HANDED_BYTES = 16 << 20
@@ -22,12 +26,17 @@ _MAX_HANDED_BYTES = 16 << 20
 class Replies:
     """Gives the connection as many stored replies as it should hold.
 
+    Args:
+        connection: Sends them.
+        check: Checks a reply topic by the present configuration, which may have changed since the request was accepted.
+
     Attributes:
         settled: Numbers of replies that need not be sent again; the owner removes them from the store.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, check: Callable[[JobKey], None]) -> None:
         self._connection = connection
+        self._check = check
         self._last = 0
         self._handed: dict[int, int] = {}
         self.settled: list[int] = []
@@ -47,11 +56,15 @@ class Replies:
             if reply is None:
                 return
             self._last = reply.n
+            try:
+                self._check(reply.key)
+            except RequestError as error:
+                _log.warning("mqtt: a reply is not sent: %s", error)
+                self.settled.append(reply.n)
+                continue
             self._handed[reply.n] = len(reply.payload)
-            to = ReplyTo(reply.reply_to, reply.correlation)
-            self._connection.send(
-                last_message(to, reply.id, reply.attempt, reply.payload, partial(self._settle, reply.n))
-            )
+            to, settle = ReplyTo(reply.key.reply_to, reply.correlation), partial(self._settle, reply.n)
+            self._connection.send(last_message(to, reply.key.id, reply.attempt, reply.payload, settle))
 
     def _settle(self, n: int) -> None:
         if self._handed.pop(n, None) is not None:

@@ -303,6 +303,32 @@ def test_a_reply_topic_that_is_no_longer_allowed_gets_no_answer(
     assert worker.played == []
 
 
+def test_a_stored_reply_is_not_sent_to_a_topic_that_is_no_longer_allowed(
+    tmp_path: Path, broker: Broker, make_service: MakeService, worker: ScriptedWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    def gated(playing: Playing) -> None:
+        gate.wait(10)
+        speak(playing)
+
+    worker.script = gated
+    service = make_service(state=tmp_path)
+    with Caller(broker.port) as caller:
+        caller.publish(REQUEST, chat(id="one"), ResponseTopic="secret/a")
+        assert eventually(lambda: len(worker.played) == 1)
+    broker.stop()
+    gate.set()
+    assert eventually(lambda: service.stats().unsent == 1)
+    service.stop()
+    broker.start()
+    with Caller(broker.port, "secret/#") as caller:
+        service = make_service(state=tmp_path, reply_prefixes=("replies",))
+        assert eventually(lambda: service.stats().unsent == 0)
+        assert caller.silent(0.2)
+    assert "a reply is not sent" in caplog.text
+
+
 def test_a_cancelled_request_is_not_begun_again(
     tmp_path: Path, broker: Broker, make_service: MakeService, worker: ScriptedWorker
 ) -> None:
