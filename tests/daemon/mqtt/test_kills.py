@@ -40,6 +40,7 @@ config = MqttConfig(host="127.0.0.1", port=int(sys.argv[1]), device_id="box", co
 MqttService(config, worker, worker.info, state=Path(sys.argv[2]), parallel=4).start()
 time.sleep(3600)
 """
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).parents[3]
 PERSISTENT = (
     "allow_anonymous true",
@@ -125,26 +126,27 @@ def check(messages: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def keeping(tmp_path: Path) -> Iterator[Broker]:
-    """A broker that stores its messages."""
+def broker(tmp_path: Path, persistent: bool) -> Iterator[Broker]:
     folder = tmp_path / "broker"
     folder.mkdir()
-    with Broker(folder, config=[line.format(folder=folder) for line in PERSISTENT]) as broker:
-        yield broker
+    config = [line.format(folder=folder) for line in PERSISTENT]
+    with Broker(folder, config=config if persistent else ["allow_anonymous true", "max_queued_messages 0"]) as running:
+        yield running
 
 
 @pytest.mark.serial
 @pytest.mark.parametrize(
-    ("jobs", "kills", "of_broker"),
+    ("jobs", "kills", "of_broker", "persistent"),
     [
-        pytest.param(30, 2, False, id="few"),
-        pytest.param(1000, 20, False, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
-        pytest.param(1000, 20, True, id="broker-too", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param(30, 2, False, True, id="few"),
+        pytest.param(1000, 20, False, True, id="many", marks=SLOW),
+        pytest.param(1000, 20, True, True, id="broker-too", marks=SLOW),
+        pytest.param(1000, 20, True, False, id="broker-without-persistence", marks=SLOW),
     ],
 )
 def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtures and parameters
     tmp_path: Path,
-    keeping: Broker,
+    broker: Broker,
     record_property: Callable[[str, object], None],
     jobs: int,
     kills: int,
@@ -152,7 +154,7 @@ def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtur
 ) -> None:
     rng = random.Random(jobs)  # noqa: S311  a schedule, not a secret
     names = [f"job-{number}" for number in range(jobs)]
-    daemon, caller = Daemon(keeping.port, tmp_path / "state"), Caller(keeping.port)
+    daemon, caller = Daemon(broker.port, tmp_path / "state"), Caller(broker.port)
     daemon.start()
     lost: list[str] = []
     try:
@@ -161,12 +163,15 @@ def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtur
             caller.ask(name)
         for number in range(kills):
             done = len(caller.finals)
+            progress = eventually(lambda done=done: len(caller.finals) > done, 60)  # type: ignore[misc]
+            if of_broker and not progress:
+                break  # the rest is lost
             # A daemon that answers nothing between two ends has a request that ends it.
-            assert eventually(lambda done=done: len(caller.finals) > done, 60)  # type: ignore[misc]
+            assert progress
             time.sleep(rng.uniform(0.0, 0.5))
             if of_broker and number % 2:
-                keeping.stop(signal.SIGKILL)
-                keeping.start()
+                broker.stop(signal.SIGKILL)
+                broker.start()
             else:
                 daemon.kill()
                 daemon.start()
@@ -186,7 +191,7 @@ def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtur
         caller.close()
         daemon.kill()
     assert caller.errors == []
-    assert len(lost) <= 10 * kills
+    assert len(lost) <= jobs // 4
     assert [name for name, finals in caller.finals.items() if len(set(finals)) != 1] == [], "repeated finals are equal"
     for name in names:
         check(caller.messages[name])
