@@ -202,7 +202,8 @@ def test_senders_take_turns(broker: Broker, make_service: MakeService, worker: S
         assert eventually(lambda: service.stats().unanswered == 41)
         gate.set()
         order = [caller.message().topic for _ in range(41)]
-    assert order.index("replies/one") < 15
+    # In the order of arrival it would begin when 31 others have ended.
+    assert order.index("replies/one") < 30
 
 
 @contextmanager
