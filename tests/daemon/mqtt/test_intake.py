@@ -94,6 +94,9 @@ def test_a_request_is_acknowledged_before_it_is_prepared_and_one_delivered_again
             service._connection.drop()
             assert eventually(lambda reconnects=reconnects: service.stats().reconnects == reconnects)  # type: ignore[misc]
             assert eventually(lambda: service.stats().repeated == 1), "the broker delivers it again, once"
+            # This one is read after the acknowledgement has been sent.
+            caller.publish(REQUEST, chat(deadline_s="soon"), ResponseTopic="caller/d")
+            assert caller.next()["error"]["param"] == "deadline_s"
         worker.go_on.set()
         assert caller.next()["type"] == "final"
         assert caller.silent()
