@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.broker import Broker
 from tests.daemon.mqtt.conftest import REQUEST, STATUS, chat, eventually
 
 pytestmark = pytest.mark.broker
+
+_log = logging.getLogger(__name__)
 
 # Each process answers with a text of its own, so that two attempts can be told apart.
 DAEMON = """
@@ -144,10 +147,9 @@ def broker(tmp_path: Path, persistent: bool) -> Iterator[Broker]:
         pytest.param(1000, 20, True, False, id="broker-without-persistence", marks=SLOW),
     ],
 )
-def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtures and parameters
+def test_every_request_that_was_delivered_is_answered(
     tmp_path: Path,
     broker: Broker,
-    record_property: Callable[[str, object], None],
     jobs: int,
     kills: int,
     of_broker: bool,
@@ -183,7 +185,7 @@ def test_every_request_that_was_delivered_is_answered(  # noqa: PLR0917 - fixtur
                 eventually(lambda: len(caller.finals) == jobs, 15)
             # What only the broker had when it was killed: requests, and answers that it had taken.
             lost = [name for name in names if name not in caller.finals]
-            record_property("lost", len(lost))
+            _log.warning("%d of %d were lost by kills of the broker", len(lost), jobs)
             for name in lost:
                 caller.ask(name)
         assert eventually(lambda: len(caller.finals) == jobs, 60 if jobs < 100 else 900)
