@@ -42,7 +42,7 @@ def have_gpu(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
 @pytest.fixture
 def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuilderDouble]:
     have_gpu(monkeypatch, CAPABILITY)
-    with machine_with_tensorrt(tmp_path) as (found, _):
+    with machine_with_tensorrt(tmp_path, monkeypatch) as (found, _):
         found.go_on.set()
         yield found
 

@@ -39,8 +39,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
-    with machine_with_tensorrt(tmp_path) as found:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
+    with machine_with_tensorrt(tmp_path, monkeypatch) as found:
         yield found
 
 

@@ -18,7 +18,10 @@ import pytest
 from edgekit.bundle.manifest import layout_of
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.progress import silent
+from edgekit.generation import first_build
 from edgekit.runners.cuda.driver import Device
+from edgekit.runners.tensorrt import open as opening
+from edgekit.runners.tensorrt import prepare
 from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
 from edgekit.runners.tensorrt.library import NvidiaLibrary
@@ -128,26 +131,27 @@ def export_two(folder: Path) -> Path:
 
 
 @contextmanager
-def machine_with_tensorrt(cache: Path) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
+def machine_with_tensorrt(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
     """Have this process find the doubles of the CUDA driver, TensorRT and its builder.
 
     Args:
         cache: edgekit's cache folder meanwhile, and the state's.
+        patch: The test's own: what it replaces again is restored in order.
     """
     work = cache / "builder"
     work.mkdir()
     driver, builder = new_driver(), BuilderDouble(work)
     library = NvidiaLibrary(TensorRtDouble(driver), "tensorrt", VERSION)
     installed = InstalledLibrary("tensorrt", VERSION, {})
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("open", "prepare"):
-            patch.setattr(f"edgekit.runners.tensorrt.{module}.installed_library", lambda _=None: installed)
-        patch.setattr("edgekit.runners.tensorrt.open.find_library", lambda _: library)
-        patch.setattr("edgekit.runners.tensorrt.open.open_device", lambda: Device(driver))
-        for module in ("runners.tensorrt.open", "generation.first_build"):
-            patch.setattr(f"edgekit.{module}.check_driver", lambda: None)
-        patch.setattr("edgekit.runners.tensorrt.prepare.build_engine", builder)
-        patch.setenv("EDGEKIT_CACHE", str(cache / "cache"))
-        patch.setenv("EDGEKIT_STATE", str(cache / "state"))
-        yield builder, driver
-        builder.go_on.set()
+    for module in (opening, prepare):
+        patch.setattr(module, "installed_library", lambda _=None: installed)
+    patch.setattr(opening, "find_library", lambda _: library)
+    patch.setattr(opening, "open_device", lambda: Device(driver))
+    # Both import it by name.
+    for module in (opening, first_build):
+        patch.setattr(module, "check_driver", lambda: None)
+    patch.setattr(prepare, "build_engine", builder)
+    patch.setenv("EDGEKIT_CACHE", str(cache / "cache"))
+    patch.setenv("EDGEKIT_STATE", str(cache / "state"))
+    yield builder, driver
+    builder.go_on.set()

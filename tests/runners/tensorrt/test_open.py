@@ -45,9 +45,9 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[DriverDouble]:
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriverDouble]:
     """The double of the driver, of which the machine has one, and TensorRT."""
-    with machine_with_tensorrt(tmp_path) as (_, driver):
+    with machine_with_tensorrt(tmp_path, monkeypatch) as (_, driver):
         yield driver
 
 
