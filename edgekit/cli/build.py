@@ -70,7 +70,7 @@ def build(
 ) -> None:
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
     from edgekit.bundle.check import check_bundle
-    from edgekit.generation.engine_wanted import gpu_capability
+    from edgekit.generation.engine_wanted import this_target
     from edgekit.runners.tensorrt.limits import engine_limits
     from edgekit.runners.tensorrt.open import library_of
     from edgekit.runners.tensorrt.prepare import check_artifact, plan_build, prepare_engine
@@ -91,8 +91,9 @@ def build(
     with progress_bar() as bar:
         # For another machine, if a compute capability is given.
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
-        capability = compute_capability or capability_of(opened)
-        device = _device(opened) if compute_capability is None else None
+        here = this_target()
+        capability = compute_capability or capability_of(opened, here)
+        device = here if compute_capability is None and _is_for(opened, here) else None
         limits = engine_limits(opened, device, context_length=context_length, batch=batch, chunk=chunk)
         # The device that built an engine chose its limits by its own memory.
         any_shapes = source is not None and context_length is None and batch is None
@@ -115,8 +116,8 @@ def build(
 
         prepared = prepare_engine(plan, output=output, source=source, progress=advance)
     # An engine for another machine cannot run here.
-    here = output is None and gpu_capability() == capability
-    tested = self_test_engine(opened, prepared.stored) if here else None
+    runs_here = output is None and here.compute_capability == capability
+    tested = self_test_engine(opened, prepared.stored) if runs_here else None
     if as_json:
         report = None if prepared.report is None else asdict(prepared.report)
         print_json(
@@ -173,17 +174,17 @@ def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
     return report
 
 
-def _device(bundle: Bundle) -> Target | None:
-    """The target that this machine is, if the bundle is for it."""
-    from edgekit.machine import probe
-    from edgekit.recognition import recognise
-
-    here = recognise(probe())
-    return here if here.compute_capability and set(bundle.manifest.compatible) & set(here.accepts) else None
+def _is_for(bundle: Bundle, here: Target) -> bool:
+    """Whether a bundle is for the GPU of a machine."""
+    return here.compute_capability is not None and bool(set(bundle.manifest.compatible) & set(here.accepts))
 
 
-def capability_of(bundle: Bundle) -> str:
-    """Return the compute capability of this machine's GPU, else that of the targets that a bundle is for.
+def capability_of(bundle: Bundle, here: Target) -> str:
+    """Return the compute capability of this machine's GPU, if a bundle is for it, else that of the bundle's targets.
+
+    Args:
+        bundle: The bundle.
+        here: This machine.
 
     Raises:
         IncompatibleBundleError: The bundle is for no target with a GPU of NVIDIA's that this edgekit knows.
@@ -191,8 +192,7 @@ def capability_of(bundle: Bundle) -> str:
     from edgekit.profile import unreadable
     from edgekit.target import load_targets
 
-    here = _device(bundle)
-    if here is not None and here.compute_capability:
+    if here.compute_capability is not None and _is_for(bundle, here):
         return here.compute_capability
     capabilities = {
         target.compute_capability

@@ -149,20 +149,23 @@ def verify(*, bundle: Path, build: bool, run: bool, runner: str | None, as_json:
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with TensorRT for RTX and report the result."""
     from edgekit.cli.build import capability_of
+    from edgekit.generation.engine_wanted import this_target
+    from edgekit.machine import available_bytes
     from edgekit.runners.tensorrt.build import build_engine, installed_library, open_chain
     from edgekit.runners.tensorrt.build_memory import choose_segments
     from edgekit.runners.tensorrt.prepare import check_artifact
     from edgekit.runners.tensorrt.shapes import BuildLimits
 
     check_artifact(bundle)
-    capability = capability_of(bundle)
+    capability = capability_of(bundle, this_target())
     if not quiet:
         stderr.print("building with TensorRT for RTX …", style="dim")
-    chain, _ = open_chain(bundle.path, BuildLimits())
+    chain, limits = open_chain(bundle.path, BuildLimits())
     report = build_engine(
-        bundle.path,
+        chain,
+        limits,
         compute_capability=capability,
-        segments=choose_segments(chain, installed_library("tensorrt_rtx").name),
+        segments=choose_segments(chain, installed_library("tensorrt_rtx").name, available_bytes()),
         prefer="tensorrt_rtx",
     )
     profiles = [

@@ -40,12 +40,13 @@ from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
-from edgekit.generation.engine_wanted import gpu_capability
+from edgekit.generation.engine_wanted import this_target
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.startup import plan_memory, start_worker
 from edgekit.jetson.device import Jetson, find_jetson
 from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
+from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.daemon.engine_switch import EngineSwitch
@@ -82,7 +83,7 @@ class Daemon:
     Args:
         config: Its configuration; names a bundle.
         notify: Notifies the service manager.
-        find_gpu: Returns the compute capability of the GPU that an engine is built for; None if there is none.
+        find_target: Returns what target this machine is: an engine is built for its GPU.
 
     Raises:
         ConfigError: No bundle is named, or neither HTTP nor MQTT is enabled.
@@ -93,7 +94,7 @@ class Daemon:
         config: DaemonConfig,
         notify: Notifier | None = None,
         *,
-        find_gpu: Callable[[], str | None] = gpu_capability,
+        find_target: Callable[[], Target] = this_target,
     ) -> None:
         if config.bundle is None:
             raise ConfigError("no bundle to serve", hint="edgekit serve DIR, or `bundle: DIR` in edgekit.yaml")
@@ -102,7 +103,7 @@ class Daemon:
         self._config = config
         self._bundle: Path = config.bundle
         self._notify = notify or Notifier()
-        self._find_gpu = find_gpu
+        self._find_target = find_target
         self._metrics = Metrics()
         self._switch: EngineSwitch | None = None
         self._access = Access(config.access, self._metrics)
@@ -154,7 +155,7 @@ class Daemon:
             bundle = self._retry(lambda: open_bundle(self._bundle))
             path = config.generation.draft_bundle
             draft = None if path is None else self._retry(lambda: open_bundle(path))
-            self._engine.plan(bundle, draft, self._find_gpu)
+            self._engine.plan(bundle, draft, self._find_target)
             if (build := self._engine.build) is not None:
                 self._metrics.watch_build(lambda: build.state)
                 self._watchdog.watch("the build of the engine", build.seconds_stalled)

@@ -16,6 +16,7 @@ from edgekit.generation.engine_wanted import may_have_engine
 from edgekit.generation.model import ModelInfo, TextModel
 from edgekit.generation.startup import open_model
 from edgekit.machine import state_folder
+from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.daemon.engine_build import EngineBuild
@@ -69,13 +70,13 @@ class EngineStart:
         """Memory that the build takes beside the model."""
         return 0 if self.build is None else self.build.first.memory_bytes or 0
 
-    def plan(self, bundle: Bundle, draft: Bundle | None, find_gpu: Callable[[], str | None]) -> None:
+    def plan(self, bundle: Bundle, draft: Bundle | None, find_target: Callable[[], Target]) -> None:
         """Find out whether there is an engine to build.
 
         Args:
             bundle: The bundle.
             draft: The draft model's bundle.
-            find_gpu: Returns the compute capability of this machine's GPU; None without one.
+            find_target: Returns what target this machine is.
 
         Raises:
             BundleError: The bundle is damaged.
@@ -84,8 +85,8 @@ class EngineStart:
         config = self._config
         if not may_have_engine(bundle, config):
             return
-        capability = find_gpu()
-        if capability is None:
+        here = find_target()
+        if here.compute_capability is None:
             return
         # What builds engines takes a tenth of a second to load, and most machines build none.
         from edgekit.daemon.engine_build import EngineBuild
@@ -96,7 +97,7 @@ class EngineStart:
         check_bundle(bundle, ignore_compatible=config.ignore_compatible, progress=self._on_verified)
         records = BuildRecords(state_folder())
         try:
-            first = plan_first_build(bundle, config, capability, records, draft=draft)
+            first = plan_first_build(bundle, config, here, records, draft=draft)
         except EdgekitError as error:
             # What is wrong with the bundle itself is found by every runner.
             self._give_up(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from edgekit.cli import build as command
 from edgekit.errors import EdgekitError
 from edgekit.generation import engine_wanted
+from edgekit.generation.engine_wanted import this_target
 from edgekit.runners.cuda.driver import open_device
 from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, export_two, machine_with_tensorrt
 
@@ -22,9 +24,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_two(tmp_path_factory.mktemp("exported"))
 
 
+def have_gpu(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    machine = replace(this_target(), compute_capability=capability)
+    monkeypatch.setattr(engine_wanted, "this_target", lambda: machine)
+
+
 @pytest.fixture
 def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuilderDouble]:
-    monkeypatch.setattr(engine_wanted, "gpu_capability", lambda: CAPABILITY)
+    have_gpu(monkeypatch, CAPABILITY)
     with machine_with_tensorrt(tmp_path) as (found, _):
         found.go_on.set()
         yield found
@@ -76,7 +83,7 @@ def test_without_a_driver_and_for_another_gpu_it_is_not_tested(
     assert done.exception is None, done.output
     assert json.loads(done.stdout)["self_test"] is None
     assert "the engine is not tested: " in done.stderr
-    monkeypatch.setattr(engine_wanted, "gpu_capability", lambda: "8.9")
+    have_gpu(monkeypatch, "8.9")
     done = build(bundle, "--json")
     assert json.loads(done.stdout)["self_test"] is None
     assert "not tested" not in done.stderr

@@ -31,11 +31,14 @@ WITHIN_S = 240.0
 # `edgekit serve`, on a machine with a card whose driver is missing: the builder needs none.
 SERVE = """
 import logging, os, sys
+from dataclasses import replace
 from pathlib import Path
 from edgekit.config import load_config
 from edgekit.daemon.app import Daemon
+from edgekit.generation.engine_wanted import this_target
+card = lambda: replace(this_target(), compute_capability="8.6")
 logging.basicConfig(level="INFO")
-Daemon(load_config(Path(sys.argv[1]), env=os.environ, overrides={}), find_gpu=lambda: "8.6").run()
+Daemon(load_config(Path(sys.argv[1]), env=os.environ, overrides={}), find_target=card).run()
 """
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgekit.daemon.app import Daemon
 from edgekit.daemon.retry import StoppedError
 from edgekit.errors import RunnerError
 from edgekit.generation import first_build
+from edgekit.generation.engine_wanted import this_target
 from edgekit.memory import GIB
 from edgekit.runners.base import Chunk
 from edgekit.runners.cpu.select import Unavailable
@@ -69,7 +71,7 @@ def make_daemon(exported: Path, tmp_path: Path, builder: BuilderDouble) -> Itera
             mqtt=MqttConfig() if mqtt_port is None else MqttConfig(host="127.0.0.1", port=mqtt_port, device_id="box"),
             generation=GenerationConfig(**options),
         )
-        made.append(Daemon(config, find_gpu=lambda: CAPABILITY))
+        made.append(Daemon(config, find_target=lambda: replace(this_target(), compute_capability=CAPABILITY)))
         return made[-1]
 
     yield make

@@ -186,12 +186,12 @@ def open_chain(model: Path, limits: BuildLimits) -> tuple[Chain, BuildLimits]:
 
 
 def build_engine(
-    model: Path,
+    chain: Chain,
+    limits: BuildLimits,
     *,
     compute_capability: str,
     folder: Path | None = None,
     segments: int = 1,
-    limits: BuildLimits | None = None,
     workspace_bytes: int = 0,
     timing_cache: Path | None = None,
     graph_sha256: str = "",
@@ -204,12 +204,12 @@ def build_engine(
     """Build the engine of a `portable` or `native` graph.
 
     Args:
-        model: `model.onnx`, or the folder that holds it; external data lies beside it.
+        chain: The graph, as `open_chain` returns it.
+        limits: What the engine must be able to run, as `open_chain` returns it.
         compute_capability: Of the device, `major.minor`.
         folder: Where to write the engine: an existing empty folder; None discards it. If the build fails, what it wrote
             stays.
         segments: Number of segments of layers.
-        limits: What the engine must be able to run.
         workspace_bytes: Limit of the engine's scratch memory; 0 leaves it to the library.
         timing_cache: A file with timings of earlier builds, used and written if the library times kernels.
         graph_sha256: Digest of graph and weights, for the engine's description.
@@ -222,13 +222,11 @@ def build_engine(
 
     Raises:
         EdgekitError: `missing_extra`, if the library is not installed.
-        BundleError: The graph is missing, damaged or not for TensorRT.
         ConfigError: The graph cannot be cut into so many segments.
         RunnerError: The graph is refused (the message names the node), or the builder failed or crashed.
     """
     library = installed_library(prefer)
     built_for = library.nearest(compute_capability)
-    chain, limits = open_chain(model, limits or BuildLimits())
     parts = chain.cut(segments)
     follow = _Follow([part.graph_bytes for part in parts], progress)
     replies = []

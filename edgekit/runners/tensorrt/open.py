@@ -49,9 +49,10 @@ def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bu
     # There is no cache folder, or the folder is no bundle, only a graph.
     except (ConfigError, BundleError) as error:
         raise RunnerError(error.message, hint=error.hint) from error
+    # Before anything else: without it there is nothing to build an engine with.
+    library = installed_library(library_of(bundle))
     if not described:
         raise RunnerError("no engine was built", hint=build)
-    library = installed_library(library_of(bundle))
     # Gigabytes are hashed the first time: only those of engines that the library loads.
     fitting = store.of_graph(digest, library=library.name, version=library.version)
     if fitting:

@@ -20,10 +20,11 @@ from edgekit.runners.tensorrt.build import (
     installed_library,
     open_chain,
 )
-from edgekit.runners.tensorrt.build_memory import choose_segments
+from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
 from edgekit.runners.tensorrt.engine_set import read_engine_set
 from edgekit.runners.tensorrt.fetch import fetch_engine
 from edgekit.runners.tensorrt.library import LibraryName
+from edgekit.runners.tensorrt.segments import Chain
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
 
@@ -37,6 +38,7 @@ class BuildPlan:
     Attributes:
         bundle: The bundle.
         library: The library that builds.
+        chain: Its graph.
         limits: What the engine must be able to run, within the model's context.
         wanted: The engine.
         graph_bytes: Weights of the graph; the engine is at least as large.
@@ -45,10 +47,24 @@ class BuildPlan:
 
     bundle: Bundle
     library: InstalledLibrary
+    chain: Chain
     limits: BuildLimits
     wanted: Wanted
     graph_bytes: int
     prefer: LibraryName | None = None
+
+    def choose_segments(self, available: int | None) -> int:
+        """Return the smallest number of segments whose builds fit into so many bytes.
+
+        Raises:
+            RunnerError: `build_memory`: even single layers do not fit.
+        """
+        return choose_segments(self.chain, self.library.name, available, batch=self.limits.batch)
+
+    def needed_bytes(self, segments: int) -> int:
+        """Return the memory that a build of so many segments takes."""
+        parts = self.chain.cut(segments)
+        return max(needed_bytes(part, self.library.name, batch=self.limits.batch) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +142,7 @@ def plan_build(
         profiles=None if any_shapes else limits.profiles,
         segments=segments,
     )
-    return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
+    return BuildPlan(bundle, library, chain, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
 
 
 def prepare_engine(
@@ -194,15 +210,13 @@ def _build(
 ) -> BuildReport:
     count = plan.wanted.segments
     if count is None:
-        chain, _ = open_chain(plan.bundle.path, plan.limits)
-        free = available_bytes() if memory_bytes is None else memory_bytes
-        count = choose_segments(chain, plan.library.name, lambda: free, batch=plan.limits.batch)
+        count = plan.choose_segments(available_bytes() if memory_bytes is None else memory_bytes)
     return build_engine(
-        plan.bundle.path,
+        plan.chain,
+        plan.limits,
         compute_capability=plan.wanted.compute_capability,
         folder=folder,
         segments=count,
-        limits=plan.limits,
         workspace_bytes=plan.wanted.workspace_bytes,
         timing_cache=timings,
         graph_sha256=plan.wanted.graph_sha256,

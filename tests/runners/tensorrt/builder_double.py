@@ -21,8 +21,8 @@ from edgekit.export.progress import silent
 from edgekit.runners.cuda.driver import Device
 from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
-from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.library import NvidiaLibrary
+from edgekit.runners.tensorrt.segments import Chain
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.target import load_target
 from tests.runners.cuda.driver_double import DriverDouble
@@ -58,17 +58,16 @@ class BuilderDouble:
 
     def __call__(
         self,
-        model: Path,
+        chain: Chain,
+        limits: BuildLimits,
         *,
         folder: Path,
-        limits: BuildLimits,
         compute_capability: str,
         graph_sha256: str,
         progress: Callable[[BuildProgress], None],
         check: Callable[[], None],
         **_: Any,
     ) -> BuildReport:
-        limits = limits.clamp(read_graph_file(model / "model.onnx").context_length)
         self.builds.append(limits)
         while not self.go_on.is_set():
             progress(BuildProgress(0, 1, self.share))
@@ -77,11 +76,10 @@ class BuilderDouble:
         if self.fails is not None:
             raise self.fails
         # The engine refers to the graph, which the double executes.
-        work = Path(shutil.copytree(self.graph_of or model, Path(mkdtemp(dir=self.work)) / "graph"))
+        work = Path(shutil.copytree(self.graph_of or chain.path.parent, Path(mkdtemp(dir=self.work)) / "graph"))
         (made,) = build(work / "model.onnx", context=limits.context_length, chunk=limits.chunk, batch=limits.batch)
         data, name = made.read_bytes(), "segment-00.engine"
         (folder / name).write_bytes(data)
-        dialect = read_graph_file(model / "model.onnx").dialect
         write_engine_set(
             folder,
             EngineSet(
@@ -89,8 +87,8 @@ class BuilderDouble:
                 version=VERSION,
                 compute_capability=compute_capability,
                 built_for="",
-                dialect=dialect,
-                layout=layout_of(dialect),
+                dialect=chain.dialect,
+                layout=layout_of(chain.dialect),
                 graph_sha256=graph_sha256,
                 context_length=limits.context_length,
                 workspace_bytes=0,

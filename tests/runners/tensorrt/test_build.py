@@ -79,7 +79,7 @@ def recipe_for(target: str, dialect: Dialect) -> Recipe:
 def built(
     source: Path, *, compute_capability: str = "8.7", limits: BuildLimits = LIMITS, **options: Any
 ) -> BuildReport:
-    return build_engine(source, compute_capability=compute_capability, limits=limits, **options)
+    return build_engine(*open_chain(source, limits), compute_capability=compute_capability, **options)
 
 
 def kernels(report: BuildReport) -> tuple[ProfileReport, ProfileReport]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError, RunnerError
-from edgekit.runners.tensorrt.build import BuildReport, build_engine, installed_library
+from edgekit.runners.tensorrt.build import BuildReport, build_engine, installed_library, open_chain
 from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.troubles import build_failed
@@ -89,8 +89,8 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def build(source: Path, folder: Path, **options: Any) -> tuple[BuildReport, list[dict[str, Any]]]:
     folder.mkdir()
-    limits = BuildLimits(chunk=16, context_length=64, typical_past=32, batch=4)
-    report = build_engine(source, compute_capability="8.7", folder=folder, limits=limits, **options)
+    chain, limits = open_chain(source, BuildLimits(chunk=16, context_length=64, typical_past=32, batch=4))
+    report = build_engine(chain, limits, compute_capability="8.7", folder=folder, **options)
     return report, [json.loads((folder / one.file).read_bytes()) for one in read_engine_set(folder).segments]
 
 
