@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_ORIGINS",
     "MAX_PARALLEL",
     "MAX_THREADS",
+    "MIN_CONTEXT",
     "AccessConfig",
     "DaemonConfig",
     "GenerationConfig",
@@ -39,6 +40,9 @@ MAX_PARALLEL = 64
 """Sequence slots of a runner. More would only wait for memory: a step's time grows with its sequences."""
 
 MAX_THREADS = 1024
+
+MIN_CONTEXT = 64
+"""Tokens of the shortest sequence that is configured or an engine built for: a chat's template alone takes tens."""
 
 RunnerName = Literal["auto", "tensorrt", "cuda", "cpu", "onnxruntime", "mlx"]
 """What runs a model: `auto` takes the best that works; a fixed one is used, or the model is not loaded."""
@@ -175,7 +179,7 @@ class GenerationConfig:
         ignore_compatible: Run a bundle that was made for other targets than this machine.
     """
 
-    context_length: Annotated[int, Between(64, 1 << 24)] | None = None
+    context_length: Annotated[int, Between(MIN_CONTEXT, 1 << 24)] | None = None
     max_queue: Annotated[int, Between(1, 10_000)] = 256
     max_queue_mib: Annotated[int, Between(1, 1 << 20)] = 64
     runner: RunnerName = "auto"

@@ -153,6 +153,7 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     from edgekit.machine import available_bytes
     from edgekit.runners.tensorrt.build import build_engine, installed_library, open_chain
     from edgekit.runners.tensorrt.build_memory import choose_segments
+    from edgekit.runners.tensorrt.engine_set import capability_text
     from edgekit.runners.tensorrt.prepare import check_artifact
     from edgekit.runners.tensorrt.shapes import BuildLimits
 
@@ -182,8 +183,8 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     if not quiet:
         int4 = "INT4 weights kept" if report.int4_kept else "no INT4 weights" if not report.int4_bytes else "unknown"
         console.print(
-            f"built by {report.library} {report.version} for {report.built_for} (device: compute capability "
-            f"{report.compute_capability}) in {report.seconds:.1f} s, peak memory "
+            f"built by {report.library} {report.version} for "
+            f"{capability_text(report.compute_capability, report.built_for)} in {report.seconds:.1f} s, peak memory "
             f"{bytes_text(report.peak_memory_bytes)}\n"
             f"engine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
         )

@@ -19,6 +19,7 @@ from edgekit.runners.tensorrt.layers import ProfileReport, describe_profiles, re
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.segments import Chain, Segment
 from edgekit.runners.tensorrt.shapes import BLOCK, BuildLimits, profile_shapes
+from edgekit.runners.tensorrt.troubles import check_file_size
 
 __all__ = [
     "MODEL_FILE",
@@ -223,11 +224,15 @@ def build_engine(
     Raises:
         EdgekitError: `missing_extra`, if the library is not installed.
         ConfigError: The graph cannot be cut into so many segments.
-        RunnerError: The graph is refused (the message names the node), or the builder failed or crashed.
+        RunnerError: The graph is refused (the message names the node), the builder failed or crashed, or the engine
+            cannot be written.
     """
     library = installed_library(prefer)
     built_for = library.nearest(compute_capability)
     parts = chain.cut(segments)
+    if folder is not None:
+        # An engine has at least its INT4 weights: better now than after minutes.
+        check_file_size(max(part.int4_bytes for part in parts))
     follow = _Follow([part.graph_bytes for part in parts], progress)
     replies = []
     for index, part in enumerate(parts):

@@ -16,13 +16,14 @@ from edgekit.memory import GIB, SYSTEM_RESERVE
 from edgekit.runners.base import Backend, KvNeed, KvShare
 from edgekit.runners.cuda.driver import Device, check_driver, open_device
 from edgekit.runners.tensorrt.build import MODEL_FILE, installed_library
+from edgekit.runners.tensorrt.engine_folder import RUNTIME_CACHE, distrust
 from edgekit.runners.tensorrt.engine_set import EngineSet
 from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.library import LibraryName, Messages, NvidiaLibrary, find_library
 from edgekit.runners.tensorrt.load import load_engines
 from edgekit.runners.tensorrt.memory import EngineMemory
 from edgekit.runners.tensorrt.runner import TensorRtRunner
-from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, graph_digest
+from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, graph_digest
 from edgekit.runners.tensorrt.tensors import CHUNK
 
 __all__ = ["check_driver", "find_engine", "library_of", "open_engine"]
@@ -167,7 +168,11 @@ class _OpenEngine(TensorRtRunner):
         self._logger: Any = library.logger(messages)
         paths = [stored.folder / segment.file for segment in engine.segments]
         device.activate()
-        engines = load_engines(library.module, self._logger, paths, messages.take_errors)
+        try:
+            engines = load_engines(library.module, self._logger, paths, messages.take_errors)
+        except RunnerError:
+            distrust(stored.folder)
+            raise
         window = read_graph_file(bundle.path / MODEL_FILE).model.metadata.get("edgekit.window")
         super().__init__(
             library.module,

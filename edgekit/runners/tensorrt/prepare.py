@@ -22,13 +22,14 @@ from edgekit.runners.tensorrt.build import (
 )
 from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
 from edgekit.runners.tensorrt.engine_set import read_engine_set
-from edgekit.runners.tensorrt.fetch import fetch_engine
+from edgekit.runners.tensorrt.fetch import fetch_engine, find_offer
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.segments import Chain
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
+from edgekit.runners.tensorrt.troubles import write_failed
 
-__all__ = ["BuildPlan", "PreparedEngine", "check_artifact", "plan_build", "prepare_engine"]
+__all__ = ["BuildPlan", "PreparedEngine", "check_artifact", "check_output", "plan_build", "prepare_engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,8 @@ def prepare_engine(
         plan: The engine.
         store: Where engines are kept; default: `EngineStore()`.
         output: Write the engine into this new folder instead, for another device to fetch.
-        source: Take the engine from another device of the same kind instead of building it: a folder, or `user@host`
-            (`fetch_engine`).
+        source: Take the engine of another device of the same kind instead of building one: a folder, or `user@host`
+            (`find_offer`). Nothing is copied if the store has the very same.
         progress: As for `build_engine`.
         waiting: As for `EngineStore.obtain`.
         check: As for `build_engine`.
@@ -171,11 +172,12 @@ def prepare_engine(
             None if it may take what is available.
 
     Raises:
-        ConfigError: `output` already exists.
-        RunnerError: The build failed, memory or disk do not suffice, or the engine in `source` is not the one needed.
+        ConfigError: As `check_output`.
+        RunnerError: The build failed, memory or disk do not suffice, or `source` does not have the engine needed.
     """
     reports: list[BuildReport] = []
     fetched = False
+    offer = None if source is None else find_offer(source, plan.wanted)
 
     def copied(done: int, total: int) -> None:
         if progress is not None:
@@ -183,19 +185,22 @@ def prepare_engine(
 
     def make(folder: Path) -> None:
         nonlocal fetched
-        if source is None:
+        if offer is None:
             reports.append(_build(plan, folder, timings, progress, check=check, memory_bytes=memory_bytes))
             return
-        fetch_engine(source, plan.wanted, folder, copied)
+        fetch_engine(offer, folder, copied)
         fetched = True
 
     if output is not None:
         timings = None
-        stored = _write_into(output, make)
+        check_output(plan.bundle, output)
+        stored = _write_into(output.absolute(), make)
     else:
         store = store or EngineStore()
         timings = store.timings
-        stored = store.obtain(plan.bundle.path, plan.wanted, make, needed_bytes=plan.graph_bytes, waiting=waiting)
+        wanted = plan.wanted if offer is None else plan.wanted.exactly(offer.engine)
+        needed = plan.graph_bytes if offer is None else offer.engine.size
+        stored = store.obtain(plan.bundle.path, wanted, make, needed_bytes=needed, waiting=waiting)
     return PreparedEngine(stored, reports[0] if reports else None, fetched)
 
 
@@ -227,11 +232,24 @@ def _build(
     )
 
 
-def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
-    """Make an engine beside a new folder, and rename it when it is complete."""
+def check_output(bundle: Bundle, output: Path) -> None:
+    """Check that a folder can be made for an engine.
+
+    Raises:
+        ConfigError: It already exists and is not empty, or it is inside the bundle.
+    """
     output = output.absolute()
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise ConfigError(f"{output} already exists", hint=f"choose another {option('output')}")
+    if output.resolve().is_relative_to(bundle.path.resolve()):
+        raise ConfigError(
+            f"{output} is inside the bundle, which would no longer be what its manifest says",
+            hint=f"choose an {option('output')} beside it, such as {bundle.path.resolve()}-engine",
+        )
+
+
+def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
+    """Make an engine beside a new folder, and rename it when it is complete."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
@@ -243,7 +261,7 @@ def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
         folder.chmod(0o755)
         folder.rename(output)
     except OSError as error:
-        raise RunnerError(f"writing {output} failed: {error.strerror or error}") from error
+        raise write_failed(f"writing {output} failed", error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return StoredEngine(output, engine)

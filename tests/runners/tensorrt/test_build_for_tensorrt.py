@@ -6,6 +6,7 @@ asks of the library and what it makes of the answers.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgekit.errors import EdgekitError, RunnerError
 from edgekit.runners.tensorrt.build import BuildReport, build_engine, installed_library, open_chain
 from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
 from edgekit.runners.tensorrt.shapes import BuildLimits
-from edgekit.runners.tensorrt.troubles import build_failed
+from edgekit.runners.tensorrt.troubles import build_failed, write_failed
 from tests.runners.tensorrt.graphs import write_graph
 
 STAND_IN = """
@@ -157,8 +158,22 @@ def test_a_failure_is_the_builders_own_message_and_what_is_known_of_it(
     assert not (tmp_path / "engine" / "engine.json").exists()
 
 
-def test_a_full_disk_has_its_own_hint() -> None:
-    assert "free some space" in str(build_failed("No space left on device", 28).hint)
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "free some space, or name a folder on another disk"),
+        (errno.EDQUOT, "the account's disk quota is used up"),
+        (errno.EFBIG, "build with more `segments`, which are smaller files"),
+    ],
+)
+def test_a_disk_that_takes_no_more_has_its_own_hint_in_a_build_and_in_a_copy(number: int, hint: str) -> None:
+    for error in (
+        build_failed(os.strerror(number), number),
+        write_failed("copying failed", OSError(number, os.strerror(number))),
+    ):
+        assert os.strerror(number) in error.message
+        assert hint in str(error.hint)
+        assert error.code == "build_disk"
 
 
 def test_without_the_library_the_error_names_the_extra(tmp_path: Path) -> None:
