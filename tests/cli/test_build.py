@@ -95,9 +95,7 @@ def test_an_engine_is_built_for_another_machine_which_takes_it(orin: Path, cache
     assert f"there already: nothing was copied from {engine}" in edgekit("build", orin, *options, engine).stdout
     # Although one that fits is there.
     gone = edgekit("build", orin, *options, tmp_path / "gone", check=False).stderr
-    assert gone.startswith(
-        f"error: there is no folder {tmp_path / 'gone'}\n\nhint: name the folder that has engine.json"
-    )
+    assert f"error: there is no folder {tmp_path / 'gone'}\n\nhint: name the folder that has engine.json" in gone
     assert build(orin, "--compute-capability", "8.9")["build"] is None
     assert [path.name for path in (cache / "engines").iterdir() if path.is_dir() and path.name == "building"] == []
 
