@@ -15,7 +15,7 @@ from edgekit.machine import available_bytes
 from edgekit.memory import GIB, RUNTIMES, SYSTEM_RESERVE
 from edgekit.runners.tensorrt.build_record import MAX_UNFINISHED, BuildRecords, record_key
 from edgekit.runners.tensorrt.limits import engine_limits
-from edgekit.runners.tensorrt.open import find_engine, library_of
+from edgekit.runners.tensorrt.open import check_driver, find_engine, library_of
 from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
 from edgekit.target import Target
 
@@ -64,6 +64,8 @@ def plan_first_build(
         return None
     limits = engine_limits(bundle, here, context_length=config.context_length, parallel=config.parallel)
     try:
+        # nvidia-smi finds GPUs in a container, too, that was given no driver to compute with.
+        check_driver()
         plan = plan_build(bundle, compute_capability=capability, limits=limits, prefer=library_of(bundle))
     except EdgekitError as error:
         if error.code == "missing_extra":

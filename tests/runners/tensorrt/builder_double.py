@@ -144,7 +144,8 @@ def machine_with_tensorrt(cache: Path) -> Iterator[tuple[BuilderDouble, DriverDo
             patch.setattr(f"edgekit.runners.tensorrt.{module}.installed_library", lambda _=None: installed)
         patch.setattr("edgekit.runners.tensorrt.open.find_library", lambda _: library)
         patch.setattr("edgekit.runners.tensorrt.open.open_device", lambda: Device(driver))
-        patch.setattr("edgekit.runners.tensorrt.open.check_driver", lambda: None)
+        for module in ("runners.tensorrt.open", "generation.first_build"):
+            patch.setattr(f"edgekit.{module}.check_driver", lambda: None)
         patch.setattr("edgekit.runners.tensorrt.prepare.build_engine", builder)
         patch.setenv("EDGEKIT_CACHE", str(cache / "cache"))
         patch.setenv("EDGEKIT_STATE", str(cache / "state"))
