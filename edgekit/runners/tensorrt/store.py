@@ -209,7 +209,7 @@ class EngineStore:
         if os.path.lexists(building):
             # What a killed build left was removed.
             raise RunnerError(
-                f"{building} is in the way: it is no folder of edgekit's, or other files are in it",
+                f"{building} is in the way of the build: edgekit did not make it, or it has other files",
                 hint="move it elsewhere, or set EDGEKIT_CACHE to another folder",
             )
         self._make_room(bundle, needed_bytes)

@@ -91,7 +91,7 @@ def check_file_size(needed: int) -> None:
     limit = _file_size_limit()
     if limit is not None and needed > limit:
         raise RunnerError(
-            f"a file of the engine takes at least {needed / MIB:,.1f} MiB", hint=_file_size_hint(), code="build_disk"
+            f"a file of the engine takes at least {_size(needed)}", hint=_file_size_hint(), code="build_disk"
         )
 
 
@@ -111,9 +111,13 @@ def _file_size_hint() -> str:
     if limit is None:
         return f"the disk's file system does not hold files of this size: name a folder on another one, or {smaller}"
     return (
-        f"a file may have {limit / MIB:,.1f} MiB at most here: raise the limit (`ulimit -f unlimited`; of a service, "
+        f"a file may have {_size(limit)} at most here: raise the limit (`ulimit -f unlimited`; of a service, "
         f"LimitFSIZE=infinity in its unit), or {smaller}"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:,.1f} MiB" if count >= MIB else f"{count / 1024:,.0f} KiB"
 
 
 def _file_size_limit() -> int | None:

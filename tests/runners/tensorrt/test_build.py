@@ -452,7 +452,7 @@ def test_a_file_that_may_not_be_as_large_as_the_engine_is_an_error_that_names_th
     before, during = done.stdout.splitlines()
     assert before.startswith("build_disk; a file of the engine takes at least ")
     assert during.startswith(
-        "build_disk; the engine cannot be written: File too large; a file may have 0.5 MiB at most"
+        "build_disk; the engine cannot be written: File too large; a file may have 488 KiB at most"
     )
     for line in (before, during):
         assert "LimitFSIZE=infinity" in line
