@@ -70,8 +70,8 @@ setup() {
   fi
 }
 
-# clients: installs the libraries of tests/clients/requirements.txt into .venv-clients, and those of package.json into its
-# folder `node` if npm is there, once for each version of the lists; prints the path of its Python.
+# clients: installs the libraries of tests/clients/requirements.txt into .venv-clients, Node.js among them, and those of
+# package.json into its folder `node`, once for each version of the lists; prints the path of its Python.
 clients() {
   local venv=.venv-clients lists=tests/clients wanted
   wanted=$(cat "$lists/requirements.txt" "$lists/package.json" | cksum)
@@ -80,10 +80,10 @@ clients() {
     rm -rf "$venv"
     python -m venv "$venv" || return 1
     "$venv/bin/python" -m pip install --quiet --progress-bar off -r "$lists/requirements.txt" >&2 || return 1
-    if command -v npm >/dev/null; then
-      mkdir "$venv/node" && cp "$lists/package.json" "$venv/node/"
-      npm install --prefix "$venv/node" --no-audit --no-fund --loglevel=error >&2 || rm -rf "$venv/node"
-    fi
+    mkdir "$venv/node" && cp "$lists/package.json" "$venv/node/" || return 1
+    # npm runs the `node` of its own folder.
+    PATH=$PWD/$venv/bin:$PATH "$venv/bin/npm" install --prefix "$venv/node" --no-audit --no-fund --loglevel=error >&2 ||
+      rm -rf "$venv/node"
     echo "$wanted" >"$venv/edgekit-clients"
   fi
   echo "$PWD/$venv/bin/python"

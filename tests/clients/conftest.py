@@ -48,27 +48,33 @@ def client_python(clients_interpreter: Path) -> ClientPython:
 @pytest.fixture(scope="session")
 def client_node(clients_interpreter: Path) -> ClientNode:
     """Runs one of the programs for Node.js; see `ClientNode`."""
-    folder, node = clients_interpreter.parents[1] / "node", shutil.which("node")
+    folder, own = clients_interpreter.parents[1] / "node", clients_interpreter.with_name("node")
+    node = str(own) if own.exists() else shutil.which("node")
     if node is None or not (folder / "node_modules").is_dir():
-        pytest.skip("no client libraries for Node.js: scripts/test installs them if npm is there")
+        pytest.skip("no client libraries for Node.js: scripts/test installs them if it reaches a registry of npm")
 
     def run(program: str, *arguments: object) -> Any:
         # Node.js looks for libraries beside a program.
         copy = folder / f"{program}-{os.getpid()}.mjs"
         shutil.copyfile(PROGRAMS / f"{program}.mjs", copy)
         try:
-            return _json([node, copy, *map(str, arguments)])
+            return _json([node, copy, *map(str, arguments)], path=own.parent)
         finally:
             copy.unlink()
 
     return run
 
 
-def _json(command: Sequence[str | Path]) -> Any:
-    """Run a program and return what it prints."""
+def _json(command: Sequence[str | Path], path: Path | None = None) -> Any:
+    """Run a program and return what it prints; programs that it runs are looked for in the folder `path` first."""
+    found = [str(path)] if path else []
     done = subprocess.run(
         command,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "NO_COLOR": "1"},
+        env={
+            "PATH": os.pathsep.join([*found, os.environ["PATH"]]),
+            "HOME": os.environ.get("HOME", "/"),
+            "NO_COLOR": "1",
+        },
         capture_output=True,
         text=True,
         timeout=240,

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.api import CollectedReply
+from edgekit.daemon.api.ignored import collect_ignored
 from edgekit.daemon.http.batch import Batch
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
@@ -26,6 +27,9 @@ from edgekit.generation.model import ModelInfo
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Failure, Finished, ToolCallDelta
 
 __all__ = ["Backend", "BodyBudget", "Dialect", "Endpoint", "Reply", "RequestContext"]
+
+# Names what the body has that is ignored.
+_IGNORED = "X-Edgekit-Ignored"
 
 Backend = Callable[[], tuple[EngineWorker, ModelInfo]]
 """Returns the worker and the model's description, or raises `not_ready`."""
@@ -151,17 +155,20 @@ class Endpoint:
         try:
             body = await self._read_body(request)
             events = Events()
-            # Decoding and tokenizing a long prompt would block the event loop for too long.
-            reply = await run_in_threadpool(self._submit, body, request, events)
+            with collect_ignored() as ignored:
+                # Decoding and tokenizing a long prompt would block the event loop for too long.
+                reply = await run_in_threadpool(self._submit, body, request, events)
         except ClientDisconnect:
             return Response(status_code=499)
         except EdgekitError as error:
             self._metrics.refused("http", error)
             request.state.audit.refused(error.code)
             return self._refusal(error)
+        headers = {_IGNORED: ", ".join(ignored)} if ignored else {}
         if isinstance(reply, Response):
+            reply.headers.update(headers)
             return reply
-        return _Stream(reply, events) if reply.stream else _Full(reply, events, self._refusal)
+        return _Stream(reply, events, headers) if reply.stream else _Full(reply, events, self._refusal, headers)
 
     async def _read_body(self, request: Request) -> bytes:
         """Return a request's body.
@@ -215,11 +222,18 @@ class Endpoint:
 class _Full(Response):
     """Sends the answer once it is complete."""
 
-    def __init__(self, reply: Reply, events: Events, refusal: Callable[[EdgekitError], Response]) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        events: Events,
+        refusal: Callable[[EdgekitError], Response],
+        headers: Mapping[str, str],
+    ) -> None:
         super().__init__()
         self._reply = reply
         self._events = events
         self._refusal = refusal
+        self._more = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         collected = CollectedReply(sum(request.n for request in self._reply.requests))
@@ -230,7 +244,9 @@ class _Full(Response):
                 if isinstance(event, Delta | ToolCallDelta):
                     collected.add(event)
                 elif isinstance(event, Finished):
-                    response = JSONResponse(self._reply.full(collected, event), headers=_cost_headers(event))
+                    response = JSONResponse(
+                        self._reply.full(collected, event), headers={**_cost_headers(event), **self._more}
+                    )
                 elif isinstance(event, Failure):
                     response = self._refusal(event.error)
         finally:
@@ -243,10 +259,11 @@ class _Full(Response):
 class _Stream(Response):
     """Streams the answer."""
 
-    def __init__(self, reply: Reply, events: Events) -> None:
+    def __init__(self, reply: Reply, events: Events, headers: Mapping[str, str]) -> None:
         super().__init__()
         self._reply = reply
         self._events = events
+        self._more = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
@@ -254,6 +271,7 @@ class _Stream(Response):
             (b"cache-control", b"no-cache"),
             # Otherwise nginx buffers the stream.
             (b"x-accel-buffering", b"no"),
+            *((name.lower().encode(), value.encode()) for name, value in self._more.items()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         events = self._events.until_over(scope, receive)

@@ -136,20 +136,14 @@ class Intake:
         """Submit a request, on the thread for that; returns why it is refused."""
         record = AuditRecord(self._access.audit, "mqtt", request_id=request.id, what="chat/request")
         record.identity = request.identity
-        problem = self._guarded(request, envelope, expiry_s, receive, record)
+        problem = self._guarded(request, partial(self._submit, request, envelope, expiry_s, receive, record))
         if problem is not None:
             record.refused(problem.code)
         record.replied()
         return problem
 
-    def _guarded(
-        self,
-        request: OpenRequest,
-        envelope: Envelope,
-        expiry_s: float | None,
-        receive: OnEvent,
-        record: AuditRecord,
-    ) -> EdgekitError | None:
+    def _guarded(self, request: OpenRequest, submit: Callable[[], None]) -> EdgekitError | None:
+        """Submit a request unless it has ended the daemon before; returns why it is refused."""
         name = hashlib.sha256(
             repr((request.key[0], request.key[2], request.id if request.id_given else None, request.digest)).encode()
         ).hexdigest()
@@ -157,7 +151,7 @@ class Intake:
             if not self._crash_marks.begin(name):
                 return _crashes()
             try:
-                self._submit(request, envelope, expiry_s, receive, record)
+                submit()
             finally:
                 self._crash_marks.end(name)
         except EdgekitError as exc:

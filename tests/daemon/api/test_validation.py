@@ -41,6 +41,8 @@ def sample(annotation: Any) -> Any:
         return {field.alias or name: sample(field.annotation) for name, field in required(annotation)}
     if get_origin(annotation) is Literal:
         return get_args(annotation)[0]
+    if get_origin(annotation) in {Union, UnionType}:
+        return sample(get_args(annotation)[0])
     kinds = {str: "x", int: 1, float: 0.5, bool: True, list: [], dict: {}, NoneType: None, Any: 1}
     return kinds[get_origin(annotation) or annotation]
 
