@@ -14,7 +14,9 @@ def chat():
 
 
 def streaming():
-    return [chunk.choices[0].delta.content or "" for chunk in create(model=MODEL, messages=user(STREAMING), stream=True)]
+    return [
+        chunk.choices[0].delta.content or "" for chunk in create(model=MODEL, messages=user(STREAMING), stream=True)
+    ]
 
 
 def tools():
