@@ -25,13 +25,11 @@ def found(client_python: ClientPython, export: Export) -> dict[str, Any]:
 def test_choices_are_scored_from_batches_of_token_ids(found: dict[str, Any]) -> None:
     # It has found the daemon's tokenizer by itself.
     assert found["backend"] == ["remote", True]
-    (france_paris, paris_greedy), (france_berlin, _), (germany_paris, _), (germany_berlin, _), (four, _) = found[
-        "batched"
-    ]
-    assert paris_greedy
-    assert france_paris > france_berlin
-    assert germany_berlin > germany_paris
-    assert four < 0
+    scores = [score for score, _ in found["batched"]]
+    # France: Paris or Berlin; Germany: Paris or Berlin.
+    assert scores[0] > scores[1]
+    assert scores[2] < scores[3]
+    assert found["batched"][0][1], "Paris is what the model would say"
 
 
 @pytest.mark.parametrize("way", ["single", "text", "concurrent"])

@@ -1,6 +1,6 @@
 """lm-eval's models for OpenAI-compatible servers: `lm_eval_apis.py URL MODEL` prints a JSON object of what they got.
 
-They are called as an evaluation calls them; `local-completions` finds the daemon's tokenizer itself and sends token ids.
+They are called as an evaluation calls them. `local-completions` finds the daemon's tokenizer and sends token ids.
 """
 
 import json
@@ -60,7 +60,7 @@ print(
             "single": scores(completions(batch_size=1)),
             "text": scores(completions(batch_size=4, tokenized_requests=False)),
             "concurrent": scores(completions(batch_size=2, num_concurrent=2)),
-            "rolling": batched.loglikelihood_rolling(asked("loglikelihood_rolling", ("Paris is in France.",)), True),
+            "rolling": batched.loglikelihood_rolling(asked("loglikelihood_rolling", ("Paris is in France.",))),
             "generated": generated(batched, "One, two, three,", "A, B, C,"),
             "generated singly": generated(completions(batch_size=1), "One, two, three,", "A, B, C,"),
             "chat": generated(chat, question),

@@ -24,7 +24,6 @@ class Asked:
     def __init__(self, model, other):
         self.agent, self.other = Agent(model), Agent(other)
         self.helped = Agent(model, tools=[weather])
-        self.caller = Agent(model, output_type=City)
         self.strict = Agent(model, output_type=NativeOutput(City))
 
     def chat(self):
@@ -57,5 +56,4 @@ class Asked:
 
     async def _left(self):
         async with self.agent.run_stream(CANCELLING) as stream:
-            async for text in stream.stream_text(delta=True, debounce_by=None):
-                return text
+            return await anext(stream.stream_text(delta=True, debounce_by=None))
