@@ -46,7 +46,7 @@ REFUSED = {
     "pydantic_ai_responses": "ModelNotFoundError",
     "llm_ollama_plugin": "ResponseError",
     "litellm_openai": "NotFoundError",
-    "litellm_ollama": "APIConnectionError",
+    "litellm_ollama": "NotFoundError",
 }
 """The error that each raises for a model that is not served."""
 

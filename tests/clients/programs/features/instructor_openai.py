@@ -1,5 +1,7 @@
 """instructor over openai's client: an answer is an object of a pydantic class."""
 
+import asyncio
+
 import instructor
 import openai
 from asked import CANCELLING, MODEL, OTHER, SCHEMA, TOOLS, URL, run, user
@@ -31,11 +33,23 @@ async def parts():
 
 
 async def first():
-    stream = partial(f"{CANCELLING} {SCHEMA}")
-    try:
-        return await anext(part.city async for part in stream if part.city)
-    finally:
-        await stream.aclose()
+    seen, begun = [], asyncio.Event()
+
+    async def read():
+        try:
+            async for part in partial(f"{CANCELLING} {SCHEMA}"):
+                if part.city:
+                    seen.append(part.city)
+                    begun.set()
+        finally:
+            begun.set()
+
+    # Who leaves the loop alone keeps the connection until the next garbage collection.
+    task = asyncio.create_task(read())
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    return seen[0]
 
 
 def streaming():
