@@ -70,16 +70,19 @@ setup() {
   fi
 }
 
-# clients: installs the libraries of tests/clients/requirements.txt into .venv-clients, Node.js among them, and those of
+# clients: installs the libraries of tests/clients/requirements*.txt into .venv-clients, Node.js among them, and those of
 # package.json into its folder `node`, once for each version of the lists; prints the path of its Python.
 clients() {
-  local venv=.venv-clients lists=tests/clients wanted
-  wanted=$(cat "$lists/requirements.txt" "$lists/package.json" | cksum)
+  local venv=.venv-clients lists=tests/clients wanted pip
+  wanted=$(cat "$lists"/requirements*.txt "$lists/package.json" | cksum)
   if ! grep -qxF "$wanted" "$venv/edgekit-clients" 2>/dev/null; then
     say "installing client libraries into $venv"
     rm -rf "$venv"
     python -m venv "$venv" || return 1
-    "$venv/bin/python" -m pip install --quiet --progress-bar off -r "$lists/requirements.txt" >&2 || return 1
+    # Not compiled: the tests import few of their modules.
+    pip=("$venv/bin/python" -m pip install --quiet --progress-bar off --no-compile)
+    "${pip[@]}" -r "$lists/requirements.txt" >&2 || return 1
+    "${pip[@]}" --no-deps -r "$lists/requirements-no-deps.txt" >&2 || return 1
     mkdir "$venv/node" && cp "$lists/package.json" "$venv/node/" || return 1
     # npm runs the `node` of its own folder.
     PATH=$PWD/$venv/bin:$PATH "$venv/bin/npm" install --prefix "$venv/node" --no-audit --no-fund --loglevel=error >&2 ||

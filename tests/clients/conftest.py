@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-__all__ = ["ClientNode", "ClientPython"]
+from edgekit.daemon.http.server import HttpServer
+
+__all__ = ["ClientNode", "ClientPython", "ended"]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
@@ -23,6 +26,13 @@ ClientPython = Callable[..., Any]
 
 ClientNode = Callable[..., Any]
 """Runs `programs/NAME.mjs ARGUMENTS…` with Node.js and returns what it prints, which is JSON."""
+
+
+def ended(server: HttpServer, outcome: str) -> int:
+    """Return how many requests of a daemon have ended with an outcome, by its own count."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    counts = [line for line in lines if line.startswith("edgekit_requests_total{") and f'outcome="{outcome}"' in line]
+    return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
 
 @pytest.fixture(scope="session")
