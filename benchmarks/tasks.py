@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from accuracy import human_eval
@@ -82,8 +82,7 @@ def main() -> None:
     code = 0
     try:
         tasks = _tasks(options)
-        with _server(options) as url:
-            endpoint = Endpoint(url, options.key, options.model)
+        with _server(options) as url, closing(Endpoint(url, options.key, options.model)) as endpoint:
             title = _title(endpoint, options)
             for task in tasks:
                 rows += _row(task, endpoint, options)

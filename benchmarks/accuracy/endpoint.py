@@ -53,7 +53,11 @@ class Endpoint:
             self.url = f"http://{self.url}"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(_TIMEOUT_S, connect=30))
-        self.model = self._choose(model)
+        try:
+            self.model = self._choose(model)
+        except BaseException:
+            self.close()
+            raise
 
     def complete(self, prompt: str, **fields: Any) -> Answer:
         """Continue a text, greedily unless the fields say otherwise."""

@@ -35,6 +35,7 @@ class Ledger:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._file.close()
             raise EdgekitError(f"another run writes {self.path}", hint="wait for it, or choose --output") from None
         self.rows: dict[str, dict[str, Any]] = {} if fresh else self._read()
         # Written anew, without a line that a kill cut.
