@@ -13,6 +13,7 @@ own, .venv-evals. Answers are greedy. A run that was stopped continues when it i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 import sys
@@ -28,8 +29,6 @@ from accuracy.environment import VARIABLE, evals_python
 from accuracy.ledger import Ledger
 from accuracy.multiple_choice import HUB, OWN, ask, questions_file
 from accuracy.table import Row, markdown
-from inputs.bundles import exported, tiny_bundle
-from load.daemon import Daemon
 from quick import parse
 
 from edgekit.errors import ConfigError, EdgekitError, nearest
@@ -82,10 +81,10 @@ def main() -> None:
     code = 0
     try:
         tasks = _tasks(options)
-        with _server(options) as url, closing(Endpoint(url, options.key, options.model)) as endpoint:
+        with _server(options) as (url, identity), closing(Endpoint(url, options.key, options.model)) as endpoint:
             title = _title(endpoint, options)
             for task in tasks:
-                rows += _row(task, endpoint, options)
+                rows += _row(task, endpoint, identity, options)
     except EdgekitError as error:
         print(f"error: {error.message}" + (f"\n\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         code = 1
@@ -124,20 +123,29 @@ def _tasks(options: argparse.Namespace) -> list[str]:
 
 
 @contextmanager
-def _server(options: argparse.Namespace) -> Iterator[str]:
-    """Yield the address to ask; without one, that of a daemon on the bundle."""
+def _server(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield the address to ask, and what is asked there, which answers are kept by.
+
+    Without an address, a daemon on the bundle is asked: its port is another one every time.
+    """
     if options.url:
-        yield options.url
+        yield options.url, options.url
         return
+    # What exports and serves is heavy, and another server needs none of it.
+    from inputs.bundles import exported, tiny_bundle
+    from load.daemon import Daemon
+
     options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         folder = Path(name)
-        bundle = options.bundle or (tiny_bundle(folder, "onnx") if options.quick else exported(options.work))
+        bundle = options.bundle or (
+            tiny_bundle(folder, "onnx", max_position=4096) if options.quick else exported(options.work)
+        )
         config = folder / "edgekit.yaml"
         config.write_text("{}\n", encoding="utf-8")
         daemon = Daemon(bundle, config, folder, broker=None, options=[])
         try:
-            yield daemon.url
+            yield daemon.url, hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
         finally:
             daemon.stop()
 
@@ -150,10 +158,10 @@ def _title(endpoint: Endpoint, options: argparse.Namespace) -> str:
     return f"{endpoint.model}, {endpoint.server()}{where}, {time.strftime('%Y-%m-%d')}"
 
 
-def _row(task: str, endpoint: Endpoint, options: argparse.Namespace) -> list[Row]:
+def _row(task: str, endpoint: Endpoint, identity: str, options: argparse.Namespace) -> list[Row]:
     folder = options.work / "tasks"
     if task == "humaneval":
-        return [_human_eval(endpoint, folder, options)]
+        return [_human_eval(endpoint, identity, folder, options)]
     # A quick run installs nothing.
     python = evals_python(install=not options.quick)
     if python is None:
@@ -163,19 +171,22 @@ def _row(task: str, endpoint: Endpoint, options: argparse.Namespace) -> list[Row
     tokenizer = str(options.tokenizer.resolve()) if options.tokenizer else None
     job = {"url": endpoint.url, "model": endpoint.model, "api": options.api, "seed": options.seed}
     print(f"{task}: {path}", file=sys.stderr)
-    asked = ask(path, python, {**job, "tokenizer": tokenizer}, folder=folder, key=options.key, options=options)
+    places = {"identity": identity, "folder": folder}
+    asked = ask(path, python, {**job, "tokenizer": tokenizer}, key=options.key, options=options, **places)
     how = "chat, one letter" if options.api == "chat" else "completions, log-likelihood"
     settings = f"{how}, {asked.shots} shots, greedy, seed {options.seed}"
     title = _TITLES.get(task, path.name)
     return [Row(title, asked.right, asked.prompt_tokens, asked.tokens, asked.seconds, settings)]
 
 
-def _human_eval(endpoint: Endpoint, folder: Path, options: argparse.Namespace) -> Row:
-    judge = human_eval.Judge(options.code_timeout, options.allow_code)
+def _human_eval(endpoint: Endpoint, identity: str, folder: Path, options: argparse.Namespace) -> Row:
+    # A tiny model with random weights writes no code.
+    harmless = options.quick and not options.url and not options.bundle
+    judge = human_eval.Judge(options.code_timeout, options.allow_code or harmless)
     isolation = "isolated" if judge.isolated else "not isolated"
     max_tokens = options.max_tokens or 1024
     settings = {
-        "url": endpoint.url,
+        "server": identity,
         "model": endpoint.model,
         "api": options.api,
         "seed": options.seed,

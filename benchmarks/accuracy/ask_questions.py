@@ -28,6 +28,10 @@ from lm_eval.tasks import TaskManager
 _MAX_LENGTH = 1 << 20
 
 
+class _NoEchoError(ValueError):
+    pass
+
+
 class _Counting:
     """Appends the tokens and the seconds of every request to a file."""
 
@@ -44,7 +48,14 @@ class _Counting:
 
 
 class _Completions(_Counting, LocalCompletionsAPI):
-    pass
+    @staticmethod
+    def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **options: Any) -> Any:
+        # A server that scores what it generates alone would make all choices equally likely.
+        for choice, prompt in zip(outputs[0]["choices"], tokens, strict=True):
+            scored = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            if len(scored) <= len(prompt):
+                raise _NoEchoError("the server does not echo a prompt with log probabilities; --api chat needs none")
+        return LocalCompletionsAPI.parse_logprobs(outputs, tokens, ctxlens, **options)
 
 
 class _Chat(_Counting, LocalChatCompletion):
@@ -58,9 +69,14 @@ def main() -> None:
     datasets.disable_progress_bars()
     try:
         result = _ask(job)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except requests.RequestException as error:
         reply = error.response.text[:300] if error.response is not None else ""
         print(f"{error} {reply}".strip())
+        sys.exit(1)
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+        print(f"lm-eval: {error}".splitlines()[0])
         sys.exit(1)
     Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
 

@@ -62,13 +62,13 @@ class Endpoint:
     def complete(self, prompt: str, **fields: Any) -> Answer:
         """Continue a text, greedily unless the fields say otherwise."""
         reply, seconds = self._post("/v1/completions", {"prompt": prompt, **fields})
-        return _answer(reply, reply["choices"][0]["text"], seconds)
+        return _answer(reply, reply["choices"][0].get("text"), seconds)
 
     def chat(self, message: str, **fields: Any) -> Answer:
         """Answer one message."""
         body = {"messages": [{"role": "user", "content": message}], **fields}
         reply, seconds = self._post("/v1/chat/completions", body)
-        return _answer(reply, reply["choices"][0]["message"]["content"], seconds)
+        return _answer(reply, (reply["choices"][0].get("message") or {}).get("content"), seconds)
 
     def server(self) -> str:
         """Return the server's name and version, if it has one of the endpoints that say so, else its address."""
@@ -118,7 +118,13 @@ class Endpoint:
             time.sleep(min(60.0, float(wait)) if wait.isdecimal() else 2.0**attempt)
         if response.status_code != 200:
             raise EdgekitError(f"{path} was answered with {response.status_code}: {_message(response)}")
-        return response.json(), time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        try:
+            reply = response.json()
+            _ = reply["choices"][0]
+        except (ValueError, LookupError, TypeError) as error:
+            raise EdgekitError(f"{path} was answered in another form than OpenAI's: {response.text[:100]}") from error
+        return reply, seconds
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         try:

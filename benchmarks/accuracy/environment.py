@@ -32,6 +32,8 @@ def evals_python(*, install: bool = True) -> Path | None:
     """
     chosen = os.environ.get(VARIABLE)
     if chosen:
+        if not _has_lm_eval(chosen):
+            raise EdgekitError(f"{chosen} has no lm-eval", hint=f"${VARIABLE} names it; unset it for {_FOLDER.name}")
         return Path(chosen)
     stamp = _FOLDER / _STAMP
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != "\n".join(_PINS):
@@ -39,6 +41,14 @@ def evals_python(*, install: bool = True) -> Path | None:
             return None
         _install(stamp)
     return _FOLDER / "bin" / "python"
+
+
+def _has_lm_eval(python: str) -> bool:
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('lm_eval') is None)"
+    try:
+        return subprocess.run([python, "-c", look], check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def _install(stamp: Path) -> None:

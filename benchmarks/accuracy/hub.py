@@ -26,6 +26,8 @@ def main() -> None:
     convert = {"ceval": _ceval, "mmlu": _mmlu}[name]
     try:
         questions = list(convert(source[0] if source else _SOURCES[name]))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         print(f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)

@@ -76,13 +76,16 @@ def questions_file(name: str, python: Path | None, source: str | None) -> Path:
     return path
 
 
-def ask(path: Path, python: Path, job: dict[str, Any], *, folder: Path, key: str | None, options: Any) -> Asked:
+def ask(
+    path: Path, python: Path, job: dict[str, Any], *, identity: str, folder: Path, key: str | None, options: Any
+) -> Asked:
     """Ask the questions of a file.
 
     Args:
         path: The file.
         python: The Python that has lm-eval.
         job: `url`, `model`, `api`, `tokenizer` and `seed`; see `ask_questions.py`.
+        identity: What is asked at that address; answers are kept by it.
         folder: For answers so far.
         key: An API key, or None.
         options: `limit`, `shots`, `max_tokens` and `fresh`, of the command line.
@@ -101,7 +104,8 @@ def ask(path: Path, python: Path, job: dict[str, Any], *, folder: Path, key: str
     shots = min(options.shots, *(examples[subject] for subject in tests))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     # With another limit, tokens and seconds are others too.
-    settings = {**job, "questions": digest, "limit": options.limit, "shots": shots, "max_tokens": options.max_tokens}
+    kept = {**job, "url": identity}
+    settings = {**kept, "questions": digest, "limit": options.limit, "shots": shots, "max_tokens": options.max_tokens}
     ledger = Ledger(folder, path.stem, settings, fresh=options.fresh)
     try:
         parts = ledger.path.with_suffix("")
@@ -123,7 +127,8 @@ def ask(path: Path, python: Path, job: dict[str, Any], *, folder: Path, key: str
         task, result = parts / "job.json", parts / "result.json"
         body = {**job, "tasks": tasks, "cache": str(cache), "usage": str(usage)}
         task.write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
-        run(python, "ask_questions", task, result, environment={**_OFFLINE, **({"OPENAI_API_KEY": key} if key else {})})
+        environment = {**_OFFLINE, "HF_DATASETS_CACHE": str(parts / "datasets"), "OPENAI_API_KEY": key or ""}
+        run(python, "ask_questions", task, result, environment=environment)
         found = json.loads(result.read_text(encoding="utf-8"))
         for index, subject in enumerate(tests):
             ledger.add(subject, {"right": found[f"questions_{index}"]})
