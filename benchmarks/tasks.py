@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -221,4 +222,6 @@ def _human_eval(endpoint: Endpoint, identity: str, folder: Path, options: argpar
 
 
 if __name__ == "__main__":
+    # Ended by another program, it stops what it started as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

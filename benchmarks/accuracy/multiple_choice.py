@@ -6,13 +6,14 @@ import hashlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accuracy.environment import run
 from accuracy.ledger import Ledger
-from accuracy.questions import choose, is_chinese, read, task_of, write
+from accuracy.questions import Question, choose, is_chinese, read, task_of, write
 
 from edgekit.errors import ConfigError
 from edgekit.machine import cache_folder
@@ -102,39 +103,51 @@ def ask(
     tests = choose(questions, options.limit)
     examples = Counter(question["subject"] for question in questions if question["split"] == "dev")
     shots = min(options.shots, *(examples[subject] for subject in tests))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    # With another limit, tokens and seconds are others too.
-    kept = {**job, "url": identity}
-    settings = {**kept, "questions": digest, "limit": options.limit, "shots": shots, "max_tokens": options.max_tokens}
+    settings = {
+        **job,
+        "url": identity,
+        "questions": hashlib.sha256(path.read_bytes()).hexdigest(),
+        # With another limit, tokens and seconds are others too.
+        "limit": options.limit,
+        "shots": shots,
+        "max_tokens": options.max_tokens or 32,
+    }
     ledger = Ledger(folder, path.stem, settings, fresh=options.fresh)
     try:
         parts = ledger.path.with_suffix("")
         parts.mkdir(exist_ok=True)
-        cache, usage = parts / "answers", parts / "usage"
+        cache, usage, result = parts / "answers", parts / "usage", parts / "result.json"
         if options.fresh:
             for old in (usage, *parts.glob("answers_*")):
                 old.unlink(missing_ok=True)
-        tasks = []
-        for index, (subject, chosen) in enumerate(tests.items()):
-            dev = [one for one in questions if one["split"] == "dev" and one["subject"] == subject]
-            files = {"test": str(parts / f"{index}-test.jsonl")}
-            write(Path(files["test"]), chosen)
-            if shots:
-                files["dev"] = str(parts / f"{index}-dev.jsonl")
-                write(Path(files["dev"]), dev)
-            form = {"api": job["api"], "chinese": is_chinese(questions), "max_tokens": options.max_tokens or 32}
-            tasks.append(task_of(f"questions_{index}", subject, files, shots=shots, **form))
-        task, result = parts / "job.json", parts / "result.json"
+        tasks = _write_tasks(questions, tests, settings, parts)
         body = {**job, "tasks": tasks, "cache": str(cache), "usage": str(usage)}
-        task.write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
+        (parts / "job.json").write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
         environment = {**_OFFLINE, "HF_DATASETS_CACHE": str(parts / "datasets"), "OPENAI_API_KEY": key or ""}
-        run(python, "ask_questions", task, result, environment=environment)
+        run(python, "ask_questions", parts / "job.json", result, environment=environment)
         found = json.loads(result.read_text(encoding="utf-8"))
-        for index, subject in enumerate(tests):
-            ledger.add(subject, {"right": found[f"questions_{index}"]})
-        spent = [json.loads(line) for line in usage.read_text(encoding="ascii").splitlines()] if usage.exists() else []
+        for task, subject in zip(tasks, tests, strict=True):
+            ledger.add(subject, {"right": found[task["task"]]})
+        spent = [json.loads(line) for line in usage.read_text(encoding="ascii").splitlines()]
     finally:
         ledger.close()
-    right = [one for index in range(len(tests)) for one in found[f"questions_{index}"]]
-    prompt_tokens, tokens, seconds = (sum(column) for column in zip(*spent, strict=True)) if spent else (0, 0, 0.0)
+    right = [one for task in tasks for one in found[task["task"]]]
+    prompt_tokens, tokens, seconds = (sum(column) for column in zip(*spent, strict=True))
     return Asked(right, prompt_tokens, tokens, seconds, shots)
+
+
+def _write_tasks(
+    questions: list[Question], tests: dict[str, list[Question]], settings: Mapping[str, Any], folder: Path
+) -> list[dict[str, Any]]:
+    """Write the questions of each subject into files, and return lm-eval's tasks on them."""
+    tasks = []
+    form = {"chinese": is_chinese(questions), **{name: settings[name] for name in ("api", "shots", "max_tokens")}}
+    for index, (subject, chosen) in enumerate(tests.items()):
+        rows = {"test": chosen}
+        if settings["shots"]:
+            rows["dev"] = [one for one in questions if one["split"] == "dev" and one["subject"] == subject]
+        files = {split: str(folder / f"{index}-{split}.jsonl") for split in rows}
+        for split, file in files.items():
+            write(Path(file), rows[split])
+        tasks.append(task_of(f"questions_{index}", subject, files, **form))
+    return tasks

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LETTERS", "choose", "from_ceval", "from_mmlu", "is_chinese", "read", "task_of", "write"]
+__all__ = ["LETTERS", "Question", "choose", "from_ceval", "from_mmlu", "is_chinese", "read", "task_of", "write"]
 
 LETTERS = ("A", "B", "C", "D")
 _KEYS = ("subject", "split", "question", *LETTERS, "answer")

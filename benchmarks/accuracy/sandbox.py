@@ -37,7 +37,7 @@ _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x1, 0x2, 0x4
 # linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_NOBODY = 65534
+_UNPRIVILEGED = 65534
 
 
 def main() -> None:
@@ -96,8 +96,8 @@ def _isolate(folder: Path) -> None:
     call("unshare", _NAMESPACES)
     Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
     # Not root within: the program then starts without the privileges that the mounts below need.
-    Path("/proc/self/uid_map").write_text(f"{_NOBODY} {user} 1", encoding="ascii")
-    Path("/proc/self/gid_map").write_text(f"{_NOBODY} {group} 1", encoding="ascii")
+    Path("/proc/self/uid_map").write_text(f"{_UNPRIVILEGED} {user} 1", encoding="ascii")
+    Path("/proc/self/gid_map").write_text(f"{_UNPRIVILEGED} {group} 1", encoding="ascii")
     mount(b"none", "/", None, _MS_REC | _MS_PRIVATE)
     mount(b"/dev/null", "/dev/null", None, _MS_BIND)
     set_attributes("/", _AT_RECURSIVE, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0)
