@@ -82,10 +82,11 @@ def main() -> None:
     code = 0
     try:
         tasks = _tasks(options)
+        judge = _judge(options) if "humaneval" in tasks else None
         with _server(options) as (url, identity), closing(Endpoint(url, options.key, options.model)) as endpoint:
             title = _title(endpoint, options)
             for task in tasks:
-                rows += _row(task, endpoint, identity, options)
+                rows += _row(task, endpoint, identity, judge, options)
     except EdgekitError as error:
         print(f"error: {error.message}" + (f"\n\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         code = 1
@@ -159,10 +160,12 @@ def _title(endpoint: Endpoint, options: argparse.Namespace) -> str:
     return f"{endpoint.model}, {endpoint.server()}{where}, {time.strftime('%Y-%m-%d')}"
 
 
-def _row(task: str, endpoint: Endpoint, identity: str, options: argparse.Namespace) -> list[Row]:
+def _row(
+    task: str, endpoint: Endpoint, identity: str, judge: human_eval.Judge | None, options: argparse.Namespace
+) -> list[Row]:
     folder = options.work / "tasks"
-    if task == "humaneval":
-        return [_human_eval(endpoint, identity, folder, options)]
+    if judge is not None and task == "humaneval":
+        return [_human_eval(endpoint, identity, folder, judge, options)]
     # A quick run installs nothing.
     python = evals_python(install=not options.quick)
     if python is None:
@@ -180,11 +183,23 @@ def _row(task: str, endpoint: Endpoint, identity: str, options: argparse.Namespa
     return [Row(title, asked.right, asked.prompt_tokens, asked.tokens, asked.seconds, settings)]
 
 
-def _human_eval(endpoint: Endpoint, identity: str, folder: Path, options: argparse.Namespace) -> Row:
+def _judge(options: argparse.Namespace) -> human_eval.Judge:
+    """Return what runs solutions.
+
+    Raises:
+        EdgekitError: They would run without isolation, which was not allowed.
+    """
     # A tiny model with random weights writes no code.
     harmless = options.quick and not options.url and not options.bundle
     judge = human_eval.Judge(options.code_timeout, options.allow_code or harmless)
-    isolation = "isolated" if judge.isolated else "not isolated"
+    if not judge.isolated:
+        print("what the model writes runs without isolation", file=sys.stderr)
+    return judge
+
+
+def _human_eval(
+    endpoint: Endpoint, identity: str, folder: Path, judge: human_eval.Judge, options: argparse.Namespace
+) -> Row:
     max_tokens = options.max_tokens or 1024
     settings = {
         "server": identity,
@@ -217,7 +232,7 @@ def _human_eval(endpoint: Endpoint, identity: str, folder: Path, options: argpar
         "HumanEval, pass@1",
         [row["passed"] for row in rows],
         *(sum(row[key] for row in rows) for key in ("prompt_tokens", "tokens", "seconds")),
-        f"{how}, {options.code_timeout} s a solution, {isolation}",
+        f"{how}, {options.code_timeout} s a solution, {'isolated' if judge.isolated else 'not isolated'}",
     )
 
 
