@@ -8,7 +8,9 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -279,6 +281,37 @@ def test_the_command_asks_judges_prints_a_table_and_continues(part: Part, tasks:
     code, out, err = tasks(*arguments)
     assert (code, out) == (1, "")
     assert "does not answer" in err
+
+
+class OtherServer(BaseHTTPRequestHandler):
+    """A double of a server whose list of models is broken, and whose replies are not OpenAI's."""
+
+    def do_GET(self) -> None:
+        self._reply(b"" if self.path == "/v1/models" else b"{}")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._reply(b'{"answer": "Paris."}')
+
+    def _reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+
+def test_another_server_s_replies_are_refused_in_one_line(tasks: Any, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherServer) as server:
+        Thread(target=server.serve_forever).start()
+        arguments = ("--url", f"http://127.0.0.1:{server.server_port}", "--tasks", "humaneval", "--allow-code")
+        assert "lists no model" in tasks(*arguments)[2]
+        code, out, err = tasks(*arguments, "--model", "any", "--work", str(tmp_path))
+        server.shutdown()
+    assert (code, out) == (1, "")
+    assert 'in another form than OpenAI\'s: {"answer": "Paris."}' in err
 
 
 def test_unknown_tasks_are_refused_before_anything_is_asked(tasks: Any) -> None:

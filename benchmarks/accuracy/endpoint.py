@@ -94,11 +94,14 @@ class Endpoint:
         self._http.close()
 
     def _choose(self, wanted: str | None) -> str:
-        names = [str(entry["id"]) for entry in self._send("GET", "/v1/models", None).json()["data"]]
+        names = _names(self._send("GET", "/v1/models", None))
         if wanted is None and len(names) == 1:
             return names[0]
         if not names:
-            raise EdgekitError(f"{self.url} has no model", hint="it may still be loading")
+            # mlx_lm.server lists the hub's cache, and not what it serves.
+            if wanted is not None:
+                return wanted
+            raise EdgekitError(f"{self.url} lists no model", hint="it may still be loading; or choose one with --model")
         known = f"models: {', '.join(names)}"
         if wanted is None:
             raise EdgekitError(f"{self.url} has {len(names)} models", hint=f"choose one with --model; {known}")
@@ -138,6 +141,13 @@ class Endpoint:
         if body is None and response.status_code != 200:
             raise EdgekitError(f"{path} was answered with {response.status_code}: {_message(response)}")
         return response
+
+
+def _names(response: httpx.Response) -> list[str]:
+    try:
+        return [str(entry["id"]) for entry in response.json()["data"]]
+    except (ValueError, LookupError, TypeError):
+        return []
 
 
 def _answer(reply: dict[str, Any], text: str | None, seconds: float) -> Answer:
