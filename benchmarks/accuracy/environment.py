@@ -44,7 +44,8 @@ def evals_python(*, install: bool = True) -> Path | None:
 
 
 def _has_lm_eval(python: str) -> bool:
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('lm_eval') is None)"
+    # Without `datasets` it has only clients of servers.
+    look = "from importlib.util import find_spec; import sys; sys.exit(not (find_spec('lm_eval') and find_spec('datasets')))"
     try:
         return subprocess.run([python, "-c", look], check=False).returncode == 0
     except OSError:

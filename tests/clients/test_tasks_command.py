@@ -17,7 +17,7 @@ from edgekit.generation.model import load_model
 from tests.conftest import LARGE, Export
 from tests.scripted import scripted_model, serving
 
-pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,16 +25,13 @@ Tasks = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def tasks(clients_interpreter: Path, tmp_path: Path) -> Tasks:
-    """Runs the command in a folder of its own, with the lm-eval of the clients' environment."""
-    if subprocess.run([clients_interpreter, "-c", "import lm_eval"], capture_output=True, check=False).returncode:
-        pytest.skip("the clients' environment has no lm-eval")
+def tasks(tmp_path: Path) -> Tasks:
+    """Runs the command in a folder of its own, with the environment that it installs."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "EDGEKIT_BENCH_EVALS_PYTHON": str(clients_interpreter),
             "EDGEKIT_CACHE": str(tmp_path / "cache"),
             "HF_HOME": str(tmp_path / "hub"),
         }
