@@ -45,7 +45,7 @@ def evals_python(*, install: bool = True) -> Path | None:
 
 def _has_lm_eval(python: str) -> bool:
     # Without `datasets` it has only clients of servers.
-    look = "from importlib.util import find_spec; import sys; sys.exit(not (find_spec('lm_eval') and find_spec('datasets')))"
+    look = "import sys; from importlib.util import find_spec as f; sys.exit(not (f('lm_eval') and f('datasets')))"
     try:
         return subprocess.run([python, "-c", look], check=False).returncode == 0
     except OSError:
