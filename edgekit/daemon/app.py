@@ -2,9 +2,9 @@
 
 Each feature is an object with `start()` and `stop()`. The order matters. The HTTP server starts first, so that
 `/healthz` answers while the model loads; requests are accepted, and the broker connected, once it is loaded. A TensorRT
-engine that is missing is built afterwards, while another runner answers, or before where memory does not hold both. On
-shutdown the worker stops first: it rejects new requests and ends the open ones, and the transports then send the last
-events.
+engine that is missing is built afterwards, while another runner answers, or first where memory does not hold both: then
+the broker is connected first, and requests are refused meanwhile. On shutdown the worker stops first: it rejects new
+requests and ends the open ones, and the transports then send the last events.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgekit.bundle.bundle import open_bundle
+from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.allocator import Trimmer, limit_arenas
 from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.crash_loop import CrashLoop
-from edgekit.daemon.device import device_metrics, device_status
+from edgekit.daemon.device import Board
 from edgekit.daemon.engine_start import EngineStart
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.launchd import is_launchd_job
 from edgekit.daemon.log_file import LogFile
 from edgekit.daemon.metrics import Metrics
+from edgekit.daemon.mqtt.intake import Submitter
 from edgekit.daemon.mqtt.service import MqttService
+from edgekit.daemon.not_ready import NotLoaded
 from edgekit.daemon.notify import Notifier
 from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
@@ -43,12 +44,11 @@ from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.engine_wanted import this_target
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.startup import plan_memory, start_worker
-from edgekit.jetson.device import Jetson, find_jetson
-from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
 from edgekit.target import Target
 
 if TYPE_CHECKING:
+    from edgekit.daemon.engine_build import EngineBuild
     from edgekit.daemon.engine_switch import EngineSwitch
 
 __all__ = ["Daemon"]
@@ -114,7 +114,7 @@ class Daemon:
         # While the model loads there is no heartbeat yet: that counts as healthy, TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
-        self._meter: EnergyMeter | None = None
+        self._board = Board(self._metrics)
         # None until the daemon answers.
         self._info: ModelInfo | None = None
         self._log_file = LogFile() if is_launchd_job() else None
@@ -133,54 +133,31 @@ class Daemon:
                 service manager, transient errors are retried (see `retry`).
             StoppedError: A signal stopped the daemon while it waited.
         """
-        config = self._config
         try:
-            self._access.start()
-            if config.http.enabled:
-                self._http = HttpServer(
-                    config.http,
-                    None,
-                    None,
-                    self._metrics,
-                    self._watchdog,
-                    activity=self._activity,
-                    access=self._access,
-                )
-                self._retry(self._http.start)
-                self._watchdog.watch("the HTTP server", self._http.seconds_since_heartbeat)
+            self._start_http()
             self._watchdog.start()
             self._trimmer.start()
             if self._log_file is not None:
                 self._log_file.start()
-            bundle = self._retry(lambda: open_bundle(self._bundle))
-            path = config.generation.draft_bundle
-            draft = None if path is None else self._retry(lambda: open_bundle(path))
+            bundle, draft = self._open_bundles()
             self._engine.plan(bundle, draft, self._find_target)
-            if (build := self._engine.build) is not None:
-                self._metrics.watch_build(lambda: build.state)
-                self._watchdog.watch("the build of the engine", build.seconds_stalled)
-                self._engine.build_before_loading()
-            logger.info("loading %s", self._bundle)
-            self._notify.extend(_LOAD_S, f"loading {self._bundle}")
-            model, info = self._engine.open_model(bundle, draft)
-            plan = plan_memory(model, bundle, config.generation, reserved_bytes=self._engine.reserved_bytes)
-            jetson = find_jetson()
-            if jetson is not None:
-                self._watch_board(jetson)
-            worker = start_worker(model, bundle, config.generation, plan, meter=self._meter)
-            self._worker = worker
-            self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
-            if plan.grammars:
-                self._warmup = Warmup(model.grammars.prepare, lambda: worker.queue_length() > 0)
-            self._metrics.watch(
-                info,
-                queue_length=worker.queue_length,
-                heartbeat_age=worker.seconds_since_heartbeat,
-                stats=worker.stats,
-            )
+            self._board.start()
+            build = self._engine.build
+            if build is not None:
+                self._watch_build(build)
+                if not self._engine.builds_beside:
+                    # For minutes, in which the device must not look as if it were offline. While a model is just
+                    # loaded, requests wait at the broker.
+                    self._start_mqtt(NotLoaded(self._activity), self._expected(bundle))
+                    self._engine.build_before_loading()
+                    self._refresh_mqtt()
+            worker, info = self._load(bundle, draft)
             if self._http is not None:
                 self._http.attach(worker, info)
-            self._start_mqtt(worker, info, jetson)
+            if self._mqtt is None:
+                self._start_mqtt(worker, info)
+            else:
+                self._mqtt.attach(worker, info)
         except BaseException:
             self.stop(drain_s=0.0)
             raise
@@ -193,11 +170,57 @@ class Daemon:
             from edgekit.daemon.engine_switch import EngineSwitch
 
             self._switch = EngineSwitch(
-                build, worker, bundle, config.generation, self._on_switched, info=info, draft=draft
+                build, worker, bundle, self._config.generation, self._on_switched, info=info, draft=draft
             )
             self._switch.start()
 
-    def _start_mqtt(self, worker: EngineWorker, info: ModelInfo, jetson: Jetson | None) -> None:
+    def _start_http(self) -> None:
+        config = self._config.http
+        self._access.start()
+        if not config.enabled:
+            return
+        self._http = http = HttpServer(
+            config, None, None, self._metrics, self._watchdog, activity=self._activity, access=self._access
+        )
+        self._retry(http.start)
+        self._watchdog.watch("the HTTP server", http.seconds_since_heartbeat)
+
+    def _open_bundles(self) -> tuple[Bundle, Bundle | None]:
+        """The bundle, and the draft model's."""
+        bundle = self._retry(lambda: open_bundle(self._bundle))
+        path = self._config.generation.draft_bundle
+        return bundle, None if path is None else self._retry(lambda: open_bundle(path))
+
+    def _watch_build(self, build: EngineBuild) -> None:
+        self._metrics.watch_build(lambda: build.state)
+        self._watchdog.watch("the build of the engine", build.seconds_stalled)
+
+    def _load(self, bundle: Bundle, draft: Bundle | None) -> tuple[EngineWorker, ModelInfo]:
+        """Load the model and start its worker."""
+        config = self._config.generation
+        logger.info("loading %s", self._bundle)
+        self._notify.extend(_LOAD_S, f"loading {self._bundle}")
+        model = self._engine.open_model(bundle, draft)
+        plan = plan_memory(model, bundle, config, reserved_bytes=self._engine.reserved_bytes)
+        self._worker = worker = start_worker(model, bundle, config, plan, meter=self._board.meter)
+        self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
+        if plan.grammars:
+            self._warmup = Warmup(model.grammars.prepare, lambda: worker.queue_length() > 0)
+        self._metrics.watch(
+            model.info,
+            queue_length=worker.queue_length,
+            heartbeat_age=worker.seconds_since_heartbeat,
+            stats=worker.stats,
+        )
+        return worker, model.info
+
+    def _expected(self, bundle: Bundle) -> ModelInfo:
+        """What is known of a model that is not loaded."""
+        manifest = bundle.manifest
+        context_length = self._config.generation.context_length or manifest.context_length
+        return ModelInfo(manifest.name, created=0, context_length=context_length)
+
+    def _start_mqtt(self, worker: Submitter, info: ModelInfo) -> None:
         config = self._config.mqtt
         if config.host is None:
             return
@@ -207,7 +230,7 @@ class Daemon:
             info,
             self._metrics,
             state_folder(),
-            device=None if jetson is None else partial(device_status, jetson),
+            device=self._board.status,
             engine=lambda: self._engine.state,
             access=self._access,
         )
@@ -231,8 +254,7 @@ class Daemon:
         self._access.stop()
         self._watchdog.stop()
         self._trimmer.stop()
-        if self._meter is not None:
-            self._meter.stop()
+        self._board.stop()
         if self._log_file is not None:
             self._log_file.stop()
         if self._warmup is not None:
@@ -330,8 +352,11 @@ class Daemon:
         """Show how far the engine is; until the daemon answers, that is also a reason to start for longer."""
         if self._info is None:
             self._notify.extend(_BUILD_S, str(state))
-            return
-        self._notify.status(self._serving())
+        else:
+            self._notify.status(self._serving())
+        self._refresh_mqtt()
+
+    def _refresh_mqtt(self) -> None:
         if self._mqtt is not None:
             self._mqtt.refresh()
 
@@ -354,19 +379,6 @@ class Daemon:
         if now >= self._next_report:
             self._next_report = now + _REPORT_S
             self._notify.extend(_LOAD_S, f"verifying {self._bundle}: {100 * done // max(1, total)} %")
-
-    def _watch_board(self, jetson: Jetson) -> None:
-        """Say which board this is, show its sensors, and measure energy if it has the sensors for that."""
-        logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
-        mode = jetson.read().power_mode
-        if mode is not None and mode.fastest is not None:
-            name, number = mode.fastest
-            logger.warning("the power mode is %s; the fastest is %s: sudo nvpmodel -m %d", mode.name, name, number)
-        self._metrics.watch_device(partial(device_metrics, jetson))
-        if jetson.rails.total() is not None:
-            self._meter = EnergyMeter(jetson.rails.total)
-            self._meter.start()
-            self._metrics.watch_energy()
 
     def _heartbeat_age(self) -> float:
         return self._worker.seconds_since_heartbeat() if self._worker else 0.0

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.check import HashProgress, check_bundle
 from edgekit.config import GenerationConfig
-from edgekit.daemon.build_state import BuildState, with_reason
+from edgekit.daemon.build_state import BuildState
 from edgekit.errors import EdgekitError, RunnerError
 from edgekit.generation.engine_wanted import may_have_engine
-from edgekit.generation.model import ModelInfo, TextModel
+from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model
 from edgekit.machine import state_folder
 from edgekit.target import Target
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["EngineStart"]
 
 logger = logging.getLogger(__name__)
+
+_OFF = "building is switched off (generation.build_engine)"
 
 
 class EngineStart:
@@ -120,8 +122,8 @@ class EngineStart:
             self.build.end()
             self._give_up(error)
 
-    def open_model(self, bundle: Bundle, draft: Bundle | None) -> tuple[TextModel, ModelInfo]:
-        """Load the model; returns it, and the description that says why no engine runs it.
+    def open_model(self, bundle: Bundle, draft: Bundle | None) -> TextModel:
+        """Load the model; its description says why no engine runs it.
 
         Args:
             bundle: The bundle.
@@ -130,10 +132,8 @@ class EngineStart:
         Raises:
             EdgekitError: As `generation.startup.open_model`; or the reason why there is no engine, if it must be one.
         """
-        if self._problem is not None and self._config.runner == "tensorrt":
-            raise self._problem
         try:
-            model = open_model(bundle, self._config, self._on_verified, draft=draft)
+            model = open_model(bundle, self._config, self._on_verified, draft=draft, explain=self._explain)
         except EdgekitError as error:
             self._reject(error)
             raise
@@ -142,16 +142,25 @@ class EngineStart:
                 self._reject(RunnerError(one.reason, code=one.code))
         if self._stored is not None and self.build is not None:
             self.build.end()
-        if self._problem is not None:
-            return model, with_reason(model.info, self._problem.message, self._problem.hint)
-        if self.builds_beside:
-            return model, with_reason(model.info, "its engine is being built")
-        return model, model.info
+        return model
 
     def cancel(self) -> None:
         """Cancel the build."""
         if self.build is not None:
             self.build.cancel()
+
+    def _explain(self, name: str, error: EdgekitError) -> EdgekitError:
+        """Return why a runner is not used: of the engine, more is known here than that there is none."""
+        if name != "tensorrt":
+            return error
+        if self._problem is not None:
+            return self._problem
+        if self.builds_beside:
+            return RunnerError("its engine is being built")
+        if error.code == "no_engine" and not self._config.build_engine:
+            hint = f"{error.hint}; or have the daemon do it: `generation.build_engine: true`, and no `--no-build`"
+            return RunnerError(f"{error.message}, and {_OFF}", hint=hint, code=error.code)
+        return error
 
     def _reject(self, error: EdgekitError) -> None:
         if self.build is not None and self._stored is not None:

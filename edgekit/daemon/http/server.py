@@ -38,7 +38,8 @@ from edgekit.daemon.http.route_table import route_table
 from edgekit.daemon.http.tls import Certificate
 from edgekit.daemon.http.utilities import Utilities
 from edgekit.daemon.metrics import Metrics
-from edgekit.errors import ConfigError, EdgekitError, UnavailableError
+from edgekit.daemon.not_ready import not_ready
+from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.model import ModelInfo
 
@@ -300,13 +301,7 @@ class HttpServer:
 
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:
-            activity = self._activity()
-            raise UnavailableError(
-                f"the model is not loaded yet: {activity}" if activity else "the model is still loading",
-                hint="retry in a moment",
-                code="not_ready",
-                retry_after_s=5.0,
-            )
+            raise not_ready(self._activity())
         return self._worker, self._info
 
     def _problem(self) -> str | None:

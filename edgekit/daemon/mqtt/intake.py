@@ -70,6 +70,10 @@ class Intake:
         self._preparation = Preparation()
         self._bytes = 0
 
+    def attach(self, worker: Submitter) -> None:
+        """Submit to this worker from now on."""
+        self._worker = worker
+
     def describe(self, info: ModelInfo) -> None:
         """Check requests against this description of the model."""
         self._info = info

@@ -208,7 +208,7 @@ def status(
         session: Session name, new for every connection; an `offline` counts only for its own session.
         since: When the connection was made, RFC 3339 in UTC.
         model: The model's name.
-        runner: What runs it.
+        runner: What runs it; empty if it is not loaded yet.
         rejected: Better runners that do not work on the device, the best first.
         version: edgekit's version.
         device: The board and its sensors; None leaves it out.
@@ -220,7 +220,7 @@ def status(
         "session": session,
         "since": since,
         "model": model,
-        "runner": runner,
+        "runner": runner or None,
         "rejected_runners": [{"runner": one.name, "reason": one.reason} for one in rejected],
         "edgekit": version,
     }

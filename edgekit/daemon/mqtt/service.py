@@ -52,12 +52,12 @@ MAX_DELTA_CHARS = 4096
 
 
 class MqttService:
-    """Serves chats over MQTT until `stop`.
+    """Serves chats over MQTT until `stop`. It may start before the model is loaded, with a worker that refuses them.
 
     Args:
         config: The configuration; `host` must be set.
         worker: Receives the requests.
-        info: The model, for the info message and the `model` fields.
+        info: The model, for the info message and the `model` fields; without a `runner` until it is loaded.
         metrics: Where requests are counted; one of its own unless given.
         state: Folder of files that survive a restart, made if it is missing; None keeps nothing.
         device: Returns the board and its sensors, for the status; None leaves them out.
@@ -153,6 +153,11 @@ class MqttService:
 
         self._publications.append(publish)
         self._connection.wake()
+
+    def attach(self, worker: Submitter, info: ModelInfo) -> None:
+        """Submit requests to this worker from now on, and describe its model; any thread may call this."""
+        self._intake.attach(worker)
+        self.describe(info)
 
     def refresh(self) -> None:
         """Publish the status again, because of what changed in it; any thread may call this."""

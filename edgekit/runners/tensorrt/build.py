@@ -12,6 +12,7 @@ from typing import Any
 from edgekit.bundle.manifest import layout_of
 from edgekit.errors import RunnerError
 from edgekit.runners.tensorrt.build_memory import needed_bytes
+from edgekit.runners.tensorrt.build_progress import expected_seconds
 from edgekit.runners.tensorrt.child import run_worker
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
 from edgekit.runners.tensorrt.graph_file import read_graph_file, with_positions
@@ -77,7 +78,8 @@ class BuildProgress:
     Attributes:
         segment: Index of the segment that is being built.
         segments: Number of segments.
-        share: Finished share of the whole build, from 0 to 1. It may stay the same for a minute.
+        share: Finished share of the whole build, from 0 to 1; it never falls. The builder is silent for most of the
+            time: then it is estimated from the processor time that its process took (`build_progress`).
     """
 
     segment: int
@@ -233,7 +235,10 @@ def build_engine(
     if folder is not None:
         # An engine has at least its INT4 weights: better now than after minutes.
         check_file_size(max(part.int4_bytes for part in parts))
-    follow = _Follow([part.graph_bytes for part in parts], progress)
+    count = len(limits.profiles)
+    follow = _Follow(
+        [expected_seconds(layers=part.layers, graph_bytes=part.graph_bytes, profiles=count) for part in parts], progress
+    )
     replies = []
     for index, part in enumerate(parts):
         request = {
@@ -248,10 +253,17 @@ def build_engine(
         }
         follow.begin(index)
         needed = needed_bytes(part, library.name, batch=limits.batch)
-        replies.append(
-            run_worker(request, prefer=prefer, progress=follow, check=check, needed_bytes=needed, timeout_s=timeout_s)
+        reply = run_worker(
+            request,
+            prefer=prefer,
+            progress=follow,
+            check=check,
+            needed_bytes=needed,
+            expected_s=follow.expected_s,
+            timeout_s=timeout_s,
         )
-    follow.begin(len(parts))
+        follow.end(float(reply["cpu_seconds"]))
+        replies.append(reply)
     if folder is not None:
         engine = EngineSet(
             library=library.name,
@@ -271,26 +283,41 @@ def build_engine(
 
 
 class _Follow:
-    """Turns the progress of one segment into that of the whole build."""
+    """Turns the progress of one segment into that of the whole build.
 
-    def __init__(self, sizes: Sequence[int], progress: Callable[[BuildProgress], None] | None) -> None:
+    Args:
+        expected: Expected processor time of each segment, in seconds.
+        progress: Called with the progress.
+    """
+
+    def __init__(self, expected: Sequence[float], progress: Callable[[BuildProgress], None] | None) -> None:
         self._progress = progress
-        self._count = len(sizes)
-        self._starts = [sum(sizes[:index]) / max(1, sum(sizes)) for index in range(len(sizes))] + [1.0]
-        self._index, self._share = 0, 0.0
+        self._expected = expected
+        self._starts = [sum(expected[:index]) / sum(expected) for index in range(len(expected))] + [1.0]
+        self._index, self._share, self._took_s = 0, 0.0, 0.0
+
+    @property
+    def expected_s(self) -> float:
+        """Expected processor time of the segment, by what those before it took."""
+        known = sum(self._expected[: self._index])
+        return self._expected[self._index] * (self._took_s / known if known and self._took_s else 1.0)
 
     def begin(self, index: int) -> None:
-        """Begin a segment; behind the last one, finish."""
-        self._index, self._share = index, self._starts[index]
-        self(None)
+        """Begin a segment."""
+        self._index = index
+        self(0.0)
 
-    def __call__(self, share: float | None) -> None:
-        """Report the finished share of the segment, or that it is still being built."""
-        if share is not None:
-            start, stop = self._starts[self._index : self._index + 2]
-            self._share = max(self._share, start + (stop - start) * share)
+    def end(self, cpu_s: float) -> None:
+        """End a segment that took so much processor time."""
+        self._took_s += cpu_s
+        self(1.0)
+
+    def __call__(self, share: float) -> None:
+        """Report the finished share of the segment."""
+        start, stop = self._starts[self._index : self._index + 2]
+        self._share = max(self._share, start + (stop - start) * share)
         if self._progress is not None:
-            self._progress(BuildProgress(min(self._index, self._count - 1), self._count, self._share))
+            self._progress(BuildProgress(self._index, len(self._expected), self._share))
 
 
 def _file(index: int) -> str:

@@ -39,7 +39,7 @@ def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bu
         compute_capability: Of the GPU, such as `8.7`; None asks the driver, if there are engines for several.
 
     Raises:
-        RunnerError: There is none; the message is the reason.
+        RunnerError: There is none; the message is the reason, and the code `no_engine` if building one would help.
         EdgekitError: `missing_extra`, if NVIDIA's library is not installed.
     """
     build = f"edgekit build {folder}"
@@ -53,17 +53,18 @@ def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bu
     # Before anything else: without it there is nothing to build an engine with.
     library = installed_library(library_of(bundle))
     if not described:
-        raise RunnerError("no engine was built", hint=build)
+        raise RunnerError("no engine was built", hint=build, code="no_engine")
     # Gigabytes are hashed the first time: only those of engines that the library loads.
     fitting = store.of_graph(digest, library=library.name, version=library.version)
     if fitting:
         return bundle, max(_for_gpu(fitting, compute_capability), key=lambda one: one.engine.context_length)
     other = next((one for one in described if (one.library, one.version) != (library.name, library.version)), None)
     if other is None:
-        raise RunnerError("the engine that was built is damaged", hint=build)
+        raise RunnerError("the engine that was built is damaged", hint=build, code="no_engine")
     raise RunnerError(
         f"the engine was built with {other.library} {other.version}; {library.name} {library.version} is installed",
         hint=build,
+        code="no_engine",
     )
 
 
