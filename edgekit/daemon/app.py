@@ -199,7 +199,7 @@ class Daemon:
         """Load the model and start its worker."""
         config = self._config.generation
         logger.info("loading %s", self._bundle)
-        self._notify.extend(_LOAD_S, f"loading {self._bundle}")
+        self._notify.extend(_LOAD_S, self._activity() or f"loading {self._bundle}")
         model = self._engine.open_model(bundle, draft)
         plan = plan_memory(model, bundle, config, reserved_bytes=self._engine.reserved_bytes)
         self._worker = worker = start_worker(model, bundle, config, plan, meter=self._board.meter)

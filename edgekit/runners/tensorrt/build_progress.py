@@ -11,9 +11,9 @@ TensorRT reports phases, which nest, and the steps of each. Recorded with Tensor
         Computing profile costs            5 for each profile: 91 to 98 % of the time
           Determining refit engines        1, in the fourth of each 5: 95 to 99 % of that
 
-So the time passes in one silent step for each profile, half a minute for a 7B's segment; the log is silent, too. What is
-known meanwhile is the processor time of the build's process. It is compared with what a build of this size takes, and once
-a profile is built, with what that took: a builder that hangs computes nothing, and its share stands still.
+So the time passes in one silent step for each profile, half a minute for a 7B's segment; the log is silent, too. What
+is known meanwhile is the processor time of the builder. It is compared with what a build of this size takes, and once a
+profile is built, with what that took: a builder that hangs computes nothing, and its share stands still.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _COSTS = "Computing profile costs"
 _SUBGRAPHS = "Building engine from subgraph"
 # Shares of a build before `_COSTS` begin, and when they end.
 _BEFORE, _BUILT = 0.02, 0.98
+# What the profiles take, in their order: one token, a chunk, one token of several sequences.
+_PROFILES = (1.0, 1.3, 1.0)
 # Share of a profile's build when so many of its five steps are done.
 _OF_PROFILE = (0.0, 0.005, 0.01, 0.015, 0.96)
 # A share above this tells how much processor time the whole takes.
@@ -94,10 +96,12 @@ class PhaseShares:
         self._set(_BEFORE + (_BUILT - _BEFORE) * share, 1.0 if over else _BEFORE + (_BUILT - _BEFORE) * until)
 
     def _of_costs(self, done: int, steps: int) -> float:
-        if steps != len(_OF_PROFILE) * self._profiles:  # another library's way
+        weights = _PROFILES[: self._profiles]
+        if steps != len(_OF_PROFILE) * len(weights):  # another library's way
             return done / steps
         profile, step = divmod(done, len(_OF_PROFILE))
-        return (profile + _OF_PROFILE[step]) / self._profiles
+        begun = weights[profile] * _OF_PROFILE[step] if profile < len(weights) else 0.0
+        return (sum(weights[:profile]) + begun) / sum(weights)
 
     def _set(self, share: float, until: float) -> None:
         self.share = max(self.share, min(1.0, share))

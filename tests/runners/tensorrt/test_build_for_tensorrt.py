@@ -131,10 +131,11 @@ def test_timings_of_one_segment_are_used_for_the_next_and_those_of_another_gpu_a
 
 def test_progress_follows_the_phase_that_takes_the_time(tmp_path: Path) -> None:
     seen: list[float] = []
-    build(write_graph(tmp_path), tmp_path / "engine", progress=lambda progress: seen.append(round(progress.share, 3)))
-    # Half of a phase that is 95 % of the build may come too soon after the step before to be reported.
-    assert set(seen) <= {0.0, 0.025, 0.525, 1.0}
+    build(write_graph(tmp_path), tmp_path / "engine", progress=lambda progress: seen.append(progress.share))
+    assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
+    # Half of a phase that is 96 % of the build, and a part of the next quarter if that takes some time.
+    assert any(0.5 <= share <= 0.74 for share in seen)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -46,8 +47,8 @@ def test_the_share_of_a_recorded_build_follows_its_time_with_what_such_a_build_i
     seen = list(followed(expected))
     shares = [share for _, share in seen]
     assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(0.98)
-    assert max(after - before for before, after in zip(shares, shares[1:], strict=False)) < 0.1
+    assert 0.98 <= shares[-1] < 1
+    assert max(after - before for before, after in pairwise(shares)) < 0.1
     for at, share in seen:
         assert share == pytest.approx((at - 1.1) / 16.4, abs=0.12)
 
