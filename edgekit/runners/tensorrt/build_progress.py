@@ -27,7 +27,7 @@ _SUBGRAPHS = "Building engine from subgraph"
 # Shares of a build before `_COSTS` begin, and when they end.
 _BEFORE, _BUILT = 0.02, 0.98
 # What the profiles take, in their order: one token, a chunk, one token of several sequences.
-_PROFILES = (1.0, 1.3, 1.0)
+_PROFILES = (1.0, 1.2, 1.2)
 # Share of a profile's build when so many of its five steps are done.
 _OF_PROFILE = (0.0, 0.005, 0.01, 0.015, 0.96)
 # A share above this tells how much processor time the whole takes.
