@@ -110,13 +110,14 @@ def memory_plan(
     return plan, batch
 
 
-def notes_on_batch(artifact: Artifact, plan: Plan, batch: int) -> tuple[str, ...]:
+def notes_on_batch(artifact: Artifact, plan: Plan, batch: int, context: int) -> tuple[str, ...]:
     """Say what an engine's second copy of the weights is for, or why there is none.
 
     Args:
         artifact: The artifact.
         plan: From `memory_plan`.
         batch: From `memory_plan`.
+        context: Tokens of a sequence as wanted, which may not fit.
     """
     if artifact.runner not in ENGINES or plan.available is None:
         return ()
@@ -129,7 +130,7 @@ def notes_on_batch(artifact: Artifact, plan: Plan, batch: int) -> tuple[str, ...
     if plan.parallel > 1:
         return ("sequences decode one after another: memory does not hold the weights twice, as batches take",)
     several = artifact.footprint(MAX_BATCH)
-    if engine_batch(MAX_BATCH, several, available=plan.available, context_length=plan.context) == 1:
+    if engine_batch(MAX_BATCH, several, available=plan.available, context_length=context) == 1:
         return ()
     more = (several.weights - plan.footprint.weights) / GIB
     note = (

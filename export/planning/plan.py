@@ -191,7 +191,7 @@ def _plan_checkpoint(
     artifact = Artifact(decoder, sizes, sizes.resident(runner), runner, RUNTIMES[runner].kv_element)
     plan, batch = memory_plan(artifact, target, options.context_length, longest, parallel)
     named = (facts.name, facts.basis, target, runner, options.recipe, sizes)
-    on_batch = notes_on_batch(artifact, plan, batch)
+    on_batch = notes_on_batch(artifact, plan, batch, options.context_length or longest)
     return ModelPlan(*named, plan, batch, notes=tuple(notes.values()), engine_notes=on_batch)
 
 
@@ -238,7 +238,7 @@ def _plan_bundle(
     plan, batch = memory_plan(bundled, target, context, longest, parallel)
     recipe = str(manifest.recipe.get("method", "unknown"))
     named = (manifest.name, "the bundle's files", target, runner, recipe, sizes)
-    return ModelPlan(*named, plan, batch, engine_notes=notes_on_batch(bundled, plan, batch))
+    return ModelPlan(*named, plan, batch, engine_notes=notes_on_batch(bundled, plan, batch, context or longest))
 
 
 def _context_advice(planned: ModelPlan) -> Iterator[str]:
