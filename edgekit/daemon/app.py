@@ -35,7 +35,7 @@ from edgekit.daemon.log_file import LogFile
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt.intake import Submitter
 from edgekit.daemon.mqtt.service import MqttService
-from edgekit.daemon.not_ready import NotLoaded
+from edgekit.daemon.not_ready import NotLoaded, expected_info
 from edgekit.daemon.notify import Notifier
 from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
@@ -48,7 +48,6 @@ from edgekit.machine import state_folder
 from edgekit.target import Target
 
 if TYPE_CHECKING:
-    from edgekit.daemon.engine_build import EngineBuild
     from edgekit.daemon.engine_switch import EngineSwitch
 
 __all__ = ["Daemon"]
@@ -144,11 +143,12 @@ class Daemon:
             self._board.start()
             build = self._engine.build
             if build is not None:
-                self._watch_build(build)
+                self._metrics.watch_build(lambda: self._engine.state)
+                self._watchdog.watch("the build of the engine", build.seconds_stalled)
                 if not self._engine.builds_beside:
                     # For minutes, in which the device must not look as if it were offline. While a model is just
                     # loaded, requests wait at the broker.
-                    self._start_mqtt(NotLoaded(self._activity), self._expected(bundle))
+                    self._start_mqtt(NotLoaded(self._activity), expected_info(bundle, self._config.generation))
                     self._engine.build_before_loading()
                     self._refresh_mqtt()
             worker, info = self._load(bundle, draft)
@@ -191,10 +191,6 @@ class Daemon:
         path = self._config.generation.draft_bundle
         return bundle, None if path is None else self._retry(lambda: open_bundle(path))
 
-    def _watch_build(self, build: EngineBuild) -> None:
-        self._metrics.watch_build(lambda: build.state)
-        self._watchdog.watch("the build of the engine", build.seconds_stalled)
-
     def _load(self, bundle: Bundle, draft: Bundle | None) -> tuple[EngineWorker, ModelInfo]:
         """Load the model and start its worker."""
         config = self._config.generation
@@ -213,12 +209,6 @@ class Daemon:
             stats=worker.stats,
         )
         return worker, model.info
-
-    def _expected(self, bundle: Bundle) -> ModelInfo:
-        """What is known of a model that is not loaded."""
-        manifest = bundle.manifest
-        context_length = self._config.generation.context_length or manifest.context_length
-        return ModelInfo(manifest.name, created=0, context_length=context_length)
 
     def _start_mqtt(self, worker: Submitter, info: ModelInfo) -> None:
         config = self._config.mqtt
@@ -340,7 +330,9 @@ class Daemon:
             self.stop()
 
     def _activity(self) -> str:
-        return "" if self._engine.state is None else str(self._engine.state)
+        # A build beside the model begins once that is loaded.
+        waits = self._worker is None and self._engine.builds_beside
+        return "" if self._engine.state is None or waits else str(self._engine.state)
 
     def _serving(self) -> str:
         info = self._info

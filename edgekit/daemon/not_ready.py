@@ -1,15 +1,18 @@
-"""The refusal of requests while the model is not loaded: the same over HTTP and MQTT."""
+"""A model that is not loaded: what is known of it, and the refusal of requests, the same over HTTP and MQTT."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NoReturn
 
+from edgekit.bundle.bundle import Bundle
+from edgekit.config import GenerationConfig
 from edgekit.errors import UnavailableError
 from edgekit.generation.engine.worker import OnEvent
+from edgekit.generation.model_info import ModelInfo
 from edgekit.generation.types import ChatRequest
 
-__all__ = ["NotLoaded", "not_ready"]
+__all__ = ["NotLoaded", "expected_info", "not_ready"]
 
 RETRY_S = 5.0
 
@@ -26,6 +29,13 @@ def not_ready(activity: str) -> UnavailableError:
         code="not_ready",
         retry_after_s=RETRY_S,
     )
+
+
+def expected_info(bundle: Bundle, config: GenerationConfig) -> ModelInfo:
+    """Return what is known of a bundle's model before it is loaded."""
+    manifest = bundle.manifest
+    context_length = config.context_length or manifest.context_length
+    return ModelInfo(manifest.name, created=0, context_length=context_length)
 
 
 class NotLoaded:

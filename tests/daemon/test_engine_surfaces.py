@@ -70,7 +70,7 @@ class Surfaces:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        # A socket that nobody reads from would block the daemon.
+        # The daemon waits where its messages are not read.
         while True:
             try:
                 said = self._manager.receive()
@@ -323,7 +323,7 @@ def test_where_building_is_switched_off_that_is_the_reason(observe: Observe, bui
 
 
 @pytest.fixture
-def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_driver(builder: BuilderDouble, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001  after its patches
     """A GPU is found, and no driver: as in a container for which only nvidia-smi was mounted."""
 
     def check_driver() -> None:

@@ -33,7 +33,7 @@ _OF_PROFILE = (0.0, 0.005, 0.01, 0.015, 0.96)
 # A share above this tells how much processor time the whole takes.
 _KNOWN = 0.25
 # Processor time of a build for each profile: per layer, and per byte of its weights (docs/benchmarks.md).
-_LAYER_S, _BYTE_S, _LEAST_S = 0.5, 22 / (1 << 30), 1.0
+_LAYER_S, _BYTE_S, _MIN_S = 0.5, 22 / (1 << 30), 1.0
 # The estimate is followed up to here, and then approaches the end of the step, which it never reaches.
 _STRAIGHT = 0.8
 
@@ -46,7 +46,7 @@ def expected_seconds(*, layers: int, graph_bytes: int, profiles: int) -> float:
         graph_bytes: Size of the weights.
         profiles: Optimization profiles.
     """
-    return profiles * (_LEAST_S + _LAYER_S * layers + _BYTE_S * graph_bytes)
+    return profiles * (_MIN_S + _LAYER_S * layers + _BYTE_S * graph_bytes)
 
 
 class PhaseShares:
@@ -137,7 +137,7 @@ class Pace:
         if (share, until) != (self._start, self._until):
             self._start, self._until, self._since_s = share, until, cpu_s
             if share >= _KNOWN:
-                self._expected_s = max(_LEAST_S, (cpu_s - self._first_s) / share)
+                self._expected_s = max(_MIN_S, (cpu_s - self._first_s) / share)
             self.share = max(self.share, share)
         return self.tick(cpu_s)
 
