@@ -409,21 +409,6 @@ def test_nothing_is_built_where_another_runner_is_fixed(make_daemon: MakeDaemon,
     assert builder.builds == []
 
 
-def test_nothing_is_built_without_a_driver_which_is_the_reason(
-    make_daemon: MakeDaemon, builder: BuilderDouble, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in a container for which only nvidia-smi was mounted."""
-
-    def no_driver() -> None:
-        raise RunnerError("this machine has no NVIDIA driver")
-
-    monkeypatch.setattr(first_build, "check_driver", no_driver)
-    daemon = make_daemon()
-    daemon.start()
-    assert "not on tensorrt: this machine has no NVIDIA driver\n" in ready(daemon)[1]
-    assert builder.builds == []
-
-
 def test_a_fixed_runner_waits_for_its_engine_and_fails_with_the_builders_reason(
     make_daemon: MakeDaemon, builder: BuilderDouble
 ) -> None:
