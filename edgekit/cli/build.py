@@ -12,7 +12,8 @@ import click
 from rich.text import Text
 
 from edgekit.bundle.bundle import Bundle, open_bundle
-from edgekit.cli.output import bytes_text, console, print_json, print_warning, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import bytes_text, print_json, print_warning
 from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.config import MIN_CONTEXT
 from edgekit.errors import ConfigError, EdgekitError, IncompatibleBundleError, RunnerError, option

@@ -12,7 +12,8 @@ from rich.table import Table
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.quality import Quality
-from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import bytes_text, print_json
 from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.cli.runner_option import RUNNERS
 from edgekit.cli.self_test import check_results, run_self_tests

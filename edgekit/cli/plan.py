@@ -10,7 +10,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.cli.output import console, flags_of, print_json, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import flags_of, print_json
 from edgekit.cli.sizes import size_in_bytes
 from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.errors import spell_options

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.output import console, print_json, stderr
+from edgekit.cli.console import console, stderr
+from edgekit.cli.output import print_json
 
 __all__ = ["service"]
 
