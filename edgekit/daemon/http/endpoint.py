@@ -24,12 +24,14 @@ from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 from edgekit.generation.engine.worker import EngineWorker, OnEvent, RequestState
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Failure, Finished, ToolCallDelta
+from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Event, Failure, Finished, ToolCallDelta
 
 __all__ = ["Backend", "BodyBudget", "Dialect", "Endpoint", "Reply", "RequestContext"]
 
 # Names what the body has that is ignored.
 _IGNORED = "X-Edgekit-Ignored"
+_JOINED_BYTES = 16 << 10
+"""More is not joined: what a slow client has not read is limited while it waits as events."""
 
 Backend = Callable[[], tuple[EngineWorker, ModelInfo]]
 """Returns the worker and the model's description, or raises `not_ready`."""
@@ -277,23 +279,30 @@ class _Stream(Response):
         events = self._events.until_over(scope, receive)
         try:
             await _write(send, self._reply.start())
+            unsent = b""
             async for event in events:
-                if event is None:
-                    await _write(send, self._reply.keep_alive())
-                elif isinstance(event, Finished):
-                    await _write(send, self._reply.finish(event))
-                elif isinstance(event, Failure):
-                    await _write(send, self._reply.failure(event.error))
-                elif isinstance(event, ChoiceFinished):
-                    await _write(send, self._reply.choice_finished(event))
-                else:
-                    await _write(send, self._reply.delta(event))
+                unsent += self._formatted(event)
+                # Each write passes through every layer of the server: events that have come together go out together.
+                if not self._events.waiting or len(unsent) >= _JOINED_BYTES:
+                    written, unsent = unsent, b""
+                    await _write(send, written)
         except OSError:
             # The client has disconnected; closing the events cancels the request.
             return
         finally:
             await events.aclose()
         await send({"type": "http.response.body", "body": b""})
+
+    def _formatted(self, event: Event | None) -> bytes:
+        if event is None:
+            return self._reply.keep_alive()
+        if isinstance(event, Finished):
+            return self._reply.finish(event)
+        if isinstance(event, Failure):
+            return self._reply.failure(event.error)
+        if isinstance(event, ChoiceFinished):
+            return self._reply.choice_finished(event)
+        return self._reply.delta(event)
 
 
 async def _write(send: Send, body: bytes) -> None:
