@@ -55,7 +55,7 @@ def test_events_that_come_together_wake_the_loop_once() -> None:
         events = Events()
         loop, wakes = asyncio.get_running_loop(), []
         call = loop.call_soon_threadsafe
-        loop.call_soon_threadsafe = lambda *args, **options: wakes.append(call(*args, **options))  # type: ignore[assignment,func-returns-value,method-assign]
+        loop.call_soon_threadsafe = lambda *args, **options: wakes.append(call(*args, **options))  # type: ignore[assignment,method-assign]
         for text in "abc":
             events.put(Delta(0, text))
         events.put(_END)
