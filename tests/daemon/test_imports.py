@@ -30,7 +30,6 @@ _UNUSED = {
     "prompt_toolkit": "for `edgekit run`",
     "paho": "for the MQTT API, which is off without `mqtt.host`",
     "edgekit.daemon.mqtt": "as above",
-    "edgekit.jetson.device": "for a Jetson's sensors",
     "edgekit.daemon.http.openapi": "for the OpenAPI document",
     "edgekit.daemon.http.document_types": "as above",
     "edgekit.runners.tensorrt": "for engines",
