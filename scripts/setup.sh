@@ -73,7 +73,7 @@ setup() {
 }
 
 # clients: installs the libraries of tests/clients/requirements*.txt into .venv-clients, Node.js among them, and those of
-# package.json into its folder `node`, once for each version of the lists; prints the path of its Python.
+# package.json into its folder `node`, once for each version of the lists.
 clients() {
   local venv=.venv-clients lists=tests/clients wanted pip
   wanted=$(cat "$lists"/requirements*.txt "$lists/package.json" | cksum)
@@ -91,7 +91,6 @@ clients() {
       rm -rf "$venv/node"
     echo "$wanted" >"$venv/edgekit-clients"
   fi
-  echo "$PWD/$venv/bin/python"
 }
 
 # shellcheck disable=SC2034  # read by those who source this
