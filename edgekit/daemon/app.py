@@ -37,6 +37,7 @@ from edgekit.daemon.mqtt.intake import Submitter
 from edgekit.daemon.mqtt.service import MqttService
 from edgekit.daemon.not_ready import NotLoaded, expected_info
 from edgekit.daemon.notify import Notifier
+from edgekit.daemon.readings import Readings
 from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
@@ -223,6 +224,7 @@ class Daemon:
             device=self._board.status,
             engine=lambda: self._engine.state,
             access=self._access,
+            readings=Readings(self._metrics.totals, lambda: self._worker, jetson=jetson, meter=self._meter),
         )
         mqtt.start()
         self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)
