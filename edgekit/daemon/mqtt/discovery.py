@@ -130,7 +130,7 @@ def _sensors(device: DiscoveredDevice) -> dict[str, dict[str, Any]]:
         "rate": measurement(
             "Tokens per second",
             "decode_tokens_per_s",
-            "tokens/s",
+            unit_of_measurement="tokens/s",
             icon="mdi:speedometer",
             suggested_display_precision=1,
         ),
@@ -169,7 +169,9 @@ def _sensors(device: DiscoveredDevice) -> dict[str, dict[str, Any]]:
         ),
         "power": (
             sensors.power_w,
-            measurement("Power", "power_w", unit_of_measurement="W", device_class="power", suggested_display_precision=1),
+            measurement(
+                "Power", "power_w", unit_of_measurement="W", device_class="power", suggested_display_precision=1
+            ),
         ),
         "energy": (
             sensors.energy_wh,
