@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from edgekit.daemon.mqtt.removal import remove_device
 from edgekit.daemon.mqtt.topics import Topics
 from edgekit.daemon.readings import Sensors
 from edgekit.errors import EdgekitError
-from tests.broker import Broker, Caller, free_port
+from tests.broker import Broker, Caller, free_port, tool
 from tests.daemon.machine_at_work import WorkerDouble, nano_readings, plain_readings
 from tests.daemon.mqtt.conftest import MakeService, chat
 from tests.daemon.mqtt.scripted import WORDS, ScriptedWorker
 
-PAGE = (Path(__file__).parents[3] / "docs/home-assistant.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "home-assistant.md").read_text(encoding="utf-8")
+MQTT_PAGE = (DOCS / "mqtt.md").read_text(encoding="utf-8")
 CONFIG = "homeassistant/device/edgekit_box/config"
 SENSORS = Sensors(500.0, 4000.0, 52.5, 6.0, 3.0)
 ASKING = Asking("edgekit/box/chat/request", "replies/home-assistant/box")
@@ -401,3 +404,55 @@ def test_a_removal_that_fails_says_why_and_what_to_do_instead(tmp_path: Path) ->
         pytest.raises(EdgekitError, match="refused the connection: Not authorized"),
     ):
         remove_device(replace(config, port=broker.port), "box")
+
+
+@pytest.mark.broker
+@pytest.mark.usefixtures("birth")
+def test_with_the_access_lists_of_the_pages_home_assistant_asks_as_a_user(
+    tmp_path: Path, make_service: MakeService, worker: ScriptedWorker
+) -> None:
+    _, users = re.findall(r"^```conf\n(.*?)^```", MQTT_PAGE, re.MULTILINE | re.DOTALL)
+    (ours,) = re.findall(r"^```conf\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "acl").write_text(f"{users}\n{ours}")
+    passwords = tmp_path / "passwords"
+    passwords.touch(mode=0o600)
+    for name in ("kitchen", "homeassistant", "bob"):
+        subprocess.run([tool("mosquitto_passwd"), "-b", str(passwords), name, name], check=True, capture_output=True)
+    (tmp_path / "acl").chmod(0o600)
+    (tmp_path / "password").write_text("kitchen")
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    config = ["allow_anonymous false", f"password_file {passwords}", f"acl_file {tmp_path / 'acl'}"]
+    with Broker(folder, config=config) as broker:
+        service = make_service(
+            port=broker.port,
+            device_id="kitchen",
+            username="kitchen",
+            password_file=tmp_path / "password",
+            require_user=True,
+            home_assistant=True,
+            home_assistant_user="homeassistant",
+            readings=plain_readings(tmp_path / "root", WorkerDouble()),
+        )
+        topics = ("homeassistant/device/+/config", "edgekit/+/status", "edgekit/+/state", "replies/homeassistant/#")
+        with (
+            Caller(broker.port, *topics, user="homeassistant") as house,
+            Caller(broker.port, "#", user="bob") as bob,
+        ):
+            first = {(message := house.message()).topic: message.payload for _ in range(3)}
+            assert set(first) == {
+                "homeassistant/device/edgekit_kitchen/config", "edgekit/kitchen/status", "edgekit/kitchen/state",
+            }  # fmt: skip
+            components = json.loads(first["homeassistant/device/edgekit_kitchen/config"])["components"]
+            ask = components["ask"]
+            # Bob cannot ask in its name.
+            request = render(ask["command_template"], value="What is the capital of France?").encode()
+            bob.publish(ask["command_topic"], request)
+            house.publish(ask["command_topic"], request)
+            answer = house.message()
+            assert answer.topic == components["answer"]["state_topic"]
+            assert json.loads(answer.payload)["message"]["content"] == "".join(WORDS)
+            assert [playing.request.client for playing in worker.played] == ["mqtt:homeassistant"]
+            house.publish("homeassistant/status", b"online")
+            assert house.message(30).topic == "edgekit/kitchen/status"
+        service.stop()
