@@ -166,9 +166,10 @@ class Readings:
         )
 
     def sensors(self) -> Sensors:
-        """Read memory and sensors; may take tens of milliseconds."""
+        """Read memory and sensors: some files, and on a Jetson the registers of its power monitors."""
         available = available_bytes(self._root)
-        temperatures, watts = self._board()
+        temperatures = self._thermal.temperatures()
+        watts = None if self._jetson is None else self._jetson.rails.total()
         mark = None if self._meter is None else self._meter.mark()
         return Sensors(
             memory_mib=_mib(_resident_bytes(self._root)),
@@ -177,12 +178,6 @@ class Readings:
             power_w=None if watts is None else round(watts, 3),
             energy_wh=None if mark is None or mark.joules is None else round(mark.joules / _JOULES_PER_WH, 3),
         )
-
-    def _board(self) -> tuple[dict[str, float], float | None]:
-        if self._jetson is None:
-            return self._thermal.temperatures(), None
-        reading = self._jetson.read()
-        return reading.temperatures, reading.total_watts
 
 
 def _mib(size: int | None) -> float | None:

@@ -23,7 +23,7 @@ STATES = (*ANSWERING, "updating")
 
 _SUPPORT_URL = "https://github.com/edgekit-llm/edgekit"
 _DEADLINE_S = 120
-"""A question that is not answered by then is given up: no one in the house waits for longer."""
+"""Deadline of a question: an answer that comes later is of no use to an automation."""
 
 
 @dataclass(frozen=True, slots=True)
