@@ -29,7 +29,11 @@ _REQUIREMENTS = (
     "ollama==0.5.1",
     "hassil==3.5.0",
     "home-assistant-intents==2026.1.28",
-    "mutagen==1.47.0",
+    "cronsim==2.7",
+    "numpy==2.3.2",
+    "psutil-home-assistant==0.0.1",
+    "PyTurboJPEG==1.8.0",
+    "securetar==2025.2.1",
 )
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _START_S = 300.0
@@ -66,7 +70,16 @@ def _make(folder: Path) -> None:
     # The pinned version has no wheel for this Python, and a compiler would be needed.
     (root / "opt/overrides.txt").write_text("lru-dict>=1.3\n")
     install = ["uv", "pip", "install", "--quiet", "--python", "/opt/venv/bin/python"]
-    install += ["--override", "/opt/overrides.txt", "--only-binary", ":all:", "--no-binary", "pyric"]
+    install += [
+        "--override",
+        "/opt/overrides.txt",
+        "--only-binary",
+        ":all:",
+        "--no-binary",
+        "pyric",
+        "--no-binary",
+        "pyturbojpeg",
+    ]
     _run(root, *install, f"homeassistant=={VERSION}", *_REQUIREMENTS)
 
 
@@ -87,20 +100,19 @@ def _run(root: Path, *words: str) -> None:
 
 
 class HomeAssistantServer:
-    """A running Home Assistant with an owner; `with HomeAssistantServer(root, configuration) as server`.
+    """A running Home Assistant with an owner; `with HomeAssistantServer(root) as server`.
 
     Args:
         root: From `home_assistant_root`.
-        configuration: Its `configuration.yaml`, without `http`.
     """
 
-    def __init__(self, root: Path, configuration: str) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
         self._folder = Path(tempfile.mkdtemp(dir=root / "opt", prefix="config-"))
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        http = f"http:\n  server_host: 127.0.0.1\n  server_port: {port}\n"
-        (self._folder / "configuration.yaml").write_text(http + configuration, encoding="utf-8")
+        self._http = f"http:\n  server_host: 127.0.0.1\n  server_port: {port}\n"
+        (self._folder / "configuration.yaml").write_text(self._http)
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(base_url=self.url, timeout=60)
 
@@ -159,6 +171,12 @@ class HomeAssistantServer:
         response = self._client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
         assert response.is_success, (path, response.status_code, response.text)
         return response.json()
+
+    def configure(self, configuration: str) -> None:
+        """Add automations and scripts to its `configuration.yaml`, and load them."""
+        (self._folder / "configuration.yaml").write_text(self._http + configuration, encoding="utf-8")
+        for domain in ("script", "automation"):
+            self.act(f"{domain}.reload")
 
     def integrate(self, handler: str, **answers: object) -> str:
         """Add an integration through its configuration flow, as its page does; returns the entry's id."""

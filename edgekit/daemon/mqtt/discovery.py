@@ -223,6 +223,8 @@ def _asking(device: DiscoveredDevice) -> dict[str, dict[str, Any]]:
             # The same words as before are an answer, too.
             "force_update": True,
             "qos": 1,
+            # It is what it was while the device is offline; and coming back is no new answer.
+            "availability": [],
         },
     }
 
