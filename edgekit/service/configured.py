@@ -37,15 +37,16 @@ def configuration_of(file: Path, scope: Scope) -> DaemonConfig:
     named = next((Path(after) for word, after in pairwise(words) if word == "--config"), None)
     if named is None and scope == "system" and _SYSTEM_CONFIG.is_file():
         named = _SYSTEM_CONFIG
+    in_unit = scope == "system" and file.suffix == ".service"
     env = {
-        "HOME": str(home_folder()),
+        "HOME": str(_SYSTEM_STATE if in_unit else home_folder()),
         "CREDENTIALS_DIRECTORY": _CREDENTIALS,
         "STATE_DIRECTORY": str(_SYSTEM_STATE),
         "CACHE_DIRECTORY": "/var/cache/edgekit",
         "RUNTIME_DIRECTORY": "/run/edgekit",
     }
-    if scope == "user":
-        env |= {name: value for name in ("HOME", "XDG_CONFIG_HOME") if (value := os.environ.get(name))}
+    if scope == "user" and os.environ.get("XDG_CONFIG_HOME"):
+        env["XDG_CONFIG_HOME"] = os.environ["XDG_CONFIG_HOME"]
     return load_config(named, env=env, overrides={})
 
 
