@@ -224,7 +224,9 @@ class Daemon:
             device=self._board.status,
             engine=lambda: self._engine.state,
             access=self._access,
-            readings=Readings(self._metrics.totals, lambda: self._worker, jetson=jetson, meter=self._meter),
+            readings=Readings(
+                self._metrics.totals, lambda: self._worker, jetson=self._board.jetson, meter=self._board.meter
+            ),
         )
         mqtt.start()
         self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)
