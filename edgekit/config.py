@@ -138,6 +138,10 @@ class MqttConfig:
         require_user: Answer only requests whose topic ends with a user's name, which the broker's access list binds.
         coalesce_ms: Time over which deltas of an answer are coalesced into one message.
         max_payload_bytes: Maximum size of a request.
+        state_interval_s: Least time between two messages on the state topic, in seconds.
+        home_assistant: Announce this device to Home Assistant.
+        home_assistant_prefix: Home Assistant's discovery prefix.
+        home_assistant_user: Home Assistant's user name at the broker, by which it asks; None asks without one.
     """
 
     host: Annotated[str, Matches(r"\S+", "must be an address or a host name")] | None = None
@@ -154,6 +158,10 @@ class MqttConfig:
     session_expiry_s: Annotated[int, Between(0, 0xFFFFFFFF)] = 3600
     coalesce_ms: Annotated[int, Between(0, 10_000)] = 80
     max_payload_bytes: Annotated[int, Between(1024, 268_435_455)] = 1_048_576
+    state_interval_s: Annotated[int, Between(1, 3600)] = 5
+    home_assistant: bool = False
+    home_assistant_prefix: TopicLevels = "homeassistant"
+    home_assistant_user: TopicLevel | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from edgekit.daemon.log_file import LogFile
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.not_ready import NotLoaded, expected_info
 from edgekit.daemon.notify import Notifier
+from edgekit.daemon.readings import Readings
 from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
@@ -228,6 +229,9 @@ class Daemon:
             device=self._board.status,
             engine=lambda: self._engine.state,
             access=self._access,
+            readings=Readings(
+                self._metrics.totals, lambda: self._worker, jetson=self._board.jetson, meter=self._board.meter
+            ),
         )
         mqtt.start()
         self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)

@@ -24,17 +24,18 @@ class Board:
         metrics: Where the sensors are shown.
 
     Attributes:
+        jetson: The board, once started; None on another machine.
         meter: Measures energy, while started; None where that cannot be measured.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self.meter: EnergyMeter | None = None
         self._metrics = metrics
-        self._jetson: Jetson | None = None
+        self.jetson: Jetson | None = None
 
     def start(self) -> None:
         """Find the board."""
-        self._jetson = jetson = find_jetson()
+        self.jetson = jetson = find_jetson()
         if jetson is None:
             return
         logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
@@ -56,7 +57,7 @@ class Board:
     @property
     def status(self) -> Callable[[], dict[str, object]] | None:
         """Returns the `device` of an MQTT status; None on another machine."""
-        return None if self._jetson is None else partial(device_status, self._jetson)
+        return None if self.jetson is None else partial(device_status, self.jetson)
 
 
 def device_status(jetson: Jetson) -> dict[str, object]:

@@ -27,14 +27,17 @@ from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.attempts import Attempts
 from edgekit.daemon.mqtt.connection import Connection
 from edgekit.daemon.mqtt.crash_marks import CrashMarks
+from edgekit.daemon.mqtt.home_assistant import HomeAssistant
 from edgekit.daemon.mqtt.incoming import Incoming
 from edgekit.daemon.mqtt.intake import Intake, Submitter
 from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.requests import CachedReply, OpenRequest, ReplyCache, ReplyTo, RequestKey
 from edgekit.daemon.mqtt.senders import Senders
+from edgekit.daemon.mqtt.state_topic import StateTopic
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, reply_roots
 from edgekit.daemon.rare_log import RareLog
+from edgekit.daemon.readings import Readings
 from edgekit.device_id import device_id
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.engine.worker import shutting_down
@@ -63,6 +66,7 @@ class MqttService:
         device: Returns the board and its sensors, for the status; None leaves them out.
         engine: Returns how far the engine is that the daemon builds, for the status.
         access: The limits of users, and the audit log; None has none.
+        readings: Reads load and sensors, for the state topic and Home Assistant; None leaves both out.
 
     Raises:
         ConfigError: The prefix or the device id is not valid in a topic.
@@ -79,6 +83,7 @@ class MqttService:
         device: Callable[[], Mapping[str, object]] | None = None,
         engine: Callable[[], BuildState | None] = lambda: None,
         access: Access | None = None,
+        readings: Readings | None = None,
     ) -> None:
         self.topics = Topics(config.prefix, config.device_id or device_id())
         self.metrics = metrics or Metrics()
@@ -86,10 +91,16 @@ class MqttService:
         self._senders = Senders(access, self.topics, require_user=config.require_user)
         self._config = config
         self._info = info
+        folder = None if state is None else _own_folder(state / "mqtt" / self.topics.client_id)
+        self._state = self._home_assistant = None
+        if readings is not None:
+            self._state = StateTopic(self.topics, readings, config.state_interval_s)
+            self._home_assistant = HomeAssistant(config, self.topics, readings, folder and folder / "home-assistant")
+        heard = () if self._home_assistant is None else self._home_assistant.subscriptions
         self._connection = Connection(
             config,
             client_id=self.topics.client_id,
-            subscriptions=self.topics.subscriptions,
+            subscriptions=(*self.topics.subscriptions, *heard),
             listener=self,
         )
         self._presence = Presence(self.topics, info, device, engine)
@@ -98,7 +109,6 @@ class MqttService:
         self._refusals = RareLog(_log)
         self._requests: dict[RequestKey, OpenRequest] = {}
         self._reply_cache = ReplyCache()
-        folder = None if state is None else _own_folder(state / "mqtt" / self.topics.client_id)
         self._attempts = Attempts(folder and folder / "attempts")
         marks = CrashMarks(folder and folder / "preparing")
         self._intake = Intake(worker, info, self.metrics, marks, happen=self._happen, access=access)
@@ -200,6 +210,19 @@ class MqttService:
         due = self._presence.publish_due
         if due is not None and time.monotonic() >= due:
             self._connection.send(self._presence.online())
+        if self._connection.ready:
+            self._publish_state()
+
+    def _publish_state(self) -> None:
+        """Publish the state if it is due, and the announcement to Home Assistant."""
+        if self._home_assistant is not None and self._home_assistant.due is not None:
+            if time.monotonic() >= self._home_assistant.due:
+                # What it has missed, too, if the broker keeps no retained messages.
+                self.on_ready()
+        elif self._state is not None:
+            message = self._state.poll(self._presence.session, self._info)
+            if message is not None:
+                self._connection.send(message)
 
     def _next_wait_s(self) -> float:
         now = time.monotonic()
@@ -208,6 +231,8 @@ class MqttService:
             due += [request.flush_at for request in self._requests.values() if request.pending]
         if self._presence.publish_due is not None:
             due.append(self._presence.publish_due)
+        if self._connection.ready and self._home_assistant is not None and self._home_assistant.due is not None:
+            due.append(self._home_assistant.due)
         return max(0.0, min([IDLE_WAIT_S, *(at - now for at in due)]))
 
     def _finish(self) -> None:
@@ -240,9 +265,17 @@ class MqttService:
         config = self._config
         self._connection.send(self._presence.info(config.max_payload_bytes, user_required=config.require_user))
         self._connection.send(self._presence.online())
+        if self._state is not None:
+            self._connection.send(self._state.birth(self._presence.session, self._info))
+        if self._home_assistant is not None:
+            for message in self._home_assistant.announcement():
+                self._connection.send(message)
 
     def on_message(self, message: paho.MQTTMessage, ack: Callable[[], None]) -> None:
-        """Handle a request, a cancellation, or a message on our status topic."""
+        """Handle a request, a cancellation, or a message on our status topic or Home Assistant's."""
+        if self._home_assistant is not None and self._home_assistant.receive(message.topic, bytes(message.payload)):
+            ack()
+            return
         if message.topic != self.topics.status and not message.retain:
             try:
                 user = self.topics.user_of(message.topic)
