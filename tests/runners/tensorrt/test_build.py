@@ -151,10 +151,12 @@ def test_matrices_that_the_builder_expands_are_named(tmp_path: Path) -> None:
 def test_the_scratch_memory_of_a_step_does_not_grow_with_the_square_of_the_context(
     tmp_path: Path, name: str, dialect: Dialect
 ) -> None:
-    options: dict[str, Any] = (
-        {"max_position": 8192, "sliding_window": 12} if "window" in name else {"max_position": 8192}
-    )
-    folder = export(tmp_path, name, dialect=dialect, **options | {"layers": 1})
+    options: dict[str, Any] = {"max_position": 8192, "layers": 1}
+    if "window" in name:
+        options |= {"sliding_window": 12}
+    if "layer_types" in VARIANTS[name]:
+        options |= {"layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    folder = export(tmp_path, name, dialect=dialect, **options)
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     hidden = next(value for value in graph.initializer if value.name == "model.norm.weight").dims[0]
     chunk = 16
