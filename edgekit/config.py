@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_ORIGINS",
     "MAX_PARALLEL",
     "MAX_THREADS",
+    "MIN_CONTEXT",
     "AccessConfig",
     "DaemonConfig",
     "GenerationConfig",
@@ -39,6 +40,9 @@ MAX_PARALLEL = 64
 """Sequence slots of a runner. More would only wait for memory: a step's time grows with its sequences."""
 
 MAX_THREADS = 1024
+
+MIN_CONTEXT = 64
+"""Tokens of the shortest sequence that is configured or an engine built for: a chat's template alone takes tens."""
 
 RunnerName = Literal["auto", "tensorrt", "cuda", "cpu", "onnxruntime", "mlx"]
 """What runs a model: `auto` takes the best that works; a fixed one is used, or the model is not loaded."""
@@ -140,6 +144,10 @@ class MqttConfig:
         record_replies: Maximum number of answers kept for repeated requests.
         record_mib: Maximum size of them all, in MiB.
         record_hours: Hours for which an answer is kept.
+        state_interval_s: Least time between two messages on the state topic, in seconds.
+        home_assistant: Announce this device to Home Assistant.
+        home_assistant_prefix: Home Assistant's discovery prefix.
+        home_assistant_user: Home Assistant's user name at the broker, by which it asks; None asks without one.
     """
 
     host: Annotated[str, Matches(r"\S+", "must be an address or a host name")] | None = None
@@ -162,6 +170,10 @@ class MqttConfig:
     record_replies: Annotated[int, Between(1, 100_000)] = 4096
     record_mib: Annotated[int, Between(1, 1024)] = 16
     record_hours: Annotated[int, Between(1, 720)] = 24
+    state_interval_s: Annotated[int, Between(1, 3600)] = 5
+    home_assistant: bool = False
+    home_assistant_prefix: TopicLevels = "homeassistant"
+    home_assistant_user: TopicLevel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +199,7 @@ class GenerationConfig:
         ignore_compatible: Run a bundle that was made for other targets than this machine.
     """
 
-    context_length: Annotated[int, Between(64, 1 << 24)] | None = None
+    context_length: Annotated[int, Between(MIN_CONTEXT, 1 << 24)] | None = None
     max_queue: Annotated[int, Between(1, 10_000)] = 256
     max_queue_mib: Annotated[int, Between(1, 1 << 20)] = 64
     runner: RunnerName = "auto"

@@ -201,9 +201,9 @@ def escape_controls(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the member of `known` closest to a misspelt `word`; None if none is close."""
-    matches = get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the member of `known` closest to a misspelt `word`; None if none is closer than `cutoff`, up to 1."""
+    matches = get_close_matches(word, sorted(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

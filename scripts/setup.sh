@@ -3,6 +3,8 @@
 # shellcheck shell=bash
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# The tests start hundreds of processes; without caches each would compile what it imports.
+unset PYTHONDONTWRITEBYTECODE
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf '\nhint: %s\n' "$2" >&2; exit 1; }
@@ -70,23 +72,25 @@ setup() {
   fi
 }
 
-# clients: installs the libraries of tests/clients/requirements.txt into .venv-clients, and those of package.json into its
-# folder `node` if npm is there, once for each version of the lists; prints the path of its Python.
+# clients: installs the libraries of tests/clients/requirements*.txt into .venv-clients, Node.js among them, and those of
+# package.json into its folder `node`, once for each version of the lists.
 clients() {
-  local venv=.venv-clients lists=tests/clients wanted
-  wanted=$(cat "$lists/requirements.txt" "$lists/package.json" | cksum)
+  local venv=.venv-clients lists=tests/clients wanted pip
+  wanted=$(cat "$lists"/requirements*.txt "$lists/package.json" | cksum)
   if ! grep -qxF "$wanted" "$venv/edgekit-clients" 2>/dev/null; then
     say "installing client libraries into $venv"
     rm -rf "$venv"
     python -m venv "$venv" || return 1
-    "$venv/bin/python" -m pip install --quiet --progress-bar off -r "$lists/requirements.txt" >&2 || return 1
-    if command -v npm >/dev/null; then
-      mkdir "$venv/node" && cp "$lists/package.json" "$venv/node/"
-      npm install --prefix "$venv/node" --no-audit --no-fund --loglevel=error >&2 || rm -rf "$venv/node"
-    fi
+    # Not compiled: the tests import few of their modules.
+    pip=("$venv/bin/python" -m pip install --quiet --progress-bar off --no-compile)
+    "${pip[@]}" -r "$lists/requirements.txt" >&2 || return 1
+    "${pip[@]}" --no-deps -r "$lists/requirements-no-deps.txt" >&2 || return 1
+    mkdir "$venv/node" && cp "$lists/package.json" "$venv/node/" || return 1
+    # npm runs the `node` of its own folder.
+    PATH=$PWD/$venv/bin:$PATH "$venv/bin/npm" install --prefix "$venv/node" --no-audit --no-fund --loglevel=error >&2 ||
+      rm -rf "$venv/node"
     echo "$wanted" >"$venv/edgekit-clients"
   fi
-  echo "$PWD/$venv/bin/python"
 }
 
 # shellcheck disable=SC2034  # read by those who source this

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["ArmRoot"]
+__all__ = ["ArmRoot", "download_packages"]
 
 # What a Jetson's system has too: Python, and the C++ library that wheels are linked with.
 _PACKAGES = ("python3", "libstdc++6")
@@ -28,10 +28,10 @@ class ArmRoot:
             pytest.skip("needs root (for chroot) and Debian's apt-get")
         self.path = folder / "root"
         self.path.mkdir()
-        for package in _download(folder / "arm64", "arm64", *_PACKAGES):
+        for package in download_packages(folder / "arm64", "arm64", *_PACKAGES):
             subprocess.run(["dpkg", "-x", str(package), str(self.path)], check=True)
         # Installed nowhere: tests that use an installed one do not change by this one.
-        for package in _download(folder / "qemu", None, "qemu-user-static"):
+        for package in download_packages(folder / "qemu", None, "qemu-user-static"):
             if package.name.startswith("qemu-user-static_"):
                 subprocess.run(["dpkg", "-x", str(package), str(folder / "qemu/files")], check=True)
         shutil.copy(folder / "qemu/files/usr/bin/qemu-aarch64-static", self.path)
@@ -58,13 +58,25 @@ class ArmRoot:
             return subprocess.Popen([*command, *arguments], env=settings, stdout=file, stderr=subprocess.STDOUT)
 
 
-def _download(folder: Path, architecture: str | None, *packages: str) -> list[Path]:
-    """Download packages with all that they depend on, as for an empty system; None is this machine's architecture."""
+def download_packages(folder: Path, architecture: str | None, *packages: str, suite: str | None = None) -> list[Path]:
+    """Download packages with all that they depend on, as for an empty system.
+
+    Args:
+        folder: Where to.
+        architecture: None is this machine's.
+        packages: Their names.
+        suite: Debian's release; None takes this machine's sources.
+    """
     for name in ("state/lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
     (folder / "status").touch()
     options = [f"Dir::State={folder}/state", f"Dir::Cache={folder}/cache", f"Dir::State::status={folder}/status"]
     options.append("APT::Sandbox::User=root")
+    if suite is not None:
+        sources = folder / "sources.list"
+        keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        sources.write_text(f"deb [signed-by={keyring}] http://deb.debian.org/debian {suite} main\n")
+        options += [f"Dir::Etc::sourcelist={sources}", "Dir::Etc::sourceparts=/dev/null"]
     if architecture is not None:
         options += [f"APT::Architecture={architecture}", f"APT::Architectures={architecture}"]
     apt = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.config import HttpConfig
+from edgekit.daemon.access.access import Access
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.metrics import Metrics
 from edgekit.generation.chat.template import ChatTemplate
@@ -128,10 +129,16 @@ def scripted_model(
 
 
 @contextmanager
-def serving(model: TextModel, config: HttpConfig | None = None) -> Iterator[HttpServer]:
+def serving(
+    model: TextModel,
+    config: HttpConfig | None = None,
+    *,
+    metrics: Metrics | None = None,
+    access: Access | None = None,
+) -> Iterator[HttpServer]:
     """Serve a model over HTTP, on a free port; the model is closed at the end."""
     worker = EngineWorker(model)
-    server = HttpServer(config or HttpConfig(port=0), worker, model.info, Metrics())
+    server = HttpServer(config or HttpConfig(port=0), worker, model.info, metrics or Metrics(), access=access)
     server.start()
     try:
         yield server

@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from tests.broker import Broker, free_port, tool
+from tests.broker import Broker, Caller, free_port, tool
 from tests.conftest import LARGE, Export, edgekit, edgekit_command
 from tests.daemon.manager import Manager
 
@@ -146,6 +146,20 @@ def test_ask_streams_the_same_answer_over_http_and_mqtt(served: Served, broker: 
     assert mqtt.stdout == http.stdout
     for done in (http, mqtt):
         assert re.search(r"decode \d+ tokens/s", done.stderr), done.stderr
+
+
+@pytest.mark.broker
+def test_the_state_topic_counts_the_answers_of_both_transports(served: Served, broker: Broker) -> None:
+    body = {"messages": MESSAGES, "max_tokens": 4}
+    with Caller(broker.port, "edgekit/kitchen/state") as caller:
+        before = caller.next()
+        reply = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).json()
+        tokens = reply["usage"]["completion_tokens"]
+        state = caller.next(60)
+        # `before` may be from before the last answers of other tests.
+        while state["completion_tokens_total"] < before["completion_tokens_total"] + tokens:
+            state = caller.next(60)
+    assert (state["state"], state["model"], state["decode_tokens_per_s"] > 0) == ("ready", reply["model"], True)
 
 
 def test_a_busy_port_is_one_line_and_a_hint(served: Served, cpu: Path) -> None:

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import subprocess
-import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.machine import cache_folder
+from inputs import packages
 
 __all__ = ["PACKAGES", "Package", "sample"]
 
 
 @dataclass(frozen=True)
-class Package:
+class Package(packages.Package):
     """A package with schemas.
 
     Attributes:
-        registry: `npm` or `pypi`.
         most: Schemas taken from it; the largest packages must not outweigh the others.
     """
 
-    registry: str
-    name: str
-    version: str
-    sha256: str
     most: int = 1000
 
 
@@ -88,7 +79,7 @@ def sample(count: int, seed: int = 0) -> list[tuple[str, Any]]:
 
 
 def _schemas(package: Package, seen: set[str]) -> Iterator[tuple[str, Any]]:
-    for path, data in _members(_fetch(package)):
+    for path, data in _members(packages.fetch(package)):
         try:
             value = json.loads(data)
         except ValueError:
@@ -121,24 +112,3 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
             for member in sorted(tar.getmembers(), key=lambda member: member.name):
                 if member.isfile() and member.name.endswith(".json") and (file := tar.extractfile(member)):
                     yield member.name, file.read()
-
-
-def _fetch(package: Package) -> Path:
-    folder = cache_folder() / "benchmarks" / "schemas"
-    target = folder / f"{package.sha256}{'.whl' if package.registry == 'pypi' else '.tgz'}"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"fetch {package.name} {package.version}", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as temporary:
-            if package.registry == "pypi":
-                pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-                command = [*pip, "--dest", temporary, f"{package.name}=={package.version}"]
-            else:
-                pack = ["npm", "pack", "--silent", "--pack-destination", temporary]
-                command = [*pack, f"{package.name}@{package.version}"]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            data = next(Path(temporary).iterdir()).read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        assert digest == package.sha256, f"{package.name} {package.version} has SHA-256 {digest}"
-        target.write_bytes(data)
-    return target

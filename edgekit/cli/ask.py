@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from edgekit.cli.addresses import Daemon, daemon_options
+from edgekit.cli.console import print_delta, print_restart, stderr
 from edgekit.cli.input import check_text, read_stdin
 from edgekit.cli.max_tokens import max_tokens_option, note_cut_off, one_shot_limit
-from edgekit.cli.output import print_delta, print_restart, stderr
 from edgekit.generation.types import Delta, Finished, Message, Restarted
 
 __all__ = ["ask"]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgekit.cli.console import stderr
 from edgekit.cli.loading import interruptible, open_verified
-from edgekit.cli.output import print_json, stderr
+from edgekit.cli.output import print_json
 from edgekit.cli.runner_option import runner_option
 from edgekit.config import MAX_PARALLEL, MAX_THREADS, GenerationConfig
 from edgekit.errors import ConfigError, EdgekitError

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from edgekit import __version__
 from edgekit.bundle.manifest import Manifest
-from edgekit.cli.output import bytes_text, console
+from edgekit.cli.console import console
+from edgekit.cli.output import bytes_text
 from edgekit.device_report import device_facts, without_paths
 from edgekit.errors import EdgekitError, escape_controls
 from edgekit.generation.speed import LoadedModel, Round, Workload, median

@@ -12,8 +12,10 @@ import click
 from rich.text import Text
 
 from edgekit.bundle.bundle import Bundle, open_bundle
-from edgekit.cli.output import bytes_text, console, print_json, print_warning, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import bytes_text, print_json, print_warning
 from edgekit.cli.termination import clean_up_when_terminated
+from edgekit.config import MIN_CONTEXT
 from edgekit.errors import ConfigError, EdgekitError, IncompatibleBundleError, RunnerError, option
 
 if TYPE_CHECKING:
@@ -70,10 +72,10 @@ def build(
 ) -> None:
     """Build BUNDLE's TensorRT engine for the GPU of this machine, or for another one."""
     from edgekit.bundle.check import check_bundle
-    from edgekit.generation.engine_wanted import gpu_capability
+    from edgekit.generation.engine_wanted import this_target
     from edgekit.runners.tensorrt.limits import engine_limits
     from edgekit.runners.tensorrt.open import library_of
-    from edgekit.runners.tensorrt.prepare import check_artifact, plan_build, prepare_engine
+    from edgekit.runners.tensorrt.prepare import check_artifact, check_output, plan_build, prepare_engine
 
     clean_up_when_terminated()
     if source is not None and output is not None:
@@ -82,17 +84,15 @@ def build(
         raise ConfigError(f"`{compute_capability}` is not a compute capability", hint="write it as 8.7")
     opened = open_bundle(bundle)
     check_artifact(opened)
-    longest = opened.manifest.context_length
-    if context_length is not None and context_length > longest:
-        raise ConfigError(
-            f"{option('context_length')} must be between 1 and {longest}, not {context_length}",
-            hint=f"{opened.manifest.name} was exported for {longest} tokens",
-        )
+    if output is not None:
+        check_output(opened, output)
+    _check_context(opened, context_length)
     with progress_bar() as bar:
         # For another machine, if a compute capability is given.
         check_bundle(opened, ignore_compatible=True, progress=lambda done, total: bar("verify", done, total))
-        capability = compute_capability or capability_of(opened)
-        device = _device(opened) if compute_capability is None else None
+        here = this_target()
+        capability = compute_capability or capability_of(opened, here)
+        device = here if compute_capability is None and _is_for(opened, here) else None
         limits = engine_limits(opened, device, context_length=context_length, batch=batch, chunk=chunk)
         # The device that built an engine chose its limits by its own memory.
         any_shapes = source is not None and context_length is None and batch is None
@@ -115,8 +115,8 @@ def build(
 
         prepared = prepare_engine(plan, output=output, source=source, progress=advance)
     # An engine for another machine cannot run here.
-    here = output is None and gpu_capability() == capability
-    tested = self_test_engine(opened, prepared.stored) if here else None
+    runs_here = output is None and here.compute_capability == capability
+    tested = self_test_engine(opened, prepared.stored) if runs_here else None
     if as_json:
         report = None if prepared.report is None else asdict(prepared.report)
         print_json(
@@ -124,13 +124,30 @@ def build(
                 "path": str(prepared.stored.folder),
                 "engine": asdict(prepared.stored.engine),
                 "build": report,
+                "fetched": prepared.fetched,
                 "self_test": None if tested is None else asdict(tested),
             }
         )
     else:
-        _show(prepared)
+        _show(prepared, source)
         if tested is not None:
             console.print(f"self-test passed: {tested}")
+
+
+def _check_context(bundle: Bundle, context_length: int | None) -> None:
+    """Refuse an engine that is shorter than any that the daemon takes, or longer than its model."""
+    longest = bundle.manifest.context_length
+    shortest = min(MIN_CONTEXT, longest)
+    if context_length is None or shortest <= context_length <= longest:
+        return
+    hint = f"{bundle.manifest.name} was exported for {longest} tokens"
+    if context_length < shortest:
+        hint = (
+            f"an engine for fewer than {MIN_CONTEXT} tokens holds no chat, and `generation.context_length` is no less"
+        )
+    raise ConfigError(
+        f"{option('context_length')} must be between {shortest} and {longest}, not {context_length}", hint=hint
+    )
 
 
 def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
@@ -166,24 +183,22 @@ def self_test_engine(bundle: Bundle, stored: StoredEngine) -> Report | None:
                 EngineStore().remove(stored)
             raise
     if not report.rows:
-        print_warning(
-            "the engine is not tested: its context is too short for the self-test", "build a longer --context"
-        )
+        print_warning("the engine is not tested: its context is too short for the self-test", None)
         return None
     return report
 
 
-def _device(bundle: Bundle) -> Target | None:
-    """The target that this machine is, if the bundle is for it."""
-    from edgekit.machine import probe
-    from edgekit.recognition import recognise
-
-    here = recognise(probe())
-    return here if here.compute_capability and set(bundle.manifest.compatible) & set(here.accepts) else None
+def _is_for(bundle: Bundle, here: Target) -> bool:
+    """Whether a bundle is for the GPU of a machine."""
+    return here.compute_capability is not None and bool(set(bundle.manifest.compatible) & set(here.accepts))
 
 
-def capability_of(bundle: Bundle) -> str:
-    """Return the compute capability of this machine's GPU, else that of the targets that a bundle is for.
+def capability_of(bundle: Bundle, here: Target) -> str:
+    """Return the compute capability of this machine's GPU, if a bundle is for it, else that of the bundle's targets.
+
+    Args:
+        bundle: The bundle.
+        here: This machine.
 
     Raises:
         IncompatibleBundleError: The bundle is for no target with a GPU of NVIDIA's that this edgekit knows.
@@ -191,8 +206,7 @@ def capability_of(bundle: Bundle) -> str:
     from edgekit.profile import unreadable
     from edgekit.target import load_targets
 
-    here = _device(bundle)
-    if here is not None and here.compute_capability:
+    if here.compute_capability is not None and _is_for(bundle, here):
         return here.compute_capability
     capabilities = {
         target.compute_capability
@@ -256,18 +270,19 @@ class _Percent:
             stderr.print(text)
 
 
-def _show(prepared: PreparedEngine) -> None:
+def _show(prepared: PreparedEngine, source: str | None) -> None:
     engine, report = prepared.stored.engine, prepared.report
     count = len(engine.segments)
     console.print(
         Text.assemble(
             (str(prepared.stored.folder), "bold"),
             f"  {bytes_text(engine.size)} in {count} segment{'s' if count > 1 else ''}, {engine.library} "
-            f"{engine.version} for {engine.built_for or engine.compute_capability}, {engine.context_length:,} tokens",
+            f"{engine.version} for {engine.capability_text}, {engine.context_length:,} tokens",
         )
     )
     if report is None:
-        console.print("copied and verified" if prepared.fetched else "there already")
+        kept = "there already" if source is None else f"there already: nothing was copied from {source}"
+        console.print("copied and verified" if prepared.fetched else kept)
         return
     console.print(f"built in {report.seconds:.0f} s, peak memory {bytes_text(report.peak_memory_bytes)}")
     if report.scratch_bytes is not None:

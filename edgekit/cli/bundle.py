@@ -12,7 +12,8 @@ from rich.table import Table
 from edgekit.bundle.bundle import Bundle, open_bundle, verify_bundle
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.quality import Quality
-from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import bytes_text, print_json
 from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.cli.runner_option import RUNNERS
 from edgekit.cli.self_test import check_results, run_self_tests
@@ -149,20 +150,24 @@ def verify(*, bundle: Path, build: bool, run: bool, runner: str | None, as_json:
 def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     """Parse and build the graph with TensorRT for RTX and report the result."""
     from edgekit.cli.build import capability_of
+    from edgekit.generation.engine_wanted import this_target
+    from edgekit.machine import available_bytes
     from edgekit.runners.tensorrt.build import build_engine, installed_library, open_chain
     from edgekit.runners.tensorrt.build_memory import choose_segments
+    from edgekit.runners.tensorrt.engine_set import capability_text
     from edgekit.runners.tensorrt.prepare import check_artifact
     from edgekit.runners.tensorrt.shapes import BuildLimits
 
     check_artifact(bundle)
-    capability = capability_of(bundle)
+    capability = capability_of(bundle, this_target())
     if not quiet:
         stderr.print("building with TensorRT for RTX …", style="dim")
-    chain, _ = open_chain(bundle.path, BuildLimits())
+    chain, limits = open_chain(bundle.path, BuildLimits())
     report = build_engine(
-        bundle.path,
+        chain,
+        limits,
         compute_capability=capability,
-        segments=choose_segments(chain, installed_library("tensorrt_rtx").name),
+        segments=choose_segments(chain, installed_library("tensorrt_rtx").name, available_bytes()),
         prefer="tensorrt_rtx",
     )
     profiles = [
@@ -179,8 +184,8 @@ def _build(bundle: Bundle, *, quiet: bool) -> dict[str, object]:
     if not quiet:
         int4 = "INT4 weights kept" if report.int4_kept else "no INT4 weights" if not report.int4_bytes else "unknown"
         console.print(
-            f"built by {report.library} {report.version} for {report.built_for} (device: compute capability "
-            f"{report.compute_capability}) in {report.seconds:.1f} s, peak memory "
+            f"built by {report.library} {report.version} for "
+            f"{capability_text(report.compute_capability, report.built_for)} in {report.seconds:.1f} s, peak memory "
             f"{bytes_text(report.peak_memory_bytes)}\n"
             f"engine {bytes_text(report.engine_bytes)}, graph {bytes_text(report.graph_bytes)}: {int4}"
         )

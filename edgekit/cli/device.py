@@ -8,7 +8,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.cli.output import console, print_json, print_warning, stderr
+from edgekit.cli.console import console, stderr
+from edgekit.cli.output import print_json, print_warning
 from edgekit.recognition import check_targets
 from edgekit.target import Target, load_target, load_targets
 

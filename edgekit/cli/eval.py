@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from edgekit.bundle.bundle import open_bundle, store_quality
-from edgekit.cli.output import console, print_json, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import print_json
 from edgekit.cli.quality import quality_notes, quality_table
 from edgekit.cli.runner_option import RUNNERS
 from edgekit.cli.termination import clean_up_when_terminated

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.bundle.quality import Quality
-from edgekit.cli.output import bytes_text, console, print_json, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import bytes_text, print_json
 from edgekit.cli.quality import quality_table
 from edgekit.cli.sizes import size_in_bytes
 from edgekit.cli.termination import clean_up_when_terminated

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from edgekit.cli.output import console, print_json, stderr
+from edgekit.cli.console import console, stderr
+from edgekit.cli.output import print_json
 from edgekit.errors import ConfigError
 
 __all__ = ["key"]

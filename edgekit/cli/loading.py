@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.check import check_bundle
-from edgekit.cli.output import progress_bar, spinner
+from edgekit.cli.console import progress_bar, spinner
 
 __all__ = ["interruptible", "open_verified"]
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import click
 
-from edgekit.cli.output import stderr
+from edgekit.cli.console import stderr
 from edgekit.generation.types import Finished
 
 __all__ = ["chat_limit", "max_tokens_option", "note_cut_off", "one_shot_limit"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.output import console, stderr
+from edgekit.cli.console import console, stderr
 from edgekit.cli.termination import clean_up_when_terminated
 
 __all__ = ["optimum"]

@@ -10,7 +10,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.cli.output import console, flags_of, print_json, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
+from edgekit.cli.output import flags_of, print_json
 from edgekit.cli.sizes import size_in_bytes
 from edgekit.cli.termination import clean_up_when_terminated
 from edgekit.errors import spell_options
@@ -67,7 +68,9 @@ def plan(
         model_plan = plan_model(model, target, ExportOptions(**options), parallel=parallel, runner=runner, report=bar)
     flags = flags_of(click.get_current_context().command)
     model_plan = replace(model_plan, advice=tuple(spell_options(advice, flags) for advice in model_plan.advice))
-    model_plan = replace(model_plan, notes=(*model_plan.notes, *notes_on_this_machine(model_plan)))
+    on_engine = tuple(spell_options(note, flags) for note in model_plan.engine_notes)
+    notes = (*model_plan.notes, *notes_on_this_machine(model_plan))
+    model_plan = replace(model_plan, notes=notes, engine_notes=on_engine)
     if as_json:
         print_json(model_plan.to_json())
     else:
@@ -91,7 +94,8 @@ def _show(model_plan: ModelPlan, *, stated: bool) -> None:
         table.add_row(name, "" if size is None else f"{size / GIB:.2f} GiB", note)
 
     slots = "" if plan.parallel == 1 else f" × {plan.parallel} sequences"
-    row("weights", footprint.weights, f"recipe {model_plan.recipe}; from {model_plan.basis}")
+    twice = ", twice" if model_plan.batch > 1 else ""
+    row("weights", footprint.weights, f"recipe {model_plan.recipe}; from {model_plan.basis}{twice}")
     row(
         "KV cache",
         plan.parallel * footprint.kv_allocated(plan.context),
@@ -127,7 +131,7 @@ def _show(model_plan: ModelPlan, *, stated: bool) -> None:
             "are computed from the model; activations and workspace are estimates: no engine has run on a device yet. "
             "Without an engine, other runners do: see --runner"
         )
-    for note in model_plan.notes:
+    for note in (*model_plan.engine_notes, *model_plan.notes):
         console.print(f"note: {note}")
     for advice in model_plan.advice:
         console.print(advice, style="cyan")

@@ -16,10 +16,10 @@ from edgekit.cli.chat.rendering import show_rates
 from edgekit.cli.chat.session import Session
 from edgekit.cli.chat.settings import Settings
 from edgekit.cli.chat.turn import answer, continue_text
+from edgekit.cli.console import stderr
 from edgekit.cli.input import check_text, is_terminal, read_stdin
 from edgekit.cli.loading import interruptible, open_verified
 from edgekit.cli.max_tokens import chat_limit, max_tokens_option, note_cut_off, one_shot_limit
-from edgekit.cli.output import stderr
 from edgekit.cli.runner_option import runner_option
 from edgekit.config import MAX_THREADS
 from edgekit.errors import ConfigError

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.bundle.bundle import Bundle
-from edgekit.cli.output import console
+from edgekit.cli.console import console
 from edgekit.errors import BundleError, EdgekitError, RunnerError
 
 __all__ = ["SLOTS", "check_results", "run_self_tests"]

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.output import console, print_json, stderr
+from edgekit.cli.console import console, stderr
+from edgekit.cli.output import print_json, print_warning
+from edgekit.config import MqttConfig
+from edgekit.errors import EdgekitError
+from edgekit.service.spec import Scope
 
 __all__ = ["service"]
 
@@ -66,11 +70,44 @@ def install(
 @_scope
 @_root
 def uninstall(*, scope: str, root: Path | None) -> None:
-    """Stop, disable and remove the service; bundles and configuration stay."""
+    """Stop, disable and remove the service, and its device from Home Assistant; bundles and configuration stay."""
     from edgekit.service.manage import uninstall as uninstall_service
 
-    removed = uninstall_service("user" if scope == "user" else "system", root=root)
+    where: Scope = "user" if scope == "user" else "system"
+    announced = None if root is not None else _announced(where)
+    removed = uninstall_service(where, root=root)
     console.print(f"removed {removed}" if removed else "no service was installed")
+    if announced is not None:
+        _remove_from_home_assistant(*announced)
+
+
+def _announced(scope: Scope) -> tuple[MqttConfig, str] | None:
+    """Return the broker and the id of the installed service's device; None if it is not in Home Assistant."""
+    from edgekit.device_id import device_id
+    from edgekit.service.configured import configuration_of, state_folder_of
+    from edgekit.service.manage import installed_file
+
+    file = installed_file(scope)
+    if file is None:
+        return None
+    try:
+        config = configuration_of(file, scope).mqtt
+    except (EdgekitError, OSError):
+        return None  # it does not say where the device was announced
+    if config.host is None or not config.home_assistant:
+        return None
+    return config, config.device_id or device_id(state=state_folder_of(file, scope), store=False)
+
+
+def _remove_from_home_assistant(config: MqttConfig, device: str) -> None:
+    from edgekit.daemon.mqtt.removal import remove_device
+
+    try:
+        remove_device(config, device)
+    except EdgekitError as error:
+        print_warning(error.message, error.hint)
+        return
+    console.print(f"removed {device} from Home Assistant")
 
 
 @service.command()

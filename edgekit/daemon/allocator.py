@@ -6,7 +6,7 @@ import ctypes
 import platform
 import threading
 
-__all__ = ["Trimmer", "limit_arenas"]
+__all__ = ["Trimmer", "limit_arenas", "trim"]
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -24,8 +24,16 @@ def limit_arenas(count: int = 2) -> bool:
     return library is not None and bool(library.mallopt(_M_ARENA_MAX, count))
 
 
+def trim() -> None:
+    """Return freed memory to the system with `malloc_trim`; does nothing with other C libraries."""
+    library = _glibc()
+    if library is not None:
+        # ctypes releases the GIL; threads that allocate wait for the allocator, milliseconds at most.
+        library.malloc_trim(0)
+
+
 class Trimmer:
-    """Returns freed memory to the system periodically, with `malloc_trim`.
+    """Returns freed memory to the system periodically, with `trim`.
 
     Otherwise malloc keeps the memory of a burst, fragmented between blocks still in use: after hours under load that
     is much of the process, although nothing leaks.
@@ -41,9 +49,8 @@ class Trimmer:
 
     def start(self) -> None:
         """Start the thread; does nothing without glibc."""
-        library = _glibc()
-        if library is not None:
-            self._thread = threading.Thread(target=self._run, args=(library,), name="trim", daemon=True)
+        if _glibc() is not None:
+            self._thread = threading.Thread(target=self._run, name="trim", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -52,10 +59,9 @@ class Trimmer:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, library: ctypes.CDLL) -> None:
+    def _run(self) -> None:
         while not self._stopping.wait(self._interval_s):
-            # ctypes releases the GIL; threads that allocate wait for the allocator, milliseconds at most.
-            library.malloc_trim(0)
+            trim()
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -2,9 +2,9 @@
 
 Each feature is an object with `start()` and `stop()`. The order matters. The HTTP server starts first, so that
 `/healthz` answers while the model loads; requests are accepted, and the broker connected, once it is loaded. A TensorRT
-engine that is missing is built afterwards, while another runner answers, or before where memory does not hold both. On
-shutdown the worker stops first: it rejects new requests and ends the open ones, and the transports then send the last
-events.
+engine that is missing is built afterwards, while another runner answers, or first where memory does not hold both: then
+the broker is connected first, and requests are refused meanwhile. On shutdown the worker stops first: it rejects new
+requests and ends the open ones, and the transports then send the last events.
 """
 
 from __future__ import annotations
@@ -21,34 +21,38 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgekit.bundle.bundle import open_bundle
+from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import DaemonConfig
 from edgekit.daemon.access.access import Access
-from edgekit.daemon.allocator import Trimmer, limit_arenas
+from edgekit.daemon.allocator import Trimmer, limit_arenas, trim
+from edgekit.daemon.api.validation import build_validators
 from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.crash_loop import CrashLoop
-from edgekit.daemon.device import device_metrics, device_status
+from edgekit.daemon.device import Board
 from edgekit.daemon.engine_start import EngineStart
 from edgekit.daemon.health import Watchdog
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.launchd import is_launchd_job
 from edgekit.daemon.log_file import LogFile
 from edgekit.daemon.metrics import Metrics
-from edgekit.daemon.mqtt.service import MqttService
+from edgekit.daemon.not_ready import NotLoaded, expected_info
 from edgekit.daemon.notify import Notifier
+from edgekit.daemon.readings import Readings
 from edgekit.daemon.retry import LIMIT_S, TRANSIENT, StoppedError, retry
 from edgekit.daemon.warmup import Warmup
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
-from edgekit.generation.engine_wanted import gpu_capability
+from edgekit.generation.engine_wanted import this_target
+from edgekit.generation.grammar import GrammarCompiler
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.startup import plan_memory, start_worker
-from edgekit.jetson.device import Jetson, find_jetson
-from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import state_folder
+from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.daemon.engine_switch import EngineSwitch
+    from edgekit.daemon.mqtt.intake import Submitter
+    from edgekit.daemon.mqtt.service import MqttService
 
 __all__ = ["Daemon"]
 
@@ -82,7 +86,7 @@ class Daemon:
     Args:
         config: Its configuration; names a bundle.
         notify: Notifies the service manager.
-        find_gpu: Returns the compute capability of the GPU that an engine is built for; None if there is none.
+        find_target: Returns what target this machine is: an engine is built for its GPU.
 
     Raises:
         ConfigError: No bundle is named, or neither HTTP nor MQTT is enabled.
@@ -93,7 +97,7 @@ class Daemon:
         config: DaemonConfig,
         notify: Notifier | None = None,
         *,
-        find_gpu: Callable[[], str | None] = gpu_capability,
+        find_target: Callable[[], Target] = this_target,
     ) -> None:
         if config.bundle is None:
             raise ConfigError("no bundle to serve", hint="edgekit serve DIR, or `bundle: DIR` in edgekit.yaml")
@@ -102,7 +106,7 @@ class Daemon:
         self._config = config
         self._bundle: Path = config.bundle
         self._notify = notify or Notifier()
-        self._find_gpu = find_gpu
+        self._find_target = find_target
         self._metrics = Metrics()
         self._switch: EngineSwitch | None = None
         self._access = Access(config.access, self._metrics)
@@ -113,7 +117,7 @@ class Daemon:
         # While the model loads there is no heartbeat yet: that counts as healthy, TimeoutStartSec limits it.
         self._watchdog = Watchdog(self._heartbeat_age, self._notify, failed=self._has_failed)
         self._trimmer = Trimmer()
-        self._meter: EnergyMeter | None = None
+        self._board = Board(self._metrics)
         # None until the daemon answers.
         self._info: ModelInfo | None = None
         self._log_file = LogFile() if is_launchd_job() else None
@@ -132,54 +136,32 @@ class Daemon:
                 service manager, transient errors are retried (see `retry`).
             StoppedError: A signal stopped the daemon while it waited.
         """
-        config = self._config
         try:
-            self._access.start()
-            if config.http.enabled:
-                self._http = HttpServer(
-                    config.http,
-                    None,
-                    None,
-                    self._metrics,
-                    self._watchdog,
-                    activity=self._activity,
-                    access=self._access,
-                )
-                self._retry(self._http.start)
-                self._watchdog.watch("the HTTP server", self._http.seconds_since_heartbeat)
+            self._start_http()
             self._watchdog.start()
             self._trimmer.start()
             if self._log_file is not None:
                 self._log_file.start()
-            bundle = self._retry(lambda: open_bundle(self._bundle))
-            path = config.generation.draft_bundle
-            draft = None if path is None else self._retry(lambda: open_bundle(path))
-            self._engine.plan(bundle, draft, self._find_gpu)
-            if (build := self._engine.build) is not None:
-                self._metrics.watch_build(lambda: build.state)
+            bundle, draft = self._open_bundles()
+            self._engine.plan(bundle, draft, self._find_target)
+            self._board.start()
+            build = self._engine.build
+            if build is not None:
+                self._metrics.watch_build(lambda: self._engine.state)
                 self._watchdog.watch("the build of the engine", build.seconds_stalled)
-                self._engine.build_before_loading()
-            logger.info("loading %s", self._bundle)
-            self._notify.extend(_LOAD_S, f"loading {self._bundle}")
-            model, info = self._engine.open_model(bundle, draft)
-            plan = plan_memory(model, bundle, config.generation, reserved_bytes=self._engine.reserved_bytes)
-            jetson = find_jetson()
-            if jetson is not None:
-                self._watch_board(jetson)
-            worker = start_worker(model, bundle, config.generation, plan, meter=self._meter)
-            self._worker = worker
-            self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
-            if plan.grammars:
-                self._warmup = Warmup(model.grammars.prepare, lambda: worker.queue_length() > 0)
-            self._metrics.watch(
-                info,
-                queue_length=worker.queue_length,
-                heartbeat_age=worker.seconds_since_heartbeat,
-                stats=worker.stats,
-            )
+                if not self._engine.builds_beside:
+                    # For minutes, in which the device must not look as if it were offline. While a model is just
+                    # loaded, requests wait at the broker.
+                    self._start_mqtt(NotLoaded(self._activity), expected_info(bundle, self._config.generation))
+                    self._engine.build_before_loading()
+                    self._refresh_mqtt()
+            worker, info = self._load(bundle, draft)
             if self._http is not None:
                 self._http.attach(worker, info)
-            self._start_mqtt(worker, info, jetson)
+            if self._mqtt is None:
+                self._start_mqtt(worker, info)
+            else:
+                self._mqtt.attach(worker, info)
         except BaseException:
             self.stop(drain_s=0.0)
             raise
@@ -192,24 +174,65 @@ class Daemon:
             from edgekit.daemon.engine_switch import EngineSwitch
 
             self._switch = EngineSwitch(
-                build, worker, bundle, config.generation, self._on_switched, info=info, draft=draft
+                build, worker, bundle, self._config.generation, self._on_switched, info=info, draft=draft
             )
             self._switch.start()
 
-    def _start_mqtt(self, worker: EngineWorker, info: ModelInfo, jetson: Jetson | None) -> None:
+    def _start_http(self) -> None:
+        config = self._config.http
+        self._access.start()
+        if not config.enabled:
+            return
+        self._http = http = HttpServer(
+            config, None, None, self._metrics, self._watchdog, activity=self._activity, access=self._access
+        )
+        self._retry(http.start)
+        self._watchdog.watch("the HTTP server", http.seconds_since_heartbeat)
+
+    def _open_bundles(self) -> tuple[Bundle, Bundle | None]:
+        """The bundle, and the draft model's."""
+        bundle = self._retry(lambda: open_bundle(self._bundle))
+        path = self._config.generation.draft_bundle
+        return bundle, None if path is None else self._retry(lambda: open_bundle(path))
+
+    def _load(self, bundle: Bundle, draft: Bundle | None) -> tuple[EngineWorker, ModelInfo]:
+        """Load the model and start its worker."""
+        config = self._config.generation
+        logger.info("loading %s", self._bundle)
+        self._notify.extend(_LOAD_S, self._activity() or f"loading {self._bundle}")
+        model = self._engine.open_model(bundle, draft)
+        plan = plan_memory(model, bundle, config, reserved_bytes=self._engine.reserved_bytes)
+        self._worker = worker = start_worker(model, bundle, config, plan, meter=self._board.meter)
+        self._watchdog.watch("the preparation of a request", worker.seconds_preparing)
+        prepare = partial(_prepare, model.grammars if plan.grammars else None)
+        self._warmup = Warmup(prepare, lambda: worker.queue_length() > 0)
+        self._metrics.watch(
+            model.info,
+            queue_length=worker.queue_length,
+            heartbeat_age=worker.seconds_since_heartbeat,
+            stats=worker.stats,
+        )
+        return worker, model.info
+
+    def _start_mqtt(self, worker: Submitter, info: ModelInfo) -> None:
         config = self._config.mqtt
         if config.host is None:
             return
+        from edgekit.daemon.mqtt.service import MqttService
+
         self._mqtt = mqtt = MqttService(
             config,
             worker,
             info,
             self._metrics,
             state_folder(),
-            device=None if jetson is None else partial(device_status, jetson),
+            device=self._board.status,
             engine=lambda: self._engine.state,
             access=self._access,
             parallel=self._config.generation.parallel,
+            readings=Readings(
+                self._metrics.totals, lambda: self._worker, jetson=self._board.jetson, meter=self._board.meter
+            ),
         )
         mqtt.start()
         self._watchdog.watch("the MQTT service", mqtt.seconds_since_heartbeat)
@@ -231,8 +254,7 @@ class Daemon:
         self._access.stop()
         self._watchdog.stop()
         self._trimmer.stop()
-        if self._meter is not None:
-            self._meter.stop()
+        self._board.stop()
         if self._log_file is not None:
             self._log_file.stop()
         if self._warmup is not None:
@@ -318,7 +340,9 @@ class Daemon:
             self.stop()
 
     def _activity(self) -> str:
-        return "" if self._engine.state is None else str(self._engine.state)
+        # A build beside the model begins once that is loaded.
+        waits = self._worker is None and self._engine.builds_beside
+        return "" if self._engine.state is None or waits else str(self._engine.state)
 
     def _serving(self) -> str:
         info = self._info
@@ -330,8 +354,11 @@ class Daemon:
         """Show how far the engine is; until the daemon answers, that is also a reason to start for longer."""
         if self._info is None:
             self._notify.extend(_BUILD_S, str(state))
-            return
-        self._notify.status(self._serving())
+        else:
+            self._notify.status(self._serving())
+        self._refresh_mqtt()
+
+    def _refresh_mqtt(self) -> None:
         if self._mqtt is not None:
             self._mqtt.refresh()
 
@@ -355,24 +382,24 @@ class Daemon:
             self._next_report = now + _REPORT_S
             self._notify.extend(_LOAD_S, f"verifying {self._bundle}: {100 * done // max(1, total)} %")
 
-    def _watch_board(self, jetson: Jetson) -> None:
-        """Say which board this is, show its sensors, and measure energy if it has the sensors for that."""
-        logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
-        mode = jetson.read().power_mode
-        if mode is not None and mode.fastest is not None:
-            name, number = mode.fastest
-            logger.warning("the power mode is %s; the fastest is %s: sudo nvpmodel -m %d", mode.name, name, number)
-        self._metrics.watch_device(partial(device_metrics, jetson))
-        if jetson.rails.total() is not None:
-            self._meter = EnergyMeter(jetson.rails.total)
-            self._meter.start()
-            self._metrics.watch_energy()
-
     def _heartbeat_age(self) -> float:
         return self._worker.seconds_since_heartbeat() if self._worker else 0.0
 
     def _has_failed(self) -> bool:
         return self._worker is not None and self._worker.failed
+
+
+def _prepare(grammars: GrammarCompiler | None) -> None:
+    """Do what the start leaves out, and the first requests would wait for; then return the memory that it took.
+
+    Args:
+        grammars: None if there is no memory to build them in advance.
+    """
+    trim()  # of what was parsed while the model was loaded: 20 MiB of a tokenizer of 50,000 tokens
+    build_validators()
+    if grammars is not None:
+        grammars.prepare()
+        trim()
 
 
 def _crash_loop() -> CrashLoop | None:

@@ -1,14 +1,63 @@
-"""The Jetson that the daemon runs on, for `/metrics` and the MQTT status."""
+"""The Jetson that the daemon runs on, for `/metrics`, the MQTT status and the energy of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
-from edgekit.jetson.device import Jetson
+from edgekit.daemon.metrics import Metrics
+from edgekit.jetson.device import Jetson, find_jetson
+from edgekit.jetson.energy import EnergyMeter
 
-__all__ = ["device_metrics", "device_status"]
+__all__ = ["Board", "device_metrics", "device_status"]
+
+logger = logging.getLogger(__name__)
+
+
+class Board:
+    """Names the board, shows its sensors, and measures energy if they can; on another machine it does nothing.
+
+    Args:
+        metrics: Where the sensors are shown.
+
+    Attributes:
+        jetson: The board, once started; None on another machine.
+        meter: Measures energy, while started; None where that cannot be measured.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.meter: EnergyMeter | None = None
+        self._metrics = metrics
+        self.jetson: Jetson | None = None
+
+    def start(self) -> None:
+        """Find the board."""
+        self.jetson = jetson = find_jetson()
+        if jetson is None:
+            return
+        logger.info("running on %s, %s", jetson.board, jetson.jetpack or "unknown JetPack")
+        mode = jetson.read().power_mode
+        if mode is not None and mode.fastest is not None:
+            name, number = mode.fastest
+            logger.warning("the power mode is %s; the fastest is %s: sudo nvpmodel -m %d", mode.name, name, number)
+        self._metrics.watch_device(partial(device_metrics, jetson))
+        if jetson.rails.total() is not None:
+            self.meter = EnergyMeter(jetson.rails.total)
+            self.meter.start()
+            self._metrics.watch_energy()
+
+    def stop(self) -> None:
+        """Stop measuring."""
+        if self.meter is not None:
+            self.meter.stop()
+
+    @property
+    def status(self) -> Callable[[], dict[str, object]] | None:
+        """Returns the `device` of an MQTT status; None on another machine."""
+        return None if self.jetson is None else partial(device_status, self.jetson)
 
 
 def device_status(jetson: Jetson) -> dict[str, object]:

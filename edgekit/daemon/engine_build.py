@@ -112,7 +112,9 @@ class EngineBuild:
 
     def enter_loading(self) -> None:
         """Say that the engine is built, and is being loaded and tested."""
-        self._enter(BuildState("loading", 1.0))
+        state = BuildState("loading", 1.0)
+        logger.info("%s", state)
+        self._enter(state)
 
     def end(self) -> None:
         """Say that nothing more happens."""

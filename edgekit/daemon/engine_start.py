@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.check import HashProgress, check_bundle
 from edgekit.config import GenerationConfig
-from edgekit.daemon.build_state import BuildState, with_reason
+from edgekit.daemon.build_state import BuildState
 from edgekit.errors import EdgekitError, RunnerError
 from edgekit.generation.engine_wanted import may_have_engine
-from edgekit.generation.model import ModelInfo, TextModel
+from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model
 from edgekit.machine import state_folder
+from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.daemon.engine_build import EngineBuild
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["EngineStart"]
 
 logger = logging.getLogger(__name__)
+
+_OFF = "building is switched off (generation.build_engine)"
 
 
 class EngineStart:
@@ -69,13 +72,13 @@ class EngineStart:
         """Memory that the build takes beside the model."""
         return 0 if self.build is None else self.build.first.memory_bytes or 0
 
-    def plan(self, bundle: Bundle, draft: Bundle | None, find_gpu: Callable[[], str | None]) -> None:
+    def plan(self, bundle: Bundle, draft: Bundle | None, find_target: Callable[[], Target]) -> None:
         """Find out whether there is an engine to build.
 
         Args:
             bundle: The bundle.
             draft: The draft model's bundle.
-            find_gpu: Returns the compute capability of this machine's GPU; None without one.
+            find_target: Returns what target this machine is.
 
         Raises:
             BundleError: The bundle is damaged.
@@ -84,8 +87,8 @@ class EngineStart:
         config = self._config
         if not may_have_engine(bundle, config):
             return
-        capability = find_gpu()
-        if capability is None:
+        here = find_target()
+        if here.compute_capability is None:
             return
         # What builds engines takes a tenth of a second to load, and most machines build none.
         from edgekit.daemon.engine_build import EngineBuild
@@ -96,7 +99,7 @@ class EngineStart:
         check_bundle(bundle, ignore_compatible=config.ignore_compatible, progress=self._on_verified)
         records = BuildRecords(state_folder())
         try:
-            first = plan_first_build(bundle, config, capability, records, draft=draft)
+            first = plan_first_build(bundle, config, here, records, draft=draft)
         except EdgekitError as error:
             # What is wrong with the bundle itself is found by every runner.
             self._give_up(error)
@@ -119,8 +122,8 @@ class EngineStart:
             self.build.end()
             self._give_up(error)
 
-    def open_model(self, bundle: Bundle, draft: Bundle | None) -> tuple[TextModel, ModelInfo]:
-        """Load the model; returns it, and the description that says why no engine runs it.
+    def open_model(self, bundle: Bundle, draft: Bundle | None) -> TextModel:
+        """Load the model; its description says why no engine runs it.
 
         Args:
             bundle: The bundle.
@@ -129,10 +132,8 @@ class EngineStart:
         Raises:
             EdgekitError: As `generation.startup.open_model`; or the reason why there is no engine, if it must be one.
         """
-        if self._problem is not None and self._config.runner == "tensorrt":
-            raise self._problem
         try:
-            model = open_model(bundle, self._config, self._on_verified, draft=draft)
+            model = open_model(bundle, self._config, self._on_verified, draft=draft, explain=self._explain)
         except EdgekitError as error:
             self._reject(error)
             raise
@@ -141,16 +142,25 @@ class EngineStart:
                 self._reject(RunnerError(one.reason, code=one.code))
         if self._stored is not None and self.build is not None:
             self.build.end()
-        if self._problem is not None:
-            return model, with_reason(model.info, self._problem.message, self._problem.hint)
-        if self.builds_beside:
-            return model, with_reason(model.info, "its engine is being built")
-        return model, model.info
+        return model
 
     def cancel(self) -> None:
         """Cancel the build."""
         if self.build is not None:
             self.build.cancel()
+
+    def _explain(self, name: str, error: EdgekitError) -> EdgekitError:
+        """Return why a runner is not used: of the engine, more is known here than that there is none."""
+        if name != "tensorrt":
+            return error
+        if self._problem is not None:
+            return self._problem
+        if self.builds_beside:
+            return RunnerError("its engine is being built")
+        if error.code == "no_engine" and not self._config.build_engine:
+            hint = f"{error.hint}; or have the daemon do it: `generation.build_engine: true`, and no `--no-build`"
+            return RunnerError(f"{error.message}, and {_OFF}", hint=hint, code=error.code)
+        return error
 
     def _reject(self, error: EdgekitError) -> None:
         if self.build is not None and self._stored is not None:

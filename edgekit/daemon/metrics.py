@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from edgekit import __version__
 from edgekit.daemon.build_state import PHASES, BuildState
 from edgekit.daemon.key_metrics import KeyMetrics
+from edgekit.daemon.readings import AnswerTotals
 from edgekit.errors import EdgekitError
 from edgekit.generation.engine.engine import EngineStats
 from edgekit.generation.model import ModelInfo
@@ -58,10 +59,12 @@ class Metrics:
 
     Attributes:
         by_key: Those of each API key.
+        totals: The answers that have ended.
     """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.totals = AnswerTotals()
         self._requests = self._counter(
             "edgekit_requests", "Requests completed, by outcome: a finish reason or an error code.", "outcome"
         )
@@ -202,6 +205,7 @@ class Metrics:
             self._requests.labels(transport, event.error.code).inc()
             return
         usage, timings = event.usage, event.timings
+        self.totals.add(usage, timings)
         self._requests.labels(transport, event.reason).inc()
         self._prompt_tokens.labels(transport).inc(usage.prompt_tokens)
         self._cached_tokens.labels(transport).inc(usage.cached_tokens)

@@ -7,13 +7,14 @@ from edgekit.bundle.manifest import ENGINE_DIALECTS
 from edgekit.config import GenerationConfig
 from edgekit.machine import probe
 from edgekit.recognition import recognise
+from edgekit.target import Target
 
-__all__ = ["gpu_capability", "may_have_engine"]
+__all__ = ["may_have_engine", "this_target"]
 
 
-def gpu_capability() -> str | None:
-    """Return the compute capability of this machine's GPU, `8.7`; None if it has none of NVIDIA's that is known."""
-    return recognise(probe()).compute_capability
+def this_target() -> Target:
+    """Return the target that this machine is; with a GPU of NVIDIA's that is known, it has a compute capability."""
+    return recognise(probe())
 
 
 def may_have_engine(bundle: Bundle, config: GenerationConfig) -> bool:

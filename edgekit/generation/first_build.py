@@ -11,15 +11,13 @@ from edgekit.config import GenerationConfig
 from edgekit.cores import usable_cores
 from edgekit.errors import EdgekitError, RunnerError
 from edgekit.generation.engine_wanted import may_have_engine
-from edgekit.machine import available_bytes, probe
+from edgekit.machine import available_bytes
 from edgekit.memory import GIB, RUNTIMES, SYSTEM_RESERVE
-from edgekit.recognition import recognise
-from edgekit.runners.tensorrt.build import open_chain
-from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
 from edgekit.runners.tensorrt.build_record import MAX_UNFINISHED, BuildRecords, record_key
 from edgekit.runners.tensorrt.limits import engine_limits
-from edgekit.runners.tensorrt.open import find_engine, library_of
+from edgekit.runners.tensorrt.open import check_driver, find_engine, library_of
 from edgekit.runners.tensorrt.prepare import BuildPlan, plan_build
+from edgekit.target import Target
 
 __all__ = ["FirstBuild", "plan_first_build"]
 
@@ -44,7 +42,7 @@ class FirstBuild:
 def plan_first_build(
     bundle: Bundle,
     config: GenerationConfig,
-    compute_capability: str | None,
+    here: Target,
     records: BuildRecords,
     *,
     draft: Bundle | None = None,
@@ -54,19 +52,21 @@ def plan_first_build(
     Args:
         bundle: The bundle, whose files are verified.
         config: The configuration.
-        compute_capability: Of this machine's GPU; None without one.
+        here: This machine.
         records: What became of earlier builds.
         draft: The draft model's bundle.
 
     Raises:
         EdgekitError: There is something to build, and it is not built; the message is the reason.
     """
-    if compute_capability is None or not may_have_engine(bundle, config):
+    capability = here.compute_capability
+    if capability is None or not may_have_engine(bundle, config):
         return None
-    here = recognise(probe())
     limits = engine_limits(bundle, here, context_length=config.context_length, parallel=config.parallel)
     try:
-        plan = plan_build(bundle, compute_capability=compute_capability, limits=limits, prefer=library_of(bundle))
+        # nvidia-smi finds GPUs in a container, too, that was given no driver to compute with.
+        check_driver()
+        plan = plan_build(bundle, compute_capability=capability, limits=limits, prefer=library_of(bundle))
     except EdgekitError as error:
         if error.code == "missing_extra":
             return None  # the reason why no engine is loaded, too
@@ -78,8 +78,7 @@ def plan_first_build(
     memory_bytes = None if config.runner == "tensorrt" else _beside(bundle, plan, draft)
     if memory_bytes is None:
         # Says so if it cannot be built at all.
-        chain, _ = open_chain(bundle.path, plan.limits)
-        choose_segments(chain, plan.library.name, batch=plan.limits.batch)
+        plan.choose_segments(available_bytes())
     return FirstBuild(plan, key, memory_bytes)
 
 
@@ -120,13 +119,11 @@ def _beside(bundle: Bundle, plan: BuildPlan, draft: Bundle | None) -> int | None
     if available is None:
         # Not Linux, where TensorRT does not exist: nothing is known that speaks against it.
         return 1 << 62
-    context, batch = plan.limits.context_length, plan.limits.batch
+    context = plan.limits.context_length
     model_bytes = sum(_loaded_bytes(one, context) for one in (bundle, draft) if one is not None)
     rest = int(available * (1 - SYSTEM_RESERVE)) - model_bytes
-    chain, _ = open_chain(bundle.path, plan.limits)
-    library = plan.library.name
     try:
-        count = choose_segments(chain, library, lambda: rest, batch=batch)
+        return plan.needed_bytes(plan.choose_segments(rest))
     except RunnerError:
         logger.info(
             "%.1f GiB are available, too little for the model (%.1f) and the builder of its engine: the engine is "
@@ -135,7 +132,6 @@ def _beside(bundle: Bundle, plan: BuildPlan, draft: Bundle | None) -> int | None
             model_bytes / GIB,
         )
         return None
-    return max(needed_bytes(part, library, batch=batch) for part in chain.cut(count))
 
 
 def _loaded_bytes(bundle: Bundle, context_length: int) -> int:

@@ -27,7 +27,7 @@ from edgekit.generation.prepared import PreparedRequest
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
 from edgekit.generation.tools import ANY_OBJECT, ToolFormat, find_format, find_reasoning
 from edgekit.generation.types import MODEL_SAMPLING, ChatRequest, Infill, Message, Sampling, Tool
-from edgekit.runners import LoadOptions, RunnerChoice, choose_runner
+from edgekit.runners import Explain, LoadOptions, RunnerChoice, choose_runner
 from edgekit.runners.base import Chunk, KvShare, Runner
 
 __all__ = ["ModelInfo", "TextModel", "load_model", "reload_model", "warm_up"]
@@ -293,6 +293,7 @@ def load_model(
     shares_cores: bool = False,
     kv_share: KvShare | None = None,
     accept: Callable[[Runner], None] | None = None,
+    explain: Explain | None = None,
 ) -> TextModel:
     """Load a bundle.
 
@@ -306,6 +307,7 @@ def load_model(
         shares_cores: Another model, such as a draft model, runs between this one's steps.
         kv_share: As for `open_runner`.
         accept: Called with a runner that has run a step; a `RunnerError` rejects it, and the next one is tried.
+        explain: As for `choose_runner`.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -334,7 +336,7 @@ def load_model(
     reasoning = find_reasoning(source or "", tokenizer.special_tokens)
     fill = find_fill_format(tokenizer)
     options = LoadOptions(length, threads, parallel, kv_bits=kv_bits, shares_cores=shares_cores, kv_share=kv_share)
-    choice = _choose_runner(bundle, options, runner, accept)
+    choice = _choose_runner(bundle, options, runner, accept, explain)
     loaded = choice.runner
     return TextModel(
         info=ModelInfo(
@@ -434,7 +436,11 @@ def reload_model(
 
 
 def _choose_runner(
-    bundle: Bundle, options: LoadOptions, runner: str, accept: Callable[[Runner], None] | None
+    bundle: Bundle,
+    options: LoadOptions,
+    runner: str,
+    accept: Callable[[Runner], None] | None,
+    explain: Explain | None = None,
 ) -> RunnerChoice:
     """Load the artifact into the first runner that works."""
     manifest = bundle.manifest
@@ -445,7 +451,9 @@ def _choose_runner(
         if accept is not None:
             accept(loaded)
 
-    return choose_runner(bundle.path, artifact.kind, artifact.dialect, options, runner=runner, accept=check)
+    return choose_runner(
+        bundle.path, artifact.kind, artifact.dialect, options, runner=runner, accept=check, explain=explain
+    )
 
 
 def _relaxed(tool: Tool) -> Tool:

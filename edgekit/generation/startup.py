@@ -26,6 +26,7 @@ from edgekit.generation.speculative.draft_bundle import open_draft
 from edgekit.jetson.energy import EnergyMeter
 from edgekit.machine import available_bytes, gpu_free_bytes
 from edgekit.memory import MIB, RUNTIMES, SYSTEM_RESERVE
+from edgekit.runners import Explain
 from edgekit.runners.base import KvNeed, KvShare, Runner
 
 __all__ = ["MemoryPlan", "kv_share", "load_other_runner", "open_model", "plan_memory", "serve_within", "start_worker"]
@@ -34,7 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_model(
-    bundle: Bundle, config: GenerationConfig, progress: HashProgress | None = None, *, draft: Bundle | None = None
+    bundle: Bundle,
+    config: GenerationConfig,
+    progress: HashProgress | None = None,
+    *,
+    draft: Bundle | None = None,
+    explain: Explain | None = None,
 ) -> TextModel:
     """Check and load a bundle as configured, with its draft model if one is configured.
 
@@ -43,6 +49,7 @@ def open_model(
         config: The configuration.
         progress: Called while the bundles' files are hashed: the first time, and after a change.
         draft: The draft model's bundle, if it has been opened already.
+        explain: As for `choose_runner`, for the model.
 
     Raises:
         IncompatibleBundleError: A bundle was made for other targets.
@@ -66,6 +73,7 @@ def open_model(
         shares_cores=draft is not None,
         kv_share=kv_share(bundle, config, draft),
         accept=lambda runner: check_first_load(bundle, runner),
+        explain=explain,
     )
     if draft is None:
         return model

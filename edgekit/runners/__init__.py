@@ -13,6 +13,7 @@ from edgekit.runners.base import KvShare, Runner
 from edgekit.runners.candidates import Candidate, LoadOptions, Offer, candidates
 
 __all__ = [
+    "Explain",
     "LoadOptions",
     "Rejected",
     "RunnerChoice",
@@ -25,6 +26,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Explain = Callable[[str, EdgekitError], EdgekitError]
+"""Takes the name of a runner and why it cannot be used, and returns the reason that the user is told."""
 
 _NO_FLOAT32_ATTENTION = "onnxruntime's CUDA provider has no attention in float32: export the model for `rtx` or an Orin"
 
@@ -112,6 +116,7 @@ def choose_runner(
     *,
     runner: str = "auto",
     accept: Callable[[Runner], None] | None = None,
+    explain: Explain | None = None,
 ) -> RunnerChoice:
     """Load an artifact into the first runner that works, and say why those before it do not; see `open_runner`.
 
@@ -125,6 +130,7 @@ def choose_runner(
         options: Its other arguments.
         runner: As for `open_runner`.
         accept: Called with a loaded runner; a `RunnerError` rejects it, and the next one is tried.
+        explain: Replaces the reasons of runners that cannot be used by those of a caller who knows more.
     """
     if options.kv_bits is not None and kind != "mlx":
         raise ConfigError(
@@ -142,7 +148,9 @@ def choose_runner(
             raise
         return loaded
 
-    offer, loaded, rejected = _first(named_candidates(kind, dialect, runner), folder, dialect, load, runner=runner)
+    offer, loaded, rejected = _first(
+        named_candidates(kind, dialect, runner), folder, dialect, load, runner=runner, explain=explain
+    )
     why = f"; not on {', '.join(map(str, rejected))}" if rejected else ""
     hint = f" (hint: {rejected[0].hint})" if rejected and rejected[0].hint else ""
     logger.info("running on %s%s%s", offer.label, why, hint)
@@ -162,7 +170,13 @@ def expected_runner(folder: Path, kind: str, dialect: str, *, runner: str = "aut
 
 
 def _first(
-    listed: Sequence[Candidate], folder: Path, dialect: str, use: Callable[[Offer], T], *, runner: str
+    listed: Sequence[Candidate],
+    folder: Path,
+    dialect: str,
+    use: Callable[[Offer], T],
+    *,
+    runner: str,
+    explain: Explain | None = None,
 ) -> tuple[Offer, T, tuple[Rejected, ...]]:
     """The first offer that can be used, what came of that, and why those before it were rejected."""
     failures: list[EdgekitError] = []
@@ -174,7 +188,7 @@ def _first(
         if len(listed) > 1:
             # Its frames hold what was loaded, for which the next runner needs the memory.
             result.__traceback__ = result.__cause__ = result.__context__ = None
-        failures.append(result)
+        failures.append(result if explain is None else explain(candidate.name, result))
     raise _nothing_runs(listed, failures, runner)
 
 

@@ -121,9 +121,9 @@ def candidates(kind: str, dialect: str) -> tuple[Candidate, ...]:
 def _tensorrt(folder: Path, dialect: str) -> Offer:  # noqa: ARG001
     from edgekit.runners.tensorrt.open import check_driver, find_engine, open_engine
 
-    bundle, stored = find_engine(folder)
-    # An engine for another machine may be in the store of one that has no GPU.
+    # First, because no engine helps without it: one for another machine may be in the store, or none was built.
     check_driver()
+    bundle, stored = find_engine(folder)
 
     def load(options: LoadOptions) -> Runner:
         return open_engine(bundle, stored, **options.common(), kv_share=options.kv_share)

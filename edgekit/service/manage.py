@@ -13,7 +13,7 @@ from edgekit.errors import EdgekitError
 from edgekit.service import launchd, systemd
 from edgekit.service.spec import Scope, ServiceSpec, check
 
-__all__ = ["Installed", "ServiceStatus", "install", "service_file", "status", "uninstall"]
+__all__ = ["Installed", "ServiceStatus", "install", "installed_file", "service_file", "status", "uninstall"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,17 @@ def install(spec: ServiceSpec, *, root: Path | None = None, start: bool = True) 
     return Installed(path, started=True, hint=linger)
 
 
+def installed_file(scope: Scope, root: Path | None = None) -> Path | None:
+    """Return the unit or property list of an installed service; None if none is installed.
+
+    Args:
+        scope: Its scope.
+        root: The image that it is in; None for this machine.
+    """
+    path = launchd.plist_path(scope, root) if _on_macos() else systemd.unit_path(scope, root)
+    return path if path.exists() or path.is_symlink() else None
+
+
 def uninstall(scope: Scope = "system", *, root: Path | None = None) -> Path | None:
     """Stop and disable the service and remove its file; stored data stays.
 
@@ -117,8 +128,8 @@ def uninstall(scope: Scope = "system", *, root: Path | None = None) -> Path | No
     Raises:
         EdgekitError: Permission denied, a service file that edgekit did not write, or the service manager failed.
     """
-    path = launchd.plist_path(scope, root) if _on_macos() else systemd.unit_path(scope, root)
-    if not path.exists() and not path.is_symlink():
+    path = installed_file(scope, root)
+    if path is None:
         return None
     _check_ours(path)
     if root is None:

@@ -14,13 +14,13 @@ from typing import Any
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME
 from edgekit.config import MAX_PARALLEL
-from edgekit.cores import usable_cores
 from edgekit.errors import ConfigError, EdgekitError, ExportError, IncompatibleBundleError, option
 from edgekit.export.architectures import describe
-from edgekit.export.architectures.decoder import Decoder, Layer, Linear
+from edgekit.export.architectures.decoder import Decoder, Linear
 from edgekit.export.checkpoints.files import read_json
 from edgekit.export.checks import check_export
 from edgekit.export.options import ExportOptions
+from edgekit.export.planning.memory_plan import Artifact, memory_plan, notes_on_batch
 from edgekit.export.planning.model_facts import ModelFacts, model_facts
 from edgekit.export.progress import Report, silent
 from edgekit.export.quantization.grid import GroupedTensor
@@ -28,17 +28,12 @@ from edgekit.export.recipes.recipe import METHODS, recipe_for
 from edgekit.export.writers.limits import check_support
 from edgekit.export.writers.sizes import Rows, Sizes, predicted_sizes, runner_for, sizes_of_files
 from edgekit.machine import user_path
-from edgekit.memory import GIB, RUNTIMES, Footprint, Plan, Shapes, tokens_per_s
+from edgekit.memory import GIB, RUNTIMES, Plan, tokens_per_s
 from edgekit.profile import ENGINES, FALLBACK
-from edgekit.runners.tensorrt.memory import engine_footprint, planned_tensors
 from edgekit.target import Target, load_target, load_targets
 
 __all__ = ["ModelPlan", "check_plan", "note_on_context", "plan_model", "with_max_memory"]
 
-# The context to plan for if none is requested and none fits.
-_MIN_CONTEXT = 2048
-# mlx-lm's KV cache of sliding-window layers holds only the window.
-_WINDOWED_BY_MLX = {"gemma3_text"}
 _GROUP_SIZES = (64, 128)
 _REORDERED = (
     "the checkpoint's GPTQ codes cannot be kept, because desc_act reordered the inputs of its groups: its matrices "
@@ -58,9 +53,11 @@ class ModelPlan:
         recipe: The artifact's recipe.
         sizes: The artifact's sizes.
         plan: The memory needed and available.
+        batch: Sequences that an engine decodes in one execution; with more than one it holds the weights twice.
         advice: Changes that would make it fit; the effect of each was computed. `spell_options` spells the options
             that it mentions.
         notes: What the export will do that the user may not expect.
+        engine_notes: What the device will do when it builds an engine; options as in `advice`.
     """
 
     name: str
@@ -70,8 +67,10 @@ class ModelPlan:
     recipe: str
     sizes: Sizes
     plan: Plan
+    batch: int = 1
     advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    engine_notes: tuple[str, ...] = ()
 
     @property
     def needs_engine(self) -> bool:
@@ -99,6 +98,7 @@ class ModelPlan:
             "recipe": self.recipe,
             "context": plan.context,
             "parallel": plan.parallel,
+            "batch": self.batch,
             "model_context": plan.max_context,
             "fits": plan.fits,
             "bytes": {
@@ -117,7 +117,7 @@ class ModelPlan:
             "bytes_read_per_token": self.sizes.read_per_token,
             "ceiling_tokens_per_s": {str(context): self.ceiling(context) for context in (0, plan.context)},
             "advice": list(self.advice),
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.engine_notes],
         }
 
 
@@ -188,9 +188,11 @@ def _plan_checkpoint(
     if options.fit_bytes is not None:
         sizes = sizes.with_8_bits(options.fit_bytes)
     runner = runner_for(target, target.dialect, sizes, runner)
-    footprint = _footprint(decoder, sizes, runner, RUNTIMES[runner].kv_element)
-    plan = _memory_plan(footprint, target, options.context_length, longest, parallel)
-    return ModelPlan(facts.name, facts.basis, target, runner, options.recipe, sizes, plan, notes=tuple(notes.values()))
+    artifact = Artifact(decoder, sizes, sizes.resident(runner), runner, RUNTIMES[runner].kv_element)
+    plan, batch = memory_plan(artifact, target, options.context_length, longest, parallel)
+    named = (facts.name, facts.basis, target, runner, options.recipe, sizes)
+    on_batch = notes_on_batch(artifact, plan, batch, options.context_length or longest)
+    return ModelPlan(*named, plan, batch, notes=tuple(notes.values()), engine_notes=on_batch)
 
 
 def _notes_on_context(decoder: Decoder, options: ExportOptions) -> dict[str, str]:
@@ -230,51 +232,13 @@ def _plan_bundle(
     element = RUNTIMES[runner].kv_element
     if artifact.dialect == "optimum":
         element = max(1, manifest.memory.kv_cache_per_token // max(1, decoder.kv_bytes_per_token(1)))
-    footprint = _footprint(decoder, sizes, runner, element)
-    plan = _memory_plan(footprint, target, context, longest, parallel)
+    # For an engine, the figure that the device reckons with when it builds.
+    weights = manifest.memory.weights if runner in ENGINES else sizes.resident(runner)
+    bundled = Artifact(decoder, sizes, weights, runner, element)
+    plan, batch = memory_plan(bundled, target, context, longest, parallel)
     recipe = str(manifest.recipe.get("method", "unknown"))
-    return ModelPlan(manifest.name, "the bundle's files", target, runner, recipe, sizes, plan)
-
-
-def _footprint(decoder: Decoder, sizes: Sizes, runner: str, element: int) -> Footprint:
-    shapes = Shapes(
-        decoder.hidden_size,
-        decoder.intermediate_size,
-        decoder.num_heads,
-        decoder.vocab_size,
-        decoder.num_kv_heads,
-        decoder.head_dim,
-    )
-    if runner in ENGINES:
-        masks = dict.fromkeys("attention_mask" if one.window is None else "window_mask" for one in decoder.layers)
-        tensors = planned_tensors(
-            layers=len(decoder.layers), shapes=shapes, masks=tuple(masks), context_length=decoder.max_position
-        )
-        return engine_footprint(tensors, shapes, runner, weights=sizes.resident(runner))
-    one_layer = decoder.kv_bytes_per_token(element) // len(decoder.layers)
-    spans = [layer.window for layer in decoder.layers if _windowed(decoder, layer, runner)]
-    return RUNTIMES[runner].footprint(
-        shapes,
-        weights=sizes.resident(runner),
-        kv_per_token=one_layer * (len(decoder.layers) - len(spans)),
-        windows=tuple((one_layer, span or 0) for span in spans),
-        # These runners keep only the context's rows of the RoPE tables; for others the tables count as weights.
-        rope_per_token=sizes.rope // decoder.max_position if runner in {"cpu", "onnxruntime"} else 0,
-        # The number of cores of the device is unknown: this machine's is used.
-        threads=usable_cores(),
-    )
-
-
-def _windowed(decoder: Decoder, layer: Layer, runner: str) -> bool:
-    return runner == "mlx" and layer.window is not None and decoder.model_type in _WINDOWED_BY_MLX
-
-
-def _memory_plan(footprint: Footprint, target: Target, context: int | None, longest: int, parallel: int) -> Plan:
-    memory = None if target.memory_gib is None else int(target.memory_gib * GIB)
-    plan = Plan(footprint, context or longest, parallel, longest, memory, int(target.reserve_gib * GIB))
-    if context is None and plan.fits is False:
-        return replace(plan, context=plan.longest_context(parallel) or min(_MIN_CONTEXT, longest))
-    return plan
+    named = (manifest.name, "the bundle's files", target, runner, recipe, sizes)
+    return ModelPlan(*named, plan, batch, engine_notes=notes_on_batch(bundled, plan, batch, context or longest))
 
 
 def _context_advice(planned: ModelPlan) -> Iterator[str]:

@@ -154,6 +154,7 @@ def test_threads_share_a_model(model: edgekit.Model) -> None:
     ("parameters", "param"),
     [
         ({"temprature": 1}, "temprature"),
+        ({"colour": 1}, "colour"),
         ({"temperature": 9}, "temperature"),
         ({"n": 2}, "n"),
         ({"stop": ["x" * 257]}, "stop"),
@@ -210,6 +211,7 @@ def test_the_typed_parameters_are_those_that_the_http_api_takes() -> None:
 
     # Other servers' spellings work too, but are not offered; streaming and the number of answers are not the caller's.
     elsewhere = {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "repeat_penalty", "reasoning_effort"}
+    elsewhere |= {"enable_thinking", "thinking", "thinking_budget", "reasoning", "reasoning_budget"}
     elsewhere |= {"n_predict", "grammar", "add_generation_prompt", "verbosity"}
     ours = {"best_of", "model", "stream", "stream_options", "n", "messages", "prompt", "max_completion_tokens"}
     for typed, body in ((ChatParameters, chat.ChatBody), (CompletionParameters, completion.CompletionBody)):

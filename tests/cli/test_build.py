@@ -52,6 +52,7 @@ def test_an_engine_is_built_once_and_found_again(orin: Path, cache: Path) -> Non
     assert (again["path"], again["build"]) == (first["path"], None)
     done = edgekit("build", orin, *SMALL)
     assert "in 2 segments, tensorrt_rtx" in done.stdout
+    assert "for compute capability 8.7 (built for 8.6: the library has no kernels of its own for 8.7)" in done.stdout
     assert "there already" in done.stdout
     # It stands in for TensorRT in these tests; on a Jetson its engines do not load.
     assert "tensorrt_rtx builds for other devices than jetson-orin" in done.stderr
@@ -87,10 +88,14 @@ def test_an_engine_is_built_for_another_machine_which_takes_it(orin: Path, cache
         file.write(b"damage")
     options = ("--compute-capability", "8.9", "--from")
     assert "is damaged" in edgekit("build", orin, *SMALL, *options, damaged, check=False).stderr
-    assert "its context length is" in edgekit("build", orin, "--context", "40", *options, engine, check=False).stderr
+    assert "its context length is" in edgekit("build", orin, "--context", "72", *options, engine, check=False).stderr
     # Without a word about it, whatever the other machine chose.
     taken = json.loads(edgekit("build", orin, *options, engine, "--json").stdout)
-    assert (taken["build"], taken["engine"]) == (None, made["engine"])
+    assert (taken["build"], taken["fetched"], taken["engine"]) == (None, True, made["engine"])
+    assert f"there already: nothing was copied from {engine}" in edgekit("build", orin, *options, engine).stdout
+    # Although one that fits is there.
+    gone = edgekit("build", orin, *options, tmp_path / "gone", check=False).stderr
+    assert f"error: there is no folder {tmp_path / 'gone'}\n\nhint: name the folder that has engine.json" in gone
     assert build(orin, "--compute-capability", "8.9")["build"] is None
     assert [path.name for path in (cache / "engines").iterdir() if path.is_dir() and path.name == "building"] == []
 
@@ -100,8 +105,10 @@ def test_a_mistake_is_one_line(orin: Path, cache: Path, tmp_path: Path) -> None:
         (("--segments", "9"), "can be cut into at most 4 segments, not 9"),
         (("--compute-capability", "orin"), "`orin` is not a compute capability"),
         (("--compute-capability", "7.2"), "does not build for compute capability 7.2"),
-        (("--context", "257"), "--context must be between 1 and 256, not 257"),
+        (("--context", "257"), "--context must be between 64 and 256, not 257"),
+        (("--context", "63"), "--context must be between 64 and 256, not 63"),
         (("--from", str(tmp_path)), "has no engine.json"),
+        (("--output", f"{orin}/engines/orin"), "is inside the bundle"),
         (("--from", "a", "--output", "b"), "--from and --output exclude each other"),
     ):
         done = edgekit("build", orin, *SMALL, *options, check=False)

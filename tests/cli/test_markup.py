@@ -14,7 +14,7 @@ from rich.text import Text
 from edgekit import doctor
 from edgekit.bundle.bundle import open_bundle
 from edgekit.bundle.manifest import MANIFEST_NAME
-from edgekit.cli.output import console, progress_bar, stderr
+from edgekit.cli.console import console, progress_bar, stderr
 from tests.conftest import edgekit
 from tests.generation.bundles import tiny_bundle
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import RunnerError
+from edgekit.errors import EdgekitError, RunnerError
 from edgekit.runners import self_test
+from edgekit.runners.cuda.driver import check_driver
 from tests.conftest import Export, edgekit
 
 
@@ -42,8 +43,13 @@ def test_one_runner_is_named(for_orin: Path) -> None:
 def test_a_runner_that_cannot_run_here_says_why_and_what_to_do(for_orin: Path) -> None:
     done = edgekit("verify", for_orin, "--run", "--runner", "tensorrt", check=False)
     assert done.returncode == 1
-    assert f"not run by a TensorRT engine: no engine was built (hint: edgekit build {for_orin})" in done.stdout
-    assert done.stderr.splitlines()[-1] == f"hint: edgekit build {for_orin}"
+    reason, hint = "no engine was built", f"edgekit build {for_orin}"
+    try:
+        check_driver()
+    except EdgekitError as error:
+        reason, hint = error.message, str(error.hint)
+    assert f"not run by a TensorRT engine: {reason} (hint: {hint})" in done.stdout
+    assert done.stderr.splitlines()[-1] == f"hint: {hint}"
 
 
 def test_a_runner_of_other_bundles_and_one_without_run_are_mistakes(bundle: Path) -> None:

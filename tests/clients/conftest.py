@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-__all__ = ["ClientNode", "ClientPython"]
+from edgekit.daemon.http.server import HttpServer
+
+__all__ = ["ClientNode", "ClientPython", "ended"]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
@@ -23,6 +26,13 @@ ClientPython = Callable[..., Any]
 
 ClientNode = Callable[..., Any]
 """Runs `programs/NAME.mjs ARGUMENTS…` with Node.js and returns what it prints, which is JSON."""
+
+
+def ended(server: HttpServer, outcome: str) -> int:
+    """Return how many requests of a daemon have ended with an outcome, by its own count."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    counts = [line for line in lines if line.startswith("edgekit_requests_total{") and f'outcome="{outcome}"' in line]
+    return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
 
 @pytest.fixture(scope="session")
@@ -48,27 +58,33 @@ def client_python(clients_interpreter: Path) -> ClientPython:
 @pytest.fixture(scope="session")
 def client_node(clients_interpreter: Path) -> ClientNode:
     """Runs one of the programs for Node.js; see `ClientNode`."""
-    folder, node = clients_interpreter.parents[1] / "node", shutil.which("node")
+    folder, own = clients_interpreter.parents[1] / "node", clients_interpreter.with_name("node")
+    node = str(own) if own.exists() else shutil.which("node")
     if node is None or not (folder / "node_modules").is_dir():
-        pytest.skip("no client libraries for Node.js: scripts/test installs them if npm is there")
+        pytest.skip("no client libraries for Node.js: scripts/test installs them if it reaches a registry of npm")
 
     def run(program: str, *arguments: object) -> Any:
         # Node.js looks for libraries beside a program.
         copy = folder / f"{program}-{os.getpid()}.mjs"
         shutil.copyfile(PROGRAMS / f"{program}.mjs", copy)
         try:
-            return _json([node, copy, *map(str, arguments)])
+            return _json([node, copy, *map(str, arguments)], path=own.parent)
         finally:
             copy.unlink()
 
     return run
 
 
-def _json(command: Sequence[str | Path]) -> Any:
-    """Run a program and return what it prints."""
+def _json(command: Sequence[str | Path], path: Path | None = None) -> Any:
+    """Run a program and return what it prints; programs that it runs are looked for in the folder `path` first."""
+    found = [str(path)] if path else []
     done = subprocess.run(
         command,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "NO_COLOR": "1"},
+        env={
+            "PATH": os.pathsep.join([*found, os.environ["PATH"]]),
+            "HOME": os.environ.get("HOME", "/"),
+            "NO_COLOR": "1",
+        },
         capture_output=True,
         text=True,
         timeout=240,

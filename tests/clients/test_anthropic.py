@@ -107,7 +107,7 @@ def test_what_a_coding_agent_sends_is_accepted(found: dict[str, Any]) -> None:
 def test_errors_are_anthropics(found: dict[str, Any]) -> None:
     bad = ["BadRequestError", "error", "invalid_request_error"]
     missing = ["NotFoundError", "error", "not_found_error"]
-    assert found["errors"] == [missing, bad, bad, bad, bad, missing]
+    assert found["errors"] == [missing, bad, bad, bad, missing]
 
 
 def test_a_closed_stream_cancels_the_request(found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Clients of Ollama's API: each chats, streams, calls tools, obeys a schema and sees an error."""
+"""Clients of Ollama's API that are programs or run on Node.js; `test_features.py` has those for Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from edgekit.daemon.http.server import HttpServer
-from tests.clients.conftest import ClientNode, ClientPython
+from tests.clients.conftest import ClientNode, ClientPython, ended
+from tests.daemon.mqtt.conftest import eventually
 from tests.scripted import scripted_model, serving, tool_call
 
 pytestmark = pytest.mark.clients
@@ -31,19 +32,9 @@ def server() -> Iterator[HttpServer]:
         yield running
 
 
-def test_langchains_client(server: HttpServer, client_python: ClientPython) -> None:
-    found = client_python("langchain_ollama_chat", server.url)
-    assert found == {
-        "text": "Paris.",
-        "streamed": "Paris.",
-        "called": [["weather", ORLEANS]],
-        "structured": ORLEANS,
-        "error": "404 model `other` is not served here (this daemon serves `scripted`)",
-        "completed": "Paris.",
-    }
-
-
-def test_ollamas_client_for_javascript(server: HttpServer, client_node: ClientNode) -> None:
+def test_ollamas_client_for_javascript_chats_streams_calls_tools_obeys_a_schema_sees_errors_and_cancels(
+    server: HttpServer, client_node: ClientNode
+) -> None:
     assert client_node("ollama_js", server.url) == {
         "text": "Paris.",
         "streamed": "Paris.",
@@ -53,24 +44,12 @@ def test_ollamas_client_for_javascript(server: HttpServer, client_node: ClientNo
         "stopped": "AbortError",
         "listed": ["scripted:latest"],
     }
+    assert eventually(lambda: ended(server, "cancelled") == 1, 60)
 
 
 @pytest.mark.slow
-def test_continues_command_line(server: HttpServer, client_node: ClientNode) -> None:
+def test_continues_command_line_chats(server: HttpServer, client_node: ClientNode) -> None:
     assert client_node("continue_cli", server.url) == {"ollama": "Paris.", "openai": "Paris."}
-
-
-@pytest.mark.slow
-def test_litellms_providers(server: HttpServer, client_python: ClientPython) -> None:
-    found = client_python("litellm_ollama", server.url)
-    assert "not served here" in found.pop("error")
-    assert found == {
-        "text": "Paris.",
-        "streamed": "Paris.",
-        "called": [["weather", ORLEANS]],
-        "structured": ORLEANS,
-        "generated": "Paris.",
-    }
 
 
 @pytest.mark.slow

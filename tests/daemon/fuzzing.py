@@ -15,7 +15,7 @@ from edgekit.daemon.api.llama_server import LlamaCompletionBody as LlamaCompleti
 from edgekit.daemon.api.messages import ChatMessage
 from edgekit.daemon.api.ollama import OllamaChatBody as OllamaChat
 from edgekit.daemon.api.ollama import OllamaGenerateBody as OllamaGenerate
-from edgekit.daemon.api.ollama import _Options as OllamaOptions
+from edgekit.daemon.api.ollama import OllamaOptions
 from edgekit.daemon.api.ollama_messages import OllamaMessage
 from edgekit.daemon.api.other_fields import CHAT_NOOP, COMPLETION_NOOP, IGNORED
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from edgekit.config import DaemonConfig, GenerationConfig, HttpConfig
-from edgekit.daemon import app
+from edgekit.daemon import device
 from edgekit.daemon.app import Daemon
 from edgekit.daemon.device import device_metrics, device_status
 from edgekit.daemon.metrics import Metrics
@@ -98,7 +98,7 @@ def test_a_daemon_on_a_jetson_shows_its_metrics_and_the_energy_of_answers_and_el
     # However late the meter's thread is on a busy machine.
     monkeypatch.setattr(energy, "_STALE_S", 600.0)
     for root in (write_nano(tmp_path / "nano"), tmp_path / "pc"):
-        monkeypatch.setattr(app, "find_jetson", lambda root=root: find_jetson(root))
+        monkeypatch.setattr(device, "find_jetson", lambda root=root: find_jetson(root))
         daemon = Daemon(config)
         try:
             daemon.start()

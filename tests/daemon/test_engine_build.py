@@ -28,14 +28,20 @@ pytestmark = pytest.mark.broker
 
 WITHIN_S = 240.0
 
-# `edgekit serve`, on a machine with a card whose driver is missing: the builder needs none.
+# `edgekit serve`, on a machine with a card. Its driver is missing, which is only found when the engine is loaded: the
+# builder needs none.
 SERVE = """
 import logging, os, sys
+from dataclasses import replace
 from pathlib import Path
 from edgekit.config import load_config
 from edgekit.daemon.app import Daemon
+from edgekit.generation import first_build
+from edgekit.generation.engine_wanted import this_target
+first_build.check_driver = lambda: None
+card = lambda: replace(this_target(), compute_capability="8.6")
 logging.basicConfig(level="INFO")
-Daemon(load_config(Path(sys.argv[1]), env=os.environ, overrides={}), find_gpu=lambda: "8.6").run()
+Daemon(load_config(Path(sys.argv[1]), env=os.environ, overrides={}), find_target=card).run()
 """
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from edgekit.config import DaemonConfig, GenerationConfig, HttpConfig, MqttConfig
 from edgekit.daemon import engine_switch
 from edgekit.daemon.app import Daemon
 from edgekit.daemon.retry import StoppedError
@@ -24,58 +22,12 @@ from edgekit.runners.base import Chunk
 from edgekit.runners.cpu.select import Unavailable
 from edgekit.runners.tensorrt.build_record import FILE, MAX_UNFINISHED
 from tests.broker import Broker, Caller
+from tests.daemon.conftest import MakeDaemon
 from tests.daemon.mqtt.conftest import REQUEST, eventually
 from tests.runners.cuda.driver_double import DriverDouble
-from tests.runners.tensorrt.builder_double import CAPABILITY, BuilderDouble, export_two, machine_with_tensorrt
+from tests.runners.tensorrt.builder_double import BuilderDouble
 
 WITHIN_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_two(tmp_path_factory.mktemp("exported"))
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
-    with machine_with_tensorrt(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def builder(machine: tuple[BuilderDouble, DriverDouble]) -> BuilderDouble:
-    return machine[0]
-
-
-@pytest.fixture
-def driver(machine: tuple[BuilderDouble, DriverDouble]) -> DriverDouble:
-    return machine[1]
-
-
-MakeDaemon = Callable[..., Daemon]
-
-
-@pytest.fixture
-def make_daemon(exported: Path, tmp_path: Path, builder: BuilderDouble) -> Iterator[MakeDaemon]:
-    """Returns a function that makes a daemon on a machine with a GPU; all share a copy of the bundle."""
-    made: list[Daemon] = []
-    bundle = Path(shutil.copytree(exported / "bundle", tmp_path / "bundle"))
-
-    def make(mqtt_port: int | None = None, **options: Any) -> Daemon:
-        options = {"threads": 1, "parallel": 3, "context_length": 128, "ignore_compatible": True, **options}
-        config = DaemonConfig(
-            bundle=bundle,
-            http=HttpConfig(port=0),
-            mqtt=MqttConfig() if mqtt_port is None else MqttConfig(host="127.0.0.1", port=mqtt_port, device_id="box"),
-            generation=GenerationConfig(**options),
-        )
-        made.append(Daemon(config, find_gpu=lambda: CAPABILITY))
-        return made[-1]
-
-    yield make
-    builder.go_on.set()
-    for daemon in made:
-        daemon.stop(drain_s=0.0)
 
 
 def url(daemon: Daemon) -> str:
@@ -338,27 +290,6 @@ def test_if_neither_runner_can_be_loaded_the_daemon_says_so_to_everyone_and_is_u
     assert ready(daemon) == (503, "generation has failed\n")
 
 
-def test_a_build_that_does_not_fit_beside_the_model_is_made_before_it_is_loaded(
-    make_daemon: MakeDaemon, builder: BuilderDouble, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Enough for the builder of a tiny model, and not for the model's runner too.
-    monkeypatch.setattr(first_build, "available_bytes", lambda: int(0.99 * GIB))
-    daemon = make_daemon()
-    starting = threading.Thread(target=daemon.start)
-    starting.start()
-    assert eventually(lambda: daemon._http is not None and daemon._http.port != 0, WITHIN_S)
-    assert eventually(lambda: ready(daemon) == (503, "building the TensorRT engine, 37 %\n"), WITHIN_S)
-    refused = httpx.post(f"{url(daemon)}/v1/completions", json={"prompt": "Hello"}, timeout=30)
-    assert refused.status_code == 503
-    assert refused.json()["error"]["code"] == "not_ready"
-    assert "building the TensorRT engine, 37 %" in refused.json()["error"]["message"]
-    assert daemon._watchdog.healthy
-    builder.go_on.set()
-    starting.join(WITHIN_S)
-    assert ready(daemon) == (200, "ready, on tensorrt (10.3.0)\n")
-    ask(daemon)
-
-
 @pytest.mark.parametrize(
     ("code", "again", "beside"),
     [
@@ -469,11 +400,8 @@ def test_an_unexpected_error_leaves_the_daemon_answering_and_says_so(
     ask(daemon)
 
 
-@pytest.mark.parametrize("options", [{"build_engine": False}, {"runner": "cpu"}])
-def test_nothing_is_built_where_it_is_switched_off(
-    make_daemon: MakeDaemon, builder: BuilderDouble, options: dict[str, Any]
-) -> None:
-    daemon = make_daemon(**options)
+def test_nothing_is_built_where_another_runner_is_fixed(make_daemon: MakeDaemon, builder: BuilderDouble) -> None:
+    daemon = make_daemon(runner="cpu")
     daemon.start()
     assert not building(daemon)
     assert ready(daemon)[1].startswith("ready, on cpu (")

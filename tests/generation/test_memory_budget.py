@@ -113,6 +113,6 @@ def test_no_token_fits_a_budget_that_the_drafts_alone_exceed() -> None:
 
 
 def test_the_memory_for_grammars_follows_the_vocabulary() -> None:
-    # Measured with llguidance 1.9.1, while they are built: 76 MiB of 151,936 tokens.
-    assert grammar_bytes(151_936) == pytest.approx(76 * MIB, rel=0.06)
-    assert grammar_bytes(49_152) == pytest.approx(26 * MIB, rel=0.06)
+    # Measured with llguidance 1.9.1, while they are built: 55 MiB of 151,936 tokens.
+    assert grammar_bytes(151_936) == pytest.approx(55 * MIB, rel=0.12)
+    assert grammar_bytes(49_152) == pytest.approx(20 * MIB, rel=0.06)

@@ -198,11 +198,16 @@ def test_a_real_systemd_starts_the_unit_confines_it_and_restarts_it_when_it_hang
 # `edgekit serve`, on a machine with a card whose driver is missing: the builder needs none.
 BUILDING = """#!/opt/py/bin/{python}
 import logging, os
+from dataclasses import replace
 from edgekit.config import load_config
 from edgekit.daemon.app import Daemon
+from edgekit.generation import first_build
+from edgekit.generation.engine_wanted import this_target
+first_build.check_driver = lambda: None
+card = lambda: replace(this_target(), compute_capability="8.6")
 logging.basicConfig(level="INFO")
 overrides = {{"bundle": "/opt/built", "generation.ignore_compatible": True, "generation.context_length": 64}}
-Daemon(load_config(None, env=os.environ, overrides=overrides), find_gpu=lambda: "8.6").run()
+Daemon(load_config(None, env=os.environ, overrides=overrides), find_target=card).run()
 """
 PROBE_BUILD = """#!/bin/bash
 exec >/probe/log 2>&1

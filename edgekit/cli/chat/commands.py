@@ -13,7 +13,7 @@ from edgekit.cli.chat.rendering import show_note
 from edgekit.cli.chat.session import Session, saved_chat
 from edgekit.cli.chat.settings import PARAMETERS
 from edgekit.cli.chat.typed import unquote
-from edgekit.cli.output import stderr
+from edgekit.cli.console import stderr
 from edgekit.errors import ConfigError, nearest
 from edgekit.generation.message_json import read_tools
 from edgekit.generation.types import ResponseFormat

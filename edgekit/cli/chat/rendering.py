@@ -6,7 +6,7 @@ import json
 import sys
 
 from edgekit.cli.chat.answering import AnswerEvent
-from edgekit.cli.output import print_delta, print_restart, stderr
+from edgekit.cli.console import print_delta, print_restart, stderr
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import Delta, Finished, Message, Restarted, ToolCall, ToolCallDelta
 

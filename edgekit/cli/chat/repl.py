@@ -9,8 +9,8 @@ from edgekit.cli.chat.rendering import show_error, show_finish, show_note
 from edgekit.cli.chat.session import Session
 from edgekit.cli.chat.turn import answer
 from edgekit.cli.chat.typed import is_command, unquote
+from edgekit.cli.console import stderr
 from edgekit.cli.input import check_text
-from edgekit.cli.output import stderr
 from edgekit.errors import EdgekitError
 from edgekit.generation.types import Message
 from edgekit.machine import state_folder

@@ -1,42 +1,49 @@
 """Parses bodies of Anthropic's Messages API into the one `ChatRequest`.
 
 What coding agents send besides is accepted where it asks for nothing here: cache breakpoints, betas, user ids, context
-management. Images, documents and tools that Anthropic's servers run are refused.
+management, tools that Anthropic's servers run, and what those returned. Images and documents are refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from edgekit.daemon.api.chat import Effort
-from edgekit.daemon.api.formats import read_schema_format
+from pydantic import SkipValidation
+
+from edgekit.daemon.api.anthropic_blocks import (
+    ANSWER_BLOCKS,
+    Block,
+    TextBlockParam,
+    ThinkingBlockParam,
+    ToolReferenceBlockParam,
+    ToolResultBlockParam,
+    ToolUseBlockParam,
+    read_blocks,
+)
+from edgekit.daemon.api.formats import FlatSchemaFormat, read_schema_format
+from edgekit.daemon.api.ignored import ignore
 from edgekit.daemon.api.json_body import check_values, decode
 from edgekit.daemon.api.messages import MAX_MESSAGES
+from edgekit.daemon.api.reasoning import Effort, Thinking
 from edgekit.daemon.api.tools import check_tool_name
-from edgekit.daemon.api.validation import Integer, Stop, Strict, read, renamed, unsupported
+from edgekit.daemon.api.validation import Integer, Stop, Strict, read, renamed
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Message, Sampling, Tool, ToolCall, ToolChoice
 
 __all__ = ["AnthropicCall", "MessagesBody", "parse_anthropic"]
 
 _NAMES: Mapping[str, str] = {"stop": "stop_sequences"}
-_DECORATION = frozenset({"cache_control", "citations"})
-
-
-class _Thinking(Strict):
-    ignored: ClassVar[frozenset[str]] = frozenset({"budget_tokens", "display"})
-
-    type: Literal["enabled", "disabled", "adaptive"]
 
 
 class _OutputConfig(Strict):
     ignored: ClassVar[frozenset[str]] = frozenset({"task_budget"})
 
     effort: Effort | None = None
-    format: Any = None
+    # `read_schema_format` reads it, and `output_format`.
+    format: SkipValidation[FlatSchemaFormat | None] = None
 
 
 class _ToolChoice(Strict):
@@ -58,10 +65,11 @@ class _Tool(Strict):
 
 
 class _Message(Strict):
-    ignored: ClassVar[frozenset[str]] = _DECORATION
+    ignored: ClassVar[frozenset[str]] = frozenset({"cache_control", "citations"})
 
     role: Literal["user", "assistant", "system"]
-    content: Any
+    # `read_blocks` reads it.
+    content: SkipValidation[str | list[Block]]
 
 
 class MessagesBody(Strict):
@@ -80,22 +88,32 @@ class MessagesBody(Strict):
             "speed",
         }
     )
-    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {"container": (), "fallbacks": ([],), "mcp_servers": ([],)}
+    noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "container": (),
+        "fallbacks": ([],),
+        "mcp_servers": ([],),
+        # Of OpenAI's API.
+        "max_completion_tokens": (),
+        "response_format": ({"type": "text"},),
+        "stop": ([], ""),
+    }
 
     model: str
     messages: list[_Message]
     max_tokens: Integer | None = None
-    system: Any = None
+    # `read_blocks` reads it.
+    system: SkipValidation[str | list[TextBlockParam] | None] = None
     stop_sequences: Stop | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Integer | None = None
-    tools: Any = None
+    # `_tools` reads them: its errors are clearer.
+    tools: SkipValidation[list[_Tool] | None] = None
     tool_choice: _ToolChoice | None = None
-    thinking: _Thinking | None = None
+    thinking: Thinking | None = None
     output_config: _OutputConfig | None = None
-    output_format: Any = None
+    output_format: SkipValidation[FlatSchemaFormat | None] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +151,7 @@ def parse_anthropic(data: bytes, *, request_id: str, client: str, counting: bool
     if choice.type == "tool" and choice.name is None:
         raise RequestError("`tool_choice.name` is missing", param="tool_choice.name")
     config = body.output_config or _OutputConfig()
-    thinks = body.thinking is not None and body.thinking.type != "disabled"
+    thinks = body.thinking is not None and body.thinking.on is not False
     variables: dict[str, Any] = {"enable_thinking": thinks}
     if config.effort is not None:
         variables["reasoning_effort"] = config.effort
@@ -174,12 +192,12 @@ def _tools(given: object) -> tuple[Tool, ...]:
     for number, item in enumerate(given):
         at = f"tools[{number}]"
         kind = item.get("type") if isinstance(item, Mapping) else None
-        if kind not in (None, "custom"):
-            raise unsupported(
-                f"{at}.type",
-                hint="only tools with an `input_schema` are supported, which the client runs",
-                what="of this type is not supported",
-            )
+        if kind == "function":
+            raise RequestError(f"`{at}` is a tool of OpenAI's API", hint="send `name` and `input_schema`", param=at)
+        if isinstance(kind, str) and kind != "custom":
+            # Coding agents list tools that Anthropic's servers run, such as web search.
+            ignore(at)
+            continue
         tool = read(_Tool, item, at=at)
         check_tool_name(tool.name, f"{at}.name")
         tools.append(
@@ -203,21 +221,23 @@ def _messages(body: MessagesBody) -> tuple[Message, ...]:
         )
     messages = []
     if body.system not in (None, "", []):
-        texts = [block["text"] for block in _blocks(body.system, "system", ("text",))]
-        messages.append(Message("system", "\n\n".join(texts)))
+        messages.append(_system(body.system, "system"))
     called: set[str] = set()
     for number, message in enumerate(body.messages):
         at = f"messages[{number}].content"
         if message.role == "assistant":
             messages.append(_assistant(message.content, at, called))
         elif message.role == "system":
-            texts = [block["text"] for block in _blocks(message.content, at, ("text",))]
-            messages.append(Message("system", "\n\n".join(texts)))
+            messages.append(_system(message.content, at))
         else:
             messages += _user(message.content, at, called)
     if not any(message.role != "system" for message in messages):
         raise RequestError("`messages` must not be empty", param="messages")
     return tuple(messages)
+
+
+def _system(content: object, at: str) -> Message:
+    return Message("system", "\n\n".join(block.text for block in read_blocks(content, at, (TextBlockParam,))))
 
 
 def _user(content: object, at: str, called: set[str]) -> list[Message]:
@@ -230,69 +250,42 @@ def _user(content: object, at: str, called: set[str]) -> list[Message]:
             messages.append(Message("user", "\n\n".join(texts)))
             texts.clear()
 
-    for number, block in enumerate(_blocks(content, at, ("text", "tool_result"))):
-        if block["type"] == "text":
-            texts.append(block["text"])
-            continue
-        end_text()
-        call_id = block.get("tool_use_id")
-        if not isinstance(call_id, str) or call_id not in called:
-            raise RequestError(
-                f"`{at}[{number}].tool_use_id` matches no `tool_use` of an earlier message",
-                hint="also send the assistant's message with its `tool_use` blocks",
-                param=f"{at}[{number}].tool_use_id",
-            )
-        given = block.get("content")
-        parts = [] if given in (None, "", []) else _blocks(given, f"{at}[{number}].content", ("text",))
-        messages.append(Message("tool", "\n".join(part["text"] for part in parts), tool_call_id=call_id))
+    for number, block in enumerate(read_blocks(content, at, (TextBlockParam, ToolResultBlockParam))):
+        if isinstance(block, TextBlockParam):
+            texts.append(block.text)
+        elif isinstance(block, ToolResultBlockParam):
+            end_text()
+            if block.tool_use_id not in called:
+                raise RequestError(
+                    f"`{at}[{number}].tool_use_id` matches no `tool_use` of an earlier message",
+                    hint="also send the assistant's message with its `tool_use` blocks",
+                    param=f"{at}[{number}].tool_use_id",
+                )
+            result = _result_text(block.content, f"{at}[{number}].content")
+            messages.append(Message("tool", result, tool_call_id=block.tool_use_id))
     end_text()
     # An empty question is one too.
     return messages or [Message("user", "")]
 
 
+def _result_text(given: object, at: str) -> str:
+    """Return a tool's result as text; a tool that a search has found is its name."""
+    if given in (None, "", []):
+        return ""
+    known: tuple[type[TextBlockParam | ToolReferenceBlockParam], ...] = (TextBlockParam, ToolReferenceBlockParam)
+    blocks = read_blocks(given, at, known)
+    return "\n".join(block.text if isinstance(block, TextBlockParam) else block.tool_name for block in blocks)
+
+
 def _assistant(content: object, at: str, called: set[str]) -> Message:
     texts, thoughts, calls = [], [], []
-    known = ("text", "thinking", "redacted_thinking", "tool_use")
-    for number, block in enumerate(_blocks(content, at, known)):
-        where = f"{at}[{number}]"
-        if block["type"] == "text":
-            texts.append(block["text"])
-        elif block["type"] == "thinking":
-            thoughts.append(_string(block, "thinking", where))
-        elif block["type"] == "tool_use":
-            call_id, name, given = _string(block, "id", where), _string(block, "name", where), block.get("input")
-            if not isinstance(given, dict):
-                raise RequestError(f"`{where}.input` must be an object", param=f"{where}.input")
-            check_values(given, f"{where}.input")
-            calls.append(ToolCall(call_id, name, json.dumps(given, ensure_ascii=False)))
-            called.add(call_id)
+    for number, block in enumerate(read_blocks(content, at, ANSWER_BLOCKS)):
+        if isinstance(block, TextBlockParam):
+            texts.append(block.text)
+        elif isinstance(block, ThinkingBlockParam):
+            thoughts.append(block.thinking)
+        elif isinstance(block, ToolUseBlockParam):
+            check_values(block.input, f"{at}[{number}].input")
+            calls.append(ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False)))
+            called.add(block.id)
     return Message("assistant", "\n\n".join(texts), tool_calls=tuple(calls), reasoning="\n\n".join(thoughts))
-
-
-def _blocks(given: object, at: str, known: Sequence[str]) -> list[dict[str, Any]]:
-    """Return content as a list of blocks of known types; a string is one of text.
-
-    Raises:
-        RequestError: A block is of another type, or a text block has no text.
-    """
-    if isinstance(given, str):
-        return [{"type": "text", "text": given}]
-    if not isinstance(given, list):
-        raise RequestError(f"`{at}` must be a string or a list of blocks", param=at)
-    for number, block in enumerate(given):
-        where = f"{at}[{number}]"
-        kind = block.get("type") if isinstance(block, Mapping) else None
-        if not isinstance(kind, str):
-            raise RequestError(f"`{where}` must be an object with a `type`", param=where)
-        if kind not in known:
-            raise unsupported(f"{where}.type", hint="send text", what="of this type is not supported here")
-        if kind == "text":
-            _string(block, "text", where)
-    return given
-
-
-def _string(block: Mapping[str, Any], name: str, at: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise RequestError(f"`{at}.{name}` must be a string", param=f"{at}.{name}")
-    return value

@@ -75,6 +75,37 @@ class ToolUseBlock(TypedDict):
 Content = TextBlock | ThinkingBlock | ToolUseBlock
 
 
+class TextDelta(TypedDict):
+    """More text."""
+
+    type: Literal["text_delta"]
+    text: str
+
+
+class ThinkingDelta(TypedDict):
+    """More of the model's reasoning."""
+
+    type: Literal["thinking_delta"]
+    thinking: str
+
+
+class SignatureDelta(TypedDict):
+    """The end of the model's reasoning."""
+
+    type: Literal["signature_delta"]
+    signature: str
+
+
+class InputDelta(TypedDict):
+    """More of a tool call's arguments, which are JSON."""
+
+    type: Literal["input_json_delta"]
+    partial_json: str
+
+
+ContentDelta = TextDelta | ThinkingDelta | SignatureDelta | InputDelta
+
+
 class MessageHead(TypedDict):
     """What a message begins with."""
 
@@ -114,6 +145,6 @@ class MessageEvent(TypedDict):
     message: NotRequired[MessageBody]
     index: NotRequired[int]
     content_block: NotRequired[Content]
-    delta: NotRequired[dict[str, Any]]
+    delta: NotRequired[ContentDelta | MessageEnd]
     usage: NotRequired[MessageUsage]
     error: NotRequired[AnthropicErrorDetails]

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgekit.daemon.api.formats import ALIASES, read_format
+from pydantic import SkipValidation
+
+from edgekit.daemon.api.formats import ALIASES, Format, Schema, StructuredOutputs, read_format
 from edgekit.daemon.api.other_fields import IGNORED
 from edgekit.daemon.api.validation import Integer, Stop, Strict, renamed, resolve_alias
 from edgekit.errors import RequestError
@@ -55,7 +57,8 @@ class Common(Strict):
     n: Integer | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    response_format: Any = None
+    # `read_format` reads it and `structured_outputs`: its errors are clearer.
+    response_format: SkipValidation[Format | None] = None
 
     top_k: Integer | None = None
     min_p: float | None = None
@@ -63,14 +66,14 @@ class Common(Strict):
     repetition_penalty: float | None = None
     repeat_penalty: float | None = None
     repeat_last_n: Integer | None = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    grammar: Any = None
-    json_schema: Any = None
-    regex: Any = None
-    structured_outputs: Any = None
+    guided_json: SkipValidation[Schema | str | None] = None
+    guided_regex: str | None = None
+    guided_choice: SkipValidation[list[str] | None] = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
+    json_schema: SkipValidation[Schema | str | None] = None
+    regex: str | None = None
+    structured_outputs: SkipValidation[StructuredOutputs | None] = None
     priority: Integer | None = None
     cache_prompt: bool | None = None
     speculation: bool | None = None

@@ -22,22 +22,15 @@ from edgekit.daemon.api.body import (
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.messages import ChatMessage, read_messages
 from edgekit.daemon.api.other_fields import CHAT_NOOP
-from edgekit.daemon.api.tools import FunctionTool, read_tool_choice, read_tools
-from edgekit.daemon.api.validation import Integer, printable, read, renamed, unsupported
+from edgekit.daemon.api.reasoning import ChatReasoning, Effort, Thinking, reasoning_switch, template_arguments
+from edgekit.daemon.api.tools import Choice, FunctionTool, read_tool_choice, read_tools
+from edgekit.daemon.api.validation import Integer, read, renamed, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest
 
-__all__ = ["ChatBody", "Effort", "parse_chat", "template_arguments"]
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-"""How much a model reasons before it answers, in the OpenAI API's levels."""
+__all__ = ["ChatBody", "parse_chat"]
 
 _DEPRECATED: Mapping[str, tuple[object, ...]] = {"function_call": ("none", "auto"), "functions": ([],)}
-
-# Template variables that the daemon sets.
-_RESERVED = frozenset(
-    {"add_generation_prompt", "bos_token", "eos_token", "messages", "pad_token", "tools", "unk_token"}
-)
 
 
 class ChatBody(Common):
@@ -49,13 +42,19 @@ class ChatBody(Common):
     max_completion_tokens: Integer | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None
-    # `read_tools` reads them: its errors are clearer.
+    # `read_tools` and `read_tool_choice` read them: their errors are clearer.
     tools: SkipValidation[list[FunctionTool] | None] = None
-    tool_choice: Any = None
+    tool_choice: SkipValidation[Choice | None] = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
+    # Other servers' names: Alibaba's, Zhipu's and DeepSeek's, OpenRouter's, llama.cpp's.
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
+    thinking_budget: Integer | None = None
+    reasoning: ChatReasoning | bool | None = None
+    reasoning_budget: Integer | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -94,11 +93,26 @@ def parse_chat(
             parallel_tool_calls=body.parallel_tool_calls is not False,
             truncation=body.truncation or "disabled",
             reasoning="inline" if body.reasoning_format == "none" else "apart",
-            template_arguments=template_arguments(body.chat_template_kwargs, body.reasoning_effort),
+            template_arguments=_template_arguments(body),
             turn=_turn(body),
             **common(body),
         )
     return request, options(body)
+
+
+def _template_arguments(body: ChatBody) -> dict[str, Any]:
+    effort, switch = reasoning_switch(
+        effort=body.reasoning_effort,
+        reasoning=body.reasoning,
+        switches={
+            "enable_thinking": body.enable_thinking,
+            "thinking": None if body.thinking is None else body.thinking.on,
+            # A budget of tokens does not end the reasoning here; one of 0 prevents it.
+            "thinking_budget": False if body.thinking_budget == 0 else None,
+            "reasoning_budget": False if body.reasoning_budget == 0 else None,
+        },
+    )
+    return template_arguments(body.chat_template_kwargs, effort, switch=switch)
 
 
 def _turn(body: ChatBody) -> Literal["new", "continue", "none"]:
@@ -111,38 +125,3 @@ def _turn(body: ChatBody) -> Literal["new", "continue", "none"]:
             param="continue_final_message",
         )
     return "continue"
-
-
-def template_arguments(
-    given: Mapping[str, Any] | None, effort: Effort | None, param: str = "reasoning_effort"
-) -> dict[str, Any]:
-    """Return the additional variables of the chat template.
-
-    A template reads one of two variables that control reasoning, or none: `enable_thinking` turns it on or off, and
-    `reasoning_effort` has levels.
-
-    Args:
-        given: Variables that the request sets.
-        effort: Sets both variables.
-        param: Path of the effort in the request.
-
-    Raises:
-        RequestError: A name is reserved or not an identifier, or a variable contradicts the effort.
-    """
-    variables = dict(given or {})
-    for name in variables:
-        if name in _RESERVED:
-            raise RequestError(
-                f"`chat_template_kwargs.{name}` is set by the daemon", param=f"chat_template_kwargs.{name}"
-            )
-        if not name.isidentifier():
-            raise RequestError(
-                f"`chat_template_kwargs`: `{printable(name)}` is not a variable name", param="chat_template_kwargs"
-            )
-    if effort is not None:
-        for name, value in {"enable_thinking": effort not in ("none", "minimal"), "reasoning_effort": effort}.items():
-            if variables.setdefault(name, value) != value:
-                raise RequestError(
-                    f"`chat_template_kwargs.{name}` contradicts `{param}`", param=f"chat_template_kwargs.{name}"
-                )
-    return variables

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, SkipValidation
 
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.json_body import decode
@@ -35,7 +35,8 @@ class CompletionBody(Common):
 
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = COMPLETION_NOOP
 
-    prompt: Any
+    # `_prompts` reads it: a long list of token ids is checked once.
+    prompt: SkipValidation[str | list[str] | list[int] | list[str | list[int]]]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[Integer | None, BeforeValidator(_without_false)] = None

@@ -6,16 +6,28 @@ All spellings are aliases of `response_format`, so two of them in one request co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
 from edgekit.daemon.api.json_body import json_object
-from edgekit.daemon.api.validation import Strict, printable, read, unsupported
+from edgekit.daemon.api.validation import Strict, read, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import ResponseFormat
 
-__all__ = ["ALIASES", "read_format", "read_ollama_format", "read_schema_format", "read_text_format"]
+__all__ = [
+    "ALIASES",
+    "FlatFormat",
+    "FlatSchemaFormat",
+    "Format",
+    "OllamaFormat",
+    "Schema",
+    "StructuredOutputs",
+    "read_format",
+    "read_ollama_format",
+    "read_schema_format",
+    "read_text_format",
+]
 
 # Top-level fields of vLLM and llama.cpp, with the kind of format that each sets.
 ALIASES: Mapping[str, str] = {
@@ -29,33 +41,107 @@ ALIASES: Mapping[str, str] = {
 }
 
 
-class _JsonObject(Strict):
-    type: str
-    # How llama.cpp and others take a schema.
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+Schema = dict[str, Any]
+"""A JSON schema."""
 
 
-class _Described(Strict):
+class TextFormat(Strict):
+    """No format."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object, or one of a schema, as llama.cpp and others take it."""
+
+    type: Literal["json_object"]
+    schema_: Schema | None = Field(None, alias="schema")
+
+
+class DescribedSchema(Strict):
+    """A schema and what OpenAI's API has beside it."""
+
     name: str = ""
     description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
     # The schema is enforced either way.
     strict: bool | None = None
 
 
-class _Structured(Strict):
-    # vLLM's: which of its libraries enforces the format, and how.
+class FlatSchemaFormat(DescribedSchema):
+    """A schema in the Responses API and in Anthropic's."""
+
+    type: Literal["json_schema"]
+
+
+class SchemaFormat(Strict):
+    """A schema in a chat; llama.cpp's clients have it without what describes it."""
+
+    type: Literal["json_schema"]
+    json_schema: DescribedSchema | None = None
+    schema_: Schema | None = Field(None, alias="schema")
+
+
+class RegexFormat(Strict):
+    """A text that a regular expression matches."""
+
+    type: Literal["regex"]
+    regex: str
+
+
+class GrammarFormat(Strict):
+    """A text of a grammar in Lark's or GBNF's syntax."""
+
+    type: Literal["grammar"]
+    grammar: str
+
+
+class ChoiceFormat(Strict):
+    """One of several texts."""
+
+    type: Literal["choice"]
+    choice: list[str]
+
+
+class StructuredOutputs(Strict):
+    """vLLM's field."""
+
+    # Which of its libraries enforces the format, and how.
     ignored: ClassVar[frozenset[str]] = frozenset({"disable_fallback"})
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "disable_additional_properties": (False,),
         "disable_any_whitespace": (False,),
     }
 
-    json_: Any = Field(None, alias="json")
-    regex: Any = None
-    choice: Any = None
-    grammar: Any = None
+    json_: SkipValidation[Schema | str | None] = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
     json_object: bool | None = None
+
+
+Format = TextFormat | JsonObjectFormat | SchemaFormat | RegexFormat | GrammarFormat | ChoiceFormat
+"""`response_format`, in which a request has one of these."""
+
+FlatFormat = TextFormat | JsonObjectFormat | FlatSchemaFormat
+"""`text.format` of the Responses API."""
+
+OllamaFormat = Literal["", "json"] | Schema
+"""`format` of Ollama's API."""
+
+_FORMATS: Mapping[str, type[Strict]] = {
+    "text": TextFormat,
+    "json_object": JsonObjectFormat,
+    "json_schema": SchemaFormat,
+    "regex": RegexFormat,
+    "grammar": GrammarFormat,
+    "choice": ChoiceFormat,
+}
+_FLAT_FORMATS: Mapping[str, type[Strict]] = {
+    "text": TextFormat,
+    "json_object": JsonObjectFormat,
+    "json_schema": FlatSchemaFormat,
+}
 
 
 def read_format(
@@ -121,46 +207,43 @@ def read_schema_format(value: object, at: str) -> ResponseFormat:
 
 
 def _openai(value: object, at: str = "response_format", *, flat: bool = False) -> ResponseFormat | None:
-    if value is None:
+    if value is None or value == {}:
+        # Go's clients send an empty object for none.
         return None
     if not isinstance(value, Mapping):
         raise RequestError(f"`{at}` must be an object with a `type`", param=at)
-    fields = dict(value)
-    kind = fields.get("type")
+    kind = value.get("type")
     if not isinstance(kind, str):
         raise RequestError(
-            f"`{at}.type` must be a string" if "type" in fields else f"`{at}.type` is missing", param=f"{at}.type"
+            f"`{at}.type` must be a string" if "type" in value else f"`{at}.type` is missing", param=f"{at}.type"
         )
-    if flat and kind == "json_schema":
-        described = read(_Described, {name: item for name, item in fields.items() if name != "type"}, at=at)
-        return ResponseFormat("json_schema", described.schema_, name=described.name, param=f"{at}.schema")
-    if kind in {"json_object", "json_schema"} and "schema" in fields and "json_schema" not in fields:
-        kind = "json_object"
-    if kind == "json_object":
-        schema = read(_JsonObject, fields, at=at).schema_
-        if schema is None:
-            return ResponseFormat("json_object", param=at)
-        return ResponseFormat("json_schema", schema, param=f"{at}.schema")
-    if kind == "json_schema":
-        described = read(_Described, _only(fields, "json_schema", at), at=f"{at}.json_schema")
+    models = _FLAT_FORMATS if flat else _FORMATS
+    if kind not in models:
+        raise unsupported(
+            f"{at}.type",
+            hint=f"supported: {', '.join(f'`{name}`' for name in models)}",
+            what="of this type is not supported",
+        )
+    found = read(models[kind], value, at=at)
+    if isinstance(found, FlatSchemaFormat):
+        return ResponseFormat("json_schema", found.schema_, name=found.name, param=f"{at}.schema")
+    if isinstance(found, JsonObjectFormat) and found.schema_ is None:
+        return ResponseFormat("json_object", param=at)
+    if isinstance(found, SchemaFormat) and found.json_schema is not None:
+        described = found.json_schema
         return ResponseFormat("json_schema", described.schema_, name=described.name, param=f"{at}.json_schema.schema")
-    if kind in {"regex", "grammar", "choice"}:
-        return _value(kind, _only(fields, kind, at), f"{at}.{kind}")
-    if kind == "text":
-        _only({**fields, "text": None}, "text", at)
-        return None
-    raise unsupported(
-        f"{at}.type",
-        hint="supported: `text`, `json_object`, `json_schema`, `regex`, `grammar`, `choice`",
-        what="of this type is not supported",
-    )
+    if isinstance(found, JsonObjectFormat | SchemaFormat):
+        if found.schema_ is None:
+            raise RequestError(f"`{at}.json_schema` is missing", param=f"{at}.json_schema")
+        return ResponseFormat("json_schema", found.schema_, param=f"{at}.schema")
+    return None if isinstance(found, TextFormat) else _value(kind, getattr(found, kind), f"{at}.{kind}")
 
 
 def _structured(value: object) -> list[tuple[str, ResponseFormat | None]]:
     if value is None or value == []:
         return []
     at = "structured_outputs"
-    given = read(_Structured, value, at=at)
+    given = read(StructuredOutputs, value, at=at)
     formats: list[tuple[str, ResponseFormat | None]] = [
         (f"{at}.{kind}", _value(kind, item, f"{at}.{kind}"))
         for kind, item in (
@@ -194,13 +277,3 @@ def _schema(value: object, at: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"`{at}` must be a JSON schema", param=at)
     return value
-
-
-def _only(fields: Mapping[str, object], name: str, at: str) -> object:
-    """Return the field of an object that may have no others except `type`."""
-    for other in fields:
-        if other not in {"type", name}:
-            raise unsupported(f"{at}.{printable(other)}")
-    if name not in fields:
-        raise RequestError(f"`{at}.{name}` is missing", param=f"{at}.{name}")
-    return fields[name]

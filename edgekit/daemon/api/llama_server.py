@@ -42,8 +42,6 @@ class LlamaServerCall:
 
 
 class _File(Strict):
-    lenient: ClassVar[bool] = True
-
     filename: str = "tmp"
     text: str = ""
 

@@ -6,6 +6,7 @@ Whatever an answer contains may be sent back as history: reasoning, calls that w
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -79,7 +80,8 @@ class _Function(Strict):
 class _Call(Strict):
     ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
 
-    id: str
+    # Without one, a result without one answers the first open call.
+    id: str | None = None
     type: Literal["function"] = "function"
     function: _Function
     # Clients that assemble a call from streamed deltas send it back.
@@ -109,10 +111,11 @@ class ChatMessage(Strict):
     tool_calls: list[_Call] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
-    # Names of the same: DeepSeek's, which answers here use too, OpenRouter's and Ollama's.
+    # Names of the same: DeepSeek's, which answers here use too, OpenRouter's, Ollama's and Copilot's.
     reasoning_content: str | None = None
     reasoning: str | None = None
     thinking: str | None = None
+    reasoning_text: str | None = None
 
 
 def read_messages(given: Sequence[ChatMessage]) -> tuple[Message, ...]:
@@ -123,35 +126,48 @@ def read_messages(given: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """
     check_count(given)
     called: set[str] = set()
+    open_calls: OrderedDict[str, None] = OrderedDict()
     messages = []
     for index, message in enumerate(given):
         at = f"messages[{index}]"
-        calls = _calls(message, at)
+        calls = _calls(message, index)
         called |= {call.id for call in calls}
+        open_calls.update((call.id, None) for call in calls)
         content = message.content or message.refusal or ""
         # An answer may be empty, and so may a tool's result; a question is not.
         if message.content is None and not content and message.role not in ("assistant", "tool"):
             raise RequestError(f"`{at}.content` is missing", param=f"{at}.content")
-        if message.tool_call_id is not None:
+        # Some clients have no ids, and send null or an empty one.
+        call_id = message.tool_call_id or None
+        if call_id is not None:
             if message.role != "tool":
                 raise RequestError(f"`{at}.tool_call_id` is only allowed with role `tool`", param=f"{at}.tool_call_id")
-            if message.tool_call_id not in called:
+            if call_id not in called:
                 raise RequestError(
                     f"`{at}.tool_call_id` matches no call of an earlier message",
                     hint="also send the assistant's message with its `tool_calls`",
                     param=f"{at}.tool_call_id",
                 )
+        if message.role == "tool":
+            call_id = call_id or next(iter(open_calls), None)
+            open_calls.pop(call_id or "", None)
         messages.append(
             Message(
                 _ROLES[message.role],
                 content,
                 tool_calls=calls,
-                tool_call_id=message.tool_call_id,
+                tool_call_id=call_id,
                 name=message.name,
-                reasoning=message.reasoning_content or message.reasoning or message.thinking or "",
+                reasoning=_first(
+                    message.reasoning_content, message.reasoning, message.thinking, message.reasoning_text
+                ),
             )
         )
     return tuple(messages)
+
+
+def _first(*texts: str | None) -> str:
+    return next(filter(None, texts), "")
 
 
 def check_count(given: Sequence[Any]) -> None:
@@ -177,17 +193,18 @@ def call_arguments(text: str, at: str) -> str:
     return json.dumps(arguments, ensure_ascii=False)
 
 
-def _calls(message: ChatMessage, at: str) -> tuple[ToolCall, ...]:
+def _calls(message: ChatMessage, number: int) -> tuple[ToolCall, ...]:
     if not message.tool_calls:
         return ()
+    at = f"messages[{number}]"
     if message.role != "assistant":
         raise RequestError(f"`{at}.tool_calls` is only allowed with role `assistant`", param=f"{at}.tool_calls")
-    ids = {call.id for call in message.tool_calls}
-    if len(ids) != len(message.tool_calls):
+    ids = [call.id or f"call_{number}_{index}" for index, call in enumerate(message.tool_calls)]
+    if len({*ids}) != len(ids):
         raise RequestError(f"`{at}.tool_calls`: two calls have the same id", param=f"{at}.tool_calls")
     return tuple(
         ToolCall(
-            call.id,
+            ids[index],
             call.function.name,
             call_arguments(call.function.arguments, f"{at}.tool_calls[{index}].function.arguments"),
         )

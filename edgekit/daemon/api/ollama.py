@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, SkipValidation
 
 from edgekit.daemon.api.body import read_logprobs
-from edgekit.daemon.api.formats import read_ollama_format
-from edgekit.daemon.api.json_body import decode
+from edgekit.daemon.api.formats import OllamaFormat, read_ollama_format
+from edgekit.daemon.api.json_body import decode, shown
 from edgekit.daemon.api.ollama_messages import OllamaMessage, no_images, read_ollama_messages
 from edgekit.daemon.api.tools import FunctionTool, read_tools
-from edgekit.daemon.api.validation import Integer, Stop, Strict, printable, read, renamed, unsupported
+from edgekit.daemon.api.validation import Empty, Integer, Stop, Strict, printable, read, renamed, unsupported
 from edgekit.errors import RequestError, nearest
 from edgekit.generation.types import ChatRequest, Infill, Message, Sampling
 
@@ -81,7 +81,9 @@ class OllamaCall:
     unload: bool = False
 
 
-class _Options(Strict):
+class OllamaOptions(Strict):
+    """`options` of Ollama's API; unknown ones are ignored with a warning."""
+
     ignored: ClassVar[frozenset[str]] = frozenset(_LOADING | _MIROSTAT)
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "mirostat": (0,),
@@ -109,14 +111,17 @@ class _Body(Strict):
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {"_debug_render_only": (False,)}
 
     model: str
-    keep_alive: Any = None
+    # Seconds, or a duration such as "5m".
+    keep_alive: SkipValidation[bool | float | str | None] = None
     stream: bool | None = None
-    format: Any = None
-    options: dict[str, Any] | None = None
+    # `read_ollama_format` reads it.
+    format: SkipValidation[OllamaFormat | None] = None
+    # Read by `_read`, without the unknown ones.
+    options: SkipValidation[OllamaOptions | None] = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None
     truncate: bool | None = None
-    think: Any = None
+    think: SkipValidation[bool | Literal["high", "medium", "low"] | None] = None
 
 
 class OllamaChatBody(_Body):
@@ -137,7 +142,7 @@ class OllamaGenerateBody(_Body):
     system: str | None = None
     context: list[Integer] | None = None
     raw: bool | None = None
-    images: Annotated[list[Any] | None, BeforeValidator(no_images)] = None
+    images: Annotated[Empty | None, BeforeValidator(no_images)] = None
 
 
 def parse_ollama_chat(
@@ -229,9 +234,12 @@ def _read(
     think = body.think
     if think is not None and not any(think is known for known in _THINK[thinks]):
         raise unsupported("think")
-    given = dict(body.options or {})
+    asked = body.options or {}
+    if not isinstance(asked, Mapping):
+        raise RequestError(f"`options` must be an object, not {shown(asked)}", param="options")
+    given: dict[str, Any] = dict(asked)
     warnings = [*unknown, *_drop_unknown(given)]
-    options = read(_Options, given, at="options")
+    options = read(OllamaOptions, given, at="options")
     if options.num_ctx is not None and options.num_ctx > context_length:
         warnings.append(f"`num_ctx` is {options.num_ctx}, but the context holds {context_length} tokens")
     max_tokens = options.num_predict
@@ -256,7 +264,7 @@ def _drop_unknown_fields(model: type[Any], fields: dict[str, Any]) -> list[str]:
     What looks like a misspelt field without which the body means something else is left, to be refused.
     """
     known = {*model.model_fields, *model.noop, *model.ignored}
-    options = {*_Options.model_fields, *_Options.noop, *_Options.ignored}
+    options = {*OllamaOptions.model_fields, *OllamaOptions.noop, *OllamaOptions.ignored}
     warnings: list[str] = []
     for name in [name for name in fields if name not in known]:
         near = None if name in options else nearest(name[:100], known)
@@ -270,7 +278,7 @@ def _drop_unknown_fields(model: type[Any], fields: dict[str, Any]) -> list[str]:
 
 def _drop_unknown(options: dict[str, Any]) -> list[str]:
     """Remove the unknown options, and return a warning for each of the first few."""
-    known = {*_Options.model_fields, *_Options.noop, *_Options.ignored}
+    known = {*OllamaOptions.model_fields, *OllamaOptions.noop, *OllamaOptions.ignored}
     unknown = [name for name, value in options.items() if name not in known and value is not None]
     warnings: list[str] = []
     for name in unknown:
@@ -283,7 +291,7 @@ def _drop_unknown(options: dict[str, Any]) -> list[str]:
 
 
 @renamed(_NAMES)
-def _sampling(options: _Options) -> Sampling:
+def _sampling(options: OllamaOptions) -> Sampling:
     given = options.model_dump(exclude_none=True, exclude={"num_ctx", "num_predict", "stop"})
     # In llama.cpp a negative seed means a random one.
     if given.get("seed", 0) < 0:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from edgekit.daemon.api.messages import check_count
-from edgekit.daemon.api.validation import Integer, Strict
+from edgekit.daemon.api.validation import Empty, Integer, Strict
 from edgekit.errors import RequestError
 from edgekit.generation.types import Message, ToolCall
 
@@ -25,25 +25,19 @@ def no_images(value: object) -> object:
     return value
 
 
-class _Lenient(Strict):
-    """An object whose unknown fields are ignored, as Ollama does: clients send what their histories hold."""
-
-    lenient: ClassVar[bool] = True
-
-
-class _Function(_Lenient):
+class _Function(Strict):
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     index: Integer | None = None
 
 
-class _Call(_Lenient):
+class _Call(Strict):
     id: str | None = None
     type: Literal["function"] = "function"
     function: _Function
 
 
-class OllamaMessage(_Lenient):
+class OllamaMessage(Strict):
     """A message of a body."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -52,7 +46,7 @@ class OllamaMessage(_Lenient):
     # Its names in the OpenAI API: a history may come from there.
     reasoning_content: str | None = None
     reasoning: str | None = None
-    images: Annotated[list[Any] | None, BeforeValidator(no_images)] = None
+    images: Annotated[Empty | None, BeforeValidator(no_images)] = None
     tool_calls: list[_Call] | None = None
     tool_name: str | None = None
     # Older clients name a result's tool so; Ollama ignores it elsewhere.

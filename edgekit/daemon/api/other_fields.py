@@ -1,6 +1,7 @@
 """Fields of the OpenAI API and of other servers that edgekit does not have, and when they have no effect.
 
-A client that sends a server's defaults must not be refused. A field that would change the answer is.
+A client that sends a server's defaults must not be refused. A field that would change the answer is. A field that is
+listed nowhere is ignored: see `Strict`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,17 @@ IGNORED = frozenset(_OPENAI | _SERVING | _DEPENDENT)
 """Fields that never change the answer."""
 
 _NOOP: dict[str, tuple[object, ...]] = {
-    # OpenAI
+    # Of other APIs: a body for one of those, sent to the wrong path, would lose its meaning.
+    "format": ("",),
+    "input": ("", []),
+    "instructions": ("",),
+    "max_new_tokens": (),
+    "max_output_tokens": (),
+    "num_predict": (),
+    "options": ({}, []),
+    "stop_sequences": ([],),
+    "system": ("",),
+    "think": (),
     # vLLM and SGLang
     "allowed_token_ids": ([],),
     "bad_words": ([],),
@@ -100,6 +111,7 @@ CHAT_NOOP: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "modalities": (["text"],),
+    "prompt": ("",),
     "suffix": ("",),
     "web_search_options": (),
 }
@@ -110,6 +122,7 @@ COMPLETION_NOOP: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "add_special_tokens": (True,),
+    "messages": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "truncation": ("disabled",),

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from edgekit.daemon.api.responses import logprobs_body
@@ -18,7 +18,7 @@ from edgekit.daemon.api.validation import Strict, printable, read, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import TokenLogprob, ToolCall
 
-__all__ = ["Item", "call_item", "message_item", "new_id", "read_items", "reasoning_item", "reasoning_text"]
+__all__ = ["InputItem", "Item", "call_item", "message_item", "new_id", "read_items", "reasoning_item", "reasoning_text"]
 
 Item = dict[str, Any]
 
@@ -134,7 +134,24 @@ def _parts(value: object) -> object:
     return "\n".join(texts)
 
 
-_Text = Annotated[str, BeforeValidator(_parts)]
+_PARTS = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "type": {"enum": [*_TEXT_PARTS, "refusal"]},
+                    "text": {"type": "string"},
+                    "refusal": {"type": "string"},
+                },
+                "required": ["type"],
+            },
+        },
+    ]
+}
+_Text = Annotated[str, BeforeValidator(_parts), WithJsonSchema(_PARTS)]
 
 
 class _Common(Strict):
@@ -180,6 +197,10 @@ class _Reasoning(_Common):
 class _Reference(Strict):
     type: Literal["item_reference"] = "item_reference"
     id: str
+
+
+InputItem = _Message | _Call | _Output | _Reasoning | _Reference
+"""An item of a request's input."""
 
 
 def _item(given: object, at: str, find: Callable[[str], Item | None]) -> Item:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, cast
 from pydantic import SkipValidation
 
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
-from edgekit.daemon.api.chat import Effort, template_arguments
-from edgekit.daemon.api.formats import read_text_format
+from edgekit.daemon.api.formats import FlatFormat, read_text_format
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.other_fields import CHAT_NOOP
-from edgekit.daemon.api.response_items import Item, read_items
+from edgekit.daemon.api.reasoning import Effort, template_arguments
+from edgekit.daemon.api.response_items import InputItem, Item, read_items
 from edgekit.daemon.api.response_turns import read_turns
-from edgekit.daemon.api.tools import FlatTool, read_tool_choice, read_tools
+from edgekit.daemon.api.tools import FlatChoice, FlatTool, read_tool_choice, read_tools
 from edgekit.daemon.api.validation import Integer, Strict, read, renamed, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest
@@ -37,7 +37,8 @@ class _Reasoning(Strict):
 
 
 class _TextConfig(Strict):
-    format: Any = None
+    # `read_text_format` reads it.
+    format: SkipValidation[FlatFormat | None] = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -53,7 +54,8 @@ class ResponseBody(Common):
         "prompt": (),
     }
 
-    input: Any = None
+    # `read_items` reads it.
+    input: SkipValidation[str | list[InputItem] | None] = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -61,9 +63,9 @@ class ResponseBody(Common):
     max_output_tokens: Integer | None = None
     text: _TextConfig | None = None
     reasoning: _Reasoning | None = None
-    # `read_tools` reads them: its errors are clearer.
+    # `read_tools` and `read_tool_choice` read them: their errors are clearer.
     tools: SkipValidation[list[FlatTool] | None] = None
-    tool_choice: Any = None
+    tool_choice: SkipValidation[FlatChoice | None] = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Integer | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -185,7 +187,9 @@ def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
         "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": [
-            {"strict": None, "description": None, **tool} for tool in cast("list[dict[str, Any]]", body.tools or [])
+            {"strict": None, "description": None, **tool}
+            for tool in cast("list[dict[str, Any]]", body.tools or [])
+            if tool.get("type") == "function"
         ],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,

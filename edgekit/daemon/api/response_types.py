@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import NotRequired, TypedDict
 
 from edgekit.daemon.api.openai_types import TimingsBody, TokenLogprobBody
+from edgekit.daemon.api.validation import Empty
 
 __all__ = [
     "CallItem",
     "DeletedResponse",
     "InputTokens",
     "ItemList",
+    "ListedItem",
     "MessageItem",
     "ReasoningItem",
     "ResponseError",
@@ -30,7 +32,7 @@ class TextPart(TypedDict):
 
     type: Literal["output_text"]
     text: str
-    annotations: list[Any]
+    annotations: Empty
     logprobs: list[TokenLogprobBody]
 
 
@@ -145,6 +147,36 @@ class ResponseEvent(TypedDict):
     logprobs: NotRequired[list[TokenLogprobBody]]
 
 
+class AskedPart(TypedDict):
+    """Text that the client sent."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class AskedItem(TypedDict):
+    """A message that the client sent."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["system", "developer", "user"]
+    status: str
+    content: list[AskedPart]
+
+
+class OutputItem(TypedDict):
+    """The result of a function call."""
+
+    id: str
+    type: Literal["function_call_output"]
+    status: str
+    call_id: str
+    output: str
+
+
+ListedItem = AskedItem | MessageItem | CallItem | OutputItem | ReasoningItem
+
+
 class InputTokens(TypedDict):
     """The reply of `/v1/responses/input_tokens`."""
 
@@ -164,7 +196,7 @@ class ItemList(TypedDict):
     """Items of a response's input."""
 
     object: Literal["list"]
-    data: list[dict[str, Any]]
+    data: list[ListedItem]
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from edgekit.daemon.api.ignored import ignore
 from edgekit.daemon.api.validation import Strict, read, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import Tool, ToolChoice, check_tool_names
 
-__all__ = ["FlatTool", "FunctionTool", "check_tool_name", "read_tool_choice", "read_tools"]
+__all__ = ["Choice", "FlatChoice", "FlatTool", "FunctionTool", "check_tool_name", "read_tool_choice", "read_tools"]
 
 # The OpenAI API allows letters, digits, _ and -; tool names of MCP servers contain the others too.
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -39,7 +40,7 @@ class FunctionTool(Strict):
 
     ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
 
-    type: str = "function"
+    type: Literal["function"] = "function"
     function: _Function
 
 
@@ -47,34 +48,50 @@ class _Named(Strict):
     name: str
 
 
-class _Choice(Strict):
-    type: str
+class NamedTool(Strict):
+    """A tool that must be called."""
+
+    type: Literal["function"]
     function: _Named
 
 
-class _FlatChoice(Strict):
-    type: str
+class FlatNamedTool(Strict):
+    """The same, in the Responses API."""
+
+    type: Literal["function"]
     name: str
-
-
-class _FlatAllowed(Strict):
-    type: str
-    mode: Literal["auto", "required"]
-    tools: list[_FlatChoice]
 
 
 class _Allowed(Strict):
     mode: Literal["auto", "required"]
-    tools: list[_Choice]
+    tools: list[NamedTool]
 
 
-class _AllowedTools(Strict):
-    type: str
+class AllowedTools(Strict):
+    """The tools that may be called."""
+
+    type: Literal["allowed_tools"]
     allowed_tools: _Allowed
 
 
+class FlatAllowedTools(Strict):
+    """The same, in the Responses API."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FlatNamedTool]
+
+
+_Mode = Literal["none", "auto", "required"]
+Choice = _Mode | NamedTool | AllowedTools
+"""`tool_choice`."""
+
+FlatChoice = _Mode | FlatNamedTool | FlatAllowedTools
+"""`tool_choice` of the Responses API."""
+
+
 def read_tools(given: object, *, flat: bool = False) -> tuple[Tool, ...]:
-    """Return the tools.
+    """Return the tools that the client runs; others, which OpenAI's servers would run, are ignored.
 
     Args:
         given: The list.
@@ -87,7 +104,8 @@ def read_tools(given: object, *, flat: bool = False) -> tuple[Tool, ...]:
         return ()
     if not isinstance(given, list):
         raise RequestError("`tools` must be a list", param="tools")
-    return tuple(_tool(item, f"tools[{number}]", flat=flat) for number, item in enumerate(given))
+    tools = (_tool(item, f"tools[{number}]", flat=flat) for number, item in enumerate(given))
+    return tuple(tool for tool in tools if tool is not None)
 
 
 def read_tool_choice(
@@ -113,9 +131,9 @@ def read_tool_choice(
     kind = given.get("type") if isinstance(given, Mapping) else None
     if kind == "function":
         if flat:
-            name = read(_FlatChoice, given, at="tool_choice").name
+            name = read(FlatNamedTool, given, at="tool_choice").name
         else:
-            name = read(_Choice, given, at="tool_choice").function.name
+            name = read(NamedTool, given, at="tool_choice").function.name
         return ToolChoice("required", name), tuple(tools)
     if kind == "allowed_tools":
         mode, names = _allowed(given, flat=flat)
@@ -134,21 +152,20 @@ def read_tool_choice(
 
 def _allowed(given: object, *, flat: bool) -> tuple[Literal["auto", "required"], list[str]]:
     if flat:
-        choice = read(_FlatAllowed, given, at="tool_choice")
+        choice = read(FlatAllowedTools, given, at="tool_choice")
         return choice.mode, [item.name for item in choice.tools]
-    allowed = read(_AllowedTools, given, at="tool_choice").allowed_tools
+    allowed = read(AllowedTools, given, at="tool_choice").allowed_tools
     return allowed.mode, [item.function.name for item in allowed.tools]
 
 
-def _tool(item: object, at: str, *, flat: bool = False) -> Tool:
+def _tool(item: object, at: str, *, flat: bool = False) -> Tool | None:
     if not isinstance(item, Mapping):
         raise RequestError(f"`{at}` must be an object", param=at)
-    if item.get("type") not in (None, "function"):
-        raise unsupported(
-            f"{at}.type",
-            hint="only `function` tools are supported, which the client runs",
-            what="of this type is not supported",
-        )
+    kind = item.get("type")
+    if isinstance(kind, str) and kind != "function":
+        # Coding agents list their server's tools, such as web search, whatever server they speak to.
+        ignore(at)
+        return None
     function: _Function = read(FlatTool, item, at=at) if flat else read(FunctionTool, item, at=at).function
     at = at if flat else f"{at}.function"
     check_tool_name(function.name, f"{at}.name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -77,7 +77,7 @@ class GenerationSettings(TypedDict):
     """Defaults of a request."""
 
     n_ctx: int
-    params: dict[str, Any]
+    params: dict[str, float | bool]
 
 
 class Props(TypedDict):

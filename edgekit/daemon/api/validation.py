@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -18,14 +20,31 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails
 
+from edgekit.daemon.api.ignored import ignore
 from edgekit.daemon.api.json_body import shown
 from edgekit.errors import RequestError, field_path, nearest
 
-__all__ = ["Integer", "Stop", "Strict", "printable", "read", "renamed", "resolve_alias", "unsupported"]
+__all__ = [
+    "Empty",
+    "Integer",
+    "Stop",
+    "Strict",
+    "build_validators",
+    "printable",
+    "read",
+    "renamed",
+    "resolve_alias",
+    "unsupported",
+]
 
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 
+# An unknown name that is closer to a known one, by `difflib`'s ratio, is taken for a misspelling of it.
+_MISSPELT = 0.8
+
+# Of two threads that build one model, pydantic 2.12 lets one take away the validator of the other.
+_building = threading.Lock()
 
 # What a value must be, by the kind of pydantic's error. A strict model of JSON values has no other kinds.
 _EXPECTED: Mapping[str, str] = {
@@ -59,23 +78,27 @@ Stop = Annotated[
 """Stop strings: one or a list; an empty one stops nothing."""
 
 
-class Strict(BaseModel):
-    """An object of a request: unknown fields are rejected, and values are not converted.
+Empty = Annotated[list[Any], WithJsonSchema({"type": "array", "maxItems": 0})]
+"""A list that is always empty."""
 
-    A field that changes nothing is dropped instead: null where a default exists, an empty list in place of an object
-    (PHP writes `{}` so), an unknown field that is null or (unless misspelt) empty, and those of `ignored` and `noop`.
+
+class Strict(BaseModel):
+    """An object of a request: values are not converted, and of the unknown fields the misspelt ones are rejected.
+
+    Other unknown fields are ignored, as clients send what other servers know; the reply names them (`ignored.py`). So
+    is, silently, what changes nothing: null where a default exists, an empty list in place of an object (PHP writes
+    `{}` so), and the fields of `ignored` and `noop`.
 
     Attributes:
         ignored: Unsupported fields that never change the answer.
-        noop: Unsupported fields that would, with the values that have no effect.
-        lenient: Unknown fields are dropped unless they look like a misspelt known one.
+        noop: Unsupported fields that would, with the values that have no effect; others are rejected.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset()
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    lenient: ClassVar[bool] = False
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # `_built` builds validators: all of them together take a twentieth of the imports.
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -93,9 +116,13 @@ class Strict(BaseModel):
                 return False
             noop = cls.noop.get(name) if isinstance(name, str) else None
             if noop is None:
-                # A misspelt name is an error, whatever it has.
-                empty = cls.lenient or item in ("", [], {})
-                return not empty or nearest(str(name), fields) is not None
+                near = _misspelt(cls, str(name))
+                if near is not None and near not in value:
+                    # A misspelt name is an error, whatever it has.
+                    return True
+                if item not in ("", [], {}):
+                    ignore(str(name))
+                return False
             # 1 == True in Python: a bool has no effect only where a bool is listed.
             return not any(item == known and isinstance(item, bool) == isinstance(known, bool) for known in noop)
 
@@ -103,7 +130,7 @@ class Strict(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Add the fields of `ignored` and `noop` to the schema of the OpenAPI document."""
+        """Add the fields of `ignored` and `noop` to the schema of the OpenAPI document, and allow unknown ones."""
         schema = handler(core_schema)
         described = handler.resolve_ref_schema(schema)
         properties = described.setdefault("properties", {})
@@ -112,8 +139,7 @@ class Strict(BaseModel):
         for name, values in sorted(cls.noop.items()):
             only = {"enum": [None, *values], "description": "only values that change nothing"}
             properties.setdefault(name, only)
-        if cls.lenient:
-            described.pop("additionalProperties", None)
+        described.pop("additionalProperties", None)
         return schema
 
 
@@ -129,9 +155,32 @@ def read(model: type[Model], value: object, *, at: str = "") -> Model:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
     """
     try:
-        return model.model_validate(value)
+        return _built(model).model_validate(value)
     except ValidationError as error:
-        _refuse(model, error.errors(include_url=False)[0], at)
+        problems = error.errors(include_url=False)
+        # A misspelt field explains best why another one is missing.
+        misspelt = (one for one in problems if one["type"] == "extra_forbidden")
+        missing = problems[0]["type"] == "missing"
+        _refuse(model, next(misspelt, problems[0]) if missing else problems[0], at)
+
+
+def build_validators() -> None:
+    """Build the validators of all bodies, so that no request waits for one."""
+    for model in _derived(Strict):
+        _built(model)
+
+
+def _built(model: type[Model]) -> type[Model]:
+    if not model.__pydantic_complete__:
+        with _building:
+            model.model_rebuild()
+    return model
+
+
+def _derived(model: type[Strict]) -> Iterator[type[Strict]]:
+    for derived in model.__subclasses__():
+        yield derived
+        yield from _derived(derived)
 
 
 @contextmanager
@@ -177,13 +226,21 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:100])
 
 
+@lru_cache(maxsize=4096)
+def _misspelt(model: type[Strict], name: str) -> str | None:
+    """Return the field of which an unknown name is a misspelling; None if it is of none."""
+    known = {field.alias or name for name, field in model.model_fields.items()} | set(model.noop)
+    # A body may have a hundred thousand names: few are compared.
+    return nearest(name, (one for one in known if one[:1] == name[:1]), cutoff=_MISSPELT) if len(name) <= 40 else None
+
+
 def _refuse(model: type[BaseModel], problem: ErrorDetails, at: str) -> NoReturn:
     path = field_path(problem["loc"], at) or "body"
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         known, noop = _names(model, problem["loc"][:-1])
         name = str(problem["loc"][-1])
-        near = None if name in noop else nearest(name, known)
+        near = None if name in noop else nearest(name, (one for one in known if one[:1] == name[:1]))
         raise unsupported(path, hint=f"did you mean `{near}`?" if near else "leave it out")
     if kind in {"unsupported", "content"}:
         code = "unsupported_parameter" if kind == "unsupported" else None

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.audit import AuditRecord
 from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.http.errors import http_status
-from edgekit.daemon.http.scopes import is_open, scope_of
+from edgekit.daemon.http.refusals import refusal
+from edgekit.daemon.http.route_index import RouteIndex
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError
 
@@ -34,7 +34,7 @@ class Authentication:
         metrics: Counts refused requests.
         required: Whether a key is required although none is configured.
         model: Returns the served model's name; None while it loads.
-        refusal: Formats an error in the shape of a path's API.
+        index: Tells which scope a path needs, and whose errors it has.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Authentication:
         metrics: Metrics,
         required: Callable[[], bool],
         model: Callable[[], str | None],
-        refusal: Callable[[str, EdgekitError], Response],
+        index: RouteIndex,
     ) -> None:
         self._app = app
         self._access = access
         self._metrics = metrics
         self._required = required
         self._model = model
-        self._refusal = refusal
+        self._index = index
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Identify the sender and pass the request on, or refuse it."""
@@ -62,7 +62,8 @@ class Authentication:
             self._access.audit, "http", request_id=state["request_id"], what=f"{method} {path}", address=address
         )
         state["identity"], state["audit"] = ANONYMOUS, record
-        if is_open(path):
+        needed = self._index.scope(method, path)
+        if needed is None:
             # Probes are not in the audit log.
             await self._app(scope, receive, send)
             return
@@ -77,11 +78,11 @@ class Authentication:
         try:
             try:
                 record.identity = state["identity"] = self._identify(scope, address)
-                state["identity"].check(scope_of(method, path), self._model())
+                state["identity"].check(needed, self._model())
             except EdgekitError as error:
                 record.refused(error.code)
                 self._metrics.refused("http", error)
-                response = self._refusal(path, error)
+                response = refusal(self._index.errors(path), error)
                 if http_status(error) == 401:
                     MutableHeaders(raw=response.raw_headers)["WWW-Authenticate"] = 'Bearer realm="edgekit"'
                 await response(scope, receive, send_with_status)

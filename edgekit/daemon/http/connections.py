@@ -32,6 +32,13 @@ BODY_SILENT_S = 10.0
 """Longest time without data in a request's body."""
 BODY_S = 120.0
 """Time for a request's body."""
+KEEP_ALIVE_S = 120
+"""Time without a request after a reply: longer than clients and proxies keep idle connections for the next one.
+
+A request that a client sends while the server closes is lost, and clients do not send a POST again. They close first
+if they keep connections for less: httpx 5 s, undici 4 s, Node.js's agent 5 s, aiohttp 15 s, nginx and AWS's load
+balancers 60 s, Go 90 s.
+"""
 STALLED_S = 60.0
 """Longest time in which a client reads nothing of what was written to it."""
 _PROBE_AGAIN_S = 0.1
@@ -78,13 +85,29 @@ class Connections:
     def add(self, connection: _Protocol, client: str) -> bool:
         """Record a new connection, and return whether it is served."""
         crowded = self._per_client[client] >= self._max_per_client and not self._is_proxy(client)
-        if crowded or len(self._open) >= self._max:
+        full = len(self._open) >= self._max
+        if (crowded and not self._close_idle(client)) or (full and not crowded and not self._close_idle(None)):
             self._log.warning(
                 f"http: refused a connection: {self._per_client[client]} of {len(self._open)} are {client}'s"
             )
             return False
         self._open.add(connection)
         self._per_client[client] += 1
+        return True
+
+    def _close_idle(self, client: str | None) -> bool:
+        """Close the connection that has been idle longest since a reply; returns whether there was one.
+
+        Args:
+            client: Whose; None is anyone's.
+        """
+        idle = [one for one in self._open if one.idle and client in (None, one.address)]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda one: one.since)
+        # At once, and not when the transport has told it.
+        self.remove(longest, longest.address)
+        longest.transport.close()
         return True
 
     def _is_proxy(self, client: str) -> bool:
@@ -143,28 +166,29 @@ class _Protocol(H11Protocol):
     def __init__(self, owner: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._owner = owner
-        self._address = ""
+        self.address = ""
         self._served = True
         # Since when the headers or the body are awaited, and when the last data came.
-        self._since = self._last_data = time.monotonic()
+        self.since = self._last_data = time.monotonic()
         self._silent = True
+        self._replied = False
         self._half_closed = False
         self._unwritten = 0
-        self._unwritten_since = self._since
+        self._unwritten_since = self.since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else ""
+        self.address = self.client[0] if self.client else ""
         sock = transport.get_extra_info("socket")
         # A dict of this connection's own; each request's `scope["state"]` is a copy of it.
         self.app_state = {**self.app_state, "unix": sock is not None and sock.family == socket.AF_UNIX}
-        self._served = self._owner.add(self, self._address)
+        self._served = self._owner.add(self, self.address)
         if not self._served:
             transport.write(_REFUSAL)
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.remove(self, self._address)
+        self._owner.remove(self, self.address)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -173,11 +197,11 @@ class _Protocol(H11Protocol):
         self._last_data = time.monotonic()
         waited_for_headers = self.conn.their_state is h11.IDLE
         if waited_for_headers and self._silent:
-            self._since = self._last_data
+            self.since = self._last_data
         self._silent = False
         super().data_received(data)
         if waited_for_headers and self.conn.their_state is not h11.IDLE:
-            self._since = self._last_data
+            self.since = self._last_data
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's returns None always
         """Keep the connection for the reply if the request is complete: the client may have closed its half only."""
@@ -192,10 +216,15 @@ class _Protocol(H11Protocol):
         return self._half_closed
 
     def on_response_complete(self) -> None:
-        self._since, self._silent = time.monotonic(), True
+        self.since, self._silent, self._replied = time.monotonic(), True, True
         super().on_response_complete()
         if self._half_closed:
             self.transport.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has had a reply, and nothing since; `since` is then the time of that."""
+        return self._replied and self._silent and not self._replying and not self.transport.is_closing()
 
     @property
     def _replying(self) -> bool:
@@ -216,10 +245,10 @@ class _Protocol(H11Protocol):
     def _check_request(self, now: float) -> None:
         state = self.conn.their_state
         if state is h11.IDLE and not self._replying:
-            if now - self._since > HEADER_S:
+            if now - self.since > (KEEP_ALIVE_S if self.idle else HEADER_S):
                 self._time_out()
         elif state is h11.SEND_BODY and not self.flow.read_paused:
-            if now - self._last_data > BODY_SILENT_S or now - self._since > BODY_S:
+            if now - self._last_data > BODY_SILENT_S or now - self.since > BODY_S:
                 self._time_out()
         else:
             self._probe()

@@ -17,15 +17,21 @@ from starlette.types import Receive, Scope, Send
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.identity import ANONYMOUS, Identity
 from edgekit.daemon.api import CollectedReply
+from edgekit.daemon.api.ignored import collect_ignored
 from edgekit.daemon.http.batch import Batch
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
 from edgekit.generation.engine.worker import EngineWorker, OnEvent, RequestState
 from edgekit.generation.model import ModelInfo
-from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Failure, Finished, ToolCallDelta
+from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Event, Failure, Finished, ToolCallDelta
 
 __all__ = ["Backend", "BodyBudget", "Dialect", "Endpoint", "Reply", "RequestContext"]
+
+# Names what the body has that is ignored.
+_IGNORED = "X-Edgekit-Ignored"
+_JOINED_BYTES = 16 << 10
+"""More is not joined: what a slow client has not read is limited while it waits as events."""
 
 Backend = Callable[[], tuple[EngineWorker, ModelInfo]]
 """Returns the worker and the model's description, or raises `not_ready`."""
@@ -151,17 +157,20 @@ class Endpoint:
         try:
             body = await self._read_body(request)
             events = Events()
-            # Decoding and tokenizing a long prompt would block the event loop for too long.
-            reply = await run_in_threadpool(self._submit, body, request, events)
+            with collect_ignored() as ignored:
+                # Decoding and tokenizing a long prompt would block the event loop for too long.
+                reply = await run_in_threadpool(self._submit, body, request, events)
         except ClientDisconnect:
             return Response(status_code=499)
         except EdgekitError as error:
             self._metrics.refused("http", error)
             request.state.audit.refused(error.code)
             return self._refusal(error)
+        headers = {_IGNORED: ", ".join(ignored)} if ignored else {}
         if isinstance(reply, Response):
+            reply.headers.update(headers)
             return reply
-        return _Stream(reply, events) if reply.stream else _Full(reply, events, self._refusal)
+        return _Stream(reply, events, headers) if reply.stream else _Full(reply, events, self._refusal, headers)
 
     async def _read_body(self, request: Request) -> bytes:
         """Return a request's body.
@@ -215,11 +224,18 @@ class Endpoint:
 class _Full(Response):
     """Sends the answer once it is complete."""
 
-    def __init__(self, reply: Reply, events: Events, refusal: Callable[[EdgekitError], Response]) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        events: Events,
+        refusal: Callable[[EdgekitError], Response],
+        headers: Mapping[str, str],
+    ) -> None:
         super().__init__()
         self._reply = reply
         self._events = events
         self._refusal = refusal
+        self._more = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         collected = CollectedReply(sum(request.n for request in self._reply.requests))
@@ -230,7 +246,9 @@ class _Full(Response):
                 if isinstance(event, Delta | ToolCallDelta):
                     collected.add(event)
                 elif isinstance(event, Finished):
-                    response = JSONResponse(self._reply.full(collected, event), headers=_cost_headers(event))
+                    response = JSONResponse(
+                        self._reply.full(collected, event), headers={**_cost_headers(event), **self._more}
+                    )
                 elif isinstance(event, Failure):
                     response = self._refusal(event.error)
         finally:
@@ -243,10 +261,11 @@ class _Full(Response):
 class _Stream(Response):
     """Streams the answer."""
 
-    def __init__(self, reply: Reply, events: Events) -> None:
+    def __init__(self, reply: Reply, events: Events, headers: Mapping[str, str]) -> None:
         super().__init__()
         self._reply = reply
         self._events = events
+        self._more = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
@@ -254,28 +273,36 @@ class _Stream(Response):
             (b"cache-control", b"no-cache"),
             # Otherwise nginx buffers the stream.
             (b"x-accel-buffering", b"no"),
+            *((name.lower().encode(), value.encode()) for name, value in self._more.items()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         events = self._events.until_over(scope, receive)
         try:
             await _write(send, self._reply.start())
+            unsent = b""
             async for event in events:
-                if event is None:
-                    await _write(send, self._reply.keep_alive())
-                elif isinstance(event, Finished):
-                    await _write(send, self._reply.finish(event))
-                elif isinstance(event, Failure):
-                    await _write(send, self._reply.failure(event.error))
-                elif isinstance(event, ChoiceFinished):
-                    await _write(send, self._reply.choice_finished(event))
-                else:
-                    await _write(send, self._reply.delta(event))
+                unsent += self._formatted(event)
+                # Each write passes through every layer of the server: events that have come together go out together.
+                if not self._events.waiting or len(unsent) >= _JOINED_BYTES:
+                    written, unsent = unsent, b""
+                    await _write(send, written)
         except OSError:
             # The client has disconnected; closing the events cancels the request.
             return
         finally:
             await events.aclose()
         await send({"type": "http.response.body", "body": b""})
+
+    def _formatted(self, event: Event | None) -> bytes:
+        if event is None:
+            return self._reply.keep_alive()
+        if isinstance(event, Finished):
+            return self._reply.finish(event)
+        if isinstance(event, Failure):
+            return self._reply.failure(event.error)
+        if isinstance(event, ChoiceFinished):
+            return self._reply.choice_finished(event)
+        return self._reply.delta(event)
 
 
 async def _write(send: Send, body: bytes) -> None:

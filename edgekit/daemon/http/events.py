@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 
 from starlette.types import Receive, Scope
@@ -39,7 +40,16 @@ class Events:
         self._overflowed = False
         self.state: Cancellable | None = None
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        # What the loop has not taken over yet, and whether it is going to.
+        self._arrived: deque[Event] = deque()
+        self._scheduled = False
+        self._events: deque[Event] = deque()
+        self._changed = asyncio.Event()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether another event can be had at once; what is written for this one may go along with that."""
+        return bool(self._events)
 
     def put(self, event: Event) -> None:
         """Add an event, from any thread.
@@ -47,7 +57,23 @@ class Events:
         Raises:
             RuntimeError: The loop is closed; the worker then cancels the request, as it should.
         """
-        self._loop.call_soon_threadsafe(self._put, event)
+        self._arrived.append(event)
+        if self._scheduled:
+            return
+        # Before the call: the loop may be faster. Waking it up is a system call, and events often come together.
+        self._scheduled = True
+        try:
+            self._loop.call_soon_threadsafe(self._take)
+        except RuntimeError:
+            self._scheduled = False
+            raise
+
+    def _take(self) -> None:
+        # Before the events are taken: one that arrives later has this called again.
+        self._scheduled = False
+        while self._arrived:
+            self._put(self._arrived.popleft())
+        self._changed.set()
 
     def _put(self, event: Event) -> None:
         last = isinstance(event, Finished | Failure)
@@ -62,7 +88,7 @@ class Events:
                 )
             )
         self._waiting_bytes += _size(event)
-        self._events.put_nowait(event)
+        self._events.append(event)
         if self.bounded and not last and self._waiting_bytes > MAX_WAITING_BYTES:
             self._overflowed = True
             if self.state:
@@ -71,33 +97,41 @@ class Events:
     async def until_over(self, scope: Scope, receive: Receive) -> AsyncGenerator[Event | None, None]:
         """Yield the events up to the last, and None when a keep-alive is due; cancel if the client disconnects."""
         disconnected = asyncio.ensure_future(_disconnected(receive))
+        disconnected.add_done_callback(lambda _: self._changed.set())
         state = scope.get("state", {})
         quiet_since = self._loop.time()
         tick_s = min(_HALF_CLOSED_KEEP_ALIVE_S, _KEEP_ALIVE_S)
         try:
             while True:
-                event = asyncio.ensure_future(self._events.get())
-                try:
-                    await asyncio.wait({event, disconnected}, timeout=tick_s, return_when=asyncio.FIRST_COMPLETED)
-                    if event.done():
-                        self._waiting_bytes -= _size(event.result())
-                        quiet_since = self._loop.time()
-                        yield event.result()
-                        if isinstance(event.result(), Finished | Failure):
-                            return
-                    elif disconnected.done():
+                if self._events:
+                    event = self._events.popleft()
+                    self._waiting_bytes -= _size(event)
+                    quiet_since = self._loop.time()
+                    yield event
+                    if isinstance(event, Finished | Failure):
                         return
-                    else:
-                        after_s = _HALF_CLOSED_KEEP_ALIVE_S if state.get("half_closed") else _KEEP_ALIVE_S
-                        if self._loop.time() - quiet_since >= after_s:
-                            quiet_since = self._loop.time()
-                            yield None
-                finally:
-                    event.cancel()
+                elif disconnected.done():
+                    return
+                elif not await self._wait(tick_s):
+                    after_s = _HALF_CLOSED_KEEP_ALIVE_S if state.get("half_closed") else _KEEP_ALIVE_S
+                    if self._loop.time() - quiet_since >= after_s:
+                        quiet_since = self._loop.time()
+                        yield None
         finally:
             disconnected.cancel()
             if self.state:
                 self.state.cancel()
+
+    async def _wait(self, timeout_s: float) -> bool:
+        """Wait until there are events or the client has disconnected; returns False after `timeout_s`."""
+        self._changed.clear()
+        # Half of what `asyncio.wait_for` costs, which makes a task; this runs for each token.
+        timer = self._loop.call_later(timeout_s, self._changed.set)
+        try:
+            await self._changed.wait()
+        finally:
+            timer.cancel()
+        return self._loop.time() < timer.when()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgekit import __version__
+from edgekit.daemon.access.keys import Scope
 from edgekit.daemon.api import check_model
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.served_model import ollama_name
@@ -54,14 +55,20 @@ _NO_EXPIRY_S = 253402300799
 
 _CREATE = "make a bundle with `edgekit export`, and serve it with `edgekit serve`"
 _EMBED = "serve embeddings with another program: this daemon serves a chat model"
-REFUSED: tuple[tuple[str, Literal["DELETE", "POST"], str, str], ...] = (
-    ("/api/create", "POST", "models cannot be created over HTTP", _CREATE),
-    ("/api/copy", "POST", "models cannot be copied over HTTP", _CREATE),
-    ("/api/delete", "DELETE", "models cannot be deleted over HTTP", "stop the daemon and delete the bundle's folder"),
-    ("/api/push", "POST", "models cannot be pushed", "copy the bundle's folder"),
-    ("/api/embed", "POST", "this model does not support embeddings", _EMBED),
-    ("/api/embeddings", "POST", "this model does not support embeddings", _EMBED),
-    ("/api/blobs/{digest}", "POST", "models cannot be uploaded over HTTP", _CREATE),
+REFUSED: tuple[tuple[str, Literal["DELETE", "POST"], str, str, Scope], ...] = (
+    ("/api/create", "POST", "models cannot be created over HTTP", _CREATE, "admin"),
+    ("/api/copy", "POST", "models cannot be copied over HTTP", _CREATE, "admin"),
+    (
+        "/api/delete",
+        "DELETE",
+        "models cannot be deleted over HTTP",
+        "stop the daemon and delete the bundle's folder",
+        "admin",
+    ),
+    ("/api/push", "POST", "models cannot be pushed", "copy the bundle's folder", "admin"),
+    ("/api/embed", "POST", "this model does not support embeddings", _EMBED, "inference"),
+    ("/api/embeddings", "POST", "this model does not support embeddings", _EMBED, "inference"),
+    ("/api/blobs/{digest}", "POST", "models cannot be uploaded over HTTP", _CREATE, "admin"),
 )
 
 

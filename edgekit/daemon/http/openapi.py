@@ -17,8 +17,6 @@ from edgekit.daemon.api.openai_types import ErrorBody
 from edgekit.daemon.http import document_types
 from edgekit.daemon.http.errors import STATUS
 from edgekit.daemon.http.operations import Operation
-from edgekit.daemon.http.refusals import dialect_of
-from edgekit.daemon.http.scopes import is_open, scope_of
 
 __all__ = ["openapi_document"]
 
@@ -105,17 +103,16 @@ def _adapter(type_: Any) -> TypeAdapter[Any]:
 
 
 def _operation(operation: Operation, path: str, schema_of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    scope = scope_of(operation.method, re.sub("{.*}", "x", path))
     described: dict[str, Any] = {
         "operationId": f"{operation.method.lower()}_{re.sub('[^a-z0-9]+', '_', path.lower()).strip('_') or 'root'}",
         "summary": operation.text,
         "tags": [operation.group],
         # `{}`: a daemon on loopback needs no keys.
-        "security": [] if is_open(path) else [{}, *({name: []} for name in _SECURITY)],
+        "security": [] if operation.scope is None else [{}, *({name: []} for name in _SECURITY)],
     }
-    if not is_open(path):
-        described["description"] = f"Needs the scope `{scope}`."
-        described["x-edgekit-scope"] = scope
+    if operation.scope is not None:
+        described["description"] = f"Needs the scope `{operation.scope}`."
+        described["x-edgekit-scope"] = operation.scope
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", path)
@@ -137,13 +134,12 @@ def _operation(operation: Operation, path: str, schema_of: Callable[[Any], dict[
             "required": True,
             "content": {"application/json": {"schema": schema_of(operation.body)}},
         }
-    described["responses"] = _responses(operation, path, schema_of)
+    described["responses"] = _responses(operation, schema_of)
     return described
 
 
-def _responses(operation: Operation, path: str, schema_of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    dialect = dialect_of(path)
-    errors = {kind: {"$ref": f"#/components/responses/{dialect}_{kind}"} for kind in ("4XX", "5XX")}
+def _responses(operation: Operation, schema_of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    errors = {kind: {"$ref": f"#/components/responses/{operation.errors}_{kind}"} for kind in ("4XX", "5XX")}
     if operation.refused:
         return errors if operation.method != "HEAD" else {"404": {"description": "It is not here."}}
     content: dict[str, Any] = {}
@@ -154,7 +150,7 @@ def _responses(operation: Operation, path: str, schema_of: Callable[[Any], dict[
         content[operation.stream_type] = {
             "schema": {
                 "description": _STREAMED[operation.stream_type],
-                "anyOf": [schema_of(operation.stream), schema_of(_ERRORS[dialect])],
+                "anyOf": [schema_of(operation.stream), schema_of(_ERRORS[operation.errors])],
             }
         }
     replies: dict[str, Any] = {"200": {"description": "The reply.", **({"content": content} if content else {})}}

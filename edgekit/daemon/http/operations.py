@@ -10,9 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-__all__ = ["Answer", "Group", "Operation", "Query"]
+from edgekit.daemon.access.keys import Scope
+
+__all__ = ["Answer", "Errors", "Group", "Operation", "Query"]
 
 Answer = Callable[[Request], Awaitable[Response]]
+Errors = Literal["anthropic", "ollama", "openai"]
 Method = Literal["DELETE", "GET", "HEAD", "POST"]
 Group = Literal[
     "OpenAI", "Responses", "Anthropic", "Ollama", "Code completion", "Utilities", "LM Studio", "Health and metrics"
@@ -44,6 +47,8 @@ class Operation:
         answer: Answers a request.
         text: What it does, in one line.
         group: The API that it belongs to.
+        scope: The scope that its API key needs; None needs no key.
+        errors: The API whose errors it has.
         body: The name of the type of the request's body, in `document_types`; None takes none.
         reply: The type of the reply's JSON; `Text` is plain text, None is no body.
         stream: The type of a chunk of a streamed reply; None is never streamed.
@@ -58,6 +63,8 @@ class Operation:
     answer: Answer
     text: str
     group: Group
+    scope: Scope | None
+    errors: Errors
     body: str | None = None
     reply: str | None = None
     stream: str | None = None

@@ -27,6 +27,7 @@ EXPOSED = (
     "X-Edgekit-Cached-Tokens",
     "X-Edgekit-Completion-Tokens",
     "X-Edgekit-Drafted-Tokens",
+    "X-Edgekit-Ignored",
     "X-Edgekit-Joules",
     "X-Edgekit-Kv-Bytes",
     "X-Edgekit-Left-Out-Messages",

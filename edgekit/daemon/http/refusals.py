@@ -1,28 +1,19 @@
-"""Errors in the shape of the API that a path belongs to."""
+"""Errors in the shape of each API."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from starlette.responses import Response
 
 from edgekit.daemon.http import anthropic, ollama
 from edgekit.daemon.http.errors import error_response
+from edgekit.daemon.http.operations import Errors
 from edgekit.errors import EdgekitError
 
-__all__ = ["dialect_of", "refusal_for"]
+__all__ = ["refusal"]
 
 
-def dialect_of(path: str) -> Literal["anthropic", "ollama", "openai"]:
-    """Return the API whose errors a path has."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return "anthropic"
-    return "ollama" if path.startswith("/api/") and not path.startswith("/api/v0/") else "openai"
-
-
-def refusal_for(path: str, error: EdgekitError) -> Response:
-    """Return an error as a response of the API that a path belongs to."""
-    dialect = dialect_of(path)
-    if dialect == "anthropic":
+def refusal(errors: Errors, error: EdgekitError) -> Response:
+    """Return an error as a response of an API."""
+    if errors == "anthropic":
         return anthropic.refusal(error)
-    return ollama.refusal(error) if dialect == "ollama" else error_response(error)
+    return ollama.refusal(error) if errors == "ollama" else error_response(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,7 +16,7 @@ from edgekit.daemon.http.responses import ResponseReply
 from edgekit.errors import RequestError
 
 if TYPE_CHECKING:
-    from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList
+    from edgekit.daemon.api.response_types import DeletedResponse, InputTokens, ItemList, ListedItem
 
 __all__ = ["Responses"]
 
@@ -97,7 +97,7 @@ class Responses:
         listed = items[:limit]
         found_items: ItemList = {
             "object": "list",
-            "data": listed,
+            "data": cast("list[ListedItem]", listed),
             "first_id": listed[0]["id"] if listed else None,
             "last_id": listed[-1]["id"] if listed else None,
             "has_more": len(items) > limit,

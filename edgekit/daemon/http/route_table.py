@@ -6,24 +6,35 @@ Types are named as in `document_types`, which only the document imports.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgekit.daemon.access.keys import Scope
 from edgekit.daemon.http import anthropic, llama_server, ollama, ollama_models, utilities
 from edgekit.daemon.http.chat import ChatReply
 from edgekit.daemon.http.completions import CompletionReply
 from edgekit.daemon.http.endpoint import Dialect
 from edgekit.daemon.http.json_line import json_line
 from edgekit.daemon.http.models import Models
-from edgekit.daemon.http.operations import Answer, Group, Operation, Query
+from edgekit.daemon.http.operations import Answer, Errors, Group, Operation, Query
 from edgekit.daemon.http.response_routes import Responses
 
 __all__ = ["route_table"]
 
 _NDJSON: Literal["application/x-ndjson"] = "application/x-ndjson"
+_ERRORS: Mapping[Group, Errors] = {
+    "OpenAI": "openai",
+    "Responses": "openai",
+    "Anthropic": "anthropic",
+    "Ollama": "ollama",
+    "Code completion": "openai",
+    "Utilities": "openai",
+    "LM Studio": "openai",
+    "Health and metrics": "openai",
+}
 _ITEMS = (
     Query("limit", int, "the number of items, at most 100; 20 unless given"),
     Query("order", Literal["asc", "desc"], "`desc` unless given"),
@@ -32,7 +43,7 @@ _ITEMS = (
 
 
 def route_table(
-    endpoint: Callable[[str, Dialect], Answer],
+    endpoint: Callable[[Dialect, Errors], Answer],
     *,
     models: Models,
     ollamas: ollama_models.OllamaModels,
@@ -45,7 +56,7 @@ def route_table(
     """Return all endpoints; of two that match a request, the first one answers it.
 
     Args:
-        endpoint: Returns the handler of a path's dialect, which reads a body and may generate.
+        endpoint: Returns the handler of a dialect with these errors, which reads a body and may generate.
         models: Handlers of OpenAI's endpoints about models.
         ollamas: Handlers of Ollama's endpoints about models.
         utility: Handlers of llama-server's, vLLM's and LM Studio's endpoints.
@@ -56,10 +67,17 @@ def route_table(
     """
 
     def post(path: str, dialect: Dialect, text: str, group: Group, **types: Any) -> Operation:
-        return Operation("POST", path, endpoint(path, dialect), text, group, **types)
+        answer = endpoint(dialect, _ERRORS[group])
+        return Operation("POST", path, answer, text, group, "inference", _ERRORS[group], **types)
 
-    def get(path: str, answer: Answer, text: str, group: Group, **types: Any) -> Operation:
-        return Operation("GET", path, answer, text, group, **types)
+    def get(path: str, answer: Answer, text: str, group: Group, scope: Scope | None, **types: Any) -> Operation:
+        return Operation("GET", path, answer, text, group, scope, _ERRORS[group], **types)
+
+    def refused(
+        method: Literal["DELETE", "POST"], path: str, message: str, hint: str, *, group: Group, scope: Scope
+    ) -> Operation:
+        answer = ollama_models.refusing(message, hint)
+        return Operation(method, path, answer, f"Refused: {message}", group, scope, _ERRORS[group], refused=True)
 
     stored = "/v1/responses/{id}"
     table = [
@@ -81,9 +99,16 @@ def route_table(
             reply="Completion",
             stream="CompletionChunk",
         ),
-        get("/v1/models", models.list_models, "List the served model", "OpenAI", reply="ModelList"),
+        get("/v1/models", models.list_models, "List the served model", "OpenAI", "inference", reply="ModelList"),
         # Model names may contain slashes.
-        get("/v1/models/{name:path}", models.retrieve, "Describe the served model", "OpenAI", reply="ModelBody"),
+        get(
+            "/v1/models/{name:path}",
+            models.retrieve,
+            "Describe the served model",
+            "OpenAI",
+            "inference",
+            reply="ModelBody",
+        ),
         post(
             "/v1/responses",
             responses.create,
@@ -106,20 +131,37 @@ def route_table(
             responses.retrieve,
             "Return a stored response",
             "Responses",
+            "inference",
             reply="ResponseObject",
             query=(Query("stream", Literal["true", "false"], "`true` is refused"),),
         ),
-        Operation("DELETE", stored, responses.delete, "Delete a stored response", "Responses", reply="DeletedResponse"),
+        Operation(
+            "DELETE",
+            stored,
+            responses.delete,
+            "Delete a stored response",
+            "Responses",
+            "inference",
+            "openai",
+            reply="DeletedResponse",
+        ),
         get(
             f"{stored}/input_items",
             responses.list_items,
             "List the input of a stored response",
             "Responses",
+            "inference",
             reply="ItemList",
             query=_ITEMS,
         ),
         Operation(
-            "POST", f"{stored}/cancel", responses.cancel, "Refused: no response runs in the background", "Responses"
+            "POST",
+            f"{stored}/cancel",
+            responses.cancel,
+            "Refused: no response runs in the background",
+            "Responses",
+            "inference",
+            "openai",
         ),
         post(
             "/v1/messages",
@@ -176,15 +218,29 @@ def route_table(
             stream="PullStatus",
             stream_type=_NDJSON,
         ),
-        get("/api/tags", ollamas.tags, "List the served model", "Ollama", reply="Tags"),
-        get("/api/ps", ollamas.running, "List the loaded model", "Ollama", reply="RunningList"),
-        get("/api/version", ollamas.version, "Return the level of Ollama's API", "Ollama", reply="OllamaVersion"),
-        Operation("HEAD", "/api/blobs/{digest}", ollamas.blob, "Not found: there are no blobs", "Ollama", refused=True),
+        get("/api/tags", ollamas.tags, "List the served model", "Ollama", "inference", reply="Tags"),
+        get("/api/ps", ollamas.running, "List the loaded model", "Ollama", "inference", reply="RunningList"),
+        get(
+            "/api/version",
+            ollamas.version,
+            "Return the level of Ollama's API",
+            "Ollama",
+            "inference",
+            reply="OllamaVersion",
+        ),
+        Operation(
+            "HEAD",
+            "/api/blobs/{digest}",
+            ollamas.blob,
+            "Not found: there are no blobs",
+            "Ollama",
+            "admin",
+            "ollama",
+            refused=True,
+        ),
         *(
-            Operation(
-                method, path, ollama_models.refusing(message, hint), f"Refused: {message}", "Ollama", refused=True
-            )
-            for path, method, message, hint in ollama_models.REFUSED
+            refused(method, path, message, hint, group="Ollama", scope=scope)
+            for path, method, message, hint, scope in ollama_models.REFUSED
         ),
         post(
             "/completion",
@@ -228,12 +284,28 @@ def route_table(
             body="ChatBody",
             reply="Rendered",
         ),
-        get("/props", utility.props, "Describe server and model, as llama-server does", "Utilities", reply="Props"),
+        get(
+            "/props",
+            utility.props,
+            "Describe server and model, as llama-server does",
+            "Utilities",
+            "inference",
+            reply="Props",
+        ),
+        refused(
+            "POST",
+            "/props",
+            "settings cannot be changed over HTTP",
+            "change the daemon's configuration",
+            group="Utilities",
+            scope="admin",
+        ),
         get(
             "/slots",
             utility.slots,
             "List the sequence slots",
             "Utilities",
+            "metrics",
             reply="Slots",
             query=(Query("fail_on_no_slot", str, "fail if no slot is free"),),
         ),
@@ -242,24 +314,34 @@ def route_table(
             utility.tokenizer_info,
             "Return the tokenizer's settings",
             "Utilities",
+            "inference",
             reply="AnyObject",
         ),
-        get("/version", utility.version, "Return edgekit's version", "Utilities", reply="Version"),
-        get("/api/v0/models", utility.lmstudio_list, "List the served model", "LM Studio", reply="LmStudioList"),
+        get("/version", utility.version, "Return edgekit's version", "Utilities", "inference", reply="Version"),
+        get(
+            "/api/v0/models",
+            utility.lmstudio_list,
+            "List the served model",
+            "LM Studio",
+            "inference",
+            reply="LmStudioList",
+        ),
         get(
             "/api/v0/models/{name:path}",
             utility.lmstudio_model,
             "Describe the served model",
             "LM Studio",
+            "inference",
             reply="LmStudioModel",
         ),
-        get("/", models.root, "Tell that the daemon runs", "Health and metrics", reply="Text"),
+        get("/", models.root, "Tell that the daemon runs", "Health and metrics", None, reply="Text"),
         *(
             get(
                 path,
                 utility.health,
                 "Tell whether requests are accepted",
                 "Health and metrics",
+                None,
                 reply="Health",
                 failure="Health",
             )
@@ -270,16 +352,25 @@ def route_table(
             healthz,
             "Tell whether answers make progress",
             "Health and metrics",
+            None,
             reply="Text",
             failure="Text",
         ),
         get(
-            "/readyz", readyz, "Tell whether requests are accepted", "Health and metrics", reply="Text", failure="Text"
+            "/readyz",
+            readyz,
+            "Tell whether requests are accepted",
+            "Health and metrics",
+            None,
+            reply="Text",
+            failure="Text",
         ),
-        get("/metrics", metrics, "Return metrics for Prometheus", "Health and metrics", reply="Text"),
+        get("/metrics", metrics, "Return metrics for Prometheus", "Health and metrics", "metrics", reply="Text"),
     ]
     document = _Document(table)
-    table.append(get("/openapi.json", document.answer, "Return this document", "Utilities", reply="AnyObject"))
+    table.append(
+        get("/openapi.json", document.answer, "Return this document", "Utilities", "inference", reply="AnyObject")
+    )
     return table
 
 

@@ -18,27 +18,28 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.http.authentication import Authentication
-from edgekit.daemon.http.connections import HEADER_S, Connections
+from edgekit.daemon.http.connections import HEADER_S, KEEP_ALIVE_S, Connections
 from edgekit.daemon.http.endpoint import BodyBudget, Dialect, Endpoint
 from edgekit.daemon.http.errors import http_error
 from edgekit.daemon.http.listeners import UnixListener, is_private, listen_tcp, resolve
 from edgekit.daemon.http.models import Models
 from edgekit.daemon.http.ollama_models import OllamaModels
-from edgekit.daemon.http.operations import Answer
+from edgekit.daemon.http.operations import Answer, Errors, Operation
 from edgekit.daemon.http.origin_check import OriginCheck, is_loopback
 from edgekit.daemon.http.origins import cors, origin_pattern
-from edgekit.daemon.http.refusals import refusal_for
+from edgekit.daemon.http.refusals import refusal
 from edgekit.daemon.http.response_routes import Responses
+from edgekit.daemon.http.route_index import RouteIndex
 from edgekit.daemon.http.route_table import route_table
 from edgekit.daemon.http.tls import Certificate
 from edgekit.daemon.http.utilities import Utilities
 from edgekit.daemon.metrics import Metrics
-from edgekit.errors import ConfigError, EdgekitError, UnavailableError
+from edgekit.daemon.not_ready import not_ready
+from edgekit.errors import ConfigError, EdgekitError
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.model import ModelInfo
 
@@ -174,6 +175,7 @@ class HttpServer:
                 http=self._connections.protocol,  # type: ignore[arg-type]  # called like the class
                 loop="asyncio",
                 timeout_graceful_shutdown=5,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 # Otherwise any local caller could claim another address.
                 proxy_headers=bool(self._config.trusted_proxies),
                 forwarded_allow_ips=[*self._config.trusted_proxies],
@@ -248,18 +250,21 @@ class HttpServer:
             self._connections.check()
             await asyncio.sleep(1.0)
 
-    def _application(self) -> Starlette:
-        config = self._config
-        operations = route_table(
+    def _operations(self) -> list[Operation]:
+        return route_table(
             self._endpoint,
             models=Models(lambda: self._info, lambda: self._backend()[1]),
             ollamas=OllamaModels(lambda: self._info),
             utility=Utilities(lambda: self._info, self._backend, self._problem),
-            responses=Responses(config),
+            responses=Responses(self._config),
             healthz=self._healthz,
             readyz=self._readyz,
             metrics=self._show_metrics,
         )
+
+    def _application(self) -> Starlette:
+        config, operations = self._config, self._operations()
+        index = RouteIndex(operations)
         return Starlette(
             routes=[operation.route() for operation in operations],
             middleware=[
@@ -276,20 +281,24 @@ class HttpServer:
                     metrics=self._metrics,
                     required=lambda: self._keys_required,
                     model=lambda: None if self._info is None else self._info.name,
-                    refusal=refusal_for,
+                    index=index,
                 ),
             ],
-            exception_handlers={HTTPException: _on_http_error, EdgekitError: _on_error, Exception: _on_fault},
+            exception_handlers={
+                HTTPException: partial(_on_http_error, index),
+                EdgekitError: partial(_on_error, index),
+                Exception: partial(_on_fault, index),
+            },
         )
 
-    def _endpoint(self, path: str, dialect: Dialect) -> Answer:
+    def _endpoint(self, dialect: Dialect, errors: Errors) -> Answer:
         endpoint = Endpoint(
             self._backend,
             self._metrics,
             self._config.max_body_bytes,
             self._bodies,
             dialect=dialect,
-            refusal=partial(refusal_for, path),
+            refusal=partial(refusal, errors),
             access=self._access,
         )
 
@@ -300,13 +309,7 @@ class HttpServer:
 
     def _backend(self) -> tuple[EngineWorker, ModelInfo]:
         if self._worker is None or self._info is None:
-            activity = self._activity()
-            raise UnavailableError(
-                f"the model is not loaded yet: {activity}" if activity else "the model is still loading",
-                hint="retry in a moment",
-                code="not_ready",
-                retry_after_s=5.0,
-            )
+            raise not_ready(self._activity())
         return self._worker, self._info
 
     def _problem(self) -> str | None:
@@ -341,29 +344,26 @@ class HttpServer:
         return Response(body, headers={"Content-Type": kind})
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(index: RouteIndex, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for it
-    paths = [route.path for route in request.app.routes if isinstance(route, Route) and "{" not in route.path]
     allowed = (error.headers or {}).get("Allow", "")
-    refusal = http_error(error.status_code, request.method, request.scope["path"], allowed=allowed, paths=paths)
-    response = _refuse(request, refusal)
+    path = request.scope["path"]
+    refused = http_error(error.status_code, request.method, path, allowed=allowed, paths=index.paths)
+    response = refusal(index.errors(path), refused)
     if allowed:
         response.headers["Allow"] = allowed
     return response
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
+async def _on_error(index: RouteIndex, request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgekitError)  # noqa: S101  the handler is registered for it
-    return _refuse(request, error)
+    return refusal(index.errors(request.scope["path"]), error)
 
 
-async def _on_fault(request: Request, error: Exception) -> Response:
+async def _on_fault(index: RouteIndex, request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _refuse(request, EdgekitError("internal error", hint="the daemon's log has the details"))
-
-
-def _refuse(request: Request, error: EdgekitError) -> Response:
-    return refusal_for(request.scope["path"], error)
+    fault = EdgekitError("internal error", hint="the daemon's log has the details")
+    return refusal(index.errors(request.scope["path"]), fault)
 
 
 def _no_keys(host: str) -> ConfigError:

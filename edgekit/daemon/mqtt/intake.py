@@ -68,6 +68,10 @@ class Intake:
         self._access = access
         self._preparation = Preparation()
 
+    def attach(self, worker: Submitter) -> None:
+        """Submit to this worker from now on."""
+        self._worker = worker
+
     def describe(self, info: ModelInfo) -> None:
         """Check requests against this description of the model."""
         self._info = info

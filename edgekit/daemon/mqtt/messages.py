@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgekit.daemon.api import (
@@ -24,6 +24,7 @@ from edgekit.daemon.api import (
 from edgekit.daemon.api.json_body import parse_object
 from edgekit.daemon.build_state import BuildState
 from edgekit.daemon.mqtt.coalesce import DeltaBatch
+from edgekit.daemon.readings import Load, Sensors
 from edgekit.errors import EdgekitError, RequestError
 from edgekit.generation.types import Finished
 from edgekit.runners import Rejected
@@ -42,6 +43,7 @@ __all__ = [
     "read_envelope",
     "read_object",
     "refused",
+    "state",
     "status",
 ]
 
@@ -208,7 +210,7 @@ def status(
         session: Session name, new for every connection; an `offline` counts only for its own session.
         since: When the connection was made, RFC 3339 in UTC.
         model: The model's name.
-        runner: What runs it.
+        runner: What runs it; empty if it is not loaded yet.
         rejected: Better runners that do not work on the device, the best first.
         version: edgekit's version.
         device: The board and its sensors; None leaves it out.
@@ -220,7 +222,7 @@ def status(
         "session": session,
         "since": since,
         "model": model,
-        "runner": runner,
+        "runner": runner or None,
         "rejected_runners": [{"runner": one.name, "reason": one.reason} for one in rejected],
         "edgekit": version,
     }
@@ -229,6 +231,33 @@ def status(
     if device is not None:
         message["device"] = dict(device)
     return message
+
+
+def state(load: Load, sensors: Sensors, *, session: str, model: str, runner: str) -> dict[str, Any]:
+    """Return the message for the state topic.
+
+    Args:
+        load: The load.
+        sensors: Memory and sensors.
+        session: Session name, as in the presence message.
+        model: The model's name.
+        runner: What runs it; empty if it is not loaded yet.
+    """
+    rate = load.decode_tokens_per_s
+    return {
+        "type": "state",
+        "session": session,
+        "state": load.state,
+        "model": model,
+        "runner": runner or None,
+        "load": round(load.share, 3),
+        "running": load.running,
+        "queue": load.waiting,
+        "credits": load.credits,
+        "decode_tokens_per_s": None if rate is None else round(rate, 2),
+        "completion_tokens_total": load.completion_tokens,
+        **asdict(sensors),
+    }
 
 
 def info(

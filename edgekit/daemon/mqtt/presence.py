@@ -57,6 +57,11 @@ class Presence:
         self._since = ""
         self.publish_due: float | None = None
 
+    @property
+    def session(self) -> str:
+        """The session name of the current connection."""
+        return f"{self._boot}-{self._connection}"
+
     def describe(self, model: ModelInfo) -> None:
         """Have the next messages describe the model so."""
         self._model = model
@@ -83,7 +88,7 @@ class Presence:
             model=self._model.name,
             context_length=self._model.context_length,
             version=__version__,
-            topics={name: getattr(self._topics, name) for name in ("request", "cancel", "status", "refused")},
+            topics={name: getattr(self._topics, name) for name in ("request", "cancel", "status", "state", "refused")},
             max_payload_bytes=max_payload_bytes,
             user_required=user_required,
         )
@@ -105,7 +110,7 @@ class Presence:
     ) -> dict[str, object]:
         return messages.status(
             state,
-            session=f"{self._boot}-{self._connection}",
+            session=self.session,
             since=self._since,
             model=self._model.name,
             runner=self._model.runner,

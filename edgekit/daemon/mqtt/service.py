@@ -28,6 +28,7 @@ from edgekit.daemon.job_types import JobKey, StoreLimits
 from edgekit.daemon.metrics import Metrics, MqttStats
 from edgekit.daemon.mqtt import messages
 from edgekit.daemon.mqtt.connection import Connection
+from edgekit.daemon.mqtt.home_assistant import HomeAssistant
 from edgekit.daemon.mqtt.incoming import Incoming
 from edgekit.daemon.mqtt.intake import NOT_NOW, Intake, Submitter
 from edgekit.daemon.mqtt.jobs import Arrival, Cancellation, Jobs
@@ -35,8 +36,10 @@ from edgekit.daemon.mqtt.outgoing import Outgoing
 from edgekit.daemon.mqtt.presence import Presence
 from edgekit.daemon.mqtt.requests import OpenRequest, ReplyTo
 from edgekit.daemon.mqtt.senders import Senders
+from edgekit.daemon.mqtt.state_topic import StateTopic
 from edgekit.daemon.mqtt.topics import Topics, check_reply_topic, reply_roots
 from edgekit.daemon.rare_log import RareLog
+from edgekit.daemon.readings import Readings
 from edgekit.daemon.state import make_folder
 from edgekit.device_id import device_id
 from edgekit.errors import EdgekitError, RequestError
@@ -55,18 +58,19 @@ MAX_DELTA_CHARS = 4096
 
 
 class MqttService:
-    """Serves chats over MQTT until `stop`.
+    """Serves chats over MQTT until `stop`. It may start before the model is loaded, with a worker that refuses them.
 
     Args:
         config: The configuration; `host` must be set.
         worker: Receives the requests.
-        info: The model, for the info message and the `model` fields.
+        info: The model, for the info message and the `model` fields; without a `runner` until it is loaded.
         metrics: Where requests are counted; one of its own unless given.
         state: Folder of what survives a restart, made if it is missing; None keeps nothing.
         device: Returns the board and its sensors, for the status; None leaves them out.
         engine: Returns how far the engine is that the daemon builds, for the status.
         access: The limits of users, and the audit log; None has none.
         parallel: How many answers the worker generates at the same time; not many more are given to it.
+        readings: Reads load and sensors, for the state topic and Home Assistant; None leaves both out.
 
     Raises:
         ConfigError: The prefix or the device id is not valid in a topic.
@@ -84,6 +88,7 @@ class MqttService:
         engine: Callable[[], BuildState | None] = lambda: None,
         access: Access | None = None,
         parallel: int = 8,
+        readings: Readings | None = None,
     ) -> None:
         self.topics = Topics(config.prefix, config.device_id or device_id())
         self.metrics = metrics or Metrics()
@@ -91,19 +96,23 @@ class MqttService:
         self._senders = Senders(access, self.topics, require_user=config.require_user)
         self._config = config
         self._info = info
+        folder = None if state is None else _own_folder(state / "mqtt" / self.topics.client_id)
+        self._state = self._home_assistant = None
+        if readings is not None:
+            self._state = StateTopic(self.topics, readings, config.state_interval_s)
+            self._home_assistant = HomeAssistant(config, self.topics, readings, folder and folder / "home-assistant")
+        heard = () if self._home_assistant is None else self._home_assistant.subscriptions
         self._connection = Connection(
             config,
             client_id=self.topics.client_id,
-            subscriptions=self.topics.subscriptions,
+            subscriptions=(*self.topics.subscriptions, *heard),
             listener=self,
         )
         self._presence = Presence(self.topics, info, device, engine)
         self._no_subscribers = 0
         self.metrics.watch_mqtt(self.stats)
         self._refusals = RareLog(_log)
-        self._store_path = None
-        if state is not None and config.durable:
-            self._store_path = state / "mqtt" / self.topics.client_id / "requests.sqlite"
+        self._store_path = folder / "requests.sqlite" if folder is not None and config.durable else None
         clock = BootClock()
         self._jobs = Jobs(
             self._connection,
@@ -171,6 +180,11 @@ class MqttService:
         self._publications.append(publish)
         self._connection.wake()
 
+    def attach(self, worker: Submitter, info: ModelInfo) -> None:
+        """Submit requests to this worker from now on, and describe its model; any thread may call this."""
+        self._intake.attach(worker)
+        self.describe(info)
+
     def refresh(self) -> None:
         """Publish the status again, because of what changed in it; any thread may call this."""
         self._publications.append(lambda: self._connection.send(self._presence.online()))
@@ -234,6 +248,19 @@ class MqttService:
         due = self._presence.publish_due
         if due is not None and time.monotonic() >= due:
             self._connection.send(self._presence.online())
+        if self._connection.ready:
+            self._publish_state()
+
+    def _publish_state(self) -> None:
+        """Publish the state if it is due, and the announcement to Home Assistant."""
+        if self._home_assistant is not None and self._home_assistant.due is not None:
+            if time.monotonic() >= self._home_assistant.due:
+                # What it has missed, too, if the broker keeps no retained messages.
+                self.on_ready()
+        elif self._state is not None:
+            message = self._state.poll(self._presence.session, self._info)
+            if message is not None:
+                self._connection.send(message)
 
     def _next_wait_s(self) -> float:
         now = time.monotonic()
@@ -242,6 +269,8 @@ class MqttService:
             due += [request.flush_at for request in self._jobs.open.values() if request.pending]
         if self._presence.publish_due is not None:
             due.append(self._presence.publish_due)
+        if self._connection.ready and self._home_assistant is not None and self._home_assistant.due is not None:
+            due.append(self._home_assistant.due)
         return max(0.0, min([IDLE_WAIT_S, self._jobs.next_wait_s(), *(at - now for at in due)]))
 
     def _finish(self) -> None:
@@ -289,9 +318,17 @@ class MqttService:
         config = self._config
         self._connection.send(self._presence.info(config.max_payload_bytes, user_required=config.require_user))
         self._connection.send(self._presence.online())
+        if self._state is not None:
+            self._connection.send(self._state.birth(self._presence.session, self._info))
+        if self._home_assistant is not None:
+            for message in self._home_assistant.announcement():
+                self._connection.send(message)
 
     def on_message(self, message: paho.MQTTMessage, ack: Callable[[], None]) -> None:
-        """Handle a request, a cancellation, or a message on our status topic."""
+        """Handle a request, a cancellation, or a message on our status topic or Home Assistant's."""
+        if self._home_assistant is not None and self._home_assistant.receive(message.topic, bytes(message.payload)):
+            ack()
+            return
         if message.topic != self.topics.status and not message.retain:
             try:
                 user = self.topics.user_of(message.topic)
@@ -383,7 +420,9 @@ class MqttService:
             self._jobs.taken()
             return
         stopped = self._stopping.is_set() or problem.code == "shutting_down"
-        if problem.code in NOT_NOW and not (stopped and not self._jobs.persistent):
+        # While an engine is built a new request is refused; its caller learns how far the build is.
+        new = problem.code == "not_ready" and not self._jobs.is_inherited(request)
+        if problem.code in NOT_NOW and not new and (self._jobs.persistent or not stopped):
             self._jobs.put_back(request)
             return
         self.metrics.refused("mqtt", problem)
@@ -481,3 +520,12 @@ def _usable(path: Path | None) -> Path | None:
         return path
     _log.warning("mqtt: requests are lost if the daemon ends: %s cannot be written to", path.parent)
     return None
+
+
+def _own_folder(path: Path) -> Path:
+    """Make the service's folder; if that fails, using its files fails, which is logged there."""
+    try:
+        make_folder(path)
+    except OSError as exc:
+        _log.warning("mqtt: cannot make the folder %s: %s", path, exc)
+    return path

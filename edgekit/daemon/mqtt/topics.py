@@ -94,6 +94,11 @@ class Topics:
         return f"{self.prefix}/{self.device}/status"
 
     @property
+    def state(self) -> str:
+        """Topic of the retained state: load, memory and sensors."""
+        return f"{self.prefix}/{self.device}/state"
+
+    @property
     def info(self) -> str:
         """Topic of the retained info message."""
         return f"{self.prefix}/{self.device}/info"

@@ -6,6 +6,7 @@ the turn.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from edgekit.errors import BundleError, RequestError
 from edgekit.generation.chat.jinja_sandbox import MAX_CHARACTERS
 from edgekit.generation.chat.special_tokens import SpecialTokenGuard
+from edgekit.generation.chat.strict_forms import strict_forms
 from edgekit.generation.chat.template import ChatTemplate
 from edgekit.generation.chat.tokenizer import Tokenizer
 from edgekit.generation.time_limit import UNLIMITED, TimeLimit
@@ -136,20 +138,35 @@ def _up_to(mark: str, text: str) -> str:
 def _rendered(
     render: Callable[[Sequence[Mapping[str, Any]]], str], messages: Sequence[dict[str, Any]], template: ChatTemplate
 ) -> str:
-    """Return the text; if the template fails, with call arguments as strings, which some templates concatenate."""
+    """Return the text.
+
+    If the template refuses the messages, they are rendered in a form that strict templates take (`strict_forms`); if it
+    fails, with call arguments as strings, which some templates concatenate.
+    """
     try:
-        return render(messages)
+        return _accepted(render, messages)
     except BundleError as failed:
         error = failed
     serialized = [_with_serialized_arguments(message) for message in messages]
     if serialized != messages:
         try:
-            return render(serialized)
+            return _accepted(render, serialized)
         except BundleError as again:
             error = again
     if not template.renders_a_question:
         raise error
     raise RequestError(f"{error.message}, on these messages", param="messages") from error
+
+
+def _accepted(render: Callable[[Sequence[Mapping[str, Any]]], str], messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the messages, or of the first of their strict forms that the template does not refuse."""
+    try:
+        return render(messages)
+    except RequestError:
+        for form in strict_forms(messages):
+            with contextlib.suppress(RequestError):
+                return render(form)
+        raise
 
 
 def _shaped(messages: Sequence[Message], prompt_id: Callable[[str], str]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ and unknown syntax are rejected, and so is lookaround, except `(?=…)` and simp
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,7 +218,18 @@ class _Translator:
             return f"(?:{other})?" if counts[0][0] else other
         if option.ends and counts == [(0, None), (1, 1)] and parts[0].source == ".":
             return f"(?:{_ANY}[{self._opposite(parts[1])}&&[^\\n]])?"
+        if not option.ends and len(parts) > 1 and counts[0] == (0, None) and parts[0].source == ".":
+            return self._never(parts[1:])
         raise self._error("lookaround whose opposite is not simple")
+
+    def _never(self, parts: Sequence[_Part]) -> str:
+        """Strings in which a character is never repeated so often; `.*` ends with a line, and this does not."""
+        times = sum(part.low for part in parts)
+        alike = len({part.source for part in parts}) == 1 and all(part.low == part.high for part in parts)
+        if not alike or not 0 < times < 100:
+            raise self._error("lookaround whose opposite is not simple")
+        fewer = f"(?:{parts[0].atom}){{0,{times - 1}}}" if times > 1 else ""
+        return f"(?:{fewer}{self._opposite(parts[0])})*{fewer}"
 
     def _opposite(self, part: _Part) -> str:
         """A class of the characters that certainly are none of an atom's."""

@@ -5,12 +5,14 @@ Importing this module needs neither the library nor a driver; `open_device` does
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from edgekit.errors import RunnerError, broken_library, first_line, missing_extra
 
 __all__ = ["Device", "check_driver", "open_device"]
 
+_DRIVER = "libcuda.so.1"
 _HINTS = {
     "CUDA_ERROR_NO_DEVICE": "a container needs the NVIDIA runtime: docker run --runtime nvidia …",
     "CUDA_ERROR_OUT_OF_MEMORY": "use fewer sequence slots, a shorter context or a smaller prefill chunk",
@@ -97,9 +99,14 @@ def check_driver() -> None:
     """Find the driver, without starting it or opening a GPU.
 
     Raises:
-        EdgekitError: `missing_extra`, if `cuda-bindings` is not installed.
         RunnerError: There is no driver.
+        EdgekitError: `missing_extra`: there is one, and `cuda-bindings` is not installed.
     """
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError as error:
+        # No library helps a machine without it.
+        raise _no_driver(error) from error
     try:
         _bindings().cuDriverGetVersion()
     except RuntimeError as error:
@@ -116,7 +123,7 @@ def _bindings() -> Any:
     return driver
 
 
-def _no_driver(error: RuntimeError) -> RunnerError:
+def _no_driver(error: Exception) -> RunnerError:
     return RunnerError(
         f"this machine has no NVIDIA driver: {first_line(error)}",
         hint="on a Jetson it comes with JetPack; in a container, use the NVIDIA runtime",

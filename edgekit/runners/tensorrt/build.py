@@ -12,6 +12,7 @@ from typing import Any
 from edgekit.bundle.manifest import layout_of
 from edgekit.errors import RunnerError
 from edgekit.runners.tensorrt.build_memory import needed_bytes
+from edgekit.runners.tensorrt.build_progress import expected_seconds
 from edgekit.runners.tensorrt.child import run_worker
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
 from edgekit.runners.tensorrt.graph_file import read_graph_file, with_positions
@@ -19,6 +20,7 @@ from edgekit.runners.tensorrt.layers import ProfileReport, describe_profiles, re
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.segments import Chain, Segment
 from edgekit.runners.tensorrt.shapes import BLOCK, BuildLimits, profile_shapes
+from edgekit.runners.tensorrt.troubles import check_file_size
 
 __all__ = [
     "MODEL_FILE",
@@ -76,7 +78,8 @@ class BuildProgress:
     Attributes:
         segment: Index of the segment that is being built.
         segments: Number of segments.
-        share: Finished share of the whole build, from 0 to 1. It may stay the same for a minute.
+        share: Finished share of the whole build, from 0 to 1; it never falls. The builder is silent for most of the
+            time: then it is estimated from the processor time that its process took (`build_progress`).
     """
 
     segment: int
@@ -186,12 +189,12 @@ def open_chain(model: Path, limits: BuildLimits) -> tuple[Chain, BuildLimits]:
 
 
 def build_engine(
-    model: Path,
+    chain: Chain,
+    limits: BuildLimits,
     *,
     compute_capability: str,
     folder: Path | None = None,
     segments: int = 1,
-    limits: BuildLimits | None = None,
     workspace_bytes: int = 0,
     timing_cache: Path | None = None,
     graph_sha256: str = "",
@@ -204,12 +207,12 @@ def build_engine(
     """Build the engine of a `portable` or `native` graph.
 
     Args:
-        model: `model.onnx`, or the folder that holds it; external data lies beside it.
+        chain: The graph, as `open_chain` returns it.
+        limits: What the engine must be able to run, as `open_chain` returns it.
         compute_capability: Of the device, `major.minor`.
         folder: Where to write the engine: an existing empty folder; None discards it. If the build fails, what it wrote
             stays.
         segments: Number of segments of layers.
-        limits: What the engine must be able to run.
         workspace_bytes: Limit of the engine's scratch memory; 0 leaves it to the library.
         timing_cache: A file with timings of earlier builds, used and written if the library times kernels.
         graph_sha256: Digest of graph and weights, for the engine's description.
@@ -222,15 +225,20 @@ def build_engine(
 
     Raises:
         EdgekitError: `missing_extra`, if the library is not installed.
-        BundleError: The graph is missing, damaged or not for TensorRT.
         ConfigError: The graph cannot be cut into so many segments.
-        RunnerError: The graph is refused (the message names the node), or the builder failed or crashed.
+        RunnerError: The graph is refused (the message names the node), the builder failed or crashed, or the engine
+            cannot be written.
     """
     library = installed_library(prefer)
     built_for = library.nearest(compute_capability)
-    chain, limits = open_chain(model, limits or BuildLimits())
     parts = chain.cut(segments)
-    follow = _Follow([part.graph_bytes for part in parts], progress)
+    if folder is not None:
+        # An engine has at least its INT4 weights: better now than after minutes.
+        check_file_size(max(part.int4_bytes for part in parts))
+    count = len(limits.profiles)
+    follow = _Follow(
+        [expected_seconds(layers=part.layers, graph_bytes=part.graph_bytes, profiles=count) for part in parts], progress
+    )
     replies = []
     for index, part in enumerate(parts):
         request = {
@@ -245,10 +253,17 @@ def build_engine(
         }
         follow.begin(index)
         needed = needed_bytes(part, library.name, batch=limits.batch)
-        replies.append(
-            run_worker(request, prefer=prefer, progress=follow, check=check, needed_bytes=needed, timeout_s=timeout_s)
+        reply = run_worker(
+            request,
+            prefer=prefer,
+            progress=follow,
+            check=check,
+            needed_bytes=needed,
+            expected_s=follow.expected_s,
+            timeout_s=timeout_s,
         )
-    follow.begin(len(parts))
+        follow.end(float(reply["cpu_seconds"]))
+        replies.append(reply)
     if folder is not None:
         engine = EngineSet(
             library=library.name,
@@ -268,26 +283,41 @@ def build_engine(
 
 
 class _Follow:
-    """Turns the progress of one segment into that of the whole build."""
+    """Turns the progress of one segment into that of the whole build.
 
-    def __init__(self, sizes: Sequence[int], progress: Callable[[BuildProgress], None] | None) -> None:
+    Args:
+        expected: Expected processor time of each segment, in seconds.
+        progress: Called with the progress.
+    """
+
+    def __init__(self, expected: Sequence[float], progress: Callable[[BuildProgress], None] | None) -> None:
         self._progress = progress
-        self._count = len(sizes)
-        self._starts = [sum(sizes[:index]) / max(1, sum(sizes)) for index in range(len(sizes))] + [1.0]
-        self._index, self._share = 0, 0.0
+        self._expected = expected
+        self._starts = [sum(expected[:index]) / sum(expected) for index in range(len(expected))] + [1.0]
+        self._index, self._share, self._took_s = 0, 0.0, 0.0
+
+    @property
+    def expected_s(self) -> float:
+        """Expected processor time of the segment, by what those before it took."""
+        known = sum(self._expected[: self._index])
+        return self._expected[self._index] * (self._took_s / known if known and self._took_s else 1.0)
 
     def begin(self, index: int) -> None:
-        """Begin a segment; behind the last one, finish."""
-        self._index, self._share = index, self._starts[index]
-        self(None)
+        """Begin a segment."""
+        self._index = index
+        self(0.0)
 
-    def __call__(self, share: float | None) -> None:
-        """Report the finished share of the segment, or that it is still being built."""
-        if share is not None:
-            start, stop = self._starts[self._index : self._index + 2]
-            self._share = max(self._share, start + (stop - start) * share)
+    def end(self, cpu_s: float) -> None:
+        """End a segment that took so much processor time."""
+        self._took_s += cpu_s
+        self(1.0)
+
+    def __call__(self, share: float) -> None:
+        """Report the finished share of the segment."""
+        start, stop = self._starts[self._index : self._index + 2]
+        self._share = max(self._share, start + (stop - start) * share)
         if self._progress is not None:
-            self._progress(BuildProgress(min(self._index, self._count - 1), self._count, self._share))
+            self._progress(BuildProgress(self._index, len(self._expected), self._share))
 
 
 def _file(index: int) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgekit.errors import RunnerError
-from edgekit.machine import available_bytes
 from edgekit.memory import GIB, MIB
 from edgekit.runners.tensorrt.segments import Chain, Segment
 
@@ -71,26 +70,29 @@ def needed_bytes(segment: Segment, library: str, *, batch: int = 1) -> int:
     return COSTS[library].needed(segment, batch=batch)
 
 
-def choose_segments(
-    chain: Chain, library: str, available: Callable[[], int | None] = available_bytes, *, batch: int = 1
-) -> int:
-    """Return the smallest number of segments whose builds fit into the memory that is available now.
+def choose_segments(chain: Chain, library: str, available: int | None, *, batch: int = 1) -> int:
+    """Return the smallest number of segments whose builds fit into memory.
+
+    Args:
+        chain: The graph.
+        library: The library that builds.
+        available: Bytes of memory; if they are not known, the graph is left whole.
+        batch: Sequences in one execution.
 
     Raises:
         RunnerError: Even single layers do not fit; the message has the figures.
     """
-    free = available()
-    if free is None:
+    if available is None:
         return 1
     smallest = None
     for count in range(1, len(chain) + 1):
         needed = max(needed_bytes(part, library, batch=batch) for part in chain.cut(count))
-        if needed <= free:
+        if needed <= available:
             return count
         smallest = needed if smallest is None else min(smallest, needed)
     raise RunnerError(
         f"building the engine takes {(smallest or 0) / GIB:.1f} GiB of memory even if cut into single layers; "
-        f"{free / GIB:.1f} GiB are available",
+        f"{available / GIB:.1f} GiB are available",
         hint="stop what else uses memory; on a Jetson without a desktop: sudo systemctl isolate multi-user.target; or "
         "fetch the engine from another device: edgekit build BUNDLE --from FOLDER",
         code="build_memory",

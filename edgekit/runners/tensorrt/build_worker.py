@@ -25,14 +25,12 @@ from typing import Any, TextIO
 from edgekit.atomic_file import replace_file
 from edgekit.errors import EdgekitError
 from edgekit.machine import peak_memory_bytes
+from edgekit.runners.tensorrt.build_progress import PhaseShares
 from edgekit.runners.tensorrt.layers import is_report
 from edgekit.runners.tensorrt.library import Messages, NvidiaLibrary, find_library
 
 __all__ = ["main"]
 
-# Nearly all of a build's time, in TensorRT as in the library for RTX.
-_SLOW_PHASE = "Computing profile costs"
-_SLOW_SHARE = 0.95
 _INTERVAL_S = 0.25
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
@@ -114,37 +112,38 @@ class _Output:
 
 
 class _Progress:
-    """Estimates the finished share of a build from the builder's phases, whose number is not known beforehand."""
+    """Reports the finished share of a build, when it grows and four times a second while the builder reports anything.
 
-    def __init__(self, send: Callable[..., None]) -> None:
+    Its methods are called on threads of the builder.
+    """
+
+    def __init__(self, shares: PhaseShares, send: Callable[..., None]) -> None:
+        self._shares = shares
         self._send = send
         self._lock = threading.Lock()
-        self._steps: dict[str, int] = {}
-        self._top: str | None = None
-        self._share = 0.0
+        self._said = (0.0, 0.0)
         self._sent = 0.0
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         with self._lock:
-            self._steps[phase] = max(1, steps)
-            if parent is None:
-                self._top = phase
+            self._shares.start(phase, parent, steps)
+            self._report()
 
     def step(self, phase: str, index: int) -> bool:
         with self._lock:
-            done = (index + 1) / self._steps.get(phase, index + 1)
-            if phase == _SLOW_PHASE:
-                self._share = max(self._share, 1 - _SLOW_SHARE + done * _SLOW_SHARE)
-            elif phase == self._top:
-                self._share = max(self._share, done * (1 - _SLOW_SHARE))
-            now = time.monotonic()
-            if now - self._sent >= _INTERVAL_S:
-                self._sent = now
-                self._send("progress", share=min(self._share, 1.0))
+            self._shares.step(phase, index)
+            self._report()
         return True
 
     def finish(self, phase: str) -> None:
         """Do nothing: a phase that fails is finished too."""
+
+    def _report(self) -> None:
+        now, reached = time.monotonic(), (round(self._shares.share, 3), round(self._shares.until, 3))
+        # A silent step begins with a share of its own: that report must not be left out.
+        if reached != self._said or now - self._sent >= _INTERVAL_S:
+            self._said, self._sent = reached, now
+            self._send("progress", share=reached[0], until=reached[1])
 
 
 def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..., None]) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
         for tensor, (min_shape, opt_shape, max_shape) in shapes.items():
             profile.set_shape(tensor, min_shape, opt_shape, max_shape)
         config.add_optimization_profile(profile)
-    progress = _Progress(send)
+    progress = _Progress(PhaseShares(len(request["profiles"])), send)
     # Kept in a variable: the library holds only a pointer.
     monitor = library.monitor(progress.start, progress.step, progress.finish)
     config.progress_monitor = monitor
@@ -200,6 +199,7 @@ def _build(library: NvidiaLibrary, request: Mapping[str, Any], send: Callable[..
         "size": output.size,
         "sha256": sha256,
         "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time(),
         "peak_memory_bytes": peak_memory_bytes(),
         "warnings": list(messages.warnings),
         "reports": reports,

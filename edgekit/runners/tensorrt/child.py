@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgekit.errors import EdgekitError, RunnerError
+from edgekit.runners.tensorrt.build_progress import Pace
 from edgekit.runners.tensorrt.library import LibraryName
 from edgekit.runners.tensorrt.troubles import build_failed, killed
 
@@ -25,15 +26,17 @@ __all__ = ["run_worker"]
 _WORKER = "edgekit.runners.tensorrt.build_worker"
 _TICK_S = 0.5
 _LAST = {"done", "failed", "refused"}
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def run_worker(
     request: Mapping[str, object],
     *,
     prefer: LibraryName | None,
-    progress: Callable[[float | None], None] | None = None,
+    progress: Callable[[float], None] | None = None,
     check: Callable[[], None] | None = None,
     needed_bytes: int = 0,
+    expected_s: float = 60.0,
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Answer one request in a child process.
@@ -41,10 +44,11 @@ def run_worker(
     Args:
         request: See `build_worker`; without a graph it asks which library there is.
         prefer: The library, if several are installed.
-        progress: Called with the finished share when the builder reports it, and with None about twice a second while
-            the child computes. If it raises, the build is cancelled.
+        progress: Called with the finished share when the builder reports something, and about twice a second while the
+            child computes. If it raises, the build is cancelled.
         check: Called at least twice a second, whatever the child does. If it raises, the build is cancelled.
         needed_bytes: The memory that the build is expected to need, for the error if the system kills it.
+        expected_s: Its expected processor time, for the share while the builder reports nothing.
         timeout_s: Cancel the build after this time.
 
     Raises:
@@ -62,7 +66,7 @@ def run_worker(
         )
         try:
             request = {**request, "prefer": prefer, "parent": os.getpid()}
-            reply = _follow(process, request, progress, check, timeout_s)
+            reply = _follow(process, request, progress, check, pace=Pace(expected_s), timeout_s=timeout_s)
         finally:
             process.kill()
             process.wait()
@@ -81,8 +85,10 @@ def run_worker(
 def _follow(
     process: subprocess.Popen[bytes],
     request: Mapping[str, object],
-    progress: Callable[[float | None], None] | None,
+    progress: Callable[[float], None] | None,
     check: Callable[[], None] | None,
+    *,
+    pace: Pace,
     timeout_s: float | None,
 ) -> dict[str, Any] | None:
     """Return the last line of a worker; None if it ends without one."""
@@ -103,7 +109,7 @@ def _follow(
         if not select.select([channel], [], [], _TICK_S)[0]:
             now = _cpu_seconds(process.pid)
             if progress is not None and now != computed:
-                progress(None)
+                progress(pace.tick(now))
             computed = now
             continue
         data = os.read(channel, 1 << 16)
@@ -116,7 +122,7 @@ def _follow(
             if event.get("event") in _LAST:
                 return event
             if progress is not None and "share" in event:
-                progress(float(event["share"]))
+                progress(pace.report(event["share"], event["until"], _cpu_seconds(process.pid)))
 
 
 def _event(line: bytes) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def _cpu_seconds(pid: int) -> float:
     """Time that a process computed; grows always where that is unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        return float(int(fields[11]) + int(fields[12]))
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
     except (OSError, ValueError, IndexError):
         return time.monotonic()
 

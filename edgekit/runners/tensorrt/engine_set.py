@@ -30,6 +30,7 @@ __all__ = [
     "EngineSegment",
     "EngineSet",
     "Profile",
+    "capability_text",
     "parse_engine_set",
     "read_engine_set",
     "verify_files",
@@ -115,9 +116,28 @@ class EngineSet:
     segments: tuple[EngineSegment, ...]
 
     @property
+    def capability_text(self) -> str:
+        """The compute capability of the GPU, and the one that the library built for, if that is another one."""
+        return capability_text(self.compute_capability, self.built_for)
+
+    @property
     def size(self) -> int:
         """Bytes of all segments."""
         return sum(segment.size for segment in self.segments)
+
+
+def capability_text(device: str, built_for: str) -> str:
+    """Return a device's compute capability for people, and the one that the library built for, if that is another one.
+
+    Args:
+        device: `8.7`.
+        built_for: As in `EngineSet`.
+    """
+    digits = built_for.removeprefix("SM")
+    own = f"{digits[:-1]}.{digits[-1:]}"
+    if not digits or own == device:
+        return f"compute capability {device}"
+    return f"compute capability {device} (built for {own}: the library has no kernels of its own for {device})"
 
 
 def write_engine_set(folder: Path, engine: EngineSet) -> None:

@@ -1,5 +1,7 @@
 """Takes an engine that another device of the same kind built: from a folder, or over ssh from its store.
 
+First `find_offer` reads which engine the source has, then `fetch_engine` copies it.
+
 Over ssh the system's `ssh` is used, with the user's configuration, keys and prompts; the other device needs a POSIX
 shell and nothing else. What arrives is verified before it is used.
 """
@@ -14,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -26,8 +29,9 @@ from edgekit.runners.tensorrt.engine_set import (
     write_engine_set,
 )
 from edgekit.runners.tensorrt.store import Wanted
+from edgekit.runners.tensorrt.troubles import write_failed
 
-__all__ = ["fetch_engine", "is_host"]
+__all__ = ["Offer", "fetch_engine", "find_offer", "is_host"]
 
 _CHUNK = 1 << 20
 _MAX_LISTING = 64 << 20
@@ -49,37 +53,71 @@ done
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The engine that a source has.
+
+    Attributes:
+        source: The source, as the user named it.
+        place: The engine's folder, there.
+        engine: Its description; its files may be damaged.
+    """
+
+    source: str
+    place: str
+    engine: EngineSet
+
+
 def is_host(text: str) -> bool:
     """Whether a source is `user@host` and not a folder."""
     return _HOST.fullmatch(text) is not None and not Path(text).exists()
 
 
-def fetch_engine(source: str, wanted: Wanted, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Copy the engine that is wanted into an empty folder.
+def find_offer(source: str, wanted: Wanted) -> Offer:
+    """Return the engine of a source that is wanted; of several, the one with the longest context.
 
     Args:
         source: A folder with an engine, or `user@host`, whose store is searched.
         wanted: The engine.
+
+    Raises:
+        RunnerError: There is no such source, it cannot be read, or it has no such engine.
+    """
+    if is_host(source):
+        return _find(source, wanted)
+    if not Path(source).is_dir():
+        raise RunnerError(
+            f"there is no folder {source}",
+            hint=f"name the folder that has {ENGINE_JSON}, or user@host for a device's own engines; or {_HERE}",
+        )
+    engine = read_engine_set(Path(source))
+    if (difference := wanted.difference(engine)) is not None:
+        raise RunnerError(f"the engine in {source} is not for this bundle and device: {difference}", hint=_HERE)
+    for segment in engine.segments:
+        # A link could point at anything.
+        if (Path(source) / segment.file).is_symlink():
+            raise RunnerError(f"{Path(source) / segment.file} is a link", hint="copy the engine itself")
+    return Offer(source, source, engine)
+
+
+def fetch_engine(offer: Offer, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Copy an engine into an empty folder.
+
+    Args:
+        offer: From `find_offer`.
         folder: Where to write it.
         progress: Called with the bytes copied and in total.
 
     Raises:
-        RunnerError: There is no such engine, it cannot be read or written, or it is damaged.
+        RunnerError: It cannot be read or written, or it is damaged.
     """
+    source, place, engine = offer.source, offer.place, offer.engine
     if is_host(source):
-        place, engine = _find(source, wanted)
         files = " ".join(shlex.quote(segment.file) for segment in engine.segments)
         with _ssh(source, f"cd {shlex.quote(place)} && cat {files}\n") as stream:
             _copy(lambda _: nullcontext(stream), engine, folder, source, progress)
     else:
-        engine = read_engine_set(Path(source))
-        if (difference := wanted.difference(engine)) is not None:
-            raise RunnerError(f"the engine in {source} is not for this bundle and device: {difference}", hint=_HERE)
-        for segment in engine.segments:
-            # A link could point at anything.
-            if (Path(source) / segment.file).is_symlink():
-                raise RunnerError(f"{Path(source) / segment.file} is a link", hint="copy the engine itself")
-        _copy(lambda name: (Path(source) / name).open("rb"), engine, folder, source, progress)
+        _copy(lambda name: (Path(place) / name).open("rb"), engine, folder, source, progress)
     write_engine_set(folder, engine)
 
 
@@ -105,7 +143,7 @@ def _copy(
                 write.flush()
                 os.fsync(write.fileno())
         except OSError as error:
-            raise RunnerError(f"copying {segment.file} from {source} failed: {error.strerror or error}") from error
+            raise write_failed(f"copying {segment.file} from {source} failed", error) from error
         if rest or digest.hexdigest() != segment.sha256:
             raise RunnerError(
                 f"{segment.file} from {source} is damaged: it has not the size and SHA-256 of {ENGINE_JSON}",
@@ -113,11 +151,11 @@ def _copy(
             )
 
 
-def _find(host: str, wanted: Wanted) -> tuple[str, EngineSet]:
-    """The folder of the engine in a host's stores, and its description."""
+def _find(host: str, wanted: Wanted) -> Offer:
+    """The engine in a host's stores."""
     with _ssh(host, _LIST) as stream:
         parts = stream.read(_MAX_LISTING).split(b"\0")
-    differences = []
+    found, differences = [], []
     for place, text in zip(parts[::2], parts[1::2], strict=False):
         try:
             engine = parse_engine_set(text, f"{host}:{os.fsdecode(place)}")
@@ -125,8 +163,11 @@ def _find(host: str, wanted: Wanted) -> tuple[str, EngineSet]:
             continue
         difference = wanted.difference(engine)
         if difference is None:
-            return os.fsdecode(place), engine
-        differences.append(difference)
+            found.append(Offer(host, os.fsdecode(place), engine))
+        else:
+            differences.append(difference)
+    if found:
+        return max(found, key=lambda offer: offer.engine.context_length)
     raise RunnerError(
         f"{host} has no engine for this bundle and device"
         + (f" ({len(differences)} others; of the last, {differences[-1]})" if differences else ""),

@@ -16,13 +16,14 @@ from edgekit.memory import GIB, SYSTEM_RESERVE
 from edgekit.runners.base import Backend, KvNeed, KvShare
 from edgekit.runners.cuda.driver import Device, check_driver, open_device
 from edgekit.runners.tensorrt.build import MODEL_FILE, installed_library
+from edgekit.runners.tensorrt.engine_folder import RUNTIME_CACHE, distrust
 from edgekit.runners.tensorrt.engine_set import EngineSet
 from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.library import LibraryName, Messages, NvidiaLibrary, find_library
 from edgekit.runners.tensorrt.load import load_engines
 from edgekit.runners.tensorrt.memory import EngineMemory
 from edgekit.runners.tensorrt.runner import TensorRtRunner
-from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, graph_digest
+from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, graph_digest
 from edgekit.runners.tensorrt.tensors import CHUNK
 
 __all__ = ["check_driver", "find_engine", "library_of", "open_engine"]
@@ -38,7 +39,7 @@ def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bu
         compute_capability: Of the GPU, such as `8.7`; None asks the driver, if there are engines for several.
 
     Raises:
-        RunnerError: There is none; the message is the reason.
+        RunnerError: There is none; the message is the reason, and the code `no_engine` if building one would help.
         EdgekitError: `missing_extra`, if NVIDIA's library is not installed.
     """
     build = f"edgekit build {folder}"
@@ -49,19 +50,21 @@ def find_engine(folder: Path, compute_capability: str | None = None) -> tuple[Bu
     # There is no cache folder, or the folder is no bundle, only a graph.
     except (ConfigError, BundleError) as error:
         raise RunnerError(error.message, hint=error.hint) from error
-    if not described:
-        raise RunnerError("no engine was built", hint=build)
+    # Before anything else: without it there is nothing to build an engine with.
     library = installed_library(library_of(bundle))
+    if not described:
+        raise RunnerError("no engine was built", hint=build, code="no_engine")
     # Gigabytes are hashed the first time: only those of engines that the library loads.
     fitting = store.of_graph(digest, library=library.name, version=library.version)
     if fitting:
         return bundle, max(_for_gpu(fitting, compute_capability), key=lambda one: one.engine.context_length)
     other = next((one for one in described if (one.library, one.version) != (library.name, library.version)), None)
     if other is None:
-        raise RunnerError("the engine that was built is damaged", hint=build)
+        raise RunnerError("the engine that was built is damaged", hint=build, code="no_engine")
     raise RunnerError(
         f"the engine was built with {other.library} {other.version}; {library.name} {library.version} is installed",
         hint=build,
+        code="no_engine",
     )
 
 
@@ -166,7 +169,11 @@ class _OpenEngine(TensorRtRunner):
         self._logger: Any = library.logger(messages)
         paths = [stored.folder / segment.file for segment in engine.segments]
         device.activate()
-        engines = load_engines(library.module, self._logger, paths, messages.take_errors)
+        try:
+            engines = load_engines(library.module, self._logger, paths, messages.take_errors)
+        except RunnerError:
+            distrust(stored.folder)
+            raise
         window = read_graph_file(bundle.path / MODEL_FILE).model.metadata.get("edgekit.window")
         super().__init__(
             library.module,

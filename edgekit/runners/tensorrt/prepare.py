@@ -20,14 +20,16 @@ from edgekit.runners.tensorrt.build import (
     installed_library,
     open_chain,
 )
-from edgekit.runners.tensorrt.build_memory import choose_segments
+from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
 from edgekit.runners.tensorrt.engine_set import read_engine_set
-from edgekit.runners.tensorrt.fetch import fetch_engine
+from edgekit.runners.tensorrt.fetch import fetch_engine, find_offer
 from edgekit.runners.tensorrt.library import LibraryName
+from edgekit.runners.tensorrt.segments import Chain
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
+from edgekit.runners.tensorrt.troubles import write_failed
 
-__all__ = ["BuildPlan", "PreparedEngine", "check_artifact", "plan_build", "prepare_engine"]
+__all__ = ["BuildPlan", "PreparedEngine", "check_artifact", "check_output", "plan_build", "prepare_engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class BuildPlan:
     Attributes:
         bundle: The bundle.
         library: The library that builds.
+        chain: Its graph.
         limits: What the engine must be able to run, within the model's context.
         wanted: The engine.
         graph_bytes: Weights of the graph; the engine is at least as large.
@@ -45,10 +48,24 @@ class BuildPlan:
 
     bundle: Bundle
     library: InstalledLibrary
+    chain: Chain
     limits: BuildLimits
     wanted: Wanted
     graph_bytes: int
     prefer: LibraryName | None = None
+
+    def choose_segments(self, available: int | None) -> int:
+        """Return the smallest number of segments whose builds fit into so many bytes.
+
+        Raises:
+            RunnerError: `build_memory`: even single layers do not fit.
+        """
+        return choose_segments(self.chain, self.library.name, available, batch=self.limits.batch)
+
+    def needed_bytes(self, segments: int) -> int:
+        """Return the memory that a build of so many segments takes."""
+        parts = self.chain.cut(segments)
+        return max(needed_bytes(part, self.library.name, batch=self.limits.batch) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,7 @@ def plan_build(
         profiles=None if any_shapes else limits.profiles,
         segments=segments,
     )
-    return BuildPlan(bundle, library, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
+    return BuildPlan(bundle, library, chain, limits, wanted, sum(part.graph_bytes for part in whole), prefer)
 
 
 def prepare_engine(
@@ -146,8 +163,8 @@ def prepare_engine(
         plan: The engine.
         store: Where engines are kept; default: `EngineStore()`.
         output: Write the engine into this new folder instead, for another device to fetch.
-        source: Take the engine from another device of the same kind instead of building it: a folder, or `user@host`
-            (`fetch_engine`).
+        source: Take the engine of another device of the same kind instead of building one: a folder, or `user@host`
+            (`find_offer`). Nothing is copied if the store has the very same.
         progress: As for `build_engine`.
         waiting: As for `EngineStore.obtain`.
         check: As for `build_engine`.
@@ -155,11 +172,12 @@ def prepare_engine(
             None if it may take what is available.
 
     Raises:
-        ConfigError: `output` already exists.
-        RunnerError: The build failed, memory or disk do not suffice, or the engine in `source` is not the one needed.
+        ConfigError: As `check_output`.
+        RunnerError: The build failed, memory or disk do not suffice, or `source` does not have the engine needed.
     """
     reports: list[BuildReport] = []
     fetched = False
+    offer = None if source is None else find_offer(source, plan.wanted)
 
     def copied(done: int, total: int) -> None:
         if progress is not None:
@@ -167,19 +185,22 @@ def prepare_engine(
 
     def make(folder: Path) -> None:
         nonlocal fetched
-        if source is None:
+        if offer is None:
             reports.append(_build(plan, folder, timings, progress, check=check, memory_bytes=memory_bytes))
             return
-        fetch_engine(source, plan.wanted, folder, copied)
+        fetch_engine(offer, folder, copied)
         fetched = True
 
     if output is not None:
         timings = None
-        stored = _write_into(output, make)
+        check_output(plan.bundle, output)
+        stored = _write_into(output.absolute(), make)
     else:
         store = store or EngineStore()
         timings = store.timings
-        stored = store.obtain(plan.bundle.path, plan.wanted, make, needed_bytes=plan.graph_bytes, waiting=waiting)
+        wanted = plan.wanted if offer is None else plan.wanted.exactly(offer.engine)
+        needed = plan.graph_bytes if offer is None else offer.engine.size
+        stored = store.obtain(plan.bundle.path, wanted, make, needed_bytes=needed, waiting=waiting)
     return PreparedEngine(stored, reports[0] if reports else None, fetched)
 
 
@@ -194,15 +215,13 @@ def _build(
 ) -> BuildReport:
     count = plan.wanted.segments
     if count is None:
-        chain, _ = open_chain(plan.bundle.path, plan.limits)
-        free = available_bytes() if memory_bytes is None else memory_bytes
-        count = choose_segments(chain, plan.library.name, lambda: free, batch=plan.limits.batch)
+        count = plan.choose_segments(available_bytes() if memory_bytes is None else memory_bytes)
     return build_engine(
-        plan.bundle.path,
+        plan.chain,
+        plan.limits,
         compute_capability=plan.wanted.compute_capability,
         folder=folder,
         segments=count,
-        limits=plan.limits,
         workspace_bytes=plan.wanted.workspace_bytes,
         timing_cache=timings,
         graph_sha256=plan.wanted.graph_sha256,
@@ -213,11 +232,24 @@ def _build(
     )
 
 
-def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
-    """Make an engine beside a new folder, and rename it when it is complete."""
+def check_output(bundle: Bundle, output: Path) -> None:
+    """Check that a folder can be made for an engine.
+
+    Raises:
+        ConfigError: It already exists and is not empty, or it is inside the bundle.
+    """
     output = output.absolute()
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise ConfigError(f"{output} already exists", hint=f"choose another {option('output')}")
+    if output.resolve().is_relative_to(bundle.path.resolve()):
+        raise ConfigError(
+            f"{output} is inside the bundle, which would no longer be what its manifest says",
+            hint=f"choose an {option('output')} beside it, such as {bundle.path.resolve()}-engine",
+        )
+
+
+def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
+    """Make an engine beside a new folder, and rename it when it is complete."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
@@ -229,7 +261,7 @@ def _write_into(output: Path, make: Callable[[Path], None]) -> StoredEngine:
         folder.chmod(0o755)
         folder.rename(output)
     except OSError as error:
-        raise RunnerError(f"writing {output} failed: {error.strerror or error}") from error
+        raise write_failed(f"writing {output} failed", error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return StoredEngine(output, engine)

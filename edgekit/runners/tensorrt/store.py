@@ -15,7 +15,6 @@ are removed, and links are never followed.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -25,7 +24,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from edgekit.bundle.bundle import Bundle
@@ -33,29 +33,18 @@ from edgekit.errors import RunnerError
 from edgekit.machine import cache_folder
 from edgekit.memory import GIB
 from edgekit.owned_folder import ForeignFolderError, lock_folder
-from edgekit.runners.tensorrt.engine_set import (
-    ENGINE_JSON,
-    SEGMENT_NAME,
-    EngineSet,
-    Profile,
-    read_engine_set,
-    verify_files,
-)
+from edgekit.runners.tensorrt.engine_folder import USER, is_sound, mark_verified, remove, sync, verify
+from edgekit.runners.tensorrt.engine_set import EngineSet, Profile, read_engine_set
+from edgekit.runners.tensorrt.troubles import write_failed
 
-__all__ = ["RUNTIME_CACHE", "EngineStore", "StoredEngine", "Wanted", "graph_digest"]
+__all__ = ["EngineStore", "StoredEngine", "Wanted", "graph_digest"]
 
 logger = logging.getLogger(__name__)
 
 _MARKER = "edgekit-engines"
 _BUILDING = "building"
-_VERIFIED = "verified.json"
-RUNTIME_CACHE = "runtime-cache"
-"""What the library compiled when an engine first ran (`runtime_cache`)."""
 _TIMINGS = "timings"
 _ENGINE = re.compile(r"[0-9a-f]{32}")
-_USER = re.compile(r"bundle-[0-9a-f]{16}")
-# `engine.json` while it is written (`atomic_file`).
-_PARTIAL = re.compile(r"\.(?:engine\.json|verified\.json|runtime-cache)\..*\.partial")
 _POLL_S = 0.2
 
 
@@ -79,6 +68,15 @@ class Wanted:
     workspace_bytes: int
     profiles: tuple[Profile, ...] | None
     segments: int | None = None
+
+    def exactly(self, engine: EngineSet) -> Wanted:
+        """Return the same with an engine's context length, profiles and number of segments."""
+        return replace(
+            self,
+            context_length=engine.context_length,
+            profiles=engine.profiles,
+            segments=len(engine.segments),
+        )
 
     def difference(self, engine: EngineSet) -> str | None:
         """Return in what an engine is not the one wanted, for the user; None if it is."""
@@ -154,9 +152,7 @@ class EngineStore:
                 engine = read_engine_set(folder)
                 if not fits(engine):
                     continue
-                if not _is_verified(folder, engine):
-                    verify_files(folder, engine)
-                    _mark_verified(folder, engine)
+                verify(folder, engine)
             except (RunnerError, OSError) as error:
                 logger.warning("an engine is not used: %s", error)
                 continue
@@ -183,6 +179,11 @@ class EngineStore:
         Raises:
             RunnerError: The folder cannot be used, the disk is full, or what was made is not what is wanted.
         """
+        if self.folder.resolve().is_relative_to(bundle.resolve()):
+            raise RunnerError(
+                f"{self.folder} is inside the bundle, which would no longer be what its manifest says",
+                hint="set EDGEKIT_CACHE to a folder outside of it",
+            )
         if (found := self.find(wanted)) is not None and self._is_user(found.folder, bundle):
             return found
         with self._locked(waiting):
@@ -201,10 +202,16 @@ class EngineStore:
             RunnerError: The folder cannot be used.
         """
         with self._locked(None):
-            _remove(stored.folder)
+            remove(stored.folder)
 
     def _add(self, bundle: Path, wanted: Wanted, make: Callable[[Path], object], needed_bytes: int) -> StoredEngine:
         building = self.folder / _BUILDING
+        if os.path.lexists(building):
+            # What a killed build left was removed.
+            raise RunnerError(
+                f"{building} is in the way of the build: edgekit did not make it, or it has other files",
+                hint="move it elsewhere, or set EDGEKIT_CACHE to another folder",
+            )
         self._make_room(bundle, needed_bytes)
         try:
             building.mkdir(mode=0o700)
@@ -214,18 +221,25 @@ class EngineStore:
             if difference is not None:
                 raise RunnerError(f"the engine is not the one that the bundle needs: {difference}")
             _add_user(building, bundle)
-            _mark_verified(building, engine)
-            _sync(building)
-            folder = self.folder / _name(engine)
-            # One of this name is damaged: otherwise it would have been found.
-            _remove(folder)
+            mark_verified(building, engine)
+            sync(building)
+            folder = self._free_folder(engine)
             building.rename(folder)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
-            raise RunnerError(f"the engine cannot be stored in {self.folder}: {error.strerror or error}") from error
+            raise write_failed(f"the engine cannot be stored in {self.folder}", error) from error
         finally:
-            _remove(building)
+            remove(building)
         return StoredEngine(folder, engine)
+
+    def _free_folder(self, engine: EngineSet) -> Path:
+        """The folder for an engine that was not found: one of its name is damaged, or has files of a user's."""
+        for attempt in count():
+            folder = self.folder / _name(engine, attempt)
+            remove(folder)
+            if not os.path.lexists(folder):
+                break
+        return folder
 
     def _make_room(self, bundle: Path, needed_bytes: int) -> None:
         """Remove engines that this bundle used, if the new one does not fit beside them."""
@@ -269,26 +283,26 @@ class EngineStore:
                 hint="set EDGEKIT_CACHE to a folder that can be written to",
             ) from error
         try:
-            _remove(self.folder / _BUILDING)
+            remove(self.folder / _BUILDING)
             yield
         finally:
             os.close(lock)
 
     def _remove_unused(self, bundle: Path, current: Path | None) -> None:
-        """Remove the engines that only this bundle used before, and those of bundles that are gone."""
+        """Remove the engines that only this bundle used before, those of bundles that are gone, and damaged ones."""
         own = _user_file(bundle)
         for folder in self._engines():
             if folder == current:
                 continue
-            users = [path for path in folder.iterdir() if _USER.fullmatch(path.name)]
+            users = [path for path in folder.iterdir() if USER.fullmatch(path.name)]
             kept = [path for path in users if path.name != own and _is_there(path)]
-            # Without a description it is what a killed process had not finished removing, or it is damaged.
-            if kept and _is_described(folder):
+            # Without a description it is what a killed process had not finished removing.
+            if kept and is_sound(folder):
                 with suppress(OSError):
                     (folder / own).unlink(missing_ok=True)
             else:
-                logger.info("removing an engine that no bundle uses: %s", folder)
-                _remove(folder)
+                logger.info("removing an engine that no bundle uses, or that is damaged: %s", folder)
+                remove(folder)
 
     @staticmethod
     def _is_user(folder: Path, bundle: Path) -> bool:
@@ -305,9 +319,9 @@ def _is_graph(path: str) -> bool:
     return path.endswith((".onnx", ".onnx.data"))
 
 
-def _name(engine: EngineSet) -> str:
+def _name(engine: EngineSet, attempt: int = 0) -> str:
     """The folder of an engine: what it was built from and for, not what came of it."""
-    key = asdict(engine) | {"segments": len(engine.segments)}
+    key = asdict(engine) | {"segments": len(engine.segments)} | ({"attempt": attempt} if attempt else {})
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -321,76 +335,12 @@ def _add_user(folder: Path, bundle: Path) -> None:
         (folder / _user_file(bundle)).write_bytes(os.fsencode(bundle.resolve()))
 
 
-def _is_described(folder: Path) -> bool:
-    try:
-        read_engine_set(folder)
-    except RunnerError:
-        return False
-    return True
-
-
 def _is_there(user: Path) -> bool:
     """Whether the bundle that a file names still exists; if in doubt it does."""
     try:
         return user.is_symlink() or Path(os.fsdecode(user.read_bytes())).exists()
     except (OSError, ValueError):
         return True
-
-
-def _stamps(folder: Path, engine: EngineSet) -> dict[str, list[int]]:
-    """What changes if a segment is replaced or written: inode, size, and times of modification and status change."""
-    found = {}
-    for segment in engine.segments:
-        status = (folder / segment.file).lstat()
-        found[segment.file] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    return found
-
-
-def _is_verified(folder: Path, engine: EngineSet) -> bool:
-    try:
-        stored = json.loads((folder / _VERIFIED).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    expected = {segment.file: segment.sha256 for segment in engine.segments}
-    return bool(stored == {"files": _stamps(folder, engine), "sha256": expected})
-
-
-def _mark_verified(folder: Path, engine: EngineSet) -> None:
-    """Note that the files were verified, so that they are hashed again only if they change."""
-    hashes = {segment.file: segment.sha256 for segment in engine.segments}
-    data = {"files": _stamps(folder, engine), "sha256": hashes}
-    try:
-        (folder / _VERIFIED).write_text(json.dumps(data), encoding="utf-8")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        logger.info("%s cannot be written: the engine is verified at every start", folder / _VERIFIED)
-
-
-def _remove(folder: Path) -> None:
-    """Remove an engine's folder; files that are not the store's stay, and so does their folder."""
-    if folder.is_symlink() or not folder.is_dir():
-        return
-    try:
-        # Without its description nothing takes what is left for an engine.
-        (folder / ENGINE_JSON).unlink(missing_ok=True)
-        for path in folder.iterdir():
-            if path.name in {_VERIFIED, RUNTIME_CACHE} or any(
-                pattern.fullmatch(path.name) for pattern in (SEGMENT_NAME, _USER, _PARTIAL)
-            ):
-                path.unlink(missing_ok=True)
-        folder.rmdir()
-    except OSError as error:
-        logger.warning("%s cannot be removed: %s", folder, error.strerror or error)
-
-
-def _sync(folder: Path) -> None:
-    """Store a folder's entries on disk."""
-    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _shown(value: object) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import re
+import resource
 import signal
 from pathlib import Path
 
 from edgekit.errors import RunnerError, option
-from edgekit.memory import GIB
+from edgekit.memory import GIB, MIB
 
-__all__ = ["build_failed", "killed", "load_failed"]
+__all__ = ["build_failed", "check_file_size", "killed", "load_failed", "write_failed"]
 
 _MORE_SEGMENTS = (
     f"stop what else uses memory, or build with more {option('segments')}, which need less memory each; on a Jetson "
@@ -33,6 +34,8 @@ _TURING = (
     "INT4 weights need a GPU of compute capability 8.0 or later (RTX 30): on an older one, onnxruntime or the CPU runs "
     "the bundle without an engine"
 )
+
+_MORE_SPACE = "free some space, or name a folder on another disk"
 
 # The first that matches counts.
 _KNOWN: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -61,10 +64,66 @@ def build_failed(message: str, number: int | None = None) -> RunnerError:
         number: `errno`, if a system call failed.
     """
     message = " ".join(message.split())
-    if number == errno.ENOSPC:
-        return RunnerError(message, hint="free some space, or name a folder on another disk", code="build_disk")
+    if number is not None and (hint := _disk_hint(number)) is not None:
+        return RunnerError(message, hint=hint, code="build_disk")
     hint = next((text for pattern, text in _KNOWN if pattern.search(message)), None)
     return RunnerError(message, hint=hint, code="build_memory" if hint == _MORE_SEGMENTS else "build_failed")
+
+
+def write_failed(what: str, error: OSError) -> RunnerError:
+    """Return the error for an engine that cannot be stored.
+
+    Args:
+        what: What failed.
+        error: The system's own.
+    """
+    hint = None if error.errno is None else _disk_hint(error.errno)
+    message = f"{what}: {error.strerror or error}"
+    return RunnerError(message, hint=hint, code=None if hint is None else "build_disk")
+
+
+def check_file_size(needed: int) -> None:
+    """Check that this process, and so its children, may write a file of so many bytes.
+
+    Raises:
+        RunnerError: `build_disk`: the limit of a file's size is lower.
+    """
+    limit = _file_size_limit()
+    if limit is not None and needed > limit:
+        raise RunnerError(
+            f"a file of the engine takes at least {_size(needed)}", hint=_file_size_hint(), code="build_disk"
+        )
+
+
+def _disk_hint(number: int) -> str | None:
+    """What to do if a write fails for lack of space."""
+    if number == errno.ENOSPC:
+        return _MORE_SPACE
+    if number == errno.EDQUOT:
+        return f"the account's disk quota is used up: {_MORE_SPACE}"
+    return _file_size_hint() if number == errno.EFBIG else None
+
+
+def _file_size_hint() -> str:
+    """What to do if a file may not be as large as it must be."""
+    smaller = f"build with more {option('segments')}, which are smaller files"
+    limit = _file_size_limit()
+    if limit is None:
+        return f"the disk's file system does not hold files of this size: name a folder on another one, or {smaller}"
+    return (
+        f"a file may have {_size(limit)} at most here: raise the limit (`ulimit -f unlimited`; of a service, "
+        f"LimitFSIZE=infinity in its unit), or {smaller}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:,.1f} MiB" if count >= MIB else f"{count / 1024:,.0f} KiB"
+
+
+def _file_size_limit() -> int | None:
+    """The most bytes that a file may have which this process writes; None without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def load_failed(path: Path, message: str) -> RunnerError:

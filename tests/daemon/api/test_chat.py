@@ -319,9 +319,9 @@ def test_a_misspelt_parameter_is_rejected_with_the_right_one_as_a_hint() -> None
     error = _parse(temprature=1)
     assert error is not None
     assert error.hint == "did you mean `temperature`?"
-    empty = _parse(massages=[])
+    empty = _parse(tool_choise="")
     assert empty is not None
-    assert empty.hint == "did you mean `messages`?"
+    assert empty.hint == "did you mean `tool_choice`?"
     nested = _parse(stream_options={"include_usages": True})
     assert nested is not None
     assert (nested.param, nested.hint) == ("stream_options.include_usages", "did you mean `include_usage`?")
@@ -345,7 +345,7 @@ def test_a_misspelt_parameter_is_rejected_with_the_right_one_as_a_hint() -> None
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "invalid_request", "messages[0].tool_calls"),
         ({"role": "tool", "content": "x", "tool_call_id": "b"}, "invalid_request", "messages[0].tool_call_id"),
         ({"role": "user", "content": "x", "tool_call_id": "b"}, "invalid_request", "messages[0].tool_call_id"),
-        ({"role": "user", "content": "x", "mood": 1}, "unsupported_parameter", "messages[0].mood"),
+        ({"role": "user", "contents": "x"}, "unsupported_parameter", "messages[0].contents"),
     ],
 )
 def test_an_invalid_message_is_named_by_its_path(message: dict[str, object], code: str, param: str) -> None:

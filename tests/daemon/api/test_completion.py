@@ -81,7 +81,7 @@ def test_a_single_prompt_may_be_in_a_list() -> None:
         ({"max_tokens": 0}, "invalid_request", "max_tokens"),
         ({"messages": [{}]}, "unsupported_parameter", "messages"),
         ({"tools": [{}]}, "unsupported_parameter", "tools"),
-        ({"promt": "x"}, "unsupported_parameter", "promt"),
+        ({"sufix": "x"}, "unsupported_parameter", "sufix"),
     ],
 )
 def test_unsupported_and_invalid_fields_are_rejected_by_name(fields: dict[str, Any], code: str, param: str) -> None:

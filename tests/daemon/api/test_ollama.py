@@ -11,7 +11,7 @@ from edgekit.daemon.api.ollama import (
     OllamaCall,
     OllamaChatBody,
     OllamaGenerateBody,
-    _Options,
+    OllamaOptions,
     parse_ollama_chat,
     parse_ollama_generate,
 )
@@ -276,7 +276,7 @@ def test_a_field_that_is_null_is_as_if_left_out() -> None:
         "model",
         "messages",
     }
-    options = {*_Options.model_fields, *_Options.ignored, *_Options.noop}
+    options = {*OllamaOptions.model_fields, *OllamaOptions.ignored, *OllamaOptions.noop}
     nulls = {**dict.fromkeys(names), "options": dict.fromkeys(options)}
     assert chat(**nulls) == chat() == chat(options=[], logprobs=False, context=[], stop=None)
 

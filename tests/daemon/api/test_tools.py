@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from edgekit.daemon.api import parse_chat
+from edgekit.daemon.api.ignored import collect_ignored
 from edgekit.errors import RequestError
 from edgekit.generation.tools.lark import arguments
 from edgekit.generation.types import ChatRequest, Tool, ToolChoice
@@ -64,13 +65,19 @@ def test_allowed_tools_drop_the_others(mode: str) -> None:
     assert request.tool_choice == ToolChoice(mode)  # type: ignore[arg-type]  # one of two literals
 
 
+def test_tools_that_openais_servers_run_are_ignored_and_named() -> None:
+    given = [{"type": "web_search"}, TIME, {"type": "custom", "custom": {"name": "x"}}]
+    with collect_ignored() as ignored:
+        request = parse_chat({"messages": HELLO, "tools": given}, request_id="r")[0]
+    assert ([tool.name for tool in request.tools], ignored) == (["time"], ["tools[0]", "tools[2]"])
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
         ({"tools": {}}, "invalid_request", "tools"),
         ({"tools": [1]}, "invalid_request", "tools[0]"),
         ({"tools": [{}]}, "invalid_request", "tools[0].function"),
-        ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
         ({"tools": [{"function": {}}]}, "invalid_request", "tools[0].function.name"),
         ({"tools": [{"function": {"name": "a b"}}]}, "invalid_request", "tools[0].function.name"),
         (
@@ -78,8 +85,12 @@ def test_allowed_tools_drop_the_others(mode: str) -> None:
             "invalid_request",
             "tools[0].function.parameters",
         ),
-        ({"tools": [{"function": {"name": "f", "parms": {}}}]}, "unsupported_parameter", "tools[0].function.parms"),
-        ({"tools": [{**TIME, "extra": 1}]}, "unsupported_parameter", "tools[0].extra"),
+        (
+            {"tools": [{"function": {"name": "f", "paramters": {}}}]},
+            "unsupported_parameter",
+            "tools[0].function.paramters",
+        ),
+        ({"tools": [{"type": "function", "functions": {}}]}, "unsupported_parameter", "tools[0].functions"),
         ({"tools": [TIME, TIME]}, "invalid_request", "tools"),
         ({"tool_choice": "maybe"}, "invalid_request", "tool_choice"),
         ({"tool_choice": 5}, "invalid_request", "tool_choice"),

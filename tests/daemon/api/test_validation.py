@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 from edgekit.daemon.api import parse_chat, parse_completion
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.ollama import parse_ollama_chat, parse_ollama_generate
-from edgekit.daemon.api.validation import Strict, read
+from edgekit.daemon.api.validation import Strict, build_validators, read
 from edgekit.errors import RequestError
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -41,6 +42,8 @@ def sample(annotation: Any) -> Any:
         return {field.alias or name: sample(field.annotation) for name, field in required(annotation)}
     if get_origin(annotation) is Literal:
         return get_args(annotation)[0]
+    if get_origin(annotation) in {Union, UnionType}:
+        return sample(get_args(annotation)[0])
     kinds = {str: "x", int: 1, float: 0.5, bool: True, list: [], dict: {}, NoneType: None, Any: 1}
     return kinds[get_origin(annotation) or annotation]
 
@@ -211,3 +214,31 @@ def test_a_number_of_any_length_is_refused_by_name() -> None:
             parse_chat(json.dumps({"messages": HELLO, name: 10**4000}).encode(), request_id="r")
         assert caught.value.param == name
         assert len(caught.value.message) < 200
+
+
+def test_threads_that_need_a_validator_at_the_same_time_all_get_it() -> None:
+    class Fresh(Strict):
+        number: int
+
+    assert not Fresh.__pydantic_complete__
+    together = threading.Barrier(8)
+    found: list[object] = []
+
+    def validate() -> None:
+        together.wait()
+        found.append(read(Fresh, {"number": 3}).number)
+
+    threads = [threading.Thread(target=validate) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [3] * 8
+
+
+def test_the_validators_of_all_bodies_can_be_built_in_advance() -> None:
+    class Fresh(Strict):
+        number: int
+
+    build_validators()
+    assert Fresh.__pydantic_complete__

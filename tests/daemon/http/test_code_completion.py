@@ -225,7 +225,7 @@ def test_copilot_recognises_the_daemon(coder: Served) -> None:
         ({"logit_bias": [[1]]}, "invalid_request", "logit_bias"),
         ({"logit_bias": [["a", 1]]}, "invalid_request", "logit_bias"),
         ({"mirostat": 2}, "unsupported_parameter", "mirostat"),
-        ({"inputprefix": "x"}, "unsupported_parameter", "inputprefix"),
+        ({"input_extras": []}, "unsupported_parameter", "input_extras"),
         ({"model": "other"}, "model_not_found", "model"),
     ],
 )

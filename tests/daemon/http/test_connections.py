@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -174,6 +175,58 @@ def test_a_connection_too_many_is_refused_and_the_others_go_on(
     with connected(server) as client:
         client.sendall(request())
         assert answer(client)[0] == 200
+
+
+def check_in(server: HttpServer, seconds: float) -> None:
+    """Have the server's connections checked as if that much time had passed."""
+    checked = threading.Event()
+
+    def check() -> None:
+        for one in [*server._connections._open]:
+            one.check(time.monotonic() + seconds)
+        checked.set()
+
+    next(iter(server._connections._open)).loop.call_soon_threadsafe(check)
+    assert checked.wait(20)
+
+
+def test_an_idle_connection_is_kept_longer_than_clients_and_proxies_keep_theirs(start: Start) -> None:
+    # httpx, Node.js, aiohttp, nginx and AWS's load balancers, Go.
+    longest_pool_s = max(5, 5, 15, 60, 90)
+    assert longest_pool_s < connections.KEEP_ALIVE_S
+    server = start()
+    with connected(server) as client:
+        for _ in range(2):
+            client.sendall(request())
+            assert answer(client)[0] == 200
+            check_in(server, longest_pool_s + 5)
+        check_in(server, connections.KEEP_ALIVE_S + 1)
+        assert rest(client) == b""
+    with connected(server) as client:
+        # One that has sent nothing yet does not have that time.
+        assert eventually(lambda: len(server._connections._open) == 1)
+        check_in(server, connections.HEADER_S + 1)
+        assert rest(client) == b""
+
+
+@pytest.mark.parametrize("limits", [{"max_connections": 8}, {"max_connections_per_client": 8}])
+def test_the_connection_that_is_idle_longest_makes_room_for_another(start: Start, limits: dict[str, int]) -> None:
+    server = start(**limits)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server)) for _ in range(8)]
+        # The last two have not asked: they are not idle but slow.
+        for client in clients[:6]:
+            client.sendall(request())
+            assert answer(client)[0] == 200
+        for gone in clients[:6]:
+            another = stack.enter_context(connected(server))
+            another.sendall(request(stream=True))
+            assert another.recv(12) == b"HTTP/1.1 200"
+            assert rest(gone) == b""
+            clients.append(another)
+        for client in clients[6:8]:
+            client.sendall(request())
+            assert answer(client)[0] == 200
 
 
 def test_what_is_not_http_is_logged_once_in_a_while(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,7 +65,7 @@ def test_every_field_of_other_servers_is_on_the_page_and_no_other() -> None:
 
 def test_every_option_of_ollama_is_on_the_page() -> None:
     named = set(re.findall(r"`(\w+)`", section("Ollama API")))
-    assert set(ollama._Options.model_fields) <= named
+    assert set(ollama.OllamaOptions.model_fields) <= named
     assert (set(ollama.OllamaChatBody.model_fields) | set(ollama.OllamaGenerateBody.model_fields)) - {
         "model",
         "messages",

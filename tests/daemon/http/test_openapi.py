@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from jsonschema import Draft202012Validator
+from starlette.responses import Response
 
 from edgekit.config import HttpConfig
 from edgekit.daemon.http import server as module
@@ -243,6 +245,59 @@ def test_a_route_without_an_entry_in_the_document_cannot_exist() -> None:
     ]
     assert sorted(making) == ["operations.py", "server.py"]
     assert "routes=[operation.route() for operation in operations]" in Path(module.__file__).read_text(encoding="utf-8")
+
+
+# Why a schema allows anything, by the name of its field.
+ANYTHING = {
+    **dict.fromkeys(
+        ("format", "guided_json", "input_schema", "json", "json_schema", "parameters", "schema"), "a JSON schema"
+    ),
+    **dict.fromkeys(("arguments", "input"), "arguments of a tool"),
+    "chat_template_kwargs": "variables of the model's template",
+    "model_info": "named after the model's architecture",
+    "/tokenizer_info": "the tokenizer's own settings",
+    "/openapi.json": "this document",
+}
+
+
+def _anything(schema: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Paths of the schemas that allow anything, or any object or list."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _anything(item, path)
+    elif isinstance(schema, dict):
+        said = set(schema) - {"description", "default", "title"}
+        kind = schema.get("type")
+        extra = schema.get("additionalProperties", True)
+        open_object = kind == "object" and not schema.get("properties") and extra is True
+        open_list = kind == "array" and not schema.get("items") and schema.get("maxItems") != 0
+        if not said or open_object or open_list:
+            yield path
+        for name in ("items", "additionalProperties", "anyOf", "oneOf", "allOf", "schema"):
+            if name in schema and schema[name] is not True:
+                yield from _anything(schema[name], path)
+        for name, item in schema.get("properties", {}).items():
+            yield from _anything(item, (*path, name))
+
+
+def test_only_what_has_no_form_is_described_as_anything() -> None:
+    document = HttpServer(HttpConfig(), None, None, Metrics())._operations()[-1]
+    answer = cast("Callable[[object], Coroutine[Any, Any, Response]]", document.answer)
+    whole = json.loads(bytes(asyncio.run(answer(None)).body))
+    components = whole["components"]["schemas"]
+    ignored = {"description": "accepted, and changes nothing"}
+    found = {
+        path[-1]
+        for name, schema in components.items()
+        for path in _anything(schema, (name,))
+        if len(path) == 1 or components[path[0]]["properties"].get(path[1]) != ignored
+    }
+    for path, operations in whole["paths"].items():
+        for operation in operations.values():
+            bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+            contents = [content for body in bodies for content in body.get("content", {}).values()]
+            found |= {place[-1] for content in contents for place in _anything(content["schema"], (path,))}
+    assert found == set(ANYTHING)
 
 
 def test_the_document_needs_a_key_where_inference_does(tmp_path: Path) -> None:

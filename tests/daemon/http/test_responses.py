@@ -294,7 +294,7 @@ def test_input_tokens_are_counted_as_they_are_used(running: Running) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
+        ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice.type", "unsupported_parameter"),
         ({"input": "x", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "invalid_request"),
         ({"input": "x", "background": True}, "background", "unsupported_parameter"),
         ({"input": "x", "conversation": "conv_1"}, "conversation", "unsupported_parameter"),

@@ -105,7 +105,7 @@ def test_models_are_listed_and_shown_by_name(serve: Serve) -> None:
         ({**ASK, "temperature": 9}, 400, "invalid_request", "temperature"),
         ({**ASK, "n": 99}, 400, "invalid_request", "n"),
         ({**ASK, "audio": {"voice": "x"}}, 400, "unsupported_parameter", "audio"),
-        ({**ASK, "tools": [{"type": "web_search"}]}, 400, "unsupported_parameter", "tools[0].type"),
+        ({**ASK, "tool_choice": {"type": "web_search"}}, 400, "unsupported_parameter", "tool_choice.type"),
         ({**ASK, "model": "gpt-4"}, 404, "model_not_found", "model"),
         ({"messages": [{"role": "user", "content": "x" * 2000}]}, 400, "context_length_exceeded", "messages"),
         ({"messages": [{"role": "user", "content": "x" * 70_000}]}, 413, "body_too_large", None),

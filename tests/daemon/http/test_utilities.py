@@ -81,7 +81,7 @@ def test_the_template_is_applied_to_a_chat(echo: Served) -> None:
     [
         ("/tokenize", {}, "invalid_request", "content"),
         ("/tokenize", {"content": 1}, "invalid_request", "content"),
-        ("/tokenize", {"content": "x", "contents": "y"}, "unsupported_parameter", "contents"),
+        ("/tokenize", {"content": "x", "add_specials": True}, "unsupported_parameter", "add_specials"),
         ("/tokenize", {"prompt": [1]}, "invalid_request", "prompt"),
         ("/tokenize", {"messages": []}, "invalid_request", "messages"),
         ("/tokenize", {"messages": HELLO, "return_token_strs": 1}, "invalid_request", "return_token_strs"),

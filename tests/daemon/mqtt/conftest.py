@@ -12,6 +12,7 @@ import pytest
 from edgekit.config import MqttConfig
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.mqtt.service import MqttService
+from edgekit.daemon.readings import Readings
 from edgekit.generation.model import ModelInfo
 from edgekit.runners import Rejected
 from tests.broker import Broker
@@ -74,10 +75,13 @@ def make_service(broker: Broker, worker: ScriptedWorker) -> Iterator[MakeService
         state: Path | None = None,
         device: Callable[[], Mapping[str, object]] | None = None,
         access: Access | None = None,
+        readings: Readings | None = None,
         **config: Any,
     ) -> MqttService:
         settings = {"host": "127.0.0.1", "port": broker.port, "device_id": "box", **config}
-        service = MqttService(MqttConfig(**settings), worker, MODEL, state=state, device=device, access=access)
+        service = MqttService(
+            MqttConfig(**settings), worker, MODEL, state=state, device=device, access=access, readings=readings
+        )
         started.append(service)
         service.start()
         assert not wait or eventually(lambda: service.connected), "the service did not connect"

@@ -54,6 +54,7 @@ def test_the_info_names_the_model_and_the_topics() -> None:
         "request": TOPICS.request,
         "cancel": TOPICS.cancel,
         "status": TOPICS.status,
+        "state": TOPICS.state,
         "refused": TOPICS.refused,
     }
     assert (info["device"], info["max_payload_bytes"]) == ("orin-1", 1000)

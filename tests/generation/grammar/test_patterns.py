@@ -78,6 +78,8 @@ LOOKS = st.sampled_from(
         r"(?!\s*$)",
         "(?![ab]+$)",
         "(?!.*b$)",
+        "(?!.*bb)",
+        "(?!.*-)",
     ]
 )
 GROUPS = st.sampled_from(["(^BODY|OTHER)", "(?:BODY$|OTHER)", "(^BODY$)|(OTHER)", "^(^OTHER)", "(BODY)(OTHER$)"])
@@ -186,6 +188,12 @@ def test_syntax_that_is_not_enforced_is_refused(pattern: str, says: str) -> None
     [
         (r"^(?!aws:)[a-z:]+$", ["aws", "a:aws:", "awz:"], ["aws:", "aws:a", ""]),
         (r"^(?![aA][wW][sS]:)[\p{L}:]*$", ["", "AWS", "é:"], ["aWs:x"]),
+        # zod's, of an address of mail.
+        (
+            r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
+            ["a@b.cd", "a.b+c@d.e.fg"],
+            ["a..b@c.de", ".a@b.cd", "a.@b.cd", "a@b..cd", "a@b"],
+        ),
         (r"^(?!\s*$).+$", ["a", " a "], [" ", "", "\u2003"]),
         (r"^(?=.{2,4}$)(?:[a-z]+-?)+$", ["ab", "a-b"], ["a", "abcde", "a--"]),
         (r"^\S(?:[\s\S]*\S)?(?![\s\S])", ["a", "a b", "a\nb"], ["a ", "a\n", ""]),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError, RunnerError
+from edgekit.runners.cuda import driver
 from edgekit.runners.cuda.driver import check_driver, open_device
 from tests.runners.cuda import driver_double
 from tests.runners.cuda.driver_double import DriverDouble
@@ -74,7 +75,14 @@ def test_without_a_driver_the_error_says_so(real: Any) -> None:
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
-    with pytest.raises(EdgekitError) as caught:
-        open_device()
-    assert caught.value.code == "missing_extra"
-    assert "edgekit-llm[tensorrt]" in str(caught.value.hint)
+    # Any library stands for the driver: that of a machine which has one.
+    monkeypatch.setattr(driver, "_DRIVER", None)
+    for call in (open_device, check_driver):
+        with pytest.raises(EdgekitError) as caught:
+            call()
+        assert caught.value.code == "missing_extra"
+        assert "edgekit-llm[tensorrt]" in str(caught.value.hint)
+    # On one without it the library would not help.
+    monkeypatch.setattr(driver, "_DRIVER", "libcuda-that-is-not-there.so.1")
+    with pytest.raises(RunnerError, match="this machine has no NVIDIA driver: libcuda-that-is-not-there"):
+        check_driver()

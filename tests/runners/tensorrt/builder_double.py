@@ -18,11 +18,14 @@ import pytest
 from edgekit.bundle.manifest import layout_of
 from edgekit.export.pipeline import ExportOptions, export_bundle
 from edgekit.export.progress import silent
+from edgekit.generation import first_build
 from edgekit.runners.cuda.driver import Device
+from edgekit.runners.tensorrt import open as opening
+from edgekit.runners.tensorrt import prepare
 from edgekit.runners.tensorrt.build import BuildProgress, BuildReport, InstalledLibrary
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, write_engine_set
-from edgekit.runners.tensorrt.graph_file import read_graph_file
 from edgekit.runners.tensorrt.library import NvidiaLibrary
+from edgekit.runners.tensorrt.segments import Chain
 from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.target import load_target
 from tests.runners.cuda.driver_double import DriverDouble
@@ -58,17 +61,16 @@ class BuilderDouble:
 
     def __call__(
         self,
-        model: Path,
+        chain: Chain,
+        limits: BuildLimits,
         *,
         folder: Path,
-        limits: BuildLimits,
         compute_capability: str,
         graph_sha256: str,
         progress: Callable[[BuildProgress], None],
         check: Callable[[], None],
         **_: Any,
     ) -> BuildReport:
-        limits = limits.clamp(read_graph_file(model / "model.onnx").context_length)
         self.builds.append(limits)
         while not self.go_on.is_set():
             progress(BuildProgress(0, 1, self.share))
@@ -77,11 +79,10 @@ class BuilderDouble:
         if self.fails is not None:
             raise self.fails
         # The engine refers to the graph, which the double executes.
-        work = Path(shutil.copytree(self.graph_of or model, Path(mkdtemp(dir=self.work)) / "graph"))
+        work = Path(shutil.copytree(self.graph_of or chain.path.parent, Path(mkdtemp(dir=self.work)) / "graph"))
         (made,) = build(work / "model.onnx", context=limits.context_length, chunk=limits.chunk, batch=limits.batch)
         data, name = made.read_bytes(), "segment-00.engine"
         (folder / name).write_bytes(data)
-        dialect = read_graph_file(model / "model.onnx").dialect
         write_engine_set(
             folder,
             EngineSet(
@@ -89,8 +90,8 @@ class BuilderDouble:
                 version=VERSION,
                 compute_capability=compute_capability,
                 built_for="",
-                dialect=dialect,
-                layout=layout_of(dialect),
+                dialect=chain.dialect,
+                layout=layout_of(chain.dialect),
                 graph_sha256=graph_sha256,
                 context_length=limits.context_length,
                 workspace_bytes=0,
@@ -130,25 +131,27 @@ def export_two(folder: Path) -> Path:
 
 
 @contextmanager
-def machine_with_tensorrt(cache: Path) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
+def machine_with_tensorrt(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[BuilderDouble, DriverDouble]]:
     """Have this process find the doubles of the CUDA driver, TensorRT and its builder.
 
     Args:
         cache: edgekit's cache folder meanwhile, and the state's.
+        patch: The test's own: what it replaces again is restored in order.
     """
     work = cache / "builder"
     work.mkdir()
     driver, builder = new_driver(), BuilderDouble(work)
     library = NvidiaLibrary(TensorRtDouble(driver), "tensorrt", VERSION)
     installed = InstalledLibrary("tensorrt", VERSION, {})
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("open", "prepare"):
-            patch.setattr(f"edgekit.runners.tensorrt.{module}.installed_library", lambda _=None: installed)
-        patch.setattr("edgekit.runners.tensorrt.open.find_library", lambda _: library)
-        patch.setattr("edgekit.runners.tensorrt.open.open_device", lambda: Device(driver))
-        patch.setattr("edgekit.runners.tensorrt.open.check_driver", lambda: None)
-        patch.setattr("edgekit.runners.tensorrt.prepare.build_engine", builder)
-        patch.setenv("EDGEKIT_CACHE", str(cache / "cache"))
-        patch.setenv("EDGEKIT_STATE", str(cache / "state"))
-        yield builder, driver
-        builder.go_on.set()
+    for module in (opening, prepare):
+        patch.setattr(module, "installed_library", lambda _=None: installed)
+    patch.setattr(opening, "find_library", lambda _: library)
+    patch.setattr(opening, "open_device", lambda: Device(driver))
+    # Both import it by name.
+    for module in (opening, first_build):
+        patch.setattr(module, "check_driver", lambda: None)
+    patch.setattr(prepare, "build_engine", builder)
+    patch.setenv("EDGEKIT_CACHE", str(cache / "cache"))
+    patch.setenv("EDGEKIT_STATE", str(cache / "state"))
+    yield builder, driver
+    builder.go_on.set()

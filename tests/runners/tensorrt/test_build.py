@@ -79,7 +79,7 @@ def recipe_for(target: str, dialect: Dialect) -> Recipe:
 def built(
     source: Path, *, compute_capability: str = "8.7", limits: BuildLimits = LIMITS, **options: Any
 ) -> BuildReport:
-    return build_engine(source, compute_capability=compute_capability, limits=limits, **options)
+    return build_engine(*open_chain(source, limits), compute_capability=compute_capability, **options)
 
 
 def kernels(report: BuildReport) -> tuple[ProfileReport, ProfileReport]:
@@ -151,10 +151,12 @@ def test_matrices_that_the_builder_expands_are_named(tmp_path: Path) -> None:
 def test_the_scratch_memory_of_a_step_does_not_grow_with_the_square_of_the_context(
     tmp_path: Path, name: str, dialect: Dialect
 ) -> None:
-    options: dict[str, Any] = (
-        {"max_position": 8192, "sliding_window": 12} if "window" in name else {"max_position": 8192}
-    )
-    folder = export(tmp_path, name, dialect=dialect, **options | {"layers": 1})
+    options: dict[str, Any] = {"max_position": 8192, "layers": 1}
+    if "window" in name:
+        options |= {"sliding_window": 12}
+    if "layer_types" in VARIANTS[name]:
+        options |= {"layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    folder = export(tmp_path, name, dialect=dialect, **options)
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     hidden = next(value for value in graph.initializer if value.name == "model.norm.weight").dims[0]
     chunk = 16
@@ -432,22 +434,30 @@ def test_a_build_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
         built(export(tmp_path), timeout_s=0.01)
 
 
-def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_file_that_may_not_be_as_large_as_the_engine_is_an_error_that_names_the_limit(tmp_path: Path) -> None:
     source, folder = export(tmp_path), tmp_path / "engine"
     folder.mkdir()
-    # The child inherits the limit; a file that exceeds it is refused like one on a full disk.
+    # Below the weights, which is found before the build; and above them, where the builder's writing is refused.
+    limits = (10_000, 500_000)
     program = (
-        "import pathlib, resource, signal, sys\n"
+        "import pathlib, resource, sys\n"
         "from edgekit.errors import EdgekitError\n"
-        "from edgekit.runners.tensorrt.build import build_engine\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from edgekit.runners.tensorrt.build import build_engine, open_chain\n"
+        "from edgekit.runners.tensorrt.shapes import BuildLimits\n"
         "source, folder = map(pathlib.Path, sys.argv[1:])\n"
-        "try: build_engine(source, compute_capability='8.7', folder=folder)\n"
-        "except EdgekitError as error: print(error)\n"
+        f"for limit in {limits}:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try: build_engine(*open_chain(source, BuildLimits()), compute_capability='8.7', folder=folder)\n"
+        "    except EdgekitError as error: print(error.code, error.message, error.hint, sep='; ')\n"
     )
     done = subprocess.run([sys.executable, "-c", program, source, folder], capture_output=True, text=True, check=True)
-    assert done.stdout == "the engine cannot be written: File too large\n"
+    before, during = done.stdout.splitlines()
+    assert before.startswith("build_disk; a file of the engine takes at least ")
+    assert during.startswith(
+        "build_disk; the engine cannot be written: File too large; a file may have 488 KiB at most"
+    )
+    for line in (before, during):
+        assert "LimitFSIZE=infinity" in line
     assert not (folder / "engine.json").exists()
 
 

@@ -6,6 +6,7 @@ asks of the library and what it makes of the answers.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError, RunnerError
-from edgekit.runners.tensorrt.build import BuildReport, build_engine, installed_library
+from edgekit.runners.tensorrt.build import BuildReport, build_engine, installed_library, open_chain
 from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
 from edgekit.runners.tensorrt.shapes import BuildLimits
-from edgekit.runners.tensorrt.troubles import build_failed
+from edgekit.runners.tensorrt.troubles import build_failed, write_failed
 from tests.runners.tensorrt.graphs import write_graph
 
 STAND_IN = """
@@ -89,8 +90,8 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def build(source: Path, folder: Path, **options: Any) -> tuple[BuildReport, list[dict[str, Any]]]:
     folder.mkdir()
-    limits = BuildLimits(chunk=16, context_length=64, typical_past=32, batch=4)
-    report = build_engine(source, compute_capability="8.7", folder=folder, limits=limits, **options)
+    chain, limits = open_chain(source, BuildLimits(chunk=16, context_length=64, typical_past=32, batch=4))
+    report = build_engine(chain, limits, compute_capability="8.7", folder=folder, **options)
     return report, [json.loads((folder / one.file).read_bytes()) for one in read_engine_set(folder).segments]
 
 
@@ -130,10 +131,11 @@ def test_timings_of_one_segment_are_used_for_the_next_and_those_of_another_gpu_a
 
 def test_progress_follows_the_phase_that_takes_the_time(tmp_path: Path) -> None:
     seen: list[float] = []
-    build(write_graph(tmp_path), tmp_path / "engine", progress=lambda progress: seen.append(round(progress.share, 3)))
-    # Half of a phase that is 95 % of the build may come too soon after the step before to be reported.
-    assert set(seen) <= {0.0, 0.025, 0.525, 1.0}
+    build(write_graph(tmp_path), tmp_path / "engine", progress=lambda progress: seen.append(progress.share))
+    assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
+    # Half of a phase that is 96 % of the build, and a part of the next quarter if that takes some time.
+    assert any(0.5 <= share <= 0.74 for share in seen)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,22 @@ def test_a_failure_is_the_builders_own_message_and_what_is_known_of_it(
     assert not (tmp_path / "engine" / "engine.json").exists()
 
 
-def test_a_full_disk_has_its_own_hint() -> None:
-    assert "free some space" in str(build_failed("No space left on device", 28).hint)
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "free some space, or name a folder on another disk"),
+        (errno.EDQUOT, "the account's disk quota is used up"),
+        (errno.EFBIG, "build with more `segments`, which are smaller files"),
+    ],
+)
+def test_a_disk_that_takes_no_more_has_its_own_hint_in_a_build_and_in_a_copy(number: int, hint: str) -> None:
+    for error in (
+        build_failed(os.strerror(number), number),
+        write_failed("copying failed", OSError(number, os.strerror(number))),
+    ):
+        assert os.strerror(number) in error.message
+        assert hint in str(error.hint)
+        assert error.code == "build_disk"
 
 
 def test_without_the_library_the_error_names_the_extra(tmp_path: Path) -> None:

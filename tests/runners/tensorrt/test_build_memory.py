@@ -23,7 +23,7 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_as_few_segments_are_chosen_as_fit_into_memory(chain: Chain, count: int) -> None:
     free = max(part.graph_bytes for part in chain.cut(count))
-    chosen = choose_segments(chain, "tensorrt_rtx", lambda: free)
+    chosen = choose_segments(chain, "tensorrt_rtx", free)
     assert chosen <= count
     assert max(part.graph_bytes for part in chain.cut(chosen)) <= free
     assert all(max(part.graph_bytes for part in chain.cut(fewer)) > free for fewer in range(1, chosen))
@@ -31,11 +31,11 @@ def test_as_few_segments_are_chosen_as_fit_into_memory(chain: Chain, count: int)
 
 def test_a_model_whose_single_layers_do_not_fit_is_refused_with_figures(chain: Chain) -> None:
     with pytest.raises(RunnerError, match=r"takes 0\.0 GiB of memory even if cut into single layers; 0\.0 GiB"):
-        choose_segments(chain, "tensorrt_rtx", lambda: 1000)
+        choose_segments(chain, "tensorrt_rtx", 1000)
 
 
 def test_unknown_memory_leaves_the_engine_whole(chain: Chain) -> None:
-    assert choose_segments(chain, "tensorrt_rtx", lambda: None) == 1
+    assert choose_segments(chain, "tensorrt_rtx", None) == 1
 
 
 def test_tensorrt_needs_more_than_the_library_for_rtx_and_a_head_more_than_its_share(tmp_path: Path) -> None:

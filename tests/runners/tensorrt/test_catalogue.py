@@ -14,9 +14,15 @@ from typing import Any
 import pytest
 
 from edgekit.export.sources.catalog import Entry, catalog
-from edgekit.memory import MIB
+from edgekit.memory import GIB, MIB
+from edgekit.runners.tensorrt.build import build_engine, open_chain
+from edgekit.runners.tensorrt.build_memory import choose_segments, needed_bytes
+from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
+from edgekit.runners.tensorrt.shapes import BuildLimits
+from edgekit.target import load_target
 from tests.conftest import edgekit
 from tests.models import tiny_checkpoint
+from tests.runners.tensorrt.large import write_large_graph
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="NVIDIA's builder is not installed")
 
@@ -74,3 +80,30 @@ def test_every_model_of_the_catalogue_is_built(
         config = {**entry.shape, "num_hidden_layers": layers}
         source = importlib.import_module("inputs.make_checkpoint").write_checkpoint(tmp_path / "hf", config)
     check(build(source, dialect, tmp_path), dialect, layers=layers, offsets=offsets)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_7b_is_built_on_a_board_of_8_gb(tmp_path: Path) -> None:
+    """In as many segments as the memory check asks for there; 4 GB of disk, and as much memory."""
+    board = load_target("orin-nano-8")
+    assert board.memory_gib is not None
+    available = int((board.memory_gib - board.reserve_gib) * GIB)
+    # What its bundle will be served with there: one sequence at a time.
+    chain, limits = open_chain(write_large_graph("qwen2.5-7b-instruct", tmp_path / "onnx"), BuildLimits())
+    # By the needs of the library that it has, which are higher than those of the one that builds here.
+    count = choose_segments(chain, board.runners[0], available)
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    report = build_engine(chain, limits, compute_capability="8.7", segments=count, folder=folder)
+    verify_files(folder, read_engine_set(folder))
+    assert report.peak_memory_bytes <= 4.5 * GIB
+    for segment, part in zip(report.segments, chain.cut(count), strict=True):
+        assert segment.peak_memory_bytes <= needed_bytes(part, report.library)
+    # 28 layers of seven matrices, and the head.
+    decode, prefill = report.decode, report.prefill
+    assert decode is not None
+    assert prefill is not None
+    assert (decode.int4, decode.expanded, prefill.int4, prefill.expanded) == (197, (), 197, ())
+    assert (report.int4_kept, decode.cache_copies) == (True, ())
+    assert report.engine_bytes < 1.1 * report.graph_bytes

@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.errors import RunnerError
 from edgekit.runners.tensorrt.engine_set import read_engine_set, verify_files
-from edgekit.runners.tensorrt.fetch import fetch_engine, is_host
+from edgekit.runners.tensorrt.fetch import fetch_engine, find_offer, is_host
 from edgekit.runners.tensorrt.store import EngineStore
 from tests.runners.tensorrt.test_store import WANTED, Maker
 
@@ -45,7 +45,7 @@ def test_a_missing_a_short_and_a_changed_segment_of_a_folder_are_refused(tmp_pat
         folder = tmp_path / f"copy-{index}"
         folder.mkdir()
         with pytest.raises(RunnerError, match=r"segment-01\.engine .*(No such file|is damaged)"):
-            fetch_engine(str(source), WANTED, folder)
+            fetch_engine(find_offer(str(source), WANTED), folder)
         assert not (folder / "engine.json").exists()
 
 
@@ -85,26 +85,28 @@ def test_an_engine_is_taken_from_another_devices_store(remote: Path, tmp_path: P
     made = store.obtain(bundle, WANTED, Maker())
     folder, copied = tmp_path / "copy", []
     folder.mkdir()
-    fetch_engine(HOST, WANTED, folder, lambda done, total: copied.append((done, total)))
+    fetch_engine(find_offer(HOST, WANTED), folder, lambda done, total: copied.append((done, total)))
     assert read_engine_set(folder) == made.engine
     verify_files(folder, made.engine)
     assert copied[-1] == (made.engine.size, made.engine.size)
+    # Whatever the other device chose, its longest.
+    assert find_offer(HOST, replace(WANTED, context_length=None)).engine == made.engine
 
 
 @needs_sshd
 def test_a_device_without_the_engine_says_what_it_has(remote: Path, tmp_path: Path) -> None:
     with pytest.raises(RunnerError) as caught:
-        fetch_engine(HOST, WANTED, tmp_path)
+        find_offer(HOST, WANTED)
     assert caught.value.message == f"{HOST} has no engine for this bundle and device"
     other = replace(WANTED, version="10.16.2")
-    EngineStore(remote / "engines").obtain(tmp_path, other, Maker(other))
+    EngineStore(remote / "engines").obtain(tmp_path / "bundle", other, Maker(other))
     with pytest.raises(RunnerError, match=r"its library's version is `10\.16\.2`, not `10\.3\.0`"):
-        fetch_engine(HOST, WANTED, tmp_path)
+        find_offer(HOST, WANTED)
 
 
 @needs_sshd
 def test_an_engine_that_is_damaged_there_is_refused(remote: Path, tmp_path: Path) -> None:
-    made = EngineStore(remote / "engines").obtain(tmp_path, WANTED, Maker())
+    made = EngineStore(remote / "engines").obtain(tmp_path / "bundle", WANTED, Maker())
     segment = made.folder / "segment-01.engine"
     folder = tmp_path / "copy"
     for data in (segment.read_bytes()[:-1], segment.read_bytes() + b"more"):
@@ -112,13 +114,13 @@ def test_an_engine_that_is_damaged_there_is_refused(remote: Path, tmp_path: Path
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with pytest.raises(RunnerError, match=r"is damaged|more than was asked for"):
-            fetch_engine(HOST, WANTED, folder)
+            fetch_engine(find_offer(HOST, WANTED), folder)
         assert not (folder / "engine.json").exists()
 
 
 @needs_sshd
 @pytest.mark.usefixtures("remote")
-def test_a_device_that_cannot_be_reached_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_a_device_that_cannot_be_reached_is_an_error_that_says_why() -> None:
     with pytest.raises(RunnerError, match="user@gone cannot be reached by ssh") as caught:
-        fetch_engine("user@gone", WANTED, tmp_path)
+        find_offer("user@gone", WANTED)
     assert caught.value.hint == "try: ssh user@gone"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import RunnerError
-from edgekit.runners.tensorrt.build import build_engine
+from edgekit.runners.tensorrt.build import build_engine, open_chain
 from edgekit.runners.tensorrt.load import load_engines
+from edgekit.runners.tensorrt.shapes import BuildLimits
 from edgekit.runners.tensorrt.troubles import load_failed
 from tests.runners.tensorrt.engines import open_double
 from tests.runners.tensorrt.graphs import write_graph
@@ -70,7 +71,7 @@ def test_a_real_engine_without_a_driver_is_an_error_that_says_so(tmp_path: Path)
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
     folder = tmp_path / "engine"
     folder.mkdir()
-    build_engine(write_graph(tmp_path, layers=1), compute_capability="8.6", folder=folder)
+    build_engine(*open_chain(write_graph(tmp_path, layers=1), BuildLimits()), compute_capability="8.6", folder=folder)
     program = LOAD.format(engine=str(folder / "segment-00.engine"))
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -91,7 +92,6 @@ import sys
 from pathlib import Path
 from edgekit.errors import RunnerError
 from edgekit.runners.tensorrt.library import Messages, find_library
-from edgekit.runners.tensorrt.build import build_engine
 from edgekit.runners.tensorrt.load import load_engines
 library, messages = find_library("tensorrt_rtx"), Messages()
 try:

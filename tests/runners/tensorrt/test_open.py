@@ -8,23 +8,24 @@ from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from edgekit.bundle.bundle import open_bundle
 from edgekit.config import GenerationConfig
-from edgekit.errors import RunnerError
+from edgekit.errors import RunnerError, missing_extra
 from edgekit.generation.engine.slots import Slots
 from edgekit.generation.model import TextModel
 from edgekit.generation.startup import open_model, plan_memory
 from edgekit.runners import expected_runner
 from edgekit.runners.base import Chunk
+from edgekit.runners.tensorrt.engine_folder import RUNTIME_CACHE, mark_verified
 from edgekit.runners.tensorrt.engine_set import EngineSegment, EngineSet, Profile, write_engine_set
 from edgekit.runners.tensorrt.memory import EngineMemory
 from edgekit.runners.tensorrt.open import find_engine, open_engine
 from edgekit.runners.tensorrt.runner import TensorRtRunner
-from edgekit.runners.tensorrt.store import RUNTIME_CACHE, EngineStore, StoredEngine, Wanted, graph_digest
+from edgekit.runners.tensorrt.store import EngineStore, StoredEngine, Wanted, graph_digest
 from tests.runners.cuda.driver_double import DriverDouble
 from tests.runners.tensorrt.builder_double import export_two, machine_with_tensorrt
 from tests.runners.tensorrt.engines import build
@@ -44,9 +45,9 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[DriverDouble]:
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriverDouble]:
     """The double of the driver, of which the machine has one, and TensorRT."""
-    with machine_with_tensorrt(tmp_path) as (_, driver):
+    with machine_with_tensorrt(tmp_path, monkeypatch) as (_, driver):
         yield driver
 
 
@@ -160,21 +161,37 @@ def test_an_engine_that_computes_something_else_is_rejected_with_the_figures(
     assert (driver.allocated, driver.open_handles) == (0, 0)
 
 
-def test_without_a_driver_no_engine_is_promised_and_the_reason_says_so(
-    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+def test_without_a_driver_no_engine_is_promised_and_that_is_the_reason_whether_one_was_built_or_not(
+    bundle: Path, exported: Path, tmp_path: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del driver
+    other = Path(shutil.copytree(exported / "other", tmp_path / "other"))
     place(bundle)
     assert expected_runner(bundle, "onnx", "portable") == ("tensorrt 10.3.0, 128 tokens", ())
+    assert expected_runner(other, "onnx", "portable")[1][0].reason == "no engine was built"
 
     def no_driver() -> None:
         raise RunnerError("this machine has no NVIDIA driver")
 
     monkeypatch.setattr("edgekit.runners.tensorrt.open.check_driver", no_driver)
-    label, rejected = expected_runner(bundle, "onnx", "portable")
-    assert not label.startswith("tensorrt")
-    assert (rejected[0].name, rejected[0].reason) == ("tensorrt", "this machine has no NVIDIA driver")
-    assert reason(opened(bundle)) == "this machine has no NVIDIA driver"
+    for folder in (bundle, other):
+        label, rejected = expected_runner(folder, "onnx", "portable")
+        assert not label.startswith("tensorrt")
+        assert (rejected[0].name, rejected[0].reason) == ("tensorrt", "this machine has no NVIDIA driver")
+        assert reason(opened(folder)) == "this machine has no NVIDIA driver"
+
+
+def test_without_the_library_that_is_the_reason_and_not_the_engine_that_it_did_not_build(
+    bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del driver
+
+    def missing(prefer: str) -> NoReturn:
+        raise missing_extra(prefer, prefer)
+
+    monkeypatch.setattr("edgekit.runners.tensorrt.open.installed_library", missing)
+    _, rejected = expected_runner(bundle, "onnx", "portable")
+    assert (rejected[0].name, rejected[0].code) == ("tensorrt", "missing_extra")
 
 
 def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> None:
@@ -184,13 +201,24 @@ def test_a_damaged_engine_is_not_loaded(bundle: Path, driver: DriverDouble) -> N
     assert reason(opened(bundle)) == "the engine that was built is damaged"
 
 
+def test_an_engine_that_a_disk_damaged_without_a_write_is_found_to_be_damaged_once_it_does_not_load(
+    bundle: Path, driver: DriverDouble
+) -> None:
+    stored = place(bundle)
+    (stored.folder / "segment-00.engine").write_bytes(b"damaged")
+    mark_verified(stored.folder, stored.engine)
+    assert "does not load" in reason(opened(bundle))
+    assert reason(opened(bundle)) == "the engine that was built is damaged"
+    assert (driver.allocated, driver.open_handles) == (0, 0)
+
+
 def test_engines_of_another_version_are_not_read(
     bundle: Path, driver: DriverDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del driver
     stored = place(bundle, version="10.16.1")
     (stored.folder / "verified.json").unlink()
-    monkeypatch.setattr("edgekit.runners.tensorrt.store.verify_files", lambda *_: pytest.fail("it is hashed"))
+    monkeypatch.setattr("edgekit.runners.tensorrt.engine_folder.verify_files", lambda *_: pytest.fail("it is hashed"))
     assert "was built with tensorrt 10.16.1; tensorrt 10.3.0 is installed" in reason(opened(bundle))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import RunnerError
+from edgekit.runners.tensorrt.engine_folder import distrust, mark_verified
 from edgekit.runners.tensorrt.engine_set import ENGINE_JSON, EngineSet, Profile, write_engine_set
 from edgekit.runners.tensorrt.store import EngineStore, Wanted
 from tests.runners.tensorrt.test_engine_set import engine_in
@@ -150,7 +151,7 @@ def test_a_damaged_engine_is_never_used_but_made_again(
 
 def test_an_unchanged_engine_is_hashed_once(store: EngineStore, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
-    monkeypatch.setattr("edgekit.runners.tensorrt.store.verify_files", lambda folder, _: hashed.append(folder))
+    monkeypatch.setattr("edgekit.runners.tensorrt.engine_folder.verify_files", lambda folder, _: hashed.append(folder))
     obtain(store, bundle)
     assert store.find(WANTED) is not None
     assert hashed == []
@@ -185,6 +186,51 @@ def test_one_without_a_sound_description_does_not_stay_for_another_bundle(
     obtain(store, bundle, replace(WANTED, graph_sha256="1" * 64))
     assert len(engines(store)) == 1
     assert name not in engines(store)
+
+
+def test_one_with_a_damaged_segment_does_not_stay_for_another_bundle_which_has_it_made_again(
+    store: EngineStore, bundle: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    engine, _ = obtain(store, bundle)
+    obtain(store, other)
+    (name,) = engines(store)
+    flip(store.folder / name / "segment-01.engine")
+    obtain(store, bundle, replace(WANTED, graph_sha256="1" * 64))
+    assert name not in engines(store)
+    assert obtain(store, other) == (engine, 1)
+    assert len(engines(store)) == 2
+
+
+def test_a_sound_engine_of_another_bundle_stays_on_a_full_disk(
+    store: EngineStore, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not even the note can be written that it was verified."""
+    other = tmp_path / "other"
+    other.mkdir()
+    made = store.obtain(other, WANTED, Maker())
+    obtain(store, bundle, replace(WANTED, graph_sha256="1" * 64))
+    distrust(made.folder)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert store.find(WANTED) is not None
+    obtain(store, bundle, replace(WANTED, graph_sha256="2" * 64))
+    assert made.folder.exists()
+    assert store.find(WANTED) is not None
+
+
+def test_one_that_does_not_load_is_hashed_again(store: EngineStore, bundle: Path) -> None:
+    """A disk that damages a file without a write leaves its times as they were."""
+    made = store.obtain(bundle, WANTED, Maker())
+    flip(made.folder / "segment-01.engine")
+    mark_verified(made.folder, made.engine)
+    assert store.find(WANTED) is not None
+    distrust(made.folder)
+    assert store.find(WANTED) is None
 
 
 def test_an_engine_whose_bundle_is_gone_is_removed_at_the_next_build(
@@ -329,7 +375,7 @@ def test_a_link_is_not_used_as_the_folder_nor_followed_in_it(store: EngineStore,
     obtain(store, bundle)
     (store.folder / ("a" * 32)).symlink_to(elsewhere)
     (store.folder / "building").symlink_to(elsewhere)
-    with pytest.raises(RunnerError, match="File exists"):
+    with pytest.raises(RunnerError, match="building is in the way"):
         obtain(store, bundle, replace(WANTED, version="10.16.2"))
     (store.folder / "building").unlink()
     obtain(store, bundle, replace(WANTED, version="10.16.2"))
@@ -350,3 +396,54 @@ def test_an_engine_that_is_not_what_was_asked_for_is_not_stored(store: EngineSto
     with pytest.raises(RunnerError, match=r"not the one that the bundle needs: its library's version is `10\.3\.0`"):
         store.obtain(bundle, replace(WANTED, version="10.16.2"), Maker())
     assert engines(store) == []
+
+
+def put_file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+
+def put_link(path: Path) -> None:
+    path.symlink_to(path.parent)
+
+
+@pytest.mark.parametrize("put", [put_file, put_folder, put_link])
+def test_what_is_in_the_way_of_a_build_is_named_before_it_is_built(
+    store: EngineStore, bundle: Path, put: Callable[[Path], None]
+) -> None:
+    obtain(store, bundle)
+    building = store.folder / "building"
+    put(building)
+    maker = Maker(replace(WANTED, version="10.16.2"))
+    with pytest.raises(RunnerError, match=r"building is in the way") as caught:
+        store.obtain(bundle, maker.wanted, maker)
+    assert maker.made == 0
+    assert str(caught.value.hint).startswith("move it elsewhere")
+    assert os.path.lexists(building)
+    # What is stored is found nevertheless.
+    assert obtain(store, bundle)[1] == 0
+    building.rename(bundle / "elsewhere")
+    assert store.obtain(bundle, maker.wanted, maker).engine.version == "10.16.2"
+
+
+def test_a_users_file_in_a_damaged_engines_folder_is_not_in_the_way_of_the_next(
+    store: EngineStore, bundle: Path
+) -> None:
+    obtain(store, bundle)
+    folder = store.folder / engines(store)[0]
+    (folder / "notes.txt").write_text("mine")
+    flip(folder / "segment-00.engine")
+    assert obtain(store, bundle)[1] == 1
+    assert obtain(store, bundle)[1] == 0
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_inside_the_bundle_is_refused(bundle: Path) -> None:
+    with pytest.raises(RunnerError, match="is inside the bundle") as caught:
+        obtain(EngineStore(bundle / "cache" / "engines"), bundle)
+    assert "EDGEKIT_CACHE" in str(caught.value.hint)
+    assert not (bundle / "cache").exists()
