@@ -135,7 +135,6 @@ class Jobs:
         self._waiting_again: list[Waiting] = []
         self._retry_at = self._begin_at = self._forget_at = 0.0
         self._pause_s = 0.0
-        self._inherited = 0
         self._failures = RareLog(_log)
         self._begun: list[OpenRequest] = []
         self.open: dict[int, OpenRequest] = {}
@@ -159,9 +158,7 @@ class Jobs:
     def use(self, store: JobStore) -> None:
         """Go on with what is in a store; before this nothing else is called."""
         self._store = store
-        waiting = store.waiting()
-        self._backlog = Backlog(waiting)
-        self._inherited = max((job.n for job in waiting), default=0)
+        self._backlog = Backlog(store.waiting())
         if len(self._backlog) or store.unsent:
             _log.info(
                 "mqtt: %d requests are still to be answered, and %d replies to be sent",
@@ -216,10 +213,6 @@ class Jobs:
                 for waiting in store.waiting():
                     self._refuse_waiting(store, waiting.n, problem)
             self._backlog = Backlog()
-
-    def is_inherited(self, request: OpenRequest) -> bool:
-        """Whether a request was accepted by an earlier process."""
-        return request.job.n <= self._inherited
 
     def taken(self) -> None:
         """Note that the engine has taken a request, and so takes more."""

@@ -420,9 +420,7 @@ class MqttService:
             self._jobs.taken()
             return
         stopped = self._stopping.is_set() or problem.code == "shutting_down"
-        # While an engine is built a new request is refused; its caller learns how far the build is.
-        new = problem.code == "not_ready" and not self._jobs.is_inherited(request)
-        if problem.code in NOT_NOW and not new and (self._jobs.persistent or not stopped):
+        if problem.code in NOT_NOW and (self._jobs.persistent or not stopped):
             self._jobs.put_back(request)
             return
         self.metrics.refused("mqtt", problem)

@@ -90,7 +90,9 @@ def test_every_path_of_the_page_is_served_and_no_other() -> None:
 
 
 STATE = EngineStats(0, 0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))
-MQTT = MqttStats(connected=True, reconnects=0, unacknowledged=0, dropped=0, repeated=0, no_subscribers=0)
+MQTT = MqttStats(
+    connected=True, reconnects=0, unacknowledged=0, dropped=0, repeated=0, no_subscribers=0, unanswered=0, unsent=0
+)
 
 
 def test_every_metric_is_on_the_page_and_no_other(tmp_path: Path) -> None:
