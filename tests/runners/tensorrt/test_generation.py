@@ -47,7 +47,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     engines = build(folder / "model.onnx", segments=2, batch=SLOTS, exact=True)
 
-    def open_engines(*_: object, accept: Callable[[Runner], None], runner: str) -> RunnerChoice:  # noqa: ARG001
+    def open_engines(*_: object, accept: Callable[[Runner], None], **__: object) -> RunnerChoice:
         context = open_bundle(bundle).manifest.context_length
         share = (lambda _: int(2.3 * context)) if small else None
         opened = open_double(engines, context_length=context, sequence_slots=SLOTS, share=share).runner
