@@ -153,7 +153,7 @@ class Bodies:
             {"messages": [{"role": "user"}]},
             self.chat(temperature=9),
             self.chat(max_tokens=0),
-            self.chat(temprature=1),  # an unknown field is ignored, a misspelt one is not
+            self.chat(logit_bais={}),  # an unknown field is ignored, a misspelt one is not
             self.chat(model="another"),
             self.chat(messages=[{"role": "user", "content": "word " * self._too_many}]),
             self.chat(stop=[1]),
