@@ -36,6 +36,11 @@ FloatArray = npt.NDArray[np.float32]
 TOKENS = [int(token) for token in np.random.default_rng(13).integers(0, 512, 60)]
 
 
+def _slow(*values: object) -> Any:
+    """A case whose process imports torch for what another one shows in the same way."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def logits(runner: Runner, chunks: list[int]) -> FloatArray:
     """Logits of TOKENS in chunks of these sizes."""
     rows, done = [], 0
@@ -55,7 +60,7 @@ def test_an_architecture_edgekit_does_not_know_computes_what_transformers_comput
         np.testing.assert_allclose(logits(OptimumRunner(folder, threads=1), chunks), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama"])
+@pytest.mark.parametrize("name", [_slow("qwen2"), "llama"])
 def test_our_own_graph_and_optimums_compute_the_same(name: str, tmp_path: Path) -> None:
     source = checkpoint(name)
     OnnxWriter("onnxruntime")(tiny_decoder(source), TensorWeights(tiny_tensors(source)), tmp_path, lambda _: None)
@@ -86,10 +91,10 @@ def test_a_graph_whose_weights_are_missing_is_distinguished_from_one_that_is_wro
     ("changes", "message", "hint"),
     [
         ({"attention_multiplier": 2.0}, "`attention_multiplier: 2.0` is not a key that transformers 4", "ignore_keys"),
-        ({"n_layer": 3}, "the tensor `transformer.h.2.", None),
-        ({"n_layer": 1}, "the tensor `transformer.h.1.", None),
-        ({"model_type": "gpt_2"}, "does not support the architecture `gpt_2`", "did you mean `gpt2`"),
-        ({"n_head": 5}, "cannot export this model: ValueError: `embed_dim` must be divisible", None),
+        _slow({"n_layer": 3}, "the tensor `transformer.h.2.", None),
+        _slow({"n_layer": 1}, "the tensor `transformer.h.1.", None),
+        _slow({"model_type": "gpt_2"}, "does not support the architecture `gpt_2`", "did you mean `gpt2`"),
+        _slow({"n_head": 5}, "cannot export this model: ValueError: `embed_dim` must be divisible", None),
     ],
 )
 def test_a_refusal_of_optimum_is_a_one_line_error(
@@ -112,7 +117,7 @@ def test_code_that_a_checkpoint_brings_is_not_run() -> None:
     assert not (source / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["llama-nested-rope", "gemma3_text"])
+@pytest.mark.parametrize("name", ["llama-nested-rope", _slow("gemma3_text")])
 def test_a_checkpoint_of_transformers_5_is_exported_as_edgekit_computes_it(name: str, tmp_path: Path) -> None:
     source = variant(name, tmp_path / "source")
     config = as_transformers_5_writes_it(json.loads((source / "config.json").read_text()))
@@ -145,6 +150,7 @@ def test_torch_is_compared_with_edgekits_own_forward_pass(
     assert caught.value.code == "optimum_differs"
 
 
+@pytest.mark.slow
 def test_a_head_beside_a_tied_embedding_must_be_it(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(checkpoint("gpt2"), source)
