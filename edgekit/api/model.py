@@ -16,7 +16,7 @@ from edgekit.api.reply import AsyncStream, Reply, Stream
 from edgekit.bundle.bundle import Bundle, open_bundle
 from edgekit.config import GenerationConfig, RunnerName
 from edgekit.daemon.api import parse_chat, parse_completion
-from edgekit.daemon.api.ignored import collect_ignored
+from edgekit.daemon.api.ignored import collect_ignored, shown_name
 from edgekit.daemon.api.validation import unsupported
 from edgekit.errors import RequestError, RunnerError
 from edgekit.generation.engine.worker import EngineWorker
@@ -266,7 +266,7 @@ def _parsed(parse: Callable[..., tuple[ChatRequest, object]], body: Mapping[str,
         request, _ = parse(as_json(body), request_id=secrets.token_hex(8))
     # Over HTTP a header names them. Here an unknown argument is an error, as everywhere in Python.
     for name in body:
-        if name in ignored:
+        if shown_name(name) in ignored:
             raise unsupported(name)
     if request.n != 1:
         raise RequestError("`n` must be 1 here", hint="call again for another answer", param="n")

@@ -42,7 +42,7 @@ def key() -> None:
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, help="inference, metrics or admin; may be repeated [inference].")
 @click.option("--expires", help="When it ceases to be valid: 30d, 12h, 1y or 2027-01-31 [never].")
-@click.option("--requests-per-minute", type=int, help="Maximum rate of requests [no limit].")
+@click.option("--requests-per-minute", type=int, help="Maximum rate of requests that generate [no limit].")
 @click.option("--tokens-per-minute", type=int, help="Maximum rate of prompt and completion tokens [no limit].")
 @click.option("--share", type=float, default=1.0, help="Weight in the queue [1].")
 @click.option(

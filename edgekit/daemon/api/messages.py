@@ -6,7 +6,6 @@ Whatever an answer contains may be sent back as history: reasoning, calls that w
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from edgekit.daemon.api.call_arguments import repair_arguments
 from edgekit.daemon.api.json_body import check_values
+from edgekit.daemon.api.open_calls import CallIds, OpenCalls
 from edgekit.daemon.api.validation import Strict
 from edgekit.errors import RequestError
 from edgekit.generation.types import Message, ToolCall
@@ -80,7 +80,7 @@ class _Function(Strict):
 class _Call(Strict):
     ignored: ClassVar[frozenset[str]] = frozenset({"cache_control"})
 
-    # Without one, a result without one answers the first open call.
+    # Without one, a result without one answers the first open call of the turn.
     id: str | None = None
     type: Literal["function"] = "function"
     function: _Function
@@ -126,13 +126,15 @@ def read_messages(given: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """
     check_count(given)
     called: set[str] = set()
-    open_calls: OrderedDict[str, None] = OrderedDict()
+    open_calls = OpenCalls()
+    calls_given = (call.id for message in given for call in message.tool_calls or ())
+    ids = CallIds([*calls_given, *(message.tool_call_id for message in given)])
     messages = []
     for index, message in enumerate(given):
         at = f"messages[{index}]"
-        calls = _calls(message, index)
+        calls = _calls(message, index, ids)
         called |= {call.id for call in calls}
-        open_calls.update((call.id, None) for call in calls)
+        open_calls.add(message.role, calls)
         content = message.content or message.refusal or ""
         # An answer may be empty, and so may a tool's result; a question is not.
         if message.content is None and not content and message.role not in ("assistant", "tool"):
@@ -149,8 +151,9 @@ def read_messages(given: Sequence[ChatMessage]) -> tuple[Message, ...]:
                     param=f"{at}.tool_call_id",
                 )
         if message.role == "tool":
-            call_id = call_id or next(iter(open_calls), None)
-            open_calls.pop(call_id or "", None)
+            found = open_calls.answer(call_id=call_id, name=message.name)
+            # `name` may be something else than the tool's name. A call may have several results.
+            call_id = call_id or found or open_calls.answer()
         messages.append(
             Message(
                 _ROLES[message.role],
@@ -193,13 +196,13 @@ def call_arguments(text: str, at: str) -> str:
     return json.dumps(arguments, ensure_ascii=False)
 
 
-def _calls(message: ChatMessage, number: int) -> tuple[ToolCall, ...]:
+def _calls(message: ChatMessage, number: int, made: CallIds) -> tuple[ToolCall, ...]:
     if not message.tool_calls:
         return ()
     at = f"messages[{number}]"
     if message.role != "assistant":
         raise RequestError(f"`{at}.tool_calls` is only allowed with role `assistant`", param=f"{at}.tool_calls")
-    ids = [call.id or f"call_{number}_{index}" for index, call in enumerate(message.tool_calls)]
+    ids = [made.of(call.id, number, index) for index, call in enumerate(message.tool_calls)]
     if len({*ids}) != len(ids):
         raise RequestError(f"`{at}.tool_calls`: two calls have the same id", param=f"{at}.tool_calls")
     return tuple(

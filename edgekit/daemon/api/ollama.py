@@ -14,11 +14,12 @@ from pydantic import BeforeValidator, SkipValidation
 
 from edgekit.daemon.api.body import read_logprobs
 from edgekit.daemon.api.formats import OllamaFormat, read_ollama_format
+from edgekit.daemon.api.ignored import near_name
 from edgekit.daemon.api.json_body import decode, shown
 from edgekit.daemon.api.ollama_messages import OllamaMessage, no_images, read_ollama_messages
 from edgekit.daemon.api.tools import FunctionTool, read_tools
 from edgekit.daemon.api.validation import Empty, Integer, Stop, Strict, printable, read, renamed, unsupported
-from edgekit.errors import RequestError, nearest
+from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Infill, Message, Sampling
 
 __all__ = ["OllamaCall", "OllamaChatBody", "OllamaGenerateBody", "parse_ollama_chat", "parse_ollama_generate"]
@@ -263,11 +264,11 @@ def _drop_unknown_fields(model: type[Any], fields: dict[str, Any]) -> list[str]:
 
     What looks like a misspelt field without which the body means something else is left, to be refused.
     """
-    known = {*model.model_fields, *model.noop, *model.ignored}
+    known = frozenset({*model.model_fields, *model.noop, *model.ignored})
     options = {*OllamaOptions.model_fields, *OllamaOptions.noop, *OllamaOptions.ignored}
     warnings: list[str] = []
     for name in [name for name in fields if name not in known]:
-        near = None if name in options else nearest(name[:100], known)
+        near = None if name in options else near_name(name, known)
         if near in _CONTENT and near not in fields:
             continue
         if fields.pop(name) not in (None, "", [], {}) and len(warnings) < _MAX_WARNINGS:
@@ -278,13 +279,13 @@ def _drop_unknown_fields(model: type[Any], fields: dict[str, Any]) -> list[str]:
 
 def _drop_unknown(options: dict[str, Any]) -> list[str]:
     """Remove the unknown options, and return a warning for each of the first few."""
-    known = {*OllamaOptions.model_fields, *OllamaOptions.noop, *OllamaOptions.ignored}
+    known = frozenset({*OllamaOptions.model_fields, *OllamaOptions.noop, *OllamaOptions.ignored})
     unknown = [name for name, value in options.items() if name not in known and value is not None]
     warnings: list[str] = []
     for name in unknown:
         del options[name]
         if len(warnings) < _MAX_WARNINGS:
-            near = nearest(name[:100], known)
+            near = near_name(name, known)
             hint = f"; did you mean `{near}`?" if near else ""
             warnings.append(f"the option `{printable(name)}` is unknown and has no effect{hint}")
     return warnings

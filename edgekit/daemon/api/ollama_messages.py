@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from edgekit.daemon.api.messages import check_count
+from edgekit.daemon.api.open_calls import CallIds, OpenCalls
 from edgekit.daemon.api.validation import Empty, Integer, Strict
 from edgekit.errors import RequestError
 from edgekit.generation.types import Message, ToolCall
@@ -55,26 +55,28 @@ class OllamaMessage(Strict):
 
 
 def read_ollama_messages(given: Sequence[OllamaMessage]) -> tuple[Message, ...]:
-    """Return the messages. A tool result without a call id answers the first open call of its tool."""
+    """Return the messages. A tool result without a call id answers the first open call of its tool in the turn."""
     check_count(given)
     messages = []
-    open_calls = _OpenCalls()
+    open_calls = OpenCalls()
+    calls_given = (call.id for message in given for call in message.tool_calls or ())
+    ids = CallIds([*calls_given, *(message.tool_call_id for message in given)])
     for number, message in enumerate(given):
         at = f"messages[{number}]"
         if message.tool_calls and message.role != "assistant":
             raise RequestError(f"`{at}.tool_calls` is only allowed with role `assistant`", param=f"{at}.tool_calls")
         calls = tuple(
             ToolCall(
-                call.id or f"call_{number}_{index}",
+                ids.of(call.id, number, index),
                 call.function.name,
                 json.dumps(call.function.arguments, ensure_ascii=False),
             )
             for index, call in enumerate(message.tool_calls or ())
         )
-        open_calls.add(calls)
-        call_id = message.tool_call_id
+        open_calls.add(message.role, calls)
+        call_id = message.tool_call_id or None
         if message.role == "tool":
-            call_id = open_calls.answer(message) or call_id
+            call_id = open_calls.answer(call_id=call_id, name=_tool_name(message)) or call_id
         messages.append(
             Message(
                 message.role,
@@ -90,36 +92,3 @@ def read_ollama_messages(given: Sequence[OllamaMessage]) -> tuple[Message, ...]:
 
 def _tool_name(message: OllamaMessage) -> str | None:
     return message.tool_name or (message.name if message.role == "tool" else None)
-
-
-class _OpenCalls:
-    """Calls without a result, in order, by id and by name: a search for each result would be quadratic."""
-
-    def __init__(self) -> None:
-        # A dict finds its first key slowly once many were removed.
-        self._calls: OrderedDict[int, ToolCall] = OrderedDict()
-        self._added = 0
-        self._by_id: defaultdict[str, deque[int]] = defaultdict(deque)
-        self._by_name: defaultdict[str, deque[int]] = defaultdict(deque)
-
-    def add(self, calls: Sequence[ToolCall]) -> None:
-        for call in calls:
-            self._calls[self._added] = call
-            self._by_id[call.id].append(self._added)
-            self._by_name[call.name].append(self._added)
-            self._added += 1
-
-    def answer(self, result: OllamaMessage) -> str | None:
-        """Close the first call that the result answers, and return its id; None if there is none."""
-        if result.tool_call_id is not None:
-            number = self._first(self._by_id[result.tool_call_id])
-        elif name := _tool_name(result):
-            number = self._first(self._by_name[name])
-        else:
-            number = next(iter(self._calls), None)
-        return None if number is None else self._calls.pop(number).id
-
-    def _first(self, numbers: deque[int]) -> int | None:
-        while numbers and numbers[0] not in self._calls:
-            numbers.popleft()
-        return numbers[0] if numbers else None

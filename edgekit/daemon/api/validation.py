@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails
 
-from edgekit.daemon.api.ignored import ignore
+from edgekit.daemon.api.ignored import ignore, near_name
 from edgekit.daemon.api.json_body import shown
 from edgekit.errors import RequestError, field_path, nearest
 
@@ -226,12 +226,17 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:100])
 
 
-@lru_cache(maxsize=4096)
 def _misspelt(model: type[Strict], name: str) -> str | None:
-    """Return the field of which an unknown name is a misspelling; None if it is of none."""
+    """Return the field of which an unknown name is a misspelling; None if it is of none, or not compared."""
+    known = _by_initial(model).get(name[:1])
+    return near_name(name, known, cutoff=_MISSPELT) if known else None
+
+
+@cache
+def _by_initial(model: type[Strict]) -> Mapping[str, frozenset[str]]:
+    """Return the names of a model's fields, by their first letter."""
     known = {field.alias or name for name, field in model.model_fields.items()} | set(model.noop)
-    # A body may have a hundred thousand names: few are compared.
-    return nearest(name, (one for one in known if one[:1] == name[:1]), cutoff=_MISSPELT) if len(name) <= 40 else None
+    return {initial: frozenset(one for one in known if one[0] == initial) for initial in {one[0] for one in known}}
 
 
 def _refuse(model: type[BaseModel], problem: ErrorDetails, at: str) -> NoReturn:

@@ -75,7 +75,8 @@ class ResponseStore:
         self._lock = threading.Lock()
         # The least recently used first.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._items: dict[str, str] = {}
+        # The response of an item, by owner and item id: a client chooses the ids of its items.
+        self._items: dict[tuple[str, str], str] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -94,7 +95,7 @@ class ResponseStore:
         with self._lock:
             self._entries[response.id] = _Entry(response, size, self._clock())
             self._bytes += size
-            self._items |= {item["id"]: response.id for item in response.all_items}
+            self._items |= {(response.owner, item["id"]): response.id for item in response.all_items}
             while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
                 self._drop(next(iter(self._entries)))
 
@@ -129,7 +130,7 @@ class ResponseStore:
     def item(self, item_id: str, owner: str) -> Item | None:
         """Return an item of a response; None if there is none of that id."""
         with self._lock:
-            response_id = self._items.get(item_id)
+            response_id = self._items.get((owner, item_id))
             if response_id is None:
                 return None
             try:
@@ -170,5 +171,6 @@ class ResponseStore:
         entry = self._entries.pop(response_id)
         self._bytes -= entry.size
         for item in entry.response.all_items:
-            if self._items.get(item["id"]) == response_id:
-                del self._items[item["id"]]
+            place = (entry.response.owner, item["id"])
+            if self._items.get(place) == response_id:
+                del self._items[place]

@@ -11,6 +11,7 @@ from typing import Protocol
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.audit import AuditRecord
 from edgekit.daemon.api import CollectedReply, check_model, parse_chat, parse_completion
+from edgekit.daemon.api.ignored import collect_ignored
 from edgekit.daemon.boot_clock import BootClock
 from edgekit.daemon.metrics import Metrics
 from edgekit.daemon.mqtt import messages
@@ -142,7 +143,9 @@ class Intake:
             body = {**body, "deadline_s": max(0.0, left_s)}
         # `prompt` in place of `messages` is a text completion.
         parse = parse_completion if "prompt" in body and "messages" not in body else parse_chat
-        chat, options = parse(body, request_id=request.id, client=job.key.reply_to)
+        with collect_ignored() as ignored:
+            chat, options = parse(body, request_id=request.id, client=job.key.reply_to)
+        request.ignored = tuple(ignored)
         check_model(options.model, self._info)
         if chat.sampling.seed is None:
             chat = replace(chat, sampling=replace(chat.sampling, seed=job.seed, seed_given=False))

@@ -150,6 +150,7 @@ def final(
     *,
     model: str,
     logprobs: bool = False,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the full answer, or all `n` of them: the last message of a request.
 
@@ -161,6 +162,7 @@ def final(
         finish: Finish reasons, usage and timings.
         model: The model's name.
         logprobs: Whether the caller requested log probabilities.
+        ignored: Names of fields of the request that were ignored.
     """
     choices = []
     for index, (answer, reason) in enumerate(zip(answers.answers, reasons(finish, len(answers.answers)), strict=True)):
@@ -168,7 +170,7 @@ def final(
         if logprobs:
             choice["logprobs"] = logprobs_body(answer.logprobs)
         choices.append(choice)
-    message = {
+    message: dict[str, Any] = {
         "type": "final",
         "id": request_id,
         "attempt": attempt,
@@ -178,6 +180,8 @@ def final(
         "usage": usage_body(finish.usage),
         "timings": timings_body(finish.timings, finish.usage),
     }
+    if ignored:
+        message["ignored"] = list(ignored)
     return message if len(choices) == 1 else {**message, "choices": choices}
 
 

@@ -70,6 +70,7 @@ class OpenRequest:
         cancelled: Whether it is to be cancelled.
         collected: The answers so far.
         logprobs: Whether replies carry log probabilities.
+        ignored: Names of the first few fields of the body that are ignored.
         state: None until `submit` has returned.
         seq: Number of the next delta message.
         pending: Deltas that have not been sent yet.
@@ -86,6 +87,7 @@ class OpenRequest:
     cancelled: bool = False
     collected: CollectedReply = field(default_factory=lambda: CollectedReply(1))
     logprobs: bool = False
+    ignored: tuple[str, ...] = ()
     state: Cancellable | None = None
     seq: int = 0
     pending: DeltaBuffer = field(default_factory=DeltaBuffer)

@@ -476,6 +476,7 @@ class MqttService:
             request.end,
             model=self._info.name,
             logprobs=request.logprobs,
+            ignored=request.ignored,
         )
         self._jobs.end(request, messages.encode(final), keep=request.end.reason != "cancelled")
 

@@ -5,9 +5,11 @@ A special token is written by its id, because its text would match ordinary char
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from edgekit.errors import RequestError
@@ -26,9 +28,16 @@ __all__ = [
     "token",
 ]
 
+MAX_CHECKED = 1024
+"""Schemas that are remembered as enforceable, by their hashes: a client sends the same tools again and again."""
+
 ANY_TEXT = "/(?s:.*)/"
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 NEWLINE = r'"\n"'
+
+_lock = threading.Lock()
+# The least recently used first.
+_enforceable: OrderedDict[bytes, None] = OrderedDict()
 
 
 def token(tokens: Mapping[str, int], text: str) -> str:
@@ -63,17 +72,27 @@ def arguments(tool: Tool) -> str:
     if schema["type"] != "object" and not tool.strict:
         schema = ANY_OBJECT
     try:
-        return _checked(json.dumps(schema), tool.param)
+        return _checked(schema, tool.param)
     except RequestError:
         if tool.strict:
             raise
         return lark_json(ANY_OBJECT, param=tool.param, path=tool.param)
 
 
-@lru_cache(maxsize=1024)
-def _checked(schema: str, param: str) -> str:
-    """As `lark_json`; a client sends the same tools again and again."""
-    return lark_json(json.loads(schema), param=param, path=param)
+def _checked(schema: Mapping[str, Any], param: str) -> str:
+    """As `lark_json`, but a schema is only checked if it is not among those of the last requests."""
+    text = json.dumps(schema)
+    digest = hashlib.sha256(text.encode()).digest()
+    with _lock:
+        if digest in _enforceable:
+            _enforceable.move_to_end(digest)
+            return f"%json {text}"
+    checked = lark_json(schema, param=param, path=param)
+    with _lock:
+        _enforceable[digest] = None
+        if len(_enforceable) > MAX_CHECKED:
+            _enforceable.popitem(last=False)
+    return checked
 
 
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:

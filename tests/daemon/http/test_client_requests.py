@@ -32,10 +32,10 @@ def http() -> Iterator[httpx.Client]:
 
 
 def test_the_names_of_ignored_fields_are_few_and_fit_into_a_header(http: httpx.Client) -> None:
-    names = ["a\r\nX-Evil: 1", "ü,b", "x" * 500, *(f"z{number}" for number in range(1000))]
+    names = ["a\r\nX-Evil: 1", "ü,b", "x" * 500, "", *(f"z{number}" for number in range(1000))]
     body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, **dict.fromkeys(names, 1)}
     shown = http.post("/v1/chat/completions", json=body).raise_for_status().headers["X-Edgekit-Ignored"].split(", ")
-    assert shown == ["a??X-Evil:?1", "??b", "x" * 40, "z0", "z1", "z2", "z3", "z4"]
+    assert shown == ["a??X-Evil:?1", "??b", "x" * 40, '""', "z0", "z1", "z2", "z3"]
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -89,6 +89,18 @@ def test_every_path_of_the_page_is_served_and_no_other() -> None:
     assert served == {path.removesuffix("/NAME") for path in re.findall(r"(/[a-z0-9./_-]*(?:/NAME)?)[`,]", table)}
 
 
+def test_the_paths_that_need_no_key_are_on_the_page_and_no_other() -> None:
+    operations = HttpServer(HttpConfig(), None, None, Metrics())._operations()
+    keyless = {one.path for one in operations if one.scope is None}
+    for title, sentence in (
+        ("API keys", r"every request needs a key.*?except ([^.]*)\."),
+        ("Audit log", r"not for ([^.]*)\."),
+    ):
+        found = re.search(sentence, section(title), re.DOTALL)
+        assert found is not None
+        assert set(re.findall(r"(/[a-z0-9/]*)`", found[1])) == keyless
+
+
 STATE = EngineStats(0, 0, 0, 0, 0, 0, PrefixStats(0, 0, 0, 0, 0, 0, 0, DiskStats(0, 0, 0, 0, 0, 0, 0)))
 MQTT = MqttStats(
     connected=True, reconnects=0, unacknowledged=0, dropped=0, repeated=0, no_subscribers=0, unanswered=0, unsent=0

@@ -112,6 +112,22 @@ def test_items_are_found_until_their_response_goes() -> None:
     assert kept.item("in_a", "") is None
 
 
+def test_tenants_may_have_items_of_the_same_id() -> None:
+    kept = store()
+    for name, owner in (("a", "key:1"), ("b", "key:2")):
+        item = {"id": "msg_1", "type": "message", "text": owner}
+        kept.put(StoredResponse(owner, {"id": name, "output": []}, [item], None))
+    assert [(kept.item("msg_1", owner) or {}).get("text") for owner in ("key:1", "key:2", "")] == [
+        "key:1",
+        "key:2",
+        None,
+    ]
+    kept.delete("b", "key:2")
+    assert (kept.item("msg_1", "key:1") is None, kept.item("msg_1", "key:2") is None) == (False, True)
+    kept.delete("a", "key:1")
+    assert kept._items == {}
+
+
 def test_a_store_of_none_keeps_none() -> None:
     kept = store(max_entries=0)
     kept.put(response("a"))

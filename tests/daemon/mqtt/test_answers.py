@@ -183,6 +183,18 @@ def test_the_same_fields_are_read_as_over_http(broker: Broker, worker: ScriptedW
     assert (request.tenant, request.client) == ("", "caller/h")
 
 
+@pytest.mark.usefixtures("service")
+def test_unknown_fields_are_ignored_and_the_final_message_names_the_first_few(broker: Broker) -> None:
+    with Caller(broker.port, "caller/i") as caller:
+        caller.publish(
+            REQUEST, chat(id="a", mood=1, **{f"\u00fc{number}": 1 for number in range(99)}), ResponseTopic="caller/i"
+        )
+        caller.publish(REQUEST, chat(id="b"), ResponseTopic="caller/i")
+        finals = {message["id"]: message for message in (caller.next(), caller.next())}
+    assert finals["a"]["ignored"] == ["mood", *(f"?{number}" for number in range(7))]
+    assert "ignored" not in finals["b"]
+
+
 def test_an_answer_beyond_n_fails_its_request_and_leaves_the_service_working(
     broker: Broker, worker: ScriptedWorker, service: MqttService
 ) -> None:
