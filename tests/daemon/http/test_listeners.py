@@ -38,7 +38,7 @@ def test_few_connections_are_accepted_in_a_row_and_one_attempt_is_made_without_f
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
         try:
-            with pytest.raises(OSError) as caught:
+            with pytest.raises(OSError, match="open files") as caught:
                 listener.accept()
             with pytest.raises(BlockingIOError):
                 listener.accept()
