@@ -82,7 +82,7 @@ def test_a_batch_is_admitted_after_the_time_that_it_was_told(given: dict[str, in
         clock.now += caught.value.retry_after_s + 0.01
 
 
-def test_more_requests_than_a_minute_has_are_never_admitted_and_nobody_is_told_to_wait() -> None:
+def test_more_requests_than_a_minute_has_are_never_admitted_and_not_told_to_wait() -> None:
     limits, (key, _) = KeyLimits(Clock()), make("ann", requests_per_minute=3, tokens_per_minute=100)
     with pytest.raises(RequestError, match="4 prompts") as caught:
         limits.admit_all(key, [1.0] * 4)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -181,7 +182,7 @@ def encrypted(port: int, address: str = "127.0.0.1") -> ssl.SSLSocket:
 
 
 @pytest.mark.parametrize("limits", [{"max_connections": 8}, {"max_connections_per_client": 8}])
-def test_handshakes_count_as_connections_and_the_longest_makes_room(tmp_path: Path, limits: dict[str, int]) -> None:
+def test_handshakes_count_as_connections_and_the_longest_makes_room(tmp_path: Path, limits: dict[str, Any]) -> None:
     certificate, key = make(tmp_path, "one")
     with (
         guarded(tmp_path, tls_certificate=certificate, tls_key=key, **limits) as served,
