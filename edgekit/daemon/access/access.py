@@ -1,33 +1,24 @@
-"""Authenticates senders, and submits their requests under their limits, in the audit log and in the metrics."""
+"""Authenticates senders, and binds the requests that they submit to them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from edgekit.config import AccessConfig
 from edgekit.daemon.access.audit import AuditLog, AuditRecord
 from edgekit.daemon.access.identity import ANONYMOUS, Identity, key_identity, user_identity
 from edgekit.daemon.access.key_file import default_keys_file
 from edgekit.daemon.access.key_store import KeyStore
-from edgekit.daemon.access.limits import AttemptLimit, KeyLimits, Reservation, estimate_tokens
+from edgekit.daemon.access.limits import AttemptLimit, KeyLimits
+from edgekit.daemon.access.submission import BoundSubmit, Submit
 from edgekit.daemon.metrics import Metrics
-from edgekit.errors import EdgekitError, RequestError, internal_error
-from edgekit.generation.engine.worker import OnEvent
-from edgekit.generation.types import ChatRequest, Event, Failure, Finished
+from edgekit.errors import RequestError
 from edgekit.machine import state_folder
 
-__all__ = ["Access", "Submit"]
+__all__ = ["Access"]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Submit(Protocol[T_co]):
-    """`EngineWorker.submit`, or one that binds requests to their sender."""
-
-    def __call__(self, request: ChatRequest, on_event: OnEvent) -> T_co:
-        """Queue a request; see `EngineWorker.submit`."""
 
 
 class Access:
@@ -125,7 +116,7 @@ class Access:
         key = self.keys.current().named(user)
         return user_identity(user) if key is None else key_identity(key)
 
-    def bound(self, submit: Submit[T], identity: Identity, model: str, record: AuditRecord) -> Submit[T]:
+    def bound(self, submit: Submit[T], identity: Identity, model: str, record: AuditRecord) -> BoundSubmit[T]:
         """Return a `submit` for the requests of one sender.
 
         Args:
@@ -133,42 +124,6 @@ class Access:
             identity: The sender.
             model: The model's name.
             record: The line in the audit log.
-
-        Returns:
-            It raises what `submit` does, and `scope_missing`, `model_not_allowed` (RequestError) or `rate_limited`
-            (UnavailableError).
         """
         record.model = model
-
-        def bound(request: ChatRequest, on_event: OnEvent) -> T:
-            request = identity.bind(request)
-            reservation: Reservation | None = None
-            record.begin()
-
-            def receive(event: Event) -> None:
-                if isinstance(event, Finished | Failure):
-                    usage = event.usage if isinstance(event, Finished) else None
-                    # After a missed deadline the estimate stays: what was computed is not known.
-                    late = isinstance(event, Failure) and event.error.code == "deadline_exceeded"
-                    if reservation is not None and not late:
-                        reservation.settle(0 if usage is None else usage.prompt_tokens + usage.completion_tokens)
-                    if self._metrics is not None:
-                        self._metrics.by_key.ended(identity.label, model, event)
-                    record.generated(event)
-                on_event(event)
-
-            try:
-                identity.check("inference", model)
-                if identity.key is not None:
-                    reservation = self._limits.admit(identity.key, estimate_tokens(request))
-                return submit(request, receive)
-            except BaseException as raised:
-                error = raised if isinstance(raised, EdgekitError) else internal_error(raised)
-                if reservation is not None:
-                    reservation.cancel()
-                if self._metrics is not None:
-                    self._metrics.by_key.refused(identity.label, model, error)
-                record.generated(Failure(error))
-                raise
-
-        return bound
+        return BoundSubmit(submit, identity, model, record, limits=self._limits, metrics=self._metrics)

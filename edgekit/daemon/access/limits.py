@@ -10,11 +10,11 @@ import ipaddress
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from edgekit.daemon.access.keys import ApiKey
-from edgekit.errors import UnavailableError
+from edgekit.errors import RequestError, UnavailableError
 from edgekit.generation.types import ChatRequest
 
 __all__ = ["AttemptLimit", "KeyLimits", "Reservation", "estimate_tokens"]
@@ -64,21 +64,30 @@ class Reservation:
     """
 
     tokens: float
-    _settle: Callable[[float, bool], None] = field(repr=False)
+    _buckets: _KeyBuckets = field(repr=False)
+    _lock: threading.Lock = field(repr=False)
     _settled: bool = False
+    _cancelled: bool = False
 
-    def settle(self, tokens: int) -> None:
+    def settle(self, tokens: float) -> None:
         """Replace the estimate by the tokens that were used."""
-        self._end(tokens, refused=False)
+        with self._lock:
+            if not self._settled:
+                self._settled = True
+                if self._buckets.tokens is not None:
+                    self._buckets.tokens.take(tokens - self.tokens)
 
     def cancel(self) -> None:
-        """Give everything back: the request was not accepted."""
-        self._end(0, refused=True)
+        """Give everything back: the request was not accepted, or one that is part of it was not.
 
-    def _end(self, tokens: float, *, refused: bool) -> None:
-        if not self._settled:
-            self._settled = True
-            self._settle(tokens - self.tokens, refused)
+        What a part has used by then stays taken.
+        """
+        self.settle(0)
+        with self._lock:
+            if not self._cancelled:
+                self._cancelled = True
+                if self._buckets.requests is not None:
+                    self._buckets.requests.take(-1.0)
 
 
 class KeyLimits:
@@ -94,45 +103,52 @@ class KeyLimits:
         self._buckets: OrderedDict[str, _KeyBuckets] = OrderedDict()
 
     def admit(self, key: ApiKey, tokens: float) -> Reservation:
-        """Count a request.
+        """Count a request; see `admit_all`."""
+        return self.admit_all(key, [tokens])[0]
+
+    def admit_all(self, key: ApiKey, tokens: Sequence[float]) -> list[Reservation]:
+        """Count requests that are sent as one: all of them, or none.
 
         Args:
-            key: Its key.
-            tokens: The tokens that it may use; never more than one minute's count.
+            key: Their key.
+            tokens: The tokens that each may use; together never more than one minute's count.
 
         Raises:
-            UnavailableError: `rate_limited`, with the time after which the request is admitted.
+            RequestError: `too_many_prompts`: they are more than a minute's requests.
+            UnavailableError: `rate_limited`, with the time after which they are admitted.
         """
+        count, wanted = len(tokens), sum(tokens)
         with self._lock:
             now = self._clock()
             buckets = self._of(key, now)
+            if buckets.requests is not None and count > max(1.0, buckets.requests.capacity):
+                most = f"{buckets.requests.capacity:.0f}"
+                raise RequestError(
+                    f"{count} prompts are more than the {most} requests per minute of the API key `{key.name}`",
+                    hint=f"send at most {most} prompts at a time",
+                    code="too_many_prompts",
+                    param="prompt",
+                )
             for bucket, amount, unit in (
-                (buckets.requests, 1.0, "requests"),
-                (buckets.tokens, tokens, "tokens"),
+                (buckets.requests, float(count), "requests"),
+                (buckets.tokens, wanted, "tokens"),
             ):
                 wait_s = 0.0 if bucket is None else bucket.wait_s(amount, now)
                 if bucket is not None and wait_s > 0:
                     raise UnavailableError(
-                        f"the API key `{key.name}` has used its {bucket.capacity:.0f} {unit} per minute",
+                        f"the API key `{key.name}` has used its {bucket.capacity:.0f} {unit} per minute"
+                        + (f", or too many of them for {count} prompts" if count > 1 else ""),
                         hint=f"ask again in about {max(0.1, round(wait_s, 1)):g} s",
                         code="rate_limited",
                         retry_after_s=wait_s,
                     )
             if buckets.requests is not None:
-                buckets.requests.take(1.0)
-            taken = 0.0
-            if buckets.tokens is not None:
-                taken = min(tokens, buckets.tokens.capacity)
-                buckets.tokens.take(taken)
-
-        def settle(difference: float, refused: bool) -> None:
-            with self._lock:
-                if buckets.tokens is not None:
-                    buckets.tokens.take(difference)
-                if refused and buckets.requests is not None:
-                    buckets.requests.take(-1.0)
-
-        return Reservation(taken, settle)
+                buckets.requests.take(float(count))
+            share = 0.0
+            if buckets.tokens is not None and wanted > 0:
+                share = min(wanted, buckets.tokens.capacity) / wanted
+                buckets.tokens.take(wanted * share)
+            return [Reservation(amount * share, buckets, self._lock) for amount in tokens]
 
     def _of(self, key: ApiKey, now: float) -> _KeyBuckets:
         found = self._buckets.get(key.id)

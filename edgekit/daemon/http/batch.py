@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from edgekit.errors import UnavailableError
+from edgekit.errors import RequestError, UnavailableError
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Event, Failure, Finished, ToolCallDelta
 from edgekit.generation.usage import Timings, Usage
 
@@ -46,11 +46,12 @@ class Batch:
         self._over = False
         self._cancelled = False
 
-    def submit(self, submit: Callable[[ChatRequest, OnEvent], Cancellable]) -> None:
+    def submit(self, submit: Callable[[ChatRequest, OnEvent], Cancellable], places: int) -> None:
         """Submit all requests.
 
         Args:
             submit: Submits one.
+            places: How many requests the queue takes at most.
 
         Raises:
             EdgekitError: One was rejected; those before it are cancelled, and no event is delivered.
@@ -67,7 +68,17 @@ class Batch:
             with self._lock:
                 self._over = True
             self.cancel()
-            if isinstance(error, UnavailableError) and error.code == "overloaded" and len(self._requests) > 1:
+            if not (isinstance(error, UnavailableError) and error.code == "overloaded"):
+                raise
+            if len(self._requests) > places:
+                # An empty queue would refuse them, too.
+                raise RequestError(
+                    f"{len(self._requests)} prompts are more than there are places in the queue",
+                    hint=f"send at most {places} prompts at a time",
+                    code="too_many_prompts",
+                    param="prompt",
+                ) from error
+            if len(self._requests) > 1:
                 raise UnavailableError(
                     f"there is no place for {len(self._requests)} prompts: {error.message}",
                     hint=f"send fewer prompts at a time, or {error.hint}",

@@ -7,12 +7,14 @@ connection, its memory and a file descriptor for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import resource
 import socket
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import h11
@@ -41,6 +43,8 @@ balancers 60 s, Go 90 s.
 """
 STALLED_S = 60.0
 """Longest time in which a client reads nothing of what was written to it."""
+_SLOW_HANDSHAKE_S = 2.0
+"""After this time a TLS handshake makes room before idle connections do."""
 _PROBE_AGAIN_S = 0.1
 # File descriptors for everything but HTTP connections.
 _RESERVED_FILES = 128
@@ -48,6 +52,15 @@ _RESERVED_FILES = 128
 _REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Handshake:
+    """A connection that has been accepted, and whose TLS handshake has not ended."""
+
+    socket: socket.socket
+    address: str
+    since: float
 
 
 class Connections:
@@ -65,10 +78,13 @@ class Connections:
         self._max = config.max_connections
         if files != resource.RLIM_INFINITY:
             self._max = max(8, min(self._max, files - _RESERVED_FILES))
-        self._max_per_client = config.max_connections_per_client
+        # In proportion: with half, one client alone would have all of the places that are left.
+        self._max_per_client = max(1, config.max_connections_per_client * self._max // config.max_connections)
         self._proxies = tuple(_network(address) for address in config.trusted_proxies)
         self._open: set[_Protocol] = set()
         self._per_client: Counter[str] = Counter()
+        # By file descriptor. asyncio tells of a connection only after its handshake.
+        self._handshakes: dict[int, _Handshake] = {}
         self._log = RareLog(logger)
         _uvicorn.addFilter(_rare_warnings)
 
@@ -81,12 +97,27 @@ class Connections:
         now = time.monotonic()
         for connection in [*self._open]:
             connection.check(now)
+        self._forget_closed()
+
+    def accepted(self, connection: socket.socket, client: str) -> None:
+        """Count a connection that begins a TLS handshake; at a limit, another one of the client or of all makes room.
+
+        If none can, it may still end its handshake, to be told that it is refused.
+        """
+        self._forget_closed()
+        theirs = sum(one.address == client for one in self._handshakes.values())
+        crowded = self._per_client[client] + theirs >= self._max_per_client and not self._is_proxy(client)
+        if crowded or len(self._open) + len(self._handshakes) >= self._max:
+            whose = client if crowded else None
+            self._end_handshake(whose, _SLOW_HANDSHAKE_S) or self._push_out(whose) or self._end_handshake(whose, 0.0)
+        self._handshakes[connection.fileno()] = _Handshake(connection, client, time.monotonic())
 
     def add(self, connection: _Protocol, client: str) -> bool:
-        """Record a new connection, and return whether it is served."""
+        """Record a new connection, after its handshake, and return whether it is served."""
+        self._handshakes.pop(connection.fileno, None)
         crowded = self._per_client[client] >= self._max_per_client and not self._is_proxy(client)
         full = len(self._open) >= self._max
-        if (crowded and not self._close_idle(client)) or (full and not crowded and not self._close_idle(None)):
+        if (crowded and not self._push_out(client)) or (full and not crowded and not self._push_out(None)):
             self._log.warning(
                 f"http: refused a connection: {self._per_client[client]} of {len(self._open)} are {client}'s"
             )
@@ -95,7 +126,7 @@ class Connections:
         self._per_client[client] += 1
         return True
 
-    def _close_idle(self, client: str | None) -> bool:
+    def _push_out(self, client: str | None) -> bool:
         """Close the connection that has been idle longest since a reply; returns whether there was one.
 
         Args:
@@ -105,10 +136,32 @@ class Connections:
         if not idle:
             return False
         longest = min(idle, key=lambda one: one.since)
-        # At once, and not when the transport has told it.
+        # It is no longer counted, and so must not wait for its client.
         self.remove(longest, longest.address)
-        longest.transport.close()
+        longest.close_at_once()
         return True
+
+    def _end_handshake(self, client: str | None, at_least_s: float) -> bool:
+        """End the handshake that has taken longest; returns whether there was one.
+
+        Args:
+            client: Whose; None is anyone's.
+            at_least_s: How long it must have taken.
+        """
+        handshakes = [(one.since, fd) for fd, one in self._handshakes.items() if client in (None, one.address)]
+        since, fd = min(handshakes, default=(time.monotonic(), -1))
+        if fd < 0 or time.monotonic() - since < at_least_s:
+            return False
+        with contextlib.suppress(OSError):
+            # asyncio owns the socket: it closes it on the end of the data.
+            self._handshakes[fd].socket.shutdown(socket.SHUT_RDWR)
+        del self._handshakes[fd]
+        self._log.warning(f"http: ended a TLS handshake of {client or 'a client'}: there are too many connections")
+        return True
+
+    def _forget_closed(self) -> None:
+        for fd in [fd for fd, one in self._handshakes.items() if one.socket.fileno() < 0]:
+            del self._handshakes[fd]
 
     def _is_proxy(self, client: str) -> bool:
         # A Unix socket has no addresses.
@@ -167,6 +220,7 @@ class _Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._owner = owner
         self.address = ""
+        self.fileno = -1
         self._served = True
         # Since when the headers or the body are awaited, and when the last data came.
         self.since = self._last_data = time.monotonic()
@@ -180,12 +234,14 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
         sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self.fileno = sock.fileno()
         # A dict of this connection's own; each request's `scope["state"]` is a copy of it.
         self.app_state = {**self.app_state, "unix": sock is not None and sock.family == socket.AF_UNIX}
         self._served = self._owner.add(self, self.address)
         if not self._served:
             transport.write(_REFUSAL)
-            transport.close()
+            self.close_at_once()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.remove(self, self.address)
@@ -221,10 +277,26 @@ class _Protocol(H11Protocol):
         if self._half_closed:
             self.transport.close()
 
+    def shutdown(self) -> None:
+        """Close it after its reply, once: a second time, a TLS transport forgets what it is part of."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
+    def close_at_once(self) -> None:
+        """Close it without waiting for the client: what cannot be sent now is lost."""
+        # Not only `abort`: TLS then tells the client that this is the end.
+        self.transport.close()
+        self.transport.abort()
+
     @property
     def idle(self) -> bool:
-        """Whether it has had a reply, and nothing since; `since` is then the time of that."""
-        return self._replied and self._silent and not self._replying and not self.transport.is_closing()
+        """Whether its reply has left, and nothing has come since; `since` is then the time of that."""
+        return self._awaiting and not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+
+    @property
+    def _awaiting(self) -> bool:
+        """Whether it has had a reply, perhaps still unsent, and has sent nothing since."""
+        return self._replied and self._silent and not self._replying
 
     @property
     def _replying(self) -> bool:
@@ -244,7 +316,9 @@ class _Protocol(H11Protocol):
 
     def _check_request(self, now: float) -> None:
         state = self.conn.their_state
-        if state is h11.IDLE and not self._replying:
+        if self._awaiting and self._unwritten:
+            self.since = now
+        elif state is h11.IDLE and not self._replying:
             if now - self.since > (KEEP_ALIVE_S if self.idle else HEADER_S):
                 self._time_out()
         elif state is h11.SEND_BODY and not self.flow.read_paused:

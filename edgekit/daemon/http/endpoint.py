@@ -16,13 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from edgekit.daemon.access.access import Access
 from edgekit.daemon.access.identity import ANONYMOUS, Identity
+from edgekit.daemon.access.submission import BoundSubmit
 from edgekit.daemon.api import CollectedReply
 from edgekit.daemon.api.ignored import collect_ignored
 from edgekit.daemon.http.batch import Batch
 from edgekit.daemon.http.events import Events
 from edgekit.daemon.metrics import Metrics
 from edgekit.errors import EdgekitError, RequestError, UnavailableError
-from edgekit.generation.engine.worker import EngineWorker, OnEvent, RequestState
+from edgekit.generation.engine.worker import EngineWorker, RequestState
 from edgekit.generation.model import ModelInfo
 from edgekit.generation.types import ChatRequest, ChoiceFinished, Delta, Event, Failure, Finished, ToolCallDelta
 
@@ -206,19 +207,20 @@ class Endpoint:
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.
             events.bounded = reply.stream
-            self._submit_all(reply, submit, events)
+            self._submit_all(reply, submit, events, worker.max_open)
         return reply
 
-    def _submit_all(self, reply: Reply, submit: Callable[[ChatRequest, OnEvent], RequestState], events: Events) -> None:
+    def _submit_all(self, reply: Reply, submit: BoundSubmit[RequestState], events: Events, places: int) -> None:
         if len(reply.requests) == 1:
             state = submit(reply.requests[0], self._metrics.track("http", events.put))
             reply.accepted(len(state.prompt))
             events.state = state
             return
+        admitted = submit.together(reply.requests)
         batch = Batch(reply.requests, self._metrics.track("http", events.put))
         # Before the first is submitted: a client that reads too slowly cancels them all.
         events.state = batch
-        batch.submit(submit)
+        batch.submit(admitted, places)
 
 
 class _Full(Response):

@@ -8,17 +8,57 @@ import ipaddress
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ConfigError, EdgekitError
 
-__all__ = ["UnixListener", "is_private", "listen_error", "listen_tcp", "resolve"]
+__all__ = ["Listener", "UnixListener", "is_private", "listen_error", "listen_tcp", "resolve"]
 
 _CHECK_HOST = "check `http.host` (--host)"
 _BACKLOG = 128
 # The kernel's limit is 108 bytes with the NUL, 104 on macOS.
 _MAX_PATH_BYTES = 103
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_IN_A_ROW = 32
+
+
+class Listener(socket.socket):
+    """A listening socket for asyncio, which accepts up to 2048 connections in a row.
+
+    It goes on after an error for which it waits a second, so that each attempt fails, is logged and begins a wait of
+    its own; and it does so before the connections that are closed meanwhile give back their file descriptors. This one
+    says that there are no more connections after each error, and after a few connections; if there are, the event
+    loop comes back at once.
+
+    Attributes:
+        on_accept: Called with each connection and its address before anything else is done with it; None calls nothing.
+    """
+
+    on_accept: Callable[[socket.socket, str], None] | None = None
+    _left = _IN_A_ROW
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection.
+
+        Raises:
+            BlockingIOError: There is none, or others are to be handled first.
+            OSError: The process may open no more files, for example.
+        """
+        if self._left <= 0:
+            self._left = _IN_A_ROW
+            raise BlockingIOError
+        self._left -= 1
+        try:
+            connection, address = super().accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._left = 0
+            raise
+        if self.on_accept is not None:
+            self.on_accept(connection, address[0] if isinstance(address, tuple) else "")
+        return connection, address
 
 
 def resolve(host: str, port: int) -> tuple[Any, ...]:
@@ -42,7 +82,7 @@ def is_private(found: tuple[Any, ...]) -> bool:
     return ipaddress.ip_address(str(found[4][0]).partition("%")[0]).is_loopback
 
 
-def listen_tcp(found: tuple[Any, ...], host: str, port: int) -> socket.socket:
+def listen_tcp(found: tuple[Any, ...], host: str, port: int) -> Listener:
     """Return a listening socket.
 
     Args:
@@ -56,7 +96,7 @@ def listen_tcp(found: tuple[Any, ...], host: str, port: int) -> socket.socket:
     """
     family, kind, protocol, _, address = found
     try:
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
     except OSError as error:
         raise listen_error(host, port, error) from error
     try:
@@ -88,7 +128,7 @@ class UnixListener:
             raise ConfigError(f"`http.socket` {path} is longer than {_MAX_PATH_BYTES} bytes", hint="use a shorter path")
         self._path = path
         _remove_stale(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.bind(str(path))
             self._made = _identity(path)

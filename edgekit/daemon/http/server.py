@@ -146,7 +146,7 @@ class HttpServer:
         if config.tls_certificate is not None and config.tls_key is not None:
             self._certificate = Certificate(config.tls_certificate, config.tls_key)
         with contextlib.ExitStack() as stack:
-            sockets = []
+            sockets: list[socket.socket] = []
             if config.tcp:
                 found = resolve(config.host, config.port)
                 self._keys_required = not (is_private(found) or config.insecure)
@@ -154,6 +154,8 @@ class HttpServer:
                     raise _no_keys(config.host)
                 listener = stack.enter_context(contextlib.closing(listen_tcp(found, config.host, config.port)))
                 self._port = listener.getsockname()[1]
+                if self._certificate is not None:
+                    listener.on_accept = self._connections.accepted
                 sockets.append(listener)
             if config.socket is not None:
                 unix = UnixListener(config.socket, int(config.socket_mode, 8))

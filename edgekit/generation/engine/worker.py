@@ -148,6 +148,11 @@ class EngineWorker:
         return self._engine.max_tokens
 
     @property
+    def max_open(self) -> int:
+        """Maximum number of requests: as many run as there are slots, and `max_queue` more may wait."""
+        return self._max_queue + self.model.runner.limits.sequence_slots
+
+    @property
     def accepting(self) -> bool:
         """Whether it accepts requests: it has not failed, and `stop` has not been called."""
         return not (self._closing or self._failed)
@@ -302,7 +307,7 @@ class EngineWorker:
             raise shutting_down()
         if self._failed:
             raise _has_failed()
-        places = self._places.limit(request.client, request.share, self._max_open)
+        places = self._places.limit(request.client, request.share, self.max_open)
         full = self._open >= places
         if full or (self._open and self._bytes + size > self._max_bytes):
             wait_s = self._retry_after_s(max(1, self._open - places + 1))
@@ -310,17 +315,12 @@ class EngineWorker:
             mib = self._bytes >> 20
             raise UnavailableError(
                 f"{self._open} requests are already waiting or running"
-                + (f", {self._places.of(request.client)} of them of this client" if places < self._max_open else "")
+                + (f", {self._places.of(request.client)} of them of this client" if places < self.max_open else "")
                 + ("" if full else f", with {mib} MiB of prompts"),
                 hint=f"ask again in about {wait_s:g} s",
                 code="overloaded",
                 retry_after_s=wait_s,
             )
-
-    @property
-    def _max_open(self) -> int:
-        """As many run as there are slots; `max_queue` more may wait."""
-        return self._max_queue + self.model.runner.limits.sequence_slots
 
     def _retry_after_s(self, ending: int) -> float:
         """Estimate when there is a place: as many running requests must end, and one for each client rejected before.

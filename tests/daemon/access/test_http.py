@@ -23,11 +23,13 @@ from edgekit.daemon.access.keys import timestamp
 from edgekit.daemon.http.server import HttpServer
 from edgekit.daemon.key_metrics import MAX_KEYS
 from edgekit.daemon.metrics import Metrics
-from edgekit.errors import ConfigError
+from edgekit.errors import ConfigError, UnavailableError
+from edgekit.generation.engine.worker import OnEvent
+from edgekit.generation.types import ChatRequest
 from tests.daemon.access.served import ASK, CHAT, Guarded, guarded
 from tests.daemon.http.conftest import MODEL
 from tests.daemon.mqtt.conftest import eventually
-from tests.daemon.mqtt.scripted import WORDS
+from tests.daemon.mqtt.scripted import WORDS, Playing
 
 REPOSITORY = Path(__file__).parents[3]
 OPEN = {"/", "/healthz", "/readyz", "/health", "/v1/health"}
@@ -230,6 +232,33 @@ def test_a_keys_rate_is_limited_with_an_honest_retry_after(served: Guarded) -> N
     ):
         client.chat.completions.create(model=MODEL.name, messages=[{"role": "user", "content": "Hello"}])
     assert served.ask(ann, "/api/chat", {"model": MODEL.name, **ASK}).json()["code"] == "rate_limited"
+
+
+def test_a_batch_that_is_refused_costs_its_key_nothing(served: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = served.add("ann", requests_per_minute=5)
+
+    def complete(prompts: int) -> tuple[int, str]:
+        body = {"model": MODEL.name, "prompt": ["a"] * prompts, "max_tokens": 2, "n": 2, "best_of": 3}
+        reply = served.ask(ann, "/v1/completions", body)
+        assert ("retry-after" in reply.headers) == (reply.status_code == 429)
+        return reply.status_code, "" if reply.is_success else reply.json()["error"]["code"]
+
+    assert complete(6) == (400, "too_many_prompts")
+    submit = served.worker.submit
+
+    def second_has_no_place(request: ChatRequest, on_event: OnEvent) -> Playing:
+        if len(served.worker.played) == 1:
+            raise UnavailableError("full", hint="ask again", code="overloaded", retry_after_s=1.0)
+        return submit(request, on_event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.worker, "submit", second_has_no_place)
+        assert complete(5) == (429, "overloaded")
+    # All five are still there; and the fifth after a batch that would have needed more.
+    assert complete(4)[0] == 200
+    assert complete(4) == (429, "rate_limited")
+    assert complete(1)[0] == 200
+    assert complete(1) == (429, "rate_limited")
 
 
 def test_a_missed_deadline_does_not_give_tokens_back(served: Guarded) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.daemon.access.limits import ATTEMPTS_PER_MINUTE, AttemptLimit, KeyLimits, estimate_tokens
-from edgekit.errors import UnavailableError
+from edgekit.errors import RequestError, UnavailableError
 from edgekit.generation.types import ChatRequest, Infill, Message
 from tests.daemon.access.test_key_file import make
 
@@ -68,6 +68,41 @@ def test_a_request_that_is_not_accepted_costs_nothing() -> None:
     limits, (key, _) = KeyLimits(Clock()), make("ann", requests_per_minute=1, tokens_per_minute=100)
     for _ in range(50):
         limits.admit(key, 100).cancel()
+
+
+@pytest.mark.parametrize(("given", "tokens"), [({"requests_per_minute": 6}, 0.0), ({"tokens_per_minute": 600}, 100.0)])
+def test_a_batch_is_admitted_after_the_time_that_it_was_told(given: dict[str, int], tokens: float) -> None:
+    clock = Clock()
+    limits, (key, _) = KeyLimits(clock), make("ann", **given)
+    for _ in range(3):
+        limits.admit_all(key, [tokens] * 5)
+        for _ in range(5):
+            with pytest.raises(UnavailableError) as caught:
+                limits.admit_all(key, [tokens] * 5)
+        clock.now += caught.value.retry_after_s + 0.01
+
+
+def test_more_requests_than_a_minute_has_are_never_admitted_and_not_told_to_wait() -> None:
+    limits, (key, _) = KeyLimits(Clock()), make("ann", requests_per_minute=3, tokens_per_minute=100)
+    with pytest.raises(RequestError, match="4 prompts") as caught:
+        limits.admit_all(key, [1.0] * 4)
+    assert (caught.value.code, caught.value.hint) == ("too_many_prompts", "send at most 3 prompts at a time")
+    # Tokens are limited to a minute's, as those of one request are.
+    parts = limits.admit_all(key, [300.0, 100.0])
+    assert [part.tokens for part in parts] == [75, 25]
+    for part in parts:
+        part.settle(10)
+    limits.admit(key, 80)
+
+
+def test_a_part_that_has_ended_gives_back_its_request_and_not_its_tokens() -> None:
+    limits, (key, _) = KeyLimits(Clock()), make("ann", requests_per_minute=2, tokens_per_minute=100)
+    first, second = limits.admit_all(key, [40.0, 40.0])
+    first.settle(30)
+    for part in (first, second, first, second):
+        part.cancel()
+    limits.admit_all(key, [35.0, 35.0])
+    assert wait_s(limits, key, 1) > 0
 
 
 def test_keys_do_not_share_limits_and_a_key_without_limits_has_none() -> None:

@@ -132,8 +132,18 @@ def test_a_bad_prompt_fails_the_batch_and_nothing_stays_behind(running: Running)
 
 
 def test_a_batch_that_has_no_place_is_refused_and_leaves_none_behind(running: Running) -> None:
+    busy = running.complete(["a"] * 12, max_tokens=200, logit_bias={"2": -100}, stream=True)
+    next(iter(busy))
     with pytest.raises(openai.RateLimitError, match="fewer prompts"):
+        running.complete(["a"] * 18, max_tokens=200)
+    busy.close()
+    assert eventually(lambda: running.worker.queue_length() == 0)
+
+
+def test_a_batch_larger_than_the_queue_is_not_told_to_ask_again(running: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="at most 18 prompts at a time") as caught:
         running.complete(["a"] * 100, max_tokens=200)
+    assert (caught.value.code, "retry-after" in caught.value.response.headers) == ("too_many_prompts", False)
     assert eventually(lambda: running.worker.queue_length() == 0)
 
 
@@ -175,7 +185,7 @@ def requests(count: int, n: int = 1) -> list[ChatRequest]:
 def test_choices_of_a_batch_are_numbered_through_and_end_once() -> None:
     events: list[Event] = []
     submitted = Submitted()
-    Batch(requests(2, 2), events.append).submit(submitted)
+    Batch(requests(2, 2), events.append).submit(submitted, 64)
     first, second = submitted.receivers
     second(Delta(0, "c", 1))
     first(Delta(0, "a", 0))
@@ -197,7 +207,7 @@ def test_choices_of_a_batch_are_numbered_through_and_end_once() -> None:
 def test_a_failure_is_the_batchs_last_event_and_cancels_the_others() -> None:
     events: list[Event] = []
     submitted = Submitted()
-    Batch(requests(3), events.append).submit(submitted)
+    Batch(requests(3), events.append).submit(submitted, 64)
     failure = Failure(RequestError("late", code="deadline_exceeded"))
     submitted.receivers[1](failure)
     submitted.receivers[0](Delta(0, "a"))
@@ -215,7 +225,7 @@ def test_requests_submitted_after_a_cancellation_are_cancelled_too() -> None:
         batch.cancel()
         return state
 
-    batch.submit(submit)
+    batch.submit(submit, 64)
     assert set(submitted.cancelled) == {0, 1}
 
 
@@ -229,7 +239,7 @@ def test_a_rejected_request_cancels_those_before_it() -> None:
 
     events: list[Event] = []
     with pytest.raises(UnavailableError) as caught:
-        Batch(requests(2), events.append).submit(submit)
+        Batch(requests(2), events.append).submit(submit, 64)
     assert (caught.value.code, caught.value.retry_after_s) == ("overloaded", 3.0)
     submitted.receivers[0](finished("cancelled"))
     assert (submitted.cancelled, events) == ([0], [])

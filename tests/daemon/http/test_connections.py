@@ -229,6 +229,40 @@ def test_the_connection_that_is_idle_longest_makes_room_for_another(start: Start
             assert answer(client)[0] == 200
 
 
+def test_a_connection_whose_reply_has_not_left_keeps_its_place_and_its_limit(
+    start: Start, worker: ScriptedWorker
+) -> None:
+    def long(playing: Playing) -> None:
+        playing.on_event(Delta(0, "x" * 8_000_000))
+        playing.on_event(finish())
+
+    worker.script = long
+    server = start(max_connections_per_client=3)
+    opened = server._connections._open
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for client in clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(request())
+        assert eventually(lambda: sum(one._awaiting for one in [*opened]) == 3)
+        for _ in range(3):
+            with connected(server) as another:
+                assert rest(another).startswith(b"HTTP/1.1 503 ")
+        # What is being read is not idle, however long that takes.
+        check_in(server, 0)
+        check_in(server, connections.STALLED_S - 5)
+        assert len(opened) == 3
+        assert not any(one.transport.is_closing() for one in opened)
+
+        def closed() -> bool:
+            if opened:
+                check_in(server, connections.STALLED_S + 5)
+            return not opened
+
+        assert eventually(closed)
+
+
 def test_what_is_not_http_is_logged_once_in_a_while(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     server = start()
     for _ in range(20):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -15,6 +17,7 @@ import pytest
 from edgekit.errors import ConfigError
 from tests.daemon.access.served import ASK, CHAT, guarded
 from tests.daemon.http.conftest import MODEL
+from tests.daemon.mqtt.conftest import eventually
 from tests.daemon.mqtt.scripted import WORDS
 
 
@@ -169,3 +172,51 @@ def test_a_certificate_without_a_key_is_a_configuration_error(tmp_path: Path) ->
         guarded(tmp_path, tls_certificate=make(tmp_path, "one")[0]),
     ):
         pass
+
+
+def encrypted(port: int, address: str = "127.0.0.1") -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    raw = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(address, 0))
+    return context.wrap_socket(raw, server_hostname="localhost")
+
+
+@pytest.mark.parametrize("limits", [{"max_connections": 8}, {"max_connections_per_client": 8}])
+def test_handshakes_count_as_connections_and_the_longest_makes_room(tmp_path: Path, limits: dict[str, Any]) -> None:
+    certificate, key = make(tmp_path, "one")
+    with (
+        guarded(tmp_path, tls_certificate=certificate, tls_key=key, **limits) as served,
+        contextlib.ExitStack() as stack,
+    ):
+        port, handshakes = served.server.port, served.server._connections._handshakes
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(8)]
+        assert eventually(lambda: len(handshakes) == 8)
+        for number in range(4):
+            with encrypted(port) as client:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert client.recv(15) == b"HTTP/1.1 200 OK"
+            if not number:
+                assert silent[0].recv(1) == b""
+            # Far more than there are places.
+            for _ in range(40):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            assert eventually(lambda: len(handshakes) == 8)
+
+
+def test_a_refused_connection_does_not_wait_for_the_end_of_tls(tmp_path: Path) -> None:
+    certificate, key = make(tmp_path, "one")
+    with (
+        guarded(tmp_path, tls_certificate=certificate, tls_key=key, max_connections_per_client=1) as served,
+        encrypted(served.server.port) as first,
+    ):
+        assert eventually(lambda: len(served.server._connections._open) == 1)
+        with encrypted(served.server.port) as second:
+            assert second.recv(12) == b"HTTP/1.1 503"
+            while second.recv(1000):
+                pass
+            # It is closed although this side has not agreed.
+            with socket.socket(fileno=second.detach()) as raw:
+                raw.settimeout(20)
+                assert raw.recv(1000) == b""
+        first.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(15) == b"HTTP/1.1 200 OK"

@@ -121,6 +121,8 @@ def tell_logprobs(playing: Playing) -> None:
 class ScriptedWorker:
     """Plays `script` for each request, each on its own thread."""
 
+    max_open = 64
+
     def __init__(self, script: Script = speak) -> None:
         self.script = script
         self.played: list[Playing] = []
