@@ -147,7 +147,8 @@ def _sampling(body: Common) -> Sampling:
             repetition_penalty=resolve_alias("repeat_penalty", body.repetition_penalty, body.repeat_penalty),
             repeat_last_n=body.repeat_last_n,
             logit_bias=_logit_bias(body.logit_bias),
-            seed=body.seed,
+            # A random one is -1 in vLLM and llama.cpp.
+            seed=None if body.seed == -1 else body.seed,
         )
 
 

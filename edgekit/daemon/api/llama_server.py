@@ -107,8 +107,8 @@ def parse_llama_infill(data: bytes, *, request_id: str, client: str = "") -> Lla
 
 def _fields(data: bytes) -> dict[str, Any]:
     fields = decode(data)
-    # llama.cpp's values for the default: a random seed, no limit.
-    if fields.get("seed") in (-1, 0xFFFFFFFF):
+    # Another value of llama.cpp for a random seed; `common` knows -1.
+    if fields.get("seed") == 0xFFFFFFFF:
         del fields["seed"]
     if isinstance(fields.get("logit_bias"), list):
         fields["logit_bias"] = _bias_table(fields["logit_bias"])

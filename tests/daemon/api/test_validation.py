@@ -14,7 +14,9 @@ from pydantic import BaseModel
 
 from edgekit.daemon.api import parse_chat, parse_completion
 from edgekit.daemon.api.json_body import decode
+from edgekit.daemon.api.llama_server import parse_llama_completion, parse_llama_infill
 from edgekit.daemon.api.ollama import parse_ollama_chat, parse_ollama_generate
+from edgekit.daemon.api.response_request import parse_response
 from edgekit.daemon.api.validation import Strict, build_validators, read
 from edgekit.errors import RequestError
 
@@ -242,3 +244,28 @@ def test_the_validators_of_all_bodies_can_be_built_in_advance() -> None:
 
     build_validators()
     assert Fresh.__pydantic_complete__
+
+
+@pytest.mark.parametrize("dialect", ["chat", "completion", "response", "llama completion", "infill", "ollama"])
+def test_a_seed_of_minus_one_is_a_random_one_in_every_dialect(dialect: str) -> None:
+    body = {"chat": {"messages": HELLO}, "response": {"input": "x"}}.get(dialect, {"prompt": "x"})
+    if dialect == "infill":
+        body = {"input_prefix": "a", "input_suffix": "b"}
+
+    def seed(value: int) -> int | None:
+        data = json.dumps({**body, "seed": value}).encode()
+        if dialect == "chat":
+            return parse_chat(data, request_id="r")[0].sampling.seed
+        if dialect == "completion":
+            return parse_completion(data, request_id="r")[0].sampling.seed
+        if dialect == "response":
+            call = parse_response(data, request_id="r", client="", history=lambda _: (), find=lambda _: None)
+            return call.request.sampling.seed
+        if dialect == "ollama":
+            data = json.dumps({"model": "m", **body, "options": {"seed": value}}).encode()
+            request = parse_ollama_generate(data, request_id="r", client="", context_length=9).request
+            return None if request is None else request.sampling.seed
+        parse = parse_llama_infill if dialect == "infill" else parse_llama_completion
+        return parse(data, request_id="r").request.sampling.seed
+
+    assert (seed(-1), seed(7)) == (None, 7)
