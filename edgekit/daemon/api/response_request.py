@@ -108,6 +108,7 @@ def parse_response(
     client: str,
     history: History,
     find: Callable[[str], Item | None],
+    stores: bool = True,
 ) -> ResponseCall:
     """Parse a body of `/v1/responses`.
 
@@ -117,6 +118,7 @@ def parse_response(
         client: Becomes `ChatRequest.client`.
         history: Returns the items of a stored response.
         find: Returns a stored item.
+        stores: Responses are kept, unless `store` is false.
 
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
@@ -148,15 +150,16 @@ def parse_response(
             template_arguments=template_arguments(body.chat_template_kwargs, reasoning.effort, "reasoning.effort"),
             **{**shared, "response_format": text_format or shared["response_format"]},
         )
+    store = stores and body.store is not False
     return ResponseCall(
         request,
         options(body),
         items,
         body.previous_response_id,
-        store=body.store is not False,
+        store=store,
         summary=bool(reasoning.summary or reasoning.generate_summary),
         sealed="reasoning.encrypted_content" in include,
-        settings=_settings(body, request),
+        settings=_settings(body, request, store=store),
     )
 
 
@@ -167,7 +170,7 @@ def _logprobs(top_logprobs: int | None, include: Sequence[str]) -> int | None:
     return (top_logprobs or 0) if wanted else None
 
 
-def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
+def _settings(body: ResponseBody, request: ChatRequest, *, store: bool) -> dict[str, Any]:
     """Return the fields that a response repeats, with their defaults."""
     reasoning, text = body.reasoning or _Reasoning(), body.text or _TextConfig()
     return {
@@ -182,7 +185,7 @@ def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
         "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
-        "store": body.store is not False,
+        "store": store,
         "temperature": body.temperature,
         "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
