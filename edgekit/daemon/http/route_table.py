@@ -242,6 +242,10 @@ def route_table(
             refused(method, path, message, hint, group="Ollama", scope=scope)
             for path, method, message, hint, scope in ollama_models.REFUSED
         ),
+        *(
+            refused("POST", path, message, hint, group="OpenAI", scope="inference")
+            for path, message, hint in ollama_models.REFUSED_OPENAI
+        ),
         post(
             "/completion",
             llama_server.completion_dialect,
