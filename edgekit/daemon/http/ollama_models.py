@@ -123,19 +123,24 @@ class OllamaModels:
 
     Args:
         served: Returns the model; None while it loads.
+        describe: Returns the model, or raises `not_ready`.
     """
 
-    def __init__(self, served: Callable[[], ModelInfo | None]) -> None:
+    def __init__(self, served: Callable[[], ModelInfo | None], describe: Callable[[], ModelInfo]) -> None:
         self._served = served
+        self._describe = describe
 
     async def tags(self, _: Request) -> Response:
-        """Answer `GET /api/tags`."""
-        info = self._served()
-        tags: Tags = {"models": [] if info is None else [_listed(info)]}
+        """Answer `GET /api/tags`.
+
+        Raises:
+            UnavailableError: `not_ready`: clients take an empty list for one without models, and do not ask again.
+        """
+        tags: Tags = {"models": [_listed(self._describe())]}
         return JSONResponse(tags)
 
     async def running(self, _: Request) -> Response:
-        """Answer `GET /api/ps`."""
+        """Answer `GET /api/ps`: what is in memory, and so nothing while the model loads."""
         info = self._served()
         if info is None:
             return JSONResponse({"models": []})

@@ -344,7 +344,6 @@ def test_a_server_without_a_model_is_alive_and_not_ready() -> None:
         with httpx.Client(base_url=server.url) as http:
             assert http.get("/healthz").status_code == 200
             assert http.get("/readyz").status_code == 503
-            assert http.get("/v1/models").json() == {"object": "list", "data": []}
             response = http.post(CHAT, json=ASK)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     finally:
