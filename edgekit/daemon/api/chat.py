@@ -86,7 +86,9 @@ def parse_chat(
             id=request_id,
             client=client,
             messages=read_messages(body.messages),
-            max_tokens=max_tokens(body.max_completion_tokens, body.max_tokens, body.n_predict),
+            max_tokens=max_tokens(
+                max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens, n_predict=body.n_predict
+            ),
             logprobs=read_logprobs(body.logprobs, body.top_logprobs),
             tools=tools,
             tool_choice=choice,

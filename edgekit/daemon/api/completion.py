@@ -98,7 +98,7 @@ def parse_completions(data: bytes | Mapping[str, Any], *, request_id: str, clien
             id=request_id,
             client=client,
             prompt=prompts[0],
-            max_tokens=max_tokens(body.max_tokens, body.n_predict, default=_MAX_TOKENS),
+            max_tokens=max_tokens(max_tokens=body.max_tokens, n_predict=body.n_predict, default=_MAX_TOKENS),
             # The best are those with the highest log probability.
             logprobs=0 if body.logprobs is None and generated > n else body.logprobs,
             echo=bool(body.echo),

@@ -118,7 +118,7 @@ def _fields(data: bytes) -> dict[str, Any]:
 
 
 def _call(body: Any, **fields: Any) -> LlamaServerCall:
-    n = resolve_alias("n_cmpl", body.n_cmpl, body.n)
+    n = resolve_alias("n_cmpl", n_cmpl=body.n_cmpl, n=body.n)
     n = 1 if n is None else n
     limit_ms = body.t_max_predict_ms
     limits = None
@@ -129,7 +129,7 @@ def _call(body: Any, **fields: Any) -> LlamaServerCall:
         # Greedy answers are all alike: one is enough.
         shared["n"] = 1 if shared["sampling"].greedy and fields.get("infill") and n >= 1 else n
         request = ChatRequest(
-            max_tokens=max_tokens(body.max_tokens, body.n_predict),
+            max_tokens=max_tokens(max_tokens=body.max_tokens, n_predict=body.n_predict),
             line_limits=limits,
             return_tokens=True,
             **fields,

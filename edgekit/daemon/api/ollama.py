@@ -233,7 +233,14 @@ def _read(
     body = read(model, fields)
     think = body.think
     if think is not None and not any(think is known for known in _THINK[thinks]):
-        raise unsupported("think")
+        if not thinks:
+            raise unsupported("think", what=f"is not supported: the model `{printable(body.model)}` cannot reason")
+        what = (
+            "has a level, and this model has none"
+            if isinstance(think, str)
+            else f"must be true or false, not {shown(think)}"
+        )
+        raise unsupported("think", hint="send true or false", what=what)
     asked = body.options or {}
     if not isinstance(asked, Mapping):
         raise RequestError(f"`options` must be an object, not {shown(asked)}", param="options")

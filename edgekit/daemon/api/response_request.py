@@ -141,7 +141,9 @@ def parse_response(
             id=request_id,
             client=client,
             messages=read_turns(body.instructions, before, items),
-            max_tokens=max_tokens(body.max_output_tokens, body.max_tokens, body.n_predict),
+            max_tokens=max_tokens(
+                max_output_tokens=body.max_output_tokens, max_tokens=body.max_tokens, n_predict=body.n_predict
+            ),
             logprobs=_logprobs(body.top_logprobs, include),
             tools=tools,
             tool_choice=choice,

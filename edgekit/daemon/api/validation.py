@@ -200,20 +200,28 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         raise RequestError(message, hint=error.hint, code=error.code, param=name) from error
 
 
-def resolve_alias(param: str, *given: Value | None) -> Value | None:
+def resolve_alias(param: str, **given: Value | None) -> Value | None:
     """Return the value of a parameter that has several names.
 
     Args:
         param: The name to report if the values differ.
-        given: The value under each name; None if absent.
+        given: The value by each name; None if absent.
 
     Raises:
         RequestError: Two names have different values.
     """
-    values = [value for value in given if value is not None]
-    if any(value != values[0] for value in values):
-        raise RequestError(f"`{param}` is given under two names, with different values", param=param)
-    return values[0] if values else None
+    values = {name: value for name, value in given.items() if value is not None}
+    first = next(iter(values), None)
+    if first is None:
+        return None
+    for name, value in values.items():
+        if value != values[first]:
+            raise RequestError(
+                f"`{param}` is given under two names, with different values",
+                hint=f"leave out `{first}` or `{name}`",
+                param=param,
+            )
+    return values[first]
 
 
 def unsupported(param: str, *, hint: str = "leave it out", what: str = "is not supported") -> RequestError:

@@ -269,3 +269,15 @@ def test_a_seed_of_minus_one_is_a_random_one_in_every_dialect(dialect: str) -> N
         return parse(data, request_id="r").request.sampling.seed
 
     assert (seed(-1), seed(7)) == (None, 7)
+
+
+def test_two_names_of_one_parameter_with_different_values_are_both_named() -> None:
+    for fields in (
+        {"max_completion_tokens": 5, "max_tokens": 7},
+        {"max_tokens": 5, "n_predict": 7},
+        {"repetition_penalty": 1.5, "repeat_penalty": 2},
+    ):
+        with pytest.raises(RequestError) as caught:
+            parse_chat({"messages": HELLO, **fields}, request_id="r")
+        first, second = fields
+        assert caught.value.hint == f"leave out `{first}` or `{second}`"
