@@ -13,7 +13,7 @@ from pydantic import Field
 
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.other_fields import COMPLETION_NOOP, IGNORED
+from edgekit.daemon.api.other_fields import COMPLETION_INSTEAD, COMPLETION_NOOP, IGNORED
 from edgekit.daemon.api.validation import Integer, Strict, read, renamed, resolve_alias
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Infill, LineLimits
@@ -51,6 +51,7 @@ class _Body(Common):
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
         name: values for name, values in COMPLETION_NOOP.items() if name not in _OWN
     }
+    instead: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
 
     n_cmpl: Integer | None = None
     n_indent: Integer | None = None

@@ -11,14 +11,14 @@ from pydantic import SkipValidation
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.formats import FlatFormat, read_text_format
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.other_fields import CHAT_NOOP
+from edgekit.daemon.api.other_fields import CHAT_NOOP, RESPONSE_INSTEAD
 from edgekit.daemon.api.reasoning import Effort, template_arguments
 from edgekit.daemon.api.response_items import InputItem, Item, read_items
 from edgekit.daemon.api.response_turns import read_turns
 from edgekit.daemon.api.tools import FlatChoice, FlatTool, read_tool_choice, read_tools
 from edgekit.daemon.api.validation import Integer, Strict, read, renamed, unsupported
 from edgekit.errors import RequestError
-from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest
+from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest, ResponseFormat
 
 __all__ = ["History", "ResponseBody", "ResponseCall", "parse_response"]
 
@@ -51,8 +51,10 @@ class ResponseBody(Common):
         "background": (False,),
         "context_management": ([],),
         "conversation": (),
+        "messages": ([],),
         "prompt": (),
     }
+    instead: ClassVar[Mapping[str, str]] = RESPONSE_INSTEAD
 
     # `read_items` reads it.
     input: SkipValidation[str | list[InputItem] | None] = None
@@ -172,6 +174,15 @@ def _logprobs(top_logprobs: int | None, include: Sequence[str]) -> int | None:
     return (top_logprobs or 0) if wanted else None
 
 
+def _flat_format(enforced: ResponseFormat | None) -> dict[str, Any]:
+    """Return the format of another field, such as `response_format`, as `text.format`."""
+    if enforced is None:
+        return {"type": "text"}
+    if enforced.kind == "json_schema":
+        return {"type": "json_schema", "name": enforced.name, "schema": enforced.value}
+    return {"type": enforced.kind, **({} if enforced.value is None else {enforced.kind: enforced.value})}
+
+
 def _settings(body: ResponseBody, request: ChatRequest, *, store: bool) -> dict[str, Any]:
     """Return the fields that a response repeats, with their defaults."""
     reasoning, text = body.reasoning or _Reasoning(), body.text or _TextConfig()
@@ -189,7 +200,10 @@ def _settings(body: ResponseBody, request: ChatRequest, *, store: bool) -> dict[
         "service_tier": "default",
         "store": store,
         "temperature": body.temperature,
-        "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
+        "text": {
+            "format": text.format or _flat_format(request.response_format),
+            "verbosity": text.verbosity or "medium",
+        },
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": [
             {"strict": None, "description": None, **tool}

@@ -92,10 +92,12 @@ class Strict(BaseModel):
     Attributes:
         ignored: Unsupported fields that never change the answer.
         noop: Unsupported fields that would, with the values that have no effect; others are rejected.
+        instead: Of these, the hints for what to send in their place.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset()
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    instead: ClassVar[Mapping[str, str]] = {}
 
     # `_built` builds validators: all of them together take a twentieth of the imports.
     model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
@@ -248,7 +250,10 @@ def _refuse(model: type[BaseModel], problem: ErrorDetails, at: str) -> NoReturn:
     if kind == "extra_forbidden":
         known, noop = _names(model, problem["loc"][:-1])
         name = str(problem["loc"][-1])
-        near = None if name in noop else nearest(name, (one for one in known if one[:1] == name[:1]))
+        if name in noop:
+            top = len(problem["loc"]) == 1 and issubclass(model, Strict)
+            raise unsupported(path, hint=model.instead.get(name, "leave it out") if top else "leave it out")
+        near = nearest(name, (one for one in known if one[:1] == name[:1]))
         raise unsupported(path, hint=f"did you mean `{near}`?" if near else "leave it out")
     if kind in {"unsupported", "content"}:
         code = "unsupported_parameter" if kind == "unsupported" else None
