@@ -251,8 +251,8 @@ def _refuse(model: type[BaseModel], problem: ErrorDetails, at: str) -> NoReturn:
         known, noop = _names(model, problem["loc"][:-1])
         name = str(problem["loc"][-1])
         if name in noop:
-            top = len(problem["loc"]) == 1 and issubclass(model, Strict)
-            raise unsupported(path, hint=model.instead.get(name, "leave it out") if top else "leave it out")
+            instead = model.instead if len(problem["loc"]) == 1 and issubclass(model, Strict) else {}
+            raise unsupported(path, hint=instead.get(name, "leave it out"))
         near = nearest(name, (one for one in known if one[:1] == name[:1]))
         raise unsupported(path, hint=f"did you mean `{near}`?" if near else "leave it out")
     if kind in {"unsupported", "content"}:

@@ -152,7 +152,7 @@ class Utilities:
 
     async def lmstudio_list(self, _: Request) -> Response:
         """Answer `GET /api/v0/models`."""
-        _, info = self._backend()
+        info = self._backend()[1]
         listed: LmStudioList = {"object": "list", "data": [_lmstudio(info)]}
         return JSONResponse(listed)
 

@@ -251,7 +251,8 @@ def test_the_validators_of_all_bodies_can_be_built_in_advance() -> None:
 
 @pytest.mark.parametrize("dialect", ["chat", "completion", "response", "llama completion", "infill", "ollama"])
 def test_a_seed_of_minus_one_is_a_random_one_in_every_dialect(dialect: str) -> None:
-    body = {"chat": {"messages": HELLO}, "response": {"input": "x"}}.get(dialect, {"prompt": "x"})
+    bodies: dict[str, dict[str, Any]] = {"chat": {"messages": HELLO}, "response": {"input": "x"}}
+    body = bodies.get(dialect, {"prompt": "x"})
     if dialect == "infill":
         body = {"input_prefix": "a", "input_suffix": "b"}
 
