@@ -19,7 +19,7 @@ from edgekit.generation.chat.infill import FillFormat, find_fill_format
 from edgekit.generation.chat.prompt import Prompt, encode_chat, render_chat
 from edgekit.generation.chat.template import TOOL_TEMPLATE, ChatTemplate
 from edgekit.generation.chat.tokenizer import Tokenizer
-from edgekit.generation.chat.truncation import leave_out
+from edgekit.generation.chat.truncation import leave_out, turns
 from edgekit.generation.grammar import Grammar, GrammarCompiler, token_bytes
 from edgekit.generation.grammar.rule import format_rule
 from edgekit.generation.model_info import ModelInfo, read_bits, read_dimensions
@@ -108,7 +108,7 @@ class TextModel:
         if len(prompt.tokens) >= length:
             raise RequestError(
                 f"the prompt has {len(prompt.tokens)} tokens; the context holds {length}, answer included",
-                hint="shorten the messages or leave out old ones" if request.prompt is None else "shorten the prompt",
+                hint=_shorter(request, prompt),
                 code="context_length_exceeded",
                 param="messages" if request.prompt is None else "prompt",
             )
@@ -543,3 +543,14 @@ def _epoch(created: str) -> int:
         return int(datetime.fromisoformat(created.replace("Z", "+00:00")).timestamp())
     except (ValueError, OverflowError):
         return 0
+
+
+def _shorter(request: ChatRequest, prompt: Prompt) -> str:
+    """Return the hint for a prompt that is too long."""
+    if request.prompt is not None:
+        return "shorten the prompt"
+    if not turns(request.messages):
+        return "shorten it: there are no older messages to leave out"
+    if prompt.left_out:
+        return "shorten the last message: all older ones are left out already"
+    return "shorten the messages or leave out old ones"

@@ -97,6 +97,11 @@ class MessagesBody(Strict):
         "response_format": ({"type": "text"},),
         "stop": ([], ""),
     }
+    instead: ClassVar[Mapping[str, str]] = {
+        "max_completion_tokens": "use `max_tokens`",
+        "response_format": "use `output_config.format`",
+        "stop": "use `stop_sequences`",
+    }
 
     model: str
     messages: list[_Message]

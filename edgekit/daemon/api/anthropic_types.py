@@ -8,6 +8,8 @@ from typing_extensions import NotRequired, TypedDict
 
 __all__ = [
     "AnthropicError",
+    "AnthropicModel",
+    "AnthropicModels",
     "Content",
     "MessageBody",
     "MessageEnd",
@@ -148,3 +150,24 @@ class MessageEvent(TypedDict):
     delta: NotRequired[ContentDelta | MessageEnd]
     usage: NotRequired[MessageUsage]
     error: NotRequired[AnthropicErrorDetails]
+
+
+class AnthropicModel(TypedDict):
+    """The served model."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int
+    max_tokens: int
+
+
+class AnthropicModels(TypedDict):
+    """The served model, in a list."""
+
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str
+    last_id: str

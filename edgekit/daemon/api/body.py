@@ -86,17 +86,17 @@ def options(body: Common) -> ReplyOptions:
     return ReplyOptions(model=body.model or None, stream=bool(body.stream), include_usage=usage)
 
 
-def max_tokens(*given: int | None, default: int | None = None) -> int | None:
+def max_tokens(*, default: int | None = None, **given: int | None) -> int | None:
     """Return the maximum number of generated tokens; None is up to the context length.
 
     Args:
-        given: The value under each of its names; negative ones mean no limit, as in llama.cpp.
         default: The value if there is none.
+        given: The value by each of its names; negative ones mean no limit, as in llama.cpp.
 
     Raises:
         RequestError: Two names have different values.
     """
-    value = resolve_alias("max_tokens", *given)
+    value = resolve_alias("max_tokens", **given)
     if value is None:
         return default
     return None if value in (-1, -2) else value
@@ -144,10 +144,13 @@ def _sampling(body: Common) -> Sampling:
             typical_p=body.typical_p,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
-            repetition_penalty=resolve_alias("repeat_penalty", body.repetition_penalty, body.repeat_penalty),
+            repetition_penalty=resolve_alias(
+                "repeat_penalty", repetition_penalty=body.repetition_penalty, repeat_penalty=body.repeat_penalty
+            ),
             repeat_last_n=body.repeat_last_n,
             logit_bias=_logit_bias(body.logit_bias),
-            seed=body.seed,
+            # A random one is -1 in vLLM and llama.cpp.
+            seed=None if body.seed == -1 else body.seed,
         )
 
 

@@ -21,7 +21,7 @@ from edgekit.daemon.api.body import (
 )
 from edgekit.daemon.api.json_body import decode
 from edgekit.daemon.api.messages import ChatMessage, read_messages
-from edgekit.daemon.api.other_fields import CHAT_NOOP
+from edgekit.daemon.api.other_fields import CHAT_INSTEAD, CHAT_NOOP
 from edgekit.daemon.api.reasoning import ChatReasoning, Effort, Thinking, reasoning_switch, template_arguments
 from edgekit.daemon.api.tools import Choice, FunctionTool, read_tool_choice, read_tools
 from edgekit.daemon.api.validation import Integer, read, renamed, unsupported
@@ -37,6 +37,7 @@ class ChatBody(Common):
     """A body of `/v1/chat/completions`."""
 
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = CHAT_NOOP
+    instead: ClassVar[Mapping[str, str]] = CHAT_INSTEAD
 
     messages: list[ChatMessage]
     max_completion_tokens: Integer | None = None
@@ -86,7 +87,9 @@ def parse_chat(
             id=request_id,
             client=client,
             messages=read_messages(body.messages),
-            max_tokens=max_tokens(body.max_completion_tokens, body.max_tokens, body.n_predict),
+            max_tokens=max_tokens(
+                max_completion_tokens=body.max_completion_tokens, max_tokens=body.max_tokens, n_predict=body.n_predict
+            ),
             logprobs=read_logprobs(body.logprobs, body.top_logprobs),
             tools=tools,
             tool_choice=choice,

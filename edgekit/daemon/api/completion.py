@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, SkipValidation
 
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.other_fields import COMPLETION_NOOP
+from edgekit.daemon.api.other_fields import COMPLETION_INSTEAD, COMPLETION_NOOP
 from edgekit.daemon.api.validation import Integer, read, renamed, unsupported
 from edgekit.errors import RequestError
 from edgekit.generation.types import MAX_CHOICES, ChatRequest, Infill
@@ -34,6 +34,7 @@ class CompletionBody(Common):
     """A body of `/v1/completions`."""
 
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = COMPLETION_NOOP
+    instead: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
 
     # `_prompts` reads it: a long list of token ids is checked once.
     prompt: SkipValidation[str | list[str] | list[int] | list[str | list[int]]]
@@ -98,7 +99,7 @@ def parse_completions(data: bytes | Mapping[str, Any], *, request_id: str, clien
             id=request_id,
             client=client,
             prompt=prompts[0],
-            max_tokens=max_tokens(body.max_tokens, body.n_predict, default=_MAX_TOKENS),
+            max_tokens=max_tokens(max_tokens=body.max_tokens, n_predict=body.n_predict, default=_MAX_TOKENS),
             # The best are those with the highest log probability.
             logprobs=0 if body.logprobs is None and generated > n else body.logprobs,
             echo=bool(body.echo),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.other_fields import COMPLETION_NOOP, IGNORED
+from edgekit.daemon.api.other_fields import COMPLETION_INSTEAD, COMPLETION_NOOP, IGNORED
 from edgekit.daemon.api.validation import Integer, Strict, read, renamed, resolve_alias
 from edgekit.errors import RequestError
 from edgekit.generation.types import ChatRequest, Infill, LineLimits
@@ -51,6 +51,7 @@ class _Body(Common):
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {
         name: values for name, values in COMPLETION_NOOP.items() if name not in _OWN
     }
+    instead: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
 
     n_cmpl: Integer | None = None
     n_indent: Integer | None = None
@@ -107,8 +108,8 @@ def parse_llama_infill(data: bytes, *, request_id: str, client: str = "") -> Lla
 
 def _fields(data: bytes) -> dict[str, Any]:
     fields = decode(data)
-    # llama.cpp's values for the default: a random seed, no limit.
-    if fields.get("seed") in (-1, 0xFFFFFFFF):
+    # Another value of llama.cpp for a random seed; `common` knows -1.
+    if fields.get("seed") == 0xFFFFFFFF:
         del fields["seed"]
     if isinstance(fields.get("logit_bias"), list):
         fields["logit_bias"] = _bias_table(fields["logit_bias"])
@@ -118,7 +119,7 @@ def _fields(data: bytes) -> dict[str, Any]:
 
 
 def _call(body: Any, **fields: Any) -> LlamaServerCall:
-    n = resolve_alias("n_cmpl", body.n_cmpl, body.n)
+    n = resolve_alias("n_cmpl", n_cmpl=body.n_cmpl, n=body.n)
     n = 1 if n is None else n
     limit_ms = body.t_max_predict_ms
     limits = None
@@ -129,7 +130,7 @@ def _call(body: Any, **fields: Any) -> LlamaServerCall:
         # Greedy answers are all alike: one is enough.
         shared["n"] = 1 if shared["sampling"].greedy and fields.get("infill") and n >= 1 else n
         request = ChatRequest(
-            max_tokens=max_tokens(body.max_tokens, body.n_predict),
+            max_tokens=max_tokens(max_tokens=body.max_tokens, n_predict=body.n_predict),
             line_limits=limits,
             return_tokens=True,
             **fields,

@@ -146,6 +146,13 @@ class OllamaGenerateBody(_Body):
     images: Annotated[Empty | None, BeforeValidator(no_images)] = None
 
 
+# What would be dropped, and with it all that was asked: the field, its endpoint, and what the body lacks then.
+_OTHER: Mapping[type[_Body], tuple[str, str, tuple[str, ...]]] = {
+    OllamaChatBody: ("prompt", "/api/generate", ("messages",)),
+    OllamaGenerateBody: ("messages", "/api/chat", ("prompt", "suffix")),
+}
+
+
 def parse_ollama_chat(
     data: bytes, *, request_id: str, client: str, context_length: int, thinks: bool = False
 ) -> OllamaCall:
@@ -230,11 +237,21 @@ def _read(
 ) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
     """Return the body, the arguments of `ChatRequest` that both endpoints have in common, and warnings."""
     fields = decode(data)
+    other, theirs, own = _OTHER[model]
+    if fields.get(other) and not any(fields.get(name) for name in own):
+        raise unsupported(other, hint=f"use `{theirs}`, or send `{own[0]}`", what="is of another endpoint")
     unknown = _drop_unknown_fields(model, fields)
     body = read(model, fields)
     think = body.think
     if think is not None and not any(think is known for known in _THINK[thinks]):
-        raise unsupported("think")
+        if not thinks:
+            raise unsupported("think", what=f"is not supported: the model `{printable(body.model)}` cannot reason")
+        what = (
+            "has a level, and this model has none"
+            if isinstance(think, str)
+            else f"must be true or false, not {shown(think)}"
+        )
+        raise unsupported("think", hint="send true or false", what=what)
     asked = body.options or {}
     if not isinstance(asked, Mapping):
         raise RequestError(f"`options` must be an object, not {shown(asked)}", param="options")

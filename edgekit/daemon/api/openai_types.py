@@ -276,7 +276,7 @@ class ModelBody(TypedDict):
 
 
 class ModelList(TypedDict):
-    """The served model, in a list; empty while it loads."""
+    """The served model, in a list."""
 
     object: Literal["list"]
     data: list[ModelBody]

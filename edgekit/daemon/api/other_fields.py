@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["CHAT_NOOP", "COMPLETION_NOOP", "IGNORED"]
+__all__ = ["CHAT_INSTEAD", "CHAT_NOOP", "COMPLETION_INSTEAD", "COMPLETION_NOOP", "IGNORED", "RESPONSE_INSTEAD"]
 
 _OPENAI = {
     "metadata",
@@ -76,6 +76,7 @@ _NOOP: dict[str, tuple[object, ...]] = {
     "logits_processors": ([],),
     "min_tokens": (0,),
     "mm_processor_kwargs": ({}, []),
+    "prompt_logprobs": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "separate_reasoning": (True,),
@@ -128,3 +129,44 @@ COMPLETION_NOOP: Mapping[str, tuple[object, ...]] = {
     "truncation": ("disabled",),
 }
 """The same, of completions."""
+
+_INSTEAD = {
+    "format": "use `response_format`",
+    "max_new_tokens": "use `max_tokens`",
+    "max_output_tokens": "use `max_tokens`",
+    "num_predict": "use `max_tokens`",
+    "options": "send its fields beside the others, not in `options`",
+    "stop_sequences": "use `stop`",
+}
+CHAT_INSTEAD: Mapping[str, str] = {
+    **_INSTEAD,
+    "input": "a chat takes `messages`; `/v1/responses` takes `input`",
+    "instructions": "send a message with the role `system`",
+    "n_probs": "use `logprobs` and `top_logprobs`",
+    "prompt": "a chat takes `messages`; `/v1/completions` takes a `prompt`",
+    "suffix": "`/v1/completions` takes a `suffix`",
+    "system": "send a message with the role `system`",
+    "think": "use `enable_thinking`",
+}
+"""What to send in place of fields of chats that are rejected."""
+
+COMPLETION_INSTEAD: Mapping[str, str] = {
+    **_INSTEAD,
+    "input": "use `prompt`",
+    "messages": "a completion takes a `prompt`; `/v1/chat/completions` takes `messages`",
+    "n_probs": "`/v1/completions` has `logprobs`",
+    "prompt_logprobs": "`/v1/completions` has `echo` and `logprobs`",
+    "tools": "`/v1/chat/completions` takes `tools`",
+}
+"""The same, of completions."""
+
+RESPONSE_INSTEAD: Mapping[str, str] = {
+    **_INSTEAD,
+    "format": "use `text.format`",
+    "messages": "use `input`",
+    "n_probs": "use `top_logprobs`",
+    "prompt": "use `input` and `instructions`",
+    "system": "use `instructions`",
+    "think": "use `reasoning.effort`",
+}
+"""The same, of the Responses API."""

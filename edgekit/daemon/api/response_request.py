@@ -11,14 +11,14 @@ from pydantic import SkipValidation
 from edgekit.daemon.api.body import Common, ReplyOptions, common, max_tokens, max_tokens_name, options
 from edgekit.daemon.api.formats import FlatFormat, read_text_format
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.other_fields import CHAT_NOOP
+from edgekit.daemon.api.other_fields import CHAT_NOOP, RESPONSE_INSTEAD
 from edgekit.daemon.api.reasoning import Effort, template_arguments
 from edgekit.daemon.api.response_items import InputItem, Item, read_items
 from edgekit.daemon.api.response_turns import read_turns
 from edgekit.daemon.api.tools import FlatChoice, FlatTool, read_tool_choice, read_tools
 from edgekit.daemon.api.validation import Integer, Strict, read, renamed, unsupported
 from edgekit.errors import RequestError
-from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest
+from edgekit.generation.types import MAX_TOP_LOGPROBS, ChatRequest, ResponseFormat
 
 __all__ = ["History", "ResponseBody", "ResponseCall", "parse_response"]
 
@@ -51,8 +51,10 @@ class ResponseBody(Common):
         "background": (False,),
         "context_management": ([],),
         "conversation": (),
+        "messages": ([],),
         "prompt": (),
     }
+    instead: ClassVar[Mapping[str, str]] = RESPONSE_INSTEAD
 
     # `read_items` reads it.
     input: SkipValidation[str | list[InputItem] | None] = None
@@ -108,6 +110,7 @@ def parse_response(
     client: str,
     history: History,
     find: Callable[[str], Item | None],
+    stores: bool = True,
 ) -> ResponseCall:
     """Parse a body of `/v1/responses`.
 
@@ -117,6 +120,7 @@ def parse_response(
         client: Becomes `ChatRequest.client`.
         history: Returns the items of a stored response.
         find: Returns a stored item.
+        stores: Responses are kept, unless `store` is false.
 
     Raises:
         RequestError: `invalid_request` or `unsupported_parameter`; `param` names the field.
@@ -139,7 +143,9 @@ def parse_response(
             id=request_id,
             client=client,
             messages=read_turns(body.instructions, before, items),
-            max_tokens=max_tokens(body.max_output_tokens, body.max_tokens, body.n_predict),
+            max_tokens=max_tokens(
+                max_output_tokens=body.max_output_tokens, max_tokens=body.max_tokens, n_predict=body.n_predict
+            ),
             logprobs=_logprobs(body.top_logprobs, include),
             tools=tools,
             tool_choice=choice,
@@ -148,15 +154,16 @@ def parse_response(
             template_arguments=template_arguments(body.chat_template_kwargs, reasoning.effort, "reasoning.effort"),
             **{**shared, "response_format": text_format or shared["response_format"]},
         )
+    store = stores and body.store is not False
     return ResponseCall(
         request,
         options(body),
         items,
         body.previous_response_id,
-        store=body.store is not False,
+        store=store,
         summary=bool(reasoning.summary or reasoning.generate_summary),
         sealed="reasoning.encrypted_content" in include,
-        settings=_settings(body, request),
+        settings=_settings(body, request, store=store),
     )
 
 
@@ -167,7 +174,16 @@ def _logprobs(top_logprobs: int | None, include: Sequence[str]) -> int | None:
     return (top_logprobs or 0) if wanted else None
 
 
-def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
+def _flat_format(enforced: ResponseFormat | None) -> dict[str, Any]:
+    """Return the format of another field, such as `response_format`, as `text.format`."""
+    if enforced is None:
+        return {"type": "text"}
+    if enforced.kind == "json_schema":
+        return {"type": "json_schema", "name": enforced.name, "schema": enforced.value}
+    return {"type": enforced.kind, **({} if enforced.value is None else {enforced.kind: enforced.value})}
+
+
+def _settings(body: ResponseBody, request: ChatRequest, *, store: bool) -> dict[str, Any]:
     """Return the fields that a response repeats, with their defaults."""
     reasoning, text = body.reasoning or _Reasoning(), body.text or _TextConfig()
     return {
@@ -182,9 +198,12 @@ def _settings(body: ResponseBody, request: ChatRequest) -> dict[str, Any]:
         "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
-        "store": body.store is not False,
+        "store": store,
         "temperature": body.temperature,
-        "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
+        "text": {
+            "format": text.format or _flat_format(request.response_format),
+            "verbosity": text.verbosity or "medium",
+        },
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": [
             {"strict": None, "description": None, **tool}

@@ -99,7 +99,12 @@ def read_tokenize(data: bytes, *, request_id: str) -> Tokenize:
         body = read(PromptBody, fields)
         special = body.add_special_tokens is not False
         return Tokenize(body.model, body.prompt, add_special=special, pieces=bool(body.return_token_strs), vllm=True)
-    plain = read(ContentBody, fields)
+    try:
+        plain = read(ContentBody, fields)
+    except RequestError as error:
+        if "content" not in fields and error.param == "content":
+            raise RequestError(error.message, hint="send `content`, `prompt` or `messages`", param="content") from error
+        raise
     return Tokenize(
         plain.model,
         plain.content,

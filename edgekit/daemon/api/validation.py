@@ -92,10 +92,12 @@ class Strict(BaseModel):
     Attributes:
         ignored: Unsupported fields that never change the answer.
         noop: Unsupported fields that would, with the values that have no effect; others are rejected.
+        instead: Of these, the hints for what to send in their place.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset()
     noop: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    instead: ClassVar[Mapping[str, str]] = {}
 
     # `_built` builds validators: all of them together take a twentieth of the imports.
     model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
@@ -200,20 +202,28 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         raise RequestError(message, hint=error.hint, code=error.code, param=name) from error
 
 
-def resolve_alias(param: str, *given: Value | None) -> Value | None:
+def resolve_alias(param: str, **given: Value | None) -> Value | None:
     """Return the value of a parameter that has several names.
 
     Args:
         param: The name to report if the values differ.
-        given: The value under each name; None if absent.
+        given: The value by each name; None if absent.
 
     Raises:
         RequestError: Two names have different values.
     """
-    values = [value for value in given if value is not None]
-    if any(value != values[0] for value in values):
-        raise RequestError(f"`{param}` is given under two names, with different values", param=param)
-    return values[0] if values else None
+    values = {name: value for name, value in given.items() if value is not None}
+    first = next(iter(values), None)
+    if first is None:
+        return None
+    for name, value in values.items():
+        if value != values[first]:
+            raise RequestError(
+                f"`{param}` is given under two names, with different values",
+                hint=f"leave out `{first}` or `{name}`",
+                param=param,
+            )
+    return values[first]
 
 
 def unsupported(param: str, *, hint: str = "leave it out", what: str = "is not supported") -> RequestError:
@@ -245,7 +255,10 @@ def _refuse(model: type[BaseModel], problem: ErrorDetails, at: str) -> NoReturn:
     if kind == "extra_forbidden":
         known, noop = _names(model, problem["loc"][:-1])
         name = str(problem["loc"][-1])
-        near = None if name in noop else nearest(name, (one for one in known if one[:1] == name[:1]))
+        if name in noop:
+            instead = model.instead if len(problem["loc"]) == 1 and issubclass(model, Strict) else {}
+            raise unsupported(path, hint=instead.get(name, "leave it out"))
+        near = nearest(name, (one for one in known if one[:1] == name[:1]))
         raise unsupported(path, hint=f"did you mean `{near}`?" if near else "leave it out")
     if kind in {"unsupported", "content"}:
         code = "unsupported_parameter" if kind == "unsupported" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.daemon.api.anthropic import MessagesBody
-from edgekit.daemon.api.anthropic_types import MessageBody, MessageEvent, TokenCount
+from edgekit.daemon.api.anthropic_types import AnthropicModel, AnthropicModels, MessageBody, MessageEvent, TokenCount
 from edgekit.daemon.api.chat import ChatBody
 from edgekit.daemon.api.completion import CompletionBody
 from edgekit.daemon.api.llama_server import InfillBody, LlamaCompletionBody
@@ -70,9 +70,9 @@ __all__ = [
     "MessageBody",
     "MessageEvent",
     "MessagesBody",
-    "ModelBody",
-    "ModelList",
+    "Model",
     "ModelName",
+    "Models",
     "OllamaChatBody",
     "OllamaChunk",
     "OllamaGenerateBody",
@@ -102,6 +102,8 @@ __all__ = [
 AnyObject = dict[str, Any]
 LlamaEvent = LlamaChunk | LlamaCompletion
 LlamaReply = LlamaCompletion | list[LlamaCompletion]
+Model = ModelBody | AnthropicModel
+Models = ModelList | AnthropicModels
 Slots = list[Slot]
 Text = str
 TokenizeBody = ContentBody | PromptBody | ChatBody

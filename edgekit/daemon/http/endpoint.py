@@ -182,7 +182,9 @@ class Endpoint:
         """
         limit = self._max_body_bytes
         error = RequestError(
-            f"the body is larger than {limit} bytes", hint="shorten the messages", code="body_too_large"
+            f"the body is larger than {limit} bytes",
+            hint="shorten the messages, or raise `http.max_body_bytes` on the server",
+            code="body_too_large",
         )
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:

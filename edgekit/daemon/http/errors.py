@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["STATUS", "error_response", "error_text", "http_error", "http_status", "openai_error"]
 
 logger = logging.getLogger(__name__)
+
+# An installed edgekit has no documentation of its own.
+_DOCS = "https://github.com/edgekit-llm/edgekit/blob/main/docs/http.md"
+# A path that is closer to a served one, by `difflib`'s ratio, is taken for a misspelling of it.
+_MISSPELT = 0.85
 
 # Codes whose status is not that of the error's class.
 STATUS = {
@@ -96,8 +102,25 @@ def http_error(status: int, method: str, path: str, *, allowed: str = "", paths:
         return RequestError(
             f"{asked} is not allowed", hint=f"use {allowed}" if allowed else None, code="method_not_allowed"
         )
-    # A base URL with one `/v1` too few, or too many.
-    path = "/" + path.strip("/")
-    near = [known for known in paths if path != "/" and (known.endswith(path) or path.endswith(known))]
-    hint = f"did you mean `{near[0]}`?" if near else "docs/http.md lists the endpoints"
+    near = _nearest("/" + path.strip("/"), paths)
+    hint = f"did you mean `{near}`?" if near else f"{_DOCS} lists the endpoints"
     return RequestError(f"unknown endpoint {asked}", hint=hint, code="not_found")
+
+
+def _nearest(path: str, paths: Iterable[str]) -> str | None:
+    """Return the served path that was meant: what lacks the least in front, else what is most like it."""
+    # A path may have many thousand characters: that one is no misspelling.
+    if path == "/" or len(path) > 200:
+        return None
+    known = [one for one in paths if one != "/"]
+    # A base URL without its `/v1`.
+    longer = [one for one in known if one.endswith(path)]
+    if longer:
+        return min(longer, key=len)
+
+    def likeness(one: str) -> float:
+        return SequenceMatcher(None, path, one, autojunk=False).ratio()
+
+    # A base URL with one `/v1` too many, or a misspelt name.
+    near = {one: ratio for one in known if (ratio := likeness(one)) >= _MISSPELT or path.endswith(one)}
+    return max(near, key=lambda one: near[one], default=None)

@@ -1,4 +1,7 @@
-"""The endpoints that list and describe the served model in OpenAI's API, and the server's root."""
+"""The endpoints that list and describe the served model in OpenAI's API and in Anthropic's, and the server's root.
+
+The two share their paths: Anthropic's clients send the header `anthropic-version`.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,55 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from edgekit.daemon.api import check_model
+from edgekit.daemon.http.ollama_models import rfc3339
 from edgekit.generation.model import ModelInfo
 
 if TYPE_CHECKING:
+    from edgekit.daemon.api.anthropic_types import AnthropicModel, AnthropicModels
     from edgekit.daemon.api.openai_types import ModelBody, ModelList
 
 __all__ = ["Models"]
+
+_ANTHROPIC = "anthropic-version"
 
 
 class Models:
     """The endpoints' handlers.
 
     Args:
-        served: Returns the model; None while it loads.
         describe: Returns the model, or raises `not_ready`.
     """
 
-    def __init__(self, served: Callable[[], ModelInfo | None], describe: Callable[[], ModelInfo]) -> None:
-        self._served = served
+    def __init__(self, describe: Callable[[], ModelInfo]) -> None:
         self._describe = describe
 
     async def root(self, _: Request) -> Response:
         """Answer `GET /`: Ollama's program asks for it first, and gives up at any other status than 200."""
         return PlainTextResponse("edgekit is running\n")
 
-    async def list_models(self, _: Request) -> Response:
-        """Answer `GET /v1/models`."""
-        info = self._served()
-        listed: ModelList = {"object": "list", "data": [] if info is None else [_openai(info)]}
+    async def list_models(self, request: Request) -> Response:
+        """Answer `GET /v1/models`.
+
+        Raises:
+            UnavailableError: `not_ready`: clients take an empty list for one without models, and do not ask again.
+        """
+        info = self._describe()
+        if _ANTHROPIC in request.headers:
+            models: AnthropicModels = {
+                "data": [_anthropic(info)],
+                "has_more": False,
+                "first_id": info.name,
+                "last_id": info.name,
+            }
+            return JSONResponse(models)
+        listed: ModelList = {"object": "list", "data": [_openai(info)]}
         return JSONResponse(listed)
 
     async def retrieve(self, request: Request) -> Response:
         """Answer `GET /v1/models/NAME`."""
         info = self._describe()
         check_model(request.path_params["name"], info)
-        return JSONResponse(_openai(info))
+        return JSONResponse(_anthropic(info) if _ANTHROPIC in request.headers else _openai(info))
 
 
 def _openai(info: ModelInfo) -> ModelBody:
@@ -62,4 +79,16 @@ def _openai(info: ModelInfo) -> ModelBody:
             "n_vocab": info.dimensions.get("vocab_size", 0),
             "size": info.size_bytes,
         },
+    }
+
+
+def _anthropic(info: ModelInfo) -> AnthropicModel:
+    return {
+        "type": "model",
+        "id": info.name,
+        "display_name": info.name,
+        "created_at": rfc3339(info.created),
+        "lifecycle": "active",
+        "max_input_tokens": info.context_length,
+        "max_tokens": info.context_length,
     }

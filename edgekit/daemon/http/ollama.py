@@ -113,8 +113,9 @@ class _Reply:
             # Deprecated in Ollama: the tokens of the conversation, to be sent with the next prompt.
             end["context"] = [*finished.tokens.prompt, *finished.tokens.outputs[0]]
         # An extension: Ollama writes them to its log only.
-        if self._warnings:
-            end["warnings"] = list(self._warnings)
+        warnings = [*self._warnings, *_shortened(self.request, finished)]
+        if warnings:
+            end["warnings"] = warnings
         return end
 
     def _pop_call(self) -> bytes:
@@ -194,6 +195,14 @@ def _calls(calls: Sequence[ToolCall], first: int = 0) -> list[CallBody]:
         if arguments is not None:
             found.append({"id": call.id, "function": {"index": number, "name": call.name, "arguments": arguments}})
     return found
+
+
+def _shortened(request: ChatRequest, finished: Finished) -> Sequence[str]:
+    """Return a warning if the beginning of `context` was left out of the prompt."""
+    given = request.context
+    if finished.tokens is None or tuple(finished.tokens.prompt[: len(given)]) == tuple(given):
+        return ()
+    return ("`context` was too long: its beginning was left out",)
 
 
 def _end(finished: Finished) -> OllamaEnd:

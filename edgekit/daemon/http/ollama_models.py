@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OLLAMA_VERSION",
     "REFUSED",
+    "REFUSED_OPENAI",
     "OllamaModels",
     "pull_dialect",
     "refusing",
@@ -54,6 +55,7 @@ _ACCELERATORS = ("tensorrt", "mlx")
 _NO_EXPIRY_S = 253402300799
 
 _CREATE = "make a bundle with `edgekit export`, and serve it with `edgekit serve`"
+_NO_EMBEDDINGS = "this model does not support embeddings"
 _EMBED = "serve embeddings with another program: this daemon serves a chat model"
 REFUSED: tuple[tuple[str, Literal["DELETE", "POST"], str, str, Scope], ...] = (
     ("/api/create", "POST", "models cannot be created over HTTP", _CREATE, "admin"),
@@ -66,10 +68,17 @@ REFUSED: tuple[tuple[str, Literal["DELETE", "POST"], str, str, Scope], ...] = (
         "admin",
     ),
     ("/api/push", "POST", "models cannot be pushed", "copy the bundle's folder", "admin"),
-    ("/api/embed", "POST", "this model does not support embeddings", _EMBED, "inference"),
-    ("/api/embeddings", "POST", "this model does not support embeddings", _EMBED, "inference"),
+    ("/api/embed", "POST", _NO_EMBEDDINGS, _EMBED, "inference"),
+    ("/api/embeddings", "POST", _NO_EMBEDDINGS, _EMBED, "inference"),
     ("/api/blobs/{digest}", "POST", "models cannot be uploaded over HTTP", _CREATE, "admin"),
 )
+
+
+REFUSED_OPENAI: tuple[tuple[str, str, str], ...] = (
+    *((path, _NO_EMBEDDINGS, _EMBED) for path in ("/v1/embeddings", "/embeddings", "/embedding")),
+    ("/v1/responses/compact", "histories cannot be compacted", "set `truncation` to `auto`, or leave out old items"),
+)
+"""The same of OpenAI's API and llama-server's, all with `POST`."""
 
 
 def rfc3339(seconds: float) -> str:
@@ -114,19 +123,24 @@ class OllamaModels:
 
     Args:
         served: Returns the model; None while it loads.
+        describe: Returns the model, or raises `not_ready`.
     """
 
-    def __init__(self, served: Callable[[], ModelInfo | None]) -> None:
+    def __init__(self, served: Callable[[], ModelInfo | None], describe: Callable[[], ModelInfo]) -> None:
         self._served = served
+        self._describe = describe
 
     async def tags(self, _: Request) -> Response:
-        """Answer `GET /api/tags`."""
-        info = self._served()
-        tags: Tags = {"models": [] if info is None else [_listed(info)]}
+        """Answer `GET /api/tags`.
+
+        Raises:
+            UnavailableError: `not_ready`: clients take an empty list for one without models, and do not ask again.
+        """
+        tags: Tags = {"models": [_listed(self._describe())]}
         return JSONResponse(tags)
 
     async def running(self, _: Request) -> Response:
-        """Answer `GET /api/ps`."""
+        """Answer `GET /api/ps`: what is in memory, and so nothing while the model loads."""
         info = self._served()
         if info is None:
             return JSONResponse({"models": []})

@@ -62,6 +62,7 @@ class Responses:
             client=context.client,
             history=lambda response_id: self._store.history(response_id, owner),
             find=lambda item_id: self._store.item(item_id, owner),
+            stores=self._store.enabled,
         )
         check_model(call.options.model, context.model)
         return call

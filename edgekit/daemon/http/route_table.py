@@ -99,7 +99,7 @@ def route_table(
             reply="Completion",
             stream="CompletionChunk",
         ),
-        get("/v1/models", models.list_models, "List the served model", "OpenAI", "inference", reply="ModelList"),
+        get("/v1/models", models.list_models, "List the served model", "OpenAI", "inference", reply="Models"),
         # Model names may contain slashes.
         get(
             "/v1/models/{name:path}",
@@ -107,7 +107,7 @@ def route_table(
             "Describe the served model",
             "OpenAI",
             "inference",
-            reply="ModelBody",
+            reply="Model",
         ),
         post(
             "/v1/responses",
@@ -241,6 +241,10 @@ def route_table(
         *(
             refused(method, path, message, hint, group="Ollama", scope=scope)
             for path, method, message, hint, scope in ollama_models.REFUSED
+        ),
+        *(
+            refused("POST", path, message, hint, group="OpenAI", scope="inference")
+            for path, message, hint in ollama_models.REFUSED_OPENAI
         ),
         post(
             "/completion",

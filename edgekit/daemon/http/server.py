@@ -255,9 +255,9 @@ class HttpServer:
     def _operations(self) -> list[Operation]:
         return route_table(
             self._endpoint,
-            models=Models(lambda: self._info, lambda: self._backend()[1]),
-            ollamas=OllamaModels(lambda: self._info),
-            utility=Utilities(lambda: self._info, self._backend, self._problem),
+            models=Models(lambda: self._backend()[1]),
+            ollamas=OllamaModels(lambda: self._info, lambda: self._backend()[1]),
+            utility=Utilities(self._backend, self._problem),
             responses=Responses(self._config),
             healthz=self._healthz,
             readyz=self._readyz,

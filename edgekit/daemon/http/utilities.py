@@ -84,15 +84,11 @@ class Utilities:
     """The handlers of the endpoints that are asked with GET.
 
     Args:
-        served: Returns the model; None while it loads.
         backend: Returns worker and model, or raises `not_ready`.
         problem: Returns what is wrong with the daemon; None if it is healthy.
     """
 
-    def __init__(
-        self, served: Callable[[], ModelInfo | None], backend: Backend, problem: Callable[[], str | None]
-    ) -> None:
-        self._served = served
+    def __init__(self, backend: Backend, problem: Callable[[], str | None]) -> None:
         self._backend = backend
         self._problem = problem
 
@@ -156,8 +152,8 @@ class Utilities:
 
     async def lmstudio_list(self, _: Request) -> Response:
         """Answer `GET /api/v0/models`."""
-        info = self._served()
-        listed: LmStudioList = {"object": "list", "data": [] if info is None else [_lmstudio(info)]}
+        info = self._backend()[1]
+        listed: LmStudioList = {"object": "list", "data": [_lmstudio(info)]}
         return JSONResponse(listed)
 
     async def lmstudio_model(self, request: Request) -> Response:

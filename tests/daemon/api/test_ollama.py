@@ -173,8 +173,13 @@ def test_only_a_model_that_reasons_can_be_asked_to_think() -> None:
         assert arguments(think=True) == {"enable_thinking": True}
         assert arguments(think=False) == arguments(think=False, thinks=False) == {"enable_thinking": False}
         assert arguments(think=None) == arguments() == {}
-        for think, thinks in ((True, False), ("high", True), (1, True)):
-            with pytest.raises(RequestError) as caught:
+        for think, thinks, text in (
+            (True, False, "the model `m` cannot reason"),
+            ("high", False, "the model `m` cannot reason"),
+            ("high", True, "has a level"),
+            (1, True, "must be true or false, not 1"),
+        ):
+            with pytest.raises(RequestError, match=text) as caught:
                 arguments(think=think, thinks=thinks)
             assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "think")
 

@@ -13,8 +13,13 @@ import pytest
 from pydantic import BaseModel
 
 from edgekit.daemon.api import parse_chat, parse_completion
+from edgekit.daemon.api.anthropic import MessagesBody
+from edgekit.daemon.api.chat import ChatBody
+from edgekit.daemon.api.completion import CompletionBody
 from edgekit.daemon.api.json_body import decode
+from edgekit.daemon.api.llama_server import LlamaCompletionBody, parse_llama_completion, parse_llama_infill
 from edgekit.daemon.api.ollama import parse_ollama_chat, parse_ollama_generate
+from edgekit.daemon.api.response_request import ResponseBody, parse_response
 from edgekit.daemon.api.validation import Strict, build_validators, read
 from edgekit.errors import RequestError
 
@@ -242,3 +247,99 @@ def test_the_validators_of_all_bodies_can_be_built_in_advance() -> None:
 
     build_validators()
     assert Fresh.__pydantic_complete__
+
+
+@pytest.mark.parametrize("dialect", ["chat", "completion", "response", "llama completion", "infill", "ollama"])
+def test_a_seed_of_minus_one_is_a_random_one_in_every_dialect(dialect: str) -> None:
+    bodies: dict[str, dict[str, Any]] = {"chat": {"messages": HELLO}, "response": {"input": "x"}}
+    body = bodies.get(dialect, {"prompt": "x"})
+    if dialect == "infill":
+        body = {"input_prefix": "a", "input_suffix": "b"}
+
+    def seed(value: int) -> int | None:
+        data = json.dumps({**body, "seed": value}).encode()
+        if dialect == "chat":
+            return parse_chat(data, request_id="r")[0].sampling.seed
+        if dialect == "completion":
+            return parse_completion(data, request_id="r")[0].sampling.seed
+        if dialect == "response":
+            call = parse_response(data, request_id="r", client="", history=lambda _: (), find=lambda _: None)
+            return call.request.sampling.seed
+        if dialect == "ollama":
+            data = json.dumps({"model": "m", **body, "options": {"seed": value}}).encode()
+            request = parse_ollama_generate(data, request_id="r", client="", context_length=9).request
+            return None if request is None else request.sampling.seed
+        parse = parse_llama_infill if dialect == "infill" else parse_llama_completion
+        return parse(data, request_id="r").request.sampling.seed
+
+    assert (seed(-1), seed(7)) == (None, 7)
+
+
+def test_two_names_of_one_parameter_with_different_values_are_both_named() -> None:
+    for fields in (
+        {"max_completion_tokens": 5, "max_tokens": 7},
+        {"max_tokens": 5, "n_predict": 7},
+        {"repetition_penalty": 1.5, "repeat_penalty": 2},
+    ):
+        with pytest.raises(RequestError) as caught:
+            parse_chat({"messages": HELLO, **fields}, request_id="r")
+        first, second = fields
+        assert caught.value.hint == f"leave out `{first}` or `{second}`"
+
+
+def test_a_hint_for_a_field_belongs_to_one_that_is_rejected() -> None:
+    for model in models():
+        assert set(model.instead) <= set(model.noop), model  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "hint"),
+    [
+        (ChatBody, {"prompt": "x"}, "`messages`"),
+        (ChatBody, {"input": "x"}, "`messages`"),
+        (CompletionBody, {"messages": HELLO}, "`/v1/chat/completions`"),
+        (LlamaCompletionBody, {"prompt": "x", "n_probs": 5}, "`logprobs`"),
+        (ResponseBody, {"messages": HELLO}, "`input`"),
+        (MessagesBody, {"model": "m", "messages": HELLO, "stop": ["x"]}, "`stop_sequences`"),
+        (MessagesBody, {"model": "m", "messages": HELLO, "max_completion_tokens": 5}, "`max_tokens`"),
+        (ChatBody, {"messages": HELLO, "prompt_logprobs": 0}, "leave it out"),
+    ],
+)
+def test_a_field_of_another_api_is_answered_with_the_right_one(
+    model: type[BaseModel], body: dict[str, Any], hint: str
+) -> None:
+    error = refusal(model, body)
+    assert error is not None
+    assert (error.code, error.param) == ("unsupported_parameter", [*body][-1])
+    assert hint in (error.hint or "")
+
+
+def test_a_body_for_ollamas_other_endpoint_is_not_answered_as_if_it_were_empty() -> None:
+    for parser, field, value, endpoint in (
+        ("ollama chat", "prompt", "x", "/api/generate"),
+        ("ollama generate", "messages", HELLO, "/api/chat"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            PARSERS[parser](json.dumps({"model": "m", field: value}).encode())
+        assert caught.value.param == field
+        assert f"`{endpoint}`" in (caught.value.hint or "")
+        # Without content either loads the model.
+        PARSERS[parser](json.dumps({"model": "m", field: value[:0]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("fields", "echoed"),
+    [
+        ({}, {"type": "text"}),
+        ({"response_format": {"type": "json_object"}}, {"type": "json_object"}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}},
+            {"type": "json_schema", "name": "n", "schema": {"type": "object"}},
+        ),
+        ({"regex": "[0-9]+"}, {"type": "regex", "regex": "[0-9]+"}),
+    ],
+)
+def test_a_response_repeats_the_format_that_was_enforced(fields: dict[str, Any], echoed: dict[str, Any]) -> None:
+    data = json.dumps({"input": "x", **fields}).encode()
+    call = parse_response(data, request_id="r", client="", history=lambda _: (), find=lambda _: None)
+    assert call.settings["text"]["format"] == echoed

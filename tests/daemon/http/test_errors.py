@@ -35,14 +35,22 @@ def test_a_refusal_for_now_says_when_to_retry_in_whole_seconds() -> None:
         ("/chat/completions", "did you mean `/v1/chat/completions`?"),
         ("/v1/chat/completions/", "did you mean `/v1/chat/completions`?"),
         ("/v1/v1/models", "did you mean `/v1/models`?"),
-        ("/", "docs/http.md lists the endpoints"),
-        ("/v2/models/x", "docs/http.md lists the endpoints"),
+        ("/models", "did you mean `/v1/models`?"),
+        ("/completions", "did you mean `/v1/completions`?"),
+        ("/v1/chat/completion", "did you mean `/v1/chat/completions`?"),
+        ("/v1/completion", "did you mean `/v1/completions`?"),
+        ("/openai/completion", "did you mean `/completion`?"),
+        ("/api/generat", "did you mean `/api/generate`?"),
+        ("/", "https://github.com/edgekit-llm/edgekit/blob/main/docs/http.md lists the endpoints"),
+        ("/v2/models/x", "https://github.com/edgekit-llm/edgekit/blob/main/docs/http.md lists the endpoints"),
+        ("/models" * 1000, "https://github.com/edgekit-llm/edgekit/blob/main/docs/http.md lists the endpoints"),
     ],
 )
 def test_an_unknown_path_is_answered_with_the_one_that_was_meant(path: str, hint: str) -> None:
-    error = http_error(404, "GET", path, paths=["/v1/chat/completions", "/v1/models"])
+    served = ["/", "/completion", "/v1/chat/completions", "/v1/completions", "/v1/models", "/api/chat", "/api/generate"]
+    error = http_error(404, "GET", path, paths=served)
     assert (error.code, error.hint) == ("not_found", hint)
-    assert f"`GET {path}`" in error.message
+    assert f"`GET {path[:100]}`" in error.message
 
 
 def test_a_method_that_is_not_allowed_is_answered_with_those_that_are() -> None:

@@ -88,9 +88,11 @@ def test_the_model_is_listed_once_it_is_loaded(played: Played) -> None:
     loading.start()
     try:
         with httpx.Client(base_url=loading.url, timeout=20) as http:
-            assert http.get("/v1/models").json()["data"] == []
-            assert http.get("/api/tags").json() == http.get("/api/ps").json() == {"models": []}
-            assert http.get("/v1/models/tiny").status_code == 503
+            for path in ("/v1/models", "/v1/models/tiny", "/api/tags"):
+                # An empty list would be a daemon without models, which no client asks again.
+                early = http.get(path)
+                assert (early.status_code, early.headers["Retry-After"]) == (503, "5")
+            assert http.get("/api/ps").json() == {"models": []}
     finally:
         loading.stop()
     (listed,) = played.http.get("/v1/models").json()["data"]
@@ -106,3 +108,20 @@ def test_the_model_is_listed_once_it_is_loaded(played: Played) -> None:
     assert (running["name"], running["size_vram"], running["context_length"]) == ("tiny:latest", 0, 2048)
     assert "modified_at" not in running
     assert running["expires_at"] == "9999-12-31T23:59:59Z"
+
+
+def test_anthropics_clients_get_the_model_in_anthropics_form(played: Played) -> None:
+    headers = {"anthropic-version": "2023-06-01"}
+    listed = played.http.get("/v1/models", headers=headers).json()
+    (model,) = listed.pop("data")
+    assert listed == {"has_more": False, "first_id": "tiny", "last_id": "tiny"}
+    assert model == {
+        "type": "model",
+        "id": "tiny",
+        "display_name": "tiny",
+        "created_at": "2023-11-14T22:13:20Z",
+        "lifecycle": "active",
+        "max_input_tokens": 2048,
+        "max_tokens": 2048,
+    }
+    assert played.http.get("/v1/models/tiny", headers=headers).json() == model

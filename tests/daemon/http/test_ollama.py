@@ -225,6 +225,23 @@ def test_a_conversation_is_continued_by_the_tokens_of_the_last_reply(serve: Serv
     assert (again.prompt_eval_count or 0) > len(first.context)
 
 
+def test_a_prompt_that_does_not_fit_is_shortened_with_a_warning_or_refused_with_a_hint_for_it(serve: Serve) -> None:
+    served = serve(echo_model("Paris.", context_length=96))
+
+    def ask(**fields: Any) -> dict[str, Any]:
+        body = {"model": "echo", "stream": False, **fields}
+        answer: dict[str, Any] = served.http.post("/api/generate", json=body).json()
+        return answer
+
+    assert "warnings" not in ask(prompt="Hi", context=[20, 21, 22])
+    assert ask(prompt="Hi", context=[*range(20, 100)])["warnings"] == [
+        "`context` was too long: its beginning was left out"
+    ]
+    refused = ask(prompt="x" * 200)
+    assert refused["code"] == "context_length_exceeded"
+    assert "shorten it: there are no older messages to leave out" in refused["error"]
+
+
 def test_a_request_to_unload_is_answered_and_the_model_stays(played: Played) -> None:
     reply = played.http.post("/api/generate", json={"model": "tiny", "keep_alive": 0}).json()
     assert (reply["done"], reply["done_reason"]) == (True, "unload")
@@ -289,13 +306,14 @@ def test_ollamas_client_is_answered_by_the_real_worker(serve: Serve) -> None:
     assert said == "Grüße 👩‍💻"
 
 
-def test_a_server_without_a_model_lists_none_and_reports_that_it_is_loading() -> None:
+def test_a_server_without_a_model_reports_that_it_is_loading() -> None:
     server = HttpServer(HttpConfig(port=0), None, None, Metrics())
     server.start()
     try:
         with ollama.Client(server.url) as client:
-            assert client.list().models == []
             assert client.ps().models == []
+            with pytest.raises(ollama.ResponseError, match="still loading"):
+                client.list()
             with pytest.raises(ollama.ResponseError, match="still loading") as caught:
                 client.chat("tiny", HELLO)
             assert caught.value.status_code == 503

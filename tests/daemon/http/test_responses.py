@@ -223,10 +223,11 @@ def test_a_streamed_response_is_stored_before_its_last_event(running: Running) -
 
 def test_without_a_store_the_daemon_says_so() -> None:
     with serving(scripted_model(script), HttpConfig(port=0, stored_responses=0)) as server:
-        made = httpx.post(f"{server.url}/v1/responses", json={"input": "Capital?"}).json()
+        made = httpx.post(f"{server.url}/v1/responses", json={"input": "Capital?", "store": True}).json()
         reply = httpx.post(f"{server.url}/v1/responses", json={"input": "x", "previous_response_id": made["id"]})
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
     assert "stores none" in reply.json()["error"]["message"]
+    assert made["store"] is False
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -20,6 +20,8 @@ def index() -> RouteIndex:
     [
         ("POST", "/v1/chat/completions", "inference", "openai"),
         ("GET", "/v1/models/a/b", "inference", "openai"),
+        ("POST", "/v1/embeddings", "inference", "openai"),
+        ("POST", "/v1/responses/compact", "inference", "openai"),
         ("POST", "/v1/messages", "inference", "anthropic"),
         ("POST", "/v1/messages/count_tokens", "inference", "anthropic"),
         ("POST", "/api/chat", "inference", "ollama"),

@@ -81,8 +81,10 @@ def test_what_does_not_fit_without_the_old_turns_either_is_refused_with_the_toke
     with pytest.raises(RequestError, match=r"has 1\d\d tokens; the context holds 120") as caught:
         _model(120).prompt(_ask())
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
-    with pytest.raises(RequestError, match="the context holds 500"):
+    assert caught.value.hint == "shorten the last message: all older ones are left out already"
+    with pytest.raises(RequestError, match="the context holds 500") as caught:
         _model(500).prompt(_ask(truncation="disabled"))
+    assert caught.value.hint == "shorten the messages or leave out old ones"
 
 
 def test_space_is_reserved_for_max_tokens() -> None:
