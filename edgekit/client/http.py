@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from edgekit.client.answers import chat_body, read_calls, read_error, read_finish, unreadable
-from edgekit.errors import ConfigError, EdgekitError
+from edgekit.errors import ConfigError, EdgekitError, RequestError
 from edgekit.generation.types import Delta, Finished, Message, ToolCallDelta
 
 __all__ = ["ask_http", "describe_http"]
@@ -92,6 +92,17 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
         ) as client:
             yield client
     except httpx.ConnectError as exc:
+        if _is_untrusted(exc):
+            raise EdgekitError(
+                f"the certificate of {base} is not trusted: {exc}",
+                hint="put the CA's certificate, or this one if it is self-signed, into a PEM file and name it in "
+                "$SSL_CERT_FILE",
+                code="daemon_unreachable",
+            ) from exc
+        if "WRONG_VERSION_NUMBER" in str(exc):
+            raise EdgekitError(
+                f"{base} does not speak TLS", hint="it may be http: try http://…", code="daemon_unreachable"
+            ) from exc
         raise EdgekitError(
             f"no daemon answers at {base}: {exc}",
             hint="start it with `edgekit serve BUNDLE`, or give its address with --http URL",
@@ -104,13 +115,23 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"`{url}` is not a URL: {exc}", hint="write it as http://HOST:PORT") from exc
     except httpx.HTTPError as exc:
-        raise EdgekitError(
-            f"the connection to {base} broke: {exc}", hint="see the daemon's log", code="daemon_unreachable"
-        ) from exc
+        # A TLS port answers plain HTTP with an alert, or closes the connection before it has answered anything.
+        unanswered = isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError) and base.startswith("http:")
+        hint = "if it serves TLS, write https://…; else see the daemon's log" if unanswered else "see the daemon's log"
+        raise EdgekitError(f"the connection to {base} broke: {exc}", hint=hint, code="daemon_unreachable") from exc
 
 
 def _base(url: str) -> str:
     return "http://localhost" if url.startswith(_UNIX) else url.rstrip("/").removesuffix("/v1")
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, is that of a certificate."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _trusted(base: str) -> ssl.SSLContext | bool:
@@ -171,5 +192,15 @@ def _refusal(response: httpx.Response) -> EdgekitError:
     except ValueError:
         body = None
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
-        return read_error(body["error"])
+        return _with_key_hint(read_error(body["error"]))
     return unreadable(f"HTTP status {response.status_code}")
+
+
+def _with_key_hint(error: EdgekitError) -> EdgekitError:
+    """Say what a user of this client can set; the daemon's hint is for programs, and for who administers it."""
+    hints = {
+        "api_key_missing": "set $EDGEKIT_API_KEY to a key, which `edgekit key add NAME` makes on the daemon's machine",
+        "invalid_api_key": "$EDGEKIT_API_KEY has another key; `edgekit key add NAME` makes one on the daemon's machine",
+    }
+    hint = hints.get(error.code)
+    return error if hint is None else RequestError(error.message, hint=hint, code=error.code, param=error.param)

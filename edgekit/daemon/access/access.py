@@ -125,20 +125,20 @@ class Access:
         key = self.keys.current().named(user)
         return user_identity(user) if key is None else key_identity(key)
 
-    def bound(self, submit: Submit[T], identity: Identity, model: str, record: AuditRecord) -> Submit[T]:
+    def bound(self, submit: Submit[T], identity: Identity, names: Sequence[str], record: AuditRecord) -> Submit[T]:
         """Return a `submit` for the requests of one sender.
 
         Args:
             submit: The worker's.
             identity: The sender.
-            model: The model's name.
+            names: The model's name and aliases.
             record: The line in the audit log.
 
         Returns:
             It raises what `submit` does, and `scope_missing`, `model_not_allowed` (RequestError) or `rate_limited`
             (UnavailableError).
         """
-        record.model = model
+        record.model = model = names[0]
 
         def bound(request: ChatRequest, on_event: OnEvent) -> T:
             request = identity.bind(request)
@@ -158,7 +158,7 @@ class Access:
                 on_event(event)
 
             try:
-                identity.check("inference", model)
+                identity.check("inference", names)
                 if identity.key is not None:
                     reservation = self._limits.admit(identity.key, estimate_tokens(request))
                 return submit(request, receive)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from edgekit.daemon.api import check_model
+from edgekit.daemon.api.served_model import find_name
 from edgekit.generation.model import ModelInfo
 
 if TYPE_CHECKING:
@@ -36,22 +36,27 @@ class Models:
     async def list_models(self, _: Request) -> Response:
         """Answer `GET /v1/models`."""
         info = self._served()
-        listed: ModelList = {"object": "list", "data": [] if info is None else [_openai(info)]}
+        listed: ModelList = {"object": "list", "data": _openai_list(info)}
         return JSONResponse(listed)
 
     async def retrieve(self, request: Request) -> Response:
         """Answer `GET /v1/models/NAME`."""
         info = self._describe()
-        check_model(request.path_params["name"], info)
-        return JSONResponse(_openai(info))
+        return JSONResponse(_openai(info, find_name(request.path_params["name"], info)))
 
 
-def _openai(info: ModelInfo) -> ModelBody:
+def _openai_list(info: ModelInfo | None) -> list[ModelBody]:
+    return [] if info is None else [_openai(info, name) for name in info.names]
+
+
+def _openai(info: ModelInfo, name: str) -> ModelBody:
     return {
-        "id": info.name,
+        "id": name,
         "object": "model",
         "created": info.created,
         "owned_by": "edgekit",
+        # As in vLLM: the model's own name, which differs for an alias.
+        "root": info.name,
         "context_length": info.context_length,
         # vLLM's name of it, and llama-server's facts, by which their plugins know the context length.
         "max_model_len": info.context_length,
