@@ -34,7 +34,7 @@ Port = Annotated[int, Between(0, 65535)]
 TopicLevels = Annotated[
     str, Matches(r"[^+#$/\s][^+#\s]*[^+#/\s]|[^+#$/\s]", "must be topic levels without + # or spaces")
 ]
-ModelName = Annotated[str, Matches(r"[^\s,]{1,256}", "must be a name of up to 256 characters, without spaces and commas")]
+ModelName = Annotated[str, Matches(r"[^\s,]{1,256}", "must be a name without spaces and commas")]
 TopicLevel = Annotated[str, Matches(r"[^+#$/\s]+", "must be one topic level: no / + # $ or spaces")]
 
 MAX_PARALLEL = 64

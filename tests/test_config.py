@@ -52,7 +52,7 @@ def test_aliases_come_from_the_file_the_environment_or_flags_and_are_names(tmp_p
     assert load_config(path, env={}, overrides={}).aliases == ("gpt-4o", "org/model:8b")
     assert load_config(path, env={"EDGEKIT_ALIASES": "a, b"}, overrides={"aliases": None}).aliases == ("a", "b")
     assert load_config(path, env={}, overrides={"aliases": ["c"]}).aliases == ("c",)
-    for wrong in ("''", "a b", "'a,b'", "\"a\\nb\""):
+    for wrong in ("''", "a b", "'a,b'", '"a\\nb"'):
         with pytest.raises(ConfigError, match=r"edgekit\.yaml:1: `aliases\[0\]` must be a name"):
             load_config(write(tmp_path, f"aliases: [{wrong}]"), env={}, overrides={})
     with pytest.raises(ConfigError, match="must be a list"):

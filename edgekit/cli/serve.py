@@ -21,7 +21,11 @@ __all__ = ["serve"]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--alias", "aliases", multiple=True, metavar="NAME", help="Further name of the model, for requests; repeatable [none]."
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="NAME",
+    help="Further name of the model; repeatable [none].",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file [the first edgekit.yaml found].")
 @click.option("--host", help="Address of the HTTP API [127.0.0.1].")

@@ -203,4 +203,4 @@ def _with_key_hint(error: EdgekitError) -> EdgekitError:
         "invalid_api_key": "$EDGEKIT_API_KEY has another key; `edgekit key add NAME` makes one on the daemon's machine",
     }
     hint = hints.get(error.code)
-    return error if hint is None else RequestError(error.message, hint=hint, code=error.code, param=error.param)
+    return error if hint is None else RequestError(error.message, hint=hint, code=error.code)

@@ -46,7 +46,7 @@ class Identity:
 
         Args:
             scope: What the request needs.
-            model: The model's name and aliases; empty if it uses none. A key that may use one of them may use the model.
+            model: The model's name and aliases; empty if it uses none. A key for one of them is for the model.
 
         Raises:
             RequestError: `scope_missing` or `model_not_allowed`.

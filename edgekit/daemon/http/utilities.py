@@ -158,7 +158,8 @@ class Utilities:
     async def lmstudio_list(self, _: Request) -> Response:
         """Answer `GET /api/v0/models`."""
         info = self._served()
-        listed: LmStudioList = {"object": "list", "data": [] if info is None else [_lmstudio(info, name) for name in info.names]}
+        models = [] if info is None else [_lmstudio(info, name) for name in info.names]
+        listed: LmStudioList = {"object": "list", "data": models}
         return JSONResponse(listed)
 
     async def lmstudio_model(self, request: Request) -> Response:

@@ -119,7 +119,7 @@ def test_an_alias_is_listed_with_the_models_own_name_and_answers_in_every_dialec
     assert http.post("/api/show", json={"model": "gpt-4o"}).json()["details"]["parent_model"] == "tiny:latest"
     assert [one["id"] for one in http.get("/api/v0/models").json()["data"]] == ["tiny", "gpt-4o"]
     answered = {}
-    for path, fields in {
+    requests: dict[str, dict[str, object]] = {
         "/v1/chat/completions": {"messages": messages},
         "/v1/completions": {"prompt": "Hi"},
         "/v1/responses": {"input": "Hi"},
@@ -127,7 +127,8 @@ def test_an_alias_is_listed_with_the_models_own_name_and_answers_in_every_dialec
         "/api/chat": {"messages": messages, "stream": False},
         "/api/generate": {"prompt": "Hi", "stream": False},
         "/completion": {"prompt": "Hi"},
-    }.items():
+    }
+    for path, fields in requests.items():
         reply = http.post(path, json={"model": "gpt-4o", **fields})
         assert reply.status_code == 200, (path, reply.text)
         answered[path] = reply.json()["model"]
