@@ -57,11 +57,12 @@ def foreign_hint(refused: str, words: Sequence[str]) -> str | None:
     """Return what to write in place of an option of another server; None if it is none of theirs.
 
     Args:
-        refused: The option that click does not know. Of `-np`, that is `-n`.
+        refused: The option that click does not know: of `-np` `-n`, and of `-hf` `-f`, as it knows `-h`.
         words: The command line.
     """
+    short = not refused.startswith("--")
     given = [word.partition("=")[0] for word in words]
-    known = (word for word in given if word in _HINTS and word.startswith(refused))
-    found = next(known, refused)
+    letters = (word for word in given if word in _HINTS and not word.startswith("--") and refused[1:] in word)
+    found = next(letters, refused) if short else refused
     hint = _HINTS.get(found)
     return f"`{found}`: {hint}" if hint else None

@@ -23,6 +23,15 @@ __all__ = ["ask_http", "describe_http"]
 _CONNECT_TIMEOUT_S = 5.0
 _UNIX = "unix:"
 
+_OTHER_NAME = "ask by a name or an address that the certificate has"
+# By OpenSSL's X509_V_ERR_… codes.
+_CERTIFICATE_HINTS = {
+    9: "it is not valid yet: check the clock of this machine",
+    10: "it has expired: renew it on the daemon's machine, or check the clock of this one",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+}
+
 
 def ask_http(
     url: str, messages: Sequence[Message], *, timeout_s: float = 120.0, **options: Any
@@ -81,6 +90,7 @@ def describe_http(url: str) -> dict[str, Any]:
 @contextmanager
 def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
     """An HTTP client whose errors are ours."""
+    answered: list[httpx.Response] = []
     limits = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
     key = os.environ.get("EDGEKIT_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -88,15 +98,22 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
         transport = httpx.HTTPTransport(uds=url.removeprefix(_UNIX)) if url.startswith(_UNIX) else None
         # A proxy from the environment would be used even for loopback, and cannot reach the device.
         with httpx.Client(
-            timeout=limits, trust_env=False, headers=headers, transport=transport, verify=_trusted(base)
+            timeout=limits,
+            trust_env=False,
+            headers=headers,
+            transport=transport,
+            verify=_trusted(base),
+            event_hooks={"response": [answered.append]},
         ) as client:
             yield client
     except httpx.ConnectError as exc:
-        if _is_untrusted(exc):
+        if refused := _refused_certificate(exc):
             raise EdgekitError(
-                f"the certificate of {base} is not trusted: {exc}",
-                hint="put the CA's certificate, or this one if it is self-signed, into a PEM file and name it in "
-                "$SSL_CERT_FILE",
+                f"the certificate of {base} is not trusted: {refused.verify_message}",
+                hint=_CERTIFICATE_HINTS.get(
+                    refused.verify_code,
+                    "name a PEM file with its CA's certificate, or with itself if it is self-signed, in $SSL_CERT_FILE",
+                ),
                 code="daemon_unreachable",
             ) from exc
         if "WRONG_VERSION_NUMBER" in str(exc):
@@ -115,9 +132,9 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"`{url}` is not a URL: {exc}", hint="write it as http://HOST:PORT") from exc
     except httpx.HTTPError as exc:
-        # A TLS port answers plain HTTP with an alert, or closes the connection before it has answered anything.
-        unanswered = isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError) and base.startswith("http:")
-        hint = "if it serves TLS, write https://…; else see the daemon's log" if unanswered else "see the daemon's log"
+        # A TLS port answers plain HTTP with an alert, or closes the connection.
+        may_be_tls = base.startswith("http:") and not url.startswith(_UNIX) and not answered
+        hint = "if it serves TLS, write https://…; else see the daemon's log" if may_be_tls else "see the daemon's log"
         raise EdgekitError(f"the connection to {base} broke: {exc}", hint=hint, code="daemon_unreachable") from exc
 
 
@@ -125,13 +142,11 @@ def _base(url: str) -> str:
     return "http://localhost" if url.startswith(_UNIX) else url.rstrip("/").removesuffix("/v1")
 
 
-def _is_untrusted(error: BaseException | None) -> bool:
-    """Whether an error, or one that it comes from, is that of a certificate."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
+def _refused_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return the error of a certificate that an error comes from."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
-    return False
+    return error
 
 
 def _trusted(base: str) -> ssl.SSLContext | bool:

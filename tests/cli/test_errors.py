@@ -242,6 +242,8 @@ def test_two_targets_that_claim_one_device_are_reported_where_targets_are_listed
         (["--api-key", "x"], "`--api-key`: make a key with `edgekit key add NAME`"),
         (["-np", "4"], "`-np`: set generation.parallel"),
         (["-ngl", "99"], "`-ngl`: leave it out"),
+        (["-hf", "org/model"], "`-hf`: the bundle is the argument"),
+        (["-z"], "edgekit serve --help"),
         (["--served-model-name", "x"], "`--served-model-name`: use --alias"),
         (["--frobnicate"], "edgekit serve --help"),
     ],

@@ -46,6 +46,10 @@ def test_an_untrusted_certificate_and_the_wrong_scheme_are_told_apart_from_a_dae
         assert "https://" in (error.hint or ""), error
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert list(ask_http(served.server.url, [Message("user", "Hi")]))
+    with guarded(tmp_path, keys=False, host="127.0.0.2", tls_certificate=certificate, tls_key=key) as served:
+        error = refusal(served.server.url)
+        assert "127.0.0.2" in error.message
+        assert error.hint == "ask by a name or an address that the certificate has"
     with guarded(tmp_path, keys=False) as served:
         error = refusal(served.server.url.replace("http:", "https:"))
         assert "http://" in (error.hint or ""), error
