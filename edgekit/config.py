@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from edgekit.errors import ConfigError, EdgekitError, nearest
 from edgekit.yaml_lines import Between, Matches, Source, Tree, build, convert, field_types, read
@@ -34,6 +34,7 @@ Port = Annotated[int, Between(0, 65535)]
 TopicLevels = Annotated[
     str, Matches(r"[^+#$/\s][^+#\s]*[^+#/\s]|[^+#$/\s]", "must be topic levels without + # or spaces")
 ]
+ModelName = Annotated[str, Matches(r"[^\s,]{1,256}", "must be a name without spaces and commas")]
 TopicLevel = Annotated[str, Matches(r"[^+#$/\s]+", "must be one topic level: no / + # $ or spaces")]
 
 MAX_PARALLEL = 64
@@ -240,6 +241,7 @@ class DaemonConfig:
 
     Attributes:
         bundle: Folder of the bundle to serve.
+        aliases: Further names by which requests may name its model, such as one that an application has fixed.
         http: The HTTP API.
         mqtt: The MQTT API.
         generation: Generation.
@@ -248,6 +250,7 @@ class DaemonConfig:
     """
 
     bundle: Path | None = None
+    aliases: tuple[ModelName, ...] = ()
     http: HttpConfig = field(default_factory=HttpConfig)
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -355,7 +358,8 @@ def _refuse_unknown_variables(env: Mapping[str, str]) -> None:
 
 def _from_text(kind: Any, text: str, source: Source, where: str) -> Any:
     if get_origin(kind) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        parts = (part.strip() for part in text.split(","))
+        return tuple(convert(get_args(kind)[0], part, source, where) for part in parts if part)
     return convert(kind, text, source, where)
 
 
@@ -365,7 +369,7 @@ def _override(key: str, value: object) -> tuple[tuple[str, ...], Any]:
         raise ConfigError(f"unknown setting `{key}`", hint="known: " + ", ".join(sorted(known)))
     keys, kind = known[key]
     if isinstance(value, (list, tuple)):
-        return keys, tuple(value)
+        return keys, tuple(convert(get_args(kind)[0], str(part), Source("command line"), key) for part in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     # A path from the command line is taken literally: the shell has already expanded `~` and `$`.
     return keys, convert(kind, text, Source("command line"), key)

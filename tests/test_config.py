@@ -47,6 +47,22 @@ def test_lists_come_from_the_environment_separated_by_commas() -> None:
     assert config.mqtt.reply_prefixes == ("a/", "b/")
 
 
+def test_aliases_come_from_the_file_the_environment_or_flags_and_are_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "bundle: b\naliases: [gpt-4o, 'org/model:8b']\n")
+    assert load_config(path, env={}, overrides={}).aliases == ("gpt-4o", "org/model:8b")
+    assert load_config(path, env={"EDGEKIT_ALIASES": "a, b"}, overrides={"aliases": None}).aliases == ("a", "b")
+    assert load_config(path, env={}, overrides={"aliases": ["c"]}).aliases == ("c",)
+    for wrong in ("''", "a b", "'a,b'", '"a\\nb"'):
+        with pytest.raises(ConfigError, match=r"edgekit\.yaml:1: `aliases\[0\]` must be a name"):
+            load_config(write(tmp_path, f"aliases: [{wrong}]"), env={}, overrides={})
+    with pytest.raises(ConfigError, match="must be a list"):
+        load_config(write(tmp_path, "aliases: gpt-4o"), env={}, overrides={})
+    with pytest.raises(ConfigError, match=r"EDGEKIT_ALIASES.*must be a name"):
+        load_config(None, env={"EDGEKIT_ALIASES": "a b"}, overrides={})
+    with pytest.raises(ConfigError, match="command line: `aliases` must not be empty"):
+        load_config(None, env={}, overrides={"aliases": [""]})
+
+
 def test_relative_paths_are_relative_to_the_file_and_variables_are_filled_in(tmp_path: Path) -> None:
     path = write(tmp_path, "bundle: here/b\nmqtt:\n  password_file: $CREDENTIALS_DIRECTORY/p\n  ca_file: ~/${X}.pem\n")
     env = {"CREDENTIALS_DIRECTORY": "/run/credentials/edgekit.service", "HOME": "/home/u", "X": "ca"}

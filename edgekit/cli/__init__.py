@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from edgekit import __version__
+from edgekit.cli.foreign_options import foreign_hint
 from edgekit.cli.output import flags_of, print_error
 from edgekit.cli.streams import discard_output, flush_output, prepare_streams, system_error
 from edgekit.errors import EdgekitError, import_failure
@@ -109,7 +110,7 @@ def _run() -> int:
     except click.ClickException as error:
         hint = None
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            hint = f"{error.ctx.command_path} --help"
+            hint = _foreign(error) or f"{error.ctx.command_path} --help"
         print_error(error.format_message(), hint)
         return error.exit_code
     except ImportError as error:
@@ -122,6 +123,13 @@ def _run() -> int:
     except OSError as error:
         discard_output()
         return _report(error)
+
+
+def _foreign(error: click.UsageError) -> str | None:
+    """Return the hint about an option of another program's server."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None or error.ctx.info_name != "serve":
+        return None
+    return foreign_hint(error.option_name, sys.argv[2:])
 
 
 def _report(error: OSError) -> int:

@@ -20,6 +20,13 @@ __all__ = ["serve"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="NAME",
+    help="Further name of the model; repeatable [none].",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file [the first edgekit.yaml found].")
 @click.option("--host", help="Address of the HTTP API [127.0.0.1].")
 @click.option("--port", "--http-port", type=int, help="Port of the HTTP API [8090]; 0 takes a free one.")
@@ -44,6 +51,7 @@ __all__ = ["serve"]
 def serve(
     *,
     bundle: Path | None,
+    aliases: tuple[str, ...],
     config: Path | None,
     host: str | None,
     port: int | None,
@@ -67,6 +75,8 @@ def serve(
     mqtt_host, mqtt_port = split_address(broker, None) if broker else (None, None)
     flags: dict[str, object | None] = {
         "bundle": bundle,
+        # Commas separate them, as in llama-server's option of this name and in the variable.
+        "aliases": [name.strip() for given in aliases for name in given.split(",")] or None,
         "http.host": host,
         "http.port": port,
         "http.socket": socket,

@@ -15,13 +15,22 @@ from typing import Any
 import httpx
 
 from edgekit.client.answers import chat_body, read_calls, read_error, read_finish, unreadable
-from edgekit.errors import ConfigError, EdgekitError
+from edgekit.errors import ConfigError, EdgekitError, RequestError
 from edgekit.generation.types import Delta, Finished, Message, ToolCallDelta
 
 __all__ = ["ask_http", "describe_http"]
 
 _CONNECT_TIMEOUT_S = 5.0
 _UNIX = "unix:"
+
+_OTHER_NAME = "ask by a name or an address that the certificate has"
+# By OpenSSL's X509_V_ERR_… codes.
+_CERTIFICATE_HINTS = {
+    9: "it is not valid yet: check the clock of this machine",
+    10: "it has expired: renew it on the daemon's machine, or check the clock of this one",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+}
 
 
 def ask_http(
@@ -81,6 +90,7 @@ def describe_http(url: str) -> dict[str, Any]:
 @contextmanager
 def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
     """An HTTP client whose errors are ours."""
+    answered: list[httpx.Response] = []
     limits = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
     key = os.environ.get("EDGEKIT_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -88,10 +98,28 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
         transport = httpx.HTTPTransport(uds=url.removeprefix(_UNIX)) if url.startswith(_UNIX) else None
         # A proxy from the environment would be used even for loopback, and cannot reach the device.
         with httpx.Client(
-            timeout=limits, trust_env=False, headers=headers, transport=transport, verify=_trusted(base)
+            timeout=limits,
+            trust_env=False,
+            headers=headers,
+            transport=transport,
+            verify=_trusted(base),
+            event_hooks={"response": [answered.append]},
         ) as client:
             yield client
     except httpx.ConnectError as exc:
+        if refused := _refused_certificate(exc):
+            raise EdgekitError(
+                f"the certificate of {base} is not trusted: {refused.verify_message}",
+                hint=_CERTIFICATE_HINTS.get(
+                    refused.verify_code,
+                    "name a PEM file with its CA's certificate, or with itself if it is self-signed, in $SSL_CERT_FILE",
+                ),
+                code="daemon_unreachable",
+            ) from exc
+        if "WRONG_VERSION_NUMBER" in str(exc):
+            raise EdgekitError(
+                f"{base} does not speak TLS", hint="it may be http: try http://…", code="daemon_unreachable"
+            ) from exc
         raise EdgekitError(
             f"no daemon answers at {base}: {exc}",
             hint="start it with `edgekit serve BUNDLE`, or give its address with --http URL",
@@ -104,13 +132,21 @@ def _client(url: str, base: str, timeout_s: float) -> Iterator[httpx.Client]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"`{url}` is not a URL: {exc}", hint="write it as http://HOST:PORT") from exc
     except httpx.HTTPError as exc:
-        raise EdgekitError(
-            f"the connection to {base} broke: {exc}", hint="see the daemon's log", code="daemon_unreachable"
-        ) from exc
+        # A TLS port answers plain HTTP with an alert, or closes the connection.
+        may_be_tls = base.startswith("http:") and not url.startswith(_UNIX) and not answered
+        hint = "if it serves TLS, write https://…; else see the daemon's log" if may_be_tls else "see the daemon's log"
+        raise EdgekitError(f"the connection to {base} broke: {exc}", hint=hint, code="daemon_unreachable") from exc
 
 
 def _base(url: str) -> str:
     return "http://localhost" if url.startswith(_UNIX) else url.rstrip("/").removesuffix("/v1")
+
+
+def _refused_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return the error of a certificate that an error comes from."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _trusted(base: str) -> ssl.SSLContext | bool:
@@ -171,5 +207,15 @@ def _refusal(response: httpx.Response) -> EdgekitError:
     except ValueError:
         body = None
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
-        return read_error(body["error"])
+        return _with_key_hint(read_error(body["error"]))
     return unreadable(f"HTTP status {response.status_code}")
+
+
+def _with_key_hint(error: EdgekitError) -> EdgekitError:
+    """Say what a user of this client can set; the daemon's hint is for programs, and for who administers it."""
+    hints = {
+        "api_key_missing": "set $EDGEKIT_API_KEY to a key, which `edgekit key add NAME` makes on the daemon's machine",
+        "invalid_api_key": "$EDGEKIT_API_KEY has another key; `edgekit key add NAME` makes one on the daemon's machine",
+    }
+    hint = hints.get(error.code)
+    return error if hint is None else RequestError(error.message, hint=hint, code=error.code)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -152,7 +153,7 @@ class Daemon:
                 if not self._engine.builds_beside:
                     # For minutes, in which the device must not look as if it were offline. While a model is just
                     # loaded, requests wait at the broker.
-                    self._start_mqtt(NotLoaded(self._activity), expected_info(bundle, self._config.generation))
+                    self._start_mqtt(NotLoaded(self._activity), expected_info(bundle, self._config))
                     self._engine.build_before_loading()
                     self._refresh_mqtt()
             worker, info = self._load(bundle, draft)
@@ -212,7 +213,7 @@ class Daemon:
             heartbeat_age=worker.seconds_since_heartbeat,
             stats=worker.stats,
         )
-        return worker, model.info
+        return worker, replace(model.info, aliases=self._config.aliases)
 
     def _start_mqtt(self, worker: Submitter, info: ModelInfo) -> None:
         config = self._config.mqtt
@@ -364,6 +365,7 @@ class Daemon:
 
     def _on_switched(self, info: ModelInfo) -> None:
         """Show another description of the model everywhere."""
+        info = replace(info, aliases=self._config.aliases)
         self._info = info
         self._metrics.describe(info)
         if self._http is not None and self._worker is not None:

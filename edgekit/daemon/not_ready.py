@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from edgekit.bundle.bundle import Bundle
-from edgekit.config import GenerationConfig
+from edgekit.config import DaemonConfig
 from edgekit.errors import UnavailableError
 from edgekit.generation.engine.worker import OnEvent
 from edgekit.generation.model_info import ModelInfo
@@ -31,11 +31,11 @@ def not_ready(activity: str) -> UnavailableError:
     )
 
 
-def expected_info(bundle: Bundle, config: GenerationConfig) -> ModelInfo:
+def expected_info(bundle: Bundle, config: DaemonConfig) -> ModelInfo:
     """Return what is known of a bundle's model before it is loaded."""
     manifest = bundle.manifest
-    context_length = config.context_length or manifest.context_length
-    return ModelInfo(manifest.name, created=0, context_length=context_length)
+    context_length = config.generation.context_length or manifest.context_length
+    return ModelInfo(manifest.name, created=0, context_length=context_length, aliases=config.aliases)
 
 
 class NotLoaded:

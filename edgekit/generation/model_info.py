@@ -42,6 +42,7 @@ class ModelInfo:
         fill_template: How it fills in the middle, in the syntax of Ollama's templates; empty if it does not.
         sampling: The model's own defaults of sampling parameters.
         dimensions: Sizes of the architecture, by GGUF's names without the architecture's: `block_count`, ….
+        aliases: Further names by which requests may name it.
     """
 
     name: str
@@ -60,6 +61,12 @@ class ModelInfo:
     fill_template: str = ""
     sampling: Mapping[str, float] = field(default_factory=dict)
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and the aliases, each once."""
+        return tuple(dict.fromkeys((self.name, *self.aliases)))
 
 
 def read_bits(recipe: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,14 @@ from pathlib import Path
 import pytest
 
 from edgekit import profile
+from edgekit.cli import foreign_options, main
+from edgekit.cli.serve import serve
+from edgekit.config import GenerationConfig, HttpConfig
+from edgekit.yaml_lines import field_types
 from tests.conftest import Export, edgekit
 from tests.models import tiny_checkpoint
+
+SECTIONS = {"http": HttpConfig, "generation": GenerationConfig}
 
 
 def refused(*arguments: str | Path, status: int) -> str:
@@ -224,3 +231,37 @@ def test_two_targets_that_claim_one_device_are_reported_where_targets_are_listed
     done = edgekit("targets", "my-board")
     assert "warning: targets/my-board.yaml and targets/orin-nano-8.yaml both recognise a device" in done.stderr
     assert "`memory_gib`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["-m", "x"], "`-m`: the bundle is the argument"),
+        (["-c", "4096"], "`-c`: use --context-length"),
+        (["--max-model-len=4096"], "`--max-model-len`: use --context-length"),
+        (["--api-key", "x"], "`--api-key`: make a key with `edgekit key add NAME`"),
+        (["-np", "4"], "`-np`: set generation.parallel"),
+        (["-ngl", "99"], "`-ngl`: leave it out"),
+        (["-hf", "org/model"], "`-hf`: the bundle is the argument"),
+        (["-z"], "edgekit serve --help"),
+        (["--served-model-name", "x"], "`--served-model-name`: use --alias"),
+        (["--frobnicate"], "edgekit serve --help"),
+    ],
+)
+def test_an_option_of_another_server_is_refused_with_ours_as_a_hint(
+    options: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["edgekit", "serve", "smollm2", *options])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert f"hint: {hint}" in capsys.readouterr().err
+
+
+def test_every_hint_about_another_servers_option_names_options_and_settings_that_exist() -> None:
+    flags = {flag for parameter in serve.params for flag in parameter.opts}
+    settings = {f"{section}.{name}" for section in ("http", "generation") for name in field_types(SECTIONS[section])}
+    assert not flags & set(foreign_options._HINTS)
+    for foreign, hint in foreign_options._HINTS.items():
+        assert set(re.findall(r"--[a-z-]+", hint)) <= flags, foreign
+        assert set(re.findall(r"\b(?:http|generation)\.\w+", hint)) <= settings, foreign

@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from edgekit.bundle.bundle import open_bundle
 from edgekit.config import DaemonConfig, GenerationConfig, HttpConfig, MqttConfig
 from edgekit.daemon.app import Daemon
+from edgekit.daemon.not_ready import expected_info
 from edgekit.generation import startup
 from edgekit.generation.engine.worker import EngineWorker
 from edgekit.generation.model import TextModel
@@ -43,7 +46,10 @@ FORM = {"type": "choice", "choice": ["yes", "no"]}
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     config = DaemonConfig(
-        bundle=tiny_bundle(tmp_path, "onnx"), http=HttpConfig(port=0), generation=GenerationConfig(threads=1)
+        bundle=tiny_bundle(tmp_path, "onnx"),
+        aliases=("gpt-4o",),
+        http=HttpConfig(port=0),
+        generation=GenerationConfig(threads=1),
     )
     made = Daemon(config)
     yield made
@@ -53,6 +59,11 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 def _model(daemon: Daemon) -> TextModel:
     assert daemon._worker is not None
     return daemon._worker.model
+
+
+def _names(daemon: Daemon) -> list[str]:
+    assert daemon._http is not None
+    return [model["id"] for model in httpx.get(f"{daemon._http.url}/v1/models", timeout=30).json()["data"]]
 
 
 def _ask(daemon: Daemon) -> str:
@@ -70,6 +81,16 @@ def test_grammars_are_prepared_before_the_first_request(daemon: Daemon) -> None:
     vocabulary = grammars._prepared()[0]
     assert _ask(daemon) in FORM["choice"]
     assert grammars._prepared()[0] is vocabulary
+
+
+def test_aliases_are_served_before_and_after_a_switch_to_an_engine(daemon: Daemon) -> None:
+    # Before the model is loaded, and after a switch, there is another description of it.
+    names = list(expected_info(open_bundle(daemon._bundle), daemon._config).names)
+    assert names[1:] == ["gpt-4o"]
+    daemon.start()
+    assert _names(daemon) == names
+    daemon._on_switched(replace(_model(daemon).info, runner="tensorrt"))
+    assert _names(daemon) == names
 
 
 def test_if_the_kv_cache_needs_all_memory_grammars_are_prepared_on_request(

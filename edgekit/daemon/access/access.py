@@ -116,14 +116,14 @@ class Access:
         key = self.keys.current().named(user)
         return user_identity(user) if key is None else key_identity(key)
 
-    def bound(self, submit: Submit[T], identity: Identity, model: str, record: AuditRecord) -> BoundSubmit[T]:
+    def bound(self, submit: Submit[T], identity: Identity, names: Sequence[str], record: AuditRecord) -> BoundSubmit[T]:
         """Return a `submit` for the requests of one sender.
 
         Args:
             submit: The worker's.
             identity: The sender.
-            model: The model's name.
+            names: The model's name and aliases.
             record: The line in the audit log.
         """
-        record.model = model
-        return BoundSubmit(submit, identity, model, record, limits=self._limits, metrics=self._metrics)
+        record.model = names[0]
+        return BoundSubmit(submit, identity, names, record, limits=self._limits, metrics=self._metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgekit.daemon.access.keys import ApiKey, Scope
@@ -40,12 +41,12 @@ class Identity:
         priority = request.priority if self.priority is None else max(request.priority, self.priority)
         return replace(request, client=self.client, tenant=self.tenant, share=self.share, priority=priority)
 
-    def check(self, scope: Scope, model: str | None = None) -> None:
+    def check(self, scope: Scope, model: Sequence[str] = ()) -> None:
         """Check that the sender may use a scope, and a model.
 
         Args:
             scope: What the request needs.
-            model: The model's name; None if it uses none.
+            model: The model's name and aliases; empty if it uses none. A key for one of them is for the model.
 
         Raises:
             RequestError: `scope_missing` or `model_not_allowed`.
@@ -58,9 +59,9 @@ class Identity:
                 hint=f"make one with `edgekit key add NAME --scope {scope}`",
                 code="scope_missing",
             )
-        if model is not None and self.key.models and model not in self.key.models:
+        if model and self.key.models and not set(model) & set(self.key.models):
             raise RequestError(
-                f"the API key `{self.name}` may not use the model `{model}`",
+                f"the API key `{self.name}` may not use the model `{model[0]}`",
                 hint="it may use " + ", ".join(f"`{name}`" for name in self.key.models),
                 code="model_not_allowed",
                 param="model",

@@ -32,7 +32,7 @@ class BoundSubmit(Generic[T]):
     Args:
         submit: The worker's.
         identity: The sender.
-        model: The model's name.
+        names: The model's name and aliases.
         record: The line in the audit log.
         limits: The limits of all keys.
         metrics: Counts the requests of each key; None counts none.
@@ -42,7 +42,7 @@ class BoundSubmit(Generic[T]):
         self,
         submit: Submit[T],
         identity: Identity,
-        model: str,
+        names: Sequence[str],
         record: AuditRecord,
         *,
         limits: KeyLimits,
@@ -50,7 +50,7 @@ class BoundSubmit(Generic[T]):
     ) -> None:
         self._submit = submit
         self._identity = identity
-        self._model = model
+        self._names = names
         self._record = record
         self._limits = limits
         self._metrics = metrics
@@ -79,7 +79,7 @@ class BoundSubmit(Generic[T]):
         """
         reservations: list[Reservation] = []
         try:
-            self._identity.check("inference", self._model)
+            self._identity.check("inference", self._names)
             if self._identity.key is not None:
                 estimates = [estimate_tokens(request) for request in requests]
                 reservations += self._limits.admit_all(self._identity.key, estimates)
@@ -110,7 +110,7 @@ class BoundSubmit(Generic[T]):
                 if reservation is not None and not late:
                     reservation.settle(0 if usage is None else usage.prompt_tokens + usage.completion_tokens)
                 if self._metrics is not None:
-                    self._metrics.by_key.ended(self._identity.label, self._model, event)
+                    self._metrics.by_key.ended(self._identity.label, self._names[0], event)
                 self._record.generated(event)
             on_event(event)
 
@@ -119,5 +119,5 @@ class BoundSubmit(Generic[T]):
     def _refused(self, raised: BaseException) -> None:
         error = raised if isinstance(raised, EdgekitError) else internal_error(raised)
         if self._metrics is not None:
-            self._metrics.by_key.refused(self._identity.label, self._model, error)
+            self._metrics.by_key.refused(self._identity.label, self._names[0], error)
         self._record.generated(Failure(error))

@@ -264,12 +264,13 @@ class ModelFacts(TypedDict):
 
 
 class ModelBody(TypedDict):
-    """The served model."""
+    """The served model, by its name or an alias; `root` is its name."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     context_length: int
     max_model_len: int
     meta: ModelFacts

@@ -5,7 +5,7 @@ The identity and the line of the audit log are in `scope["state"]`, as `identity
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,7 +33,7 @@ class Authentication:
         access: The keys and the audit log.
         metrics: Counts refused requests.
         required: Whether a key is required although none is configured.
-        model: Returns the served model's name; None while it loads.
+        names: Returns the served model's name and aliases; empty while it loads.
         index: Tells which scope a path needs, and whose errors it has.
     """
 
@@ -44,14 +44,14 @@ class Authentication:
         access: Access,
         metrics: Metrics,
         required: Callable[[], bool],
-        model: Callable[[], str | None],
+        names: Callable[[], Sequence[str]],
         index: RouteIndex,
     ) -> None:
         self._app = app
         self._access = access
         self._metrics = metrics
         self._required = required
-        self._model = model
+        self._names = names
         self._index = index
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ class Authentication:
         try:
             try:
                 record.identity = state["identity"] = self._identify(scope, address)
-                state["identity"].check(needed, self._model())
+                state["identity"].check(needed, self._names())
             except EdgekitError as error:
                 record.refused(error.code)
                 self._metrics.refused("http", error)

@@ -204,7 +204,7 @@ class Endpoint:
         worker, info = self._backend()
         client = request.client.host if request.client else ""
         identity = request.state.identity
-        submit = self._access.bound(worker.submit, identity, info.name, request.state.audit)
+        submit = self._access.bound(worker.submit, identity, info.names, request.state.audit)
         reply = self._dialect(body, RequestContext(request.state.request_id, client, info, worker, identity))
         if not isinstance(reply, Response):
             # A full reply keeps all events until the end anyway.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from edgekit.daemon.api import check_model
+from edgekit.daemon.api.served_model import find_name
 from edgekit.daemon.http.ollama_models import rfc3339
 from edgekit.generation.model import ModelInfo
 
@@ -47,28 +47,30 @@ class Models:
         info = self._describe()
         if _ANTHROPIC in request.headers:
             models: AnthropicModels = {
-                "data": [_anthropic(info)],
+                "data": [_anthropic(info, name) for name in info.names],
                 "has_more": False,
-                "first_id": info.name,
-                "last_id": info.name,
+                "first_id": info.names[0],
+                "last_id": info.names[-1],
             }
             return JSONResponse(models)
-        listed: ModelList = {"object": "list", "data": [_openai(info)]}
+        listed: ModelList = {"object": "list", "data": [_openai(info, name) for name in info.names]}
         return JSONResponse(listed)
 
     async def retrieve(self, request: Request) -> Response:
         """Answer `GET /v1/models/NAME`."""
         info = self._describe()
-        check_model(request.path_params["name"], info)
-        return JSONResponse(_anthropic(info) if _ANTHROPIC in request.headers else _openai(info))
+        name = find_name(request.path_params["name"], info)
+        return JSONResponse(_anthropic(info, name) if _ANTHROPIC in request.headers else _openai(info, name))
 
 
-def _openai(info: ModelInfo) -> ModelBody:
+def _openai(info: ModelInfo, name: str) -> ModelBody:
     return {
-        "id": info.name,
+        "id": name,
         "object": "model",
         "created": info.created,
         "owned_by": "edgekit",
+        # As in vLLM: the model's own name, which differs for an alias.
+        "root": info.name,
         "context_length": info.context_length,
         # vLLM's name of it, and llama-server's facts, by which their plugins know the context length.
         "max_model_len": info.context_length,
@@ -82,11 +84,11 @@ def _openai(info: ModelInfo) -> ModelBody:
     }
 
 
-def _anthropic(info: ModelInfo) -> AnthropicModel:
+def _anthropic(info: ModelInfo, name: str) -> AnthropicModel:
     return {
         "type": "model",
-        "id": info.name,
-        "display_name": info.name,
+        "id": name,
+        "display_name": name,
         "created_at": rfc3339(info.created),
         "lifecycle": "active",
         "max_input_tokens": info.context_length,

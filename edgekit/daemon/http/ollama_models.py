@@ -14,7 +14,7 @@ from edgekit import __version__
 from edgekit.daemon.access.keys import Scope
 from edgekit.daemon.api import check_model
 from edgekit.daemon.api.json_body import decode
-from edgekit.daemon.api.served_model import ollama_name
+from edgekit.daemon.api.served_model import find_name, tagged
 from edgekit.daemon.http.endpoint import RequestContext
 from edgekit.daemon.http.json_line import json_line
 from edgekit.daemon.http.operations import Answer
@@ -88,8 +88,8 @@ def rfc3339(seconds: float) -> str:
 
 def show_dialect(body: bytes, context: RequestContext) -> Response:
     """Parse a body of `/api/show`, and answer it."""
-    check_model(_name(decode(body)), context.model)
-    return JSONResponse(show(context.model))
+    name = find_name(_name(decode(body)), context.model)
+    return JSONResponse(show(context.model, name))
 
 
 def pull_dialect(body: bytes, context: RequestContext) -> Response:
@@ -136,7 +136,8 @@ class OllamaModels:
         Raises:
             UnavailableError: `not_ready`: clients take an empty list for one without models, and do not ask again.
         """
-        tags: Tags = {"models": [_listed(self._describe())]}
+        info = self._describe()
+        tags: Tags = {"models": [_listed(info, name) for name in info.names]}
         return JSONResponse(tags)
 
     async def running(self, _: Request) -> Response:
@@ -144,7 +145,7 @@ class OllamaModels:
         info = self._served()
         if info is None:
             return JSONResponse({"models": []})
-        model = _listed(info)
+        model = _listed(info, info.name)
         running: RunningModel = {
             "name": model["name"],
             "model": model["model"],
@@ -168,8 +169,8 @@ class OllamaModels:
         return Response(status_code=404)
 
 
-def show(info: ModelInfo) -> ShownModel:
-    """Return the body of Ollama's `/api/show`."""
+def show(info: ModelInfo, name: str | None = None) -> ShownModel:
+    """Return the body of Ollama's `/api/show`, for the model's name or an alias."""
     family = info.architecture or "unknown"
     facts: dict[str, Any] = {
         "general.architecture": family,
@@ -186,7 +187,7 @@ def show(info: ModelInfo) -> ShownModel:
         "parameters": _parameters(info),
         "template": _template(info),
         "modified_at": rfc3339(info.created),
-        "details": _details(info),
+        "details": _details(info, name or info.name),
         "model_info": facts,
         "capabilities": list(info.capabilities),
     }
@@ -209,15 +210,15 @@ def _name(fields: dict[str, Any]) -> str:
     return name
 
 
-def _listed(info: ModelInfo) -> ListedModel:
-    name = ollama_name(info)
+def _listed(info: ModelInfo, name: str) -> ListedModel:
+    """Return the entry of the model by its name or an alias."""
     return {
-        "name": name,
-        "model": name,
+        "name": tagged(name),
+        "model": tagged(name),
         "modified_at": rfc3339(info.created),
         "size": info.size_bytes,
         "digest": _digest(info),
-        "details": _details(info),
+        "details": _details(info, name),
     }
 
 
@@ -226,10 +227,11 @@ def _digest(info: ModelInfo) -> str:
     return hashlib.sha256(f"{info.name}\n{info.created}".encode()).hexdigest()
 
 
-def _details(info: ModelInfo) -> ModelDetails:
+def _details(info: ModelInfo, name: str) -> ModelDetails:
     families = [info.architecture] if info.architecture else []
     return {
-        "parent_model": "",
+        # Of an alias, the model's own name.
+        "parent_model": "" if name == info.name else tagged(info.name),
         "format": info.format,
         "family": info.architecture,
         "families": families,

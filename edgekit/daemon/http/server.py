@@ -282,7 +282,7 @@ class HttpServer:
                     access=self._access,
                     metrics=self._metrics,
                     required=lambda: self._keys_required,
-                    model=lambda: None if self._info is None else self._info.name,
+                    names=lambda: () if self._info is None else self._info.names,
                     index=index,
                 ),
             ],

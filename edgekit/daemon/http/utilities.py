@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from edgekit import __version__
 from edgekit.daemon.api import check_model, parse_chat
 from edgekit.daemon.api.json_body import decode
+from edgekit.daemon.api.served_model import find_name
 from edgekit.daemon.api.utilities import read_detokenize, read_tokenize
 from edgekit.daemon.http.endpoint import Backend, RequestContext
 from edgekit.daemon.http.errors import openai_error
@@ -153,19 +154,18 @@ class Utilities:
     async def lmstudio_list(self, _: Request) -> Response:
         """Answer `GET /api/v0/models`."""
         info = self._backend()[1]
-        listed: LmStudioList = {"object": "list", "data": [_lmstudio(info)]}
+        listed: LmStudioList = {"object": "list", "data": [_lmstudio(info, name) for name in info.names]}
         return JSONResponse(listed)
 
     async def lmstudio_model(self, request: Request) -> Response:
         """Answer `GET /api/v0/models/NAME`."""
         _, info = self._backend()
-        check_model(request.path_params["name"], info)
-        return JSONResponse(_lmstudio(info))
+        return JSONResponse(_lmstudio(info, find_name(request.path_params["name"], info)))
 
 
-def _lmstudio(info: ModelInfo) -> LmStudioModel:
+def _lmstudio(info: ModelInfo, name: str) -> LmStudioModel:
     return {
-        "id": info.name,
+        "id": name,
         "object": "model",
         "type": "llm",
         "publisher": "edgekit",

@@ -150,5 +150,5 @@ class Intake:
         if chat.sampling.seed is None:
             chat = replace(chat, sampling=replace(chat.sampling, seed=job.seed, seed_given=False))
         request.collected, request.logprobs = CollectedReply(chat.n), chat.logprobs is not None
-        submit = self._access.bound(self._worker.submit, request.identity, self._info.name, record)
+        submit = self._access.bound(self._worker.submit, request.identity, self._info.names, record)
         request.submitted(submit(chat, self._metrics.track("mqtt", receive)))

@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from agents import Agent, Runner
+from agents import Runner
 from pydantic import BaseModel
 
 url, name, page = sys.argv[1:]
@@ -33,7 +33,7 @@ def used(names: dict) -> str:
     if "anthropic" in names:
         messages = [{"role": "user", "content": QUESTION}]
         return names["client"].messages.create(model=name, max_tokens=30, messages=messages).content[0].text
-    return Runner.run_sync(Agent("guide", model=name), QUESTION).final_output
+    return Runner.run_sync(names["assistant"], QUESTION).final_output
 
 
 answers = []

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -472,3 +473,11 @@ def test_a_client_that_disconnects_is_499_with_the_tokens_of_its_answer(tmp_path
     (line,) = lines(file)
     assert (line["status"], line["outcome"]) == (499, "cancelled")
     assert line["completion_tokens"]
+
+
+def test_a_key_for_an_alias_may_use_the_model_by_any_of_its_names(served: Guarded) -> None:
+    served.server._info = replace(MODEL, aliases=("gpt-4o",))
+    for allowed, status in (("gpt-4o", 200), (MODEL.name, 200), ("gpt-4", 403)):
+        secret = served.add(f"for-{allowed}", models=(allowed,))
+        for name in (MODEL.name, "gpt-4o"):
+            assert served.ask(secret, body={**ASK, "model": name}).status_code == status, (allowed, name)

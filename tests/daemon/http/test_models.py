@@ -125,3 +125,31 @@ def test_anthropics_clients_get_the_model_in_anthropics_form(played: Played) -> 
         "max_tokens": 2048,
     }
     assert played.http.get("/v1/models/tiny", headers=headers).json() == model
+
+
+def test_an_alias_is_listed_with_the_models_own_name_and_answers_in_every_dialect(played: Played) -> None:
+    played.server._info = replace(MODEL, aliases=("gpt-4o",))
+    http, messages = played.http, [{"role": "user", "content": "Hi"}]
+    listed = http.get("/v1/models").json()["data"]
+    assert [(one["id"], one["root"]) for one in listed] == [("tiny", "tiny"), ("gpt-4o", "tiny")]
+    assert http.get("/v1/models/gpt-4o").json() == http.get("/v1/models/gpt-4o:latest").json() == listed[1]
+    tags = [(one["name"], one["details"]["parent_model"]) for one in http.get("/api/tags").json()["models"]]
+    assert tags == [("tiny:latest", ""), ("gpt-4o:latest", "tiny:latest")]
+    assert http.post("/api/show", json={"model": "gpt-4o"}).json()["details"]["parent_model"] == "tiny:latest"
+    assert [one["id"] for one in http.get("/api/v0/models").json()["data"]] == ["tiny", "gpt-4o"]
+    answered = {}
+    requests: dict[str, dict[str, object]] = {
+        "/v1/chat/completions": {"messages": messages},
+        "/v1/completions": {"prompt": "Hi"},
+        "/v1/responses": {"input": "Hi"},
+        "/v1/messages": {"messages": messages, "max_tokens": 9},
+        "/api/chat": {"messages": messages, "stream": False},
+        "/api/generate": {"prompt": "Hi", "stream": False},
+        "/completion": {"prompt": "Hi"},
+    }
+    for path, fields in requests.items():
+        reply = http.post(path, json={"model": "gpt-4o", **fields})
+        assert reply.status_code == 200, (path, reply.text)
+        answered[path] = reply.json()["model"]
+    echoing = {"/v1/messages", "/api/chat", "/api/generate"}
+    assert answered == {path: "gpt-4o" if path in echoing else "tiny" for path in answered}

@@ -38,7 +38,9 @@ LARGE = 2_000_000_000
 def build(source: str | Path, dialect: str, folder: Path) -> dict[str, Any]:
     bundle = folder / "bundle"
     edgekit("export", source, "--target", "orin", *DIALECTS[dialect], "-o", bundle)
-    done = edgekit("build", bundle, "--compute-capability", "8.7", "--output", folder / "engine", "--json")
+    done = edgekit(
+        "build", bundle, "--compute-capability", "8.7", "--context", "4096", "--output", folder / "engine", "--json"
+    )
     report: dict[str, Any] = json.loads(done.stdout)["build"]
     return report
 
