@@ -142,9 +142,9 @@ class Runtime:
         )
 
 
-# 850 bytes: `tokenizers` 0.22 with byte-level BPE takes 41.6 MiB for 49,152 tokens and 121 MiB for 151,936. 450 bytes:
-# llguidance 1.9's tokenizer for grammars takes 22 and 63 MiB; the daemon builds it where memory allows.
-_TOKENIZER = 850 + 450
+# 850 bytes: `tokenizers` 0.22 with byte-level BPE takes 41.6 MiB for 49,152 tokens and 121 MiB for 151,936. 280 bytes:
+# llguidance 1.9's tokenizer for grammars takes 13 and 38 MiB; the daemon builds it where memory allows.
+_TOKENIZER = 850 + 280
 _MEASURED = "measured: {}x86-64 Linux, Python 3.11 (tests/test_plan_measured.py)"
 
 RUNTIMES: Mapping[str, Runtime] = {

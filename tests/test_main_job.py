@@ -48,12 +48,17 @@ class Served:
                 assert self.process.stderr
                 pytest.fail(f"the daemon ended with {self.process.returncode}:\n{self.process.stderr.read()}")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200 and self._hears():
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.1)
         pytest.fail("the daemon was not ready after a minute")
+
+    def _hears(self) -> bool:
+        """Whether it is connected to its broker, if it has one."""
+        metrics = httpx.get(f"{self.url}/metrics", timeout=1).text
+        return "edgekit_mqtt_connected" not in metrics or "edgekit_mqtt_connected 1.0" in metrics
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGTERM)

@@ -157,12 +157,13 @@ class Daemon:
                     self._engine.build_before_loading()
                     self._refresh_mqtt()
             worker, info = self._load(bundle, draft)
-            if self._http is not None:
-                self._http.attach(worker, info)
+            # First: with HTTP attached, `/readyz` says that the daemon is ready.
             if self._mqtt is None:
                 self._start_mqtt(worker, info)
             else:
                 self._mqtt.attach(worker, info)
+            if self._http is not None:
+                self._http.attach(worker, info)
         except BaseException:
             self.stop(drain_s=0.0)
             raise
