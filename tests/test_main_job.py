@@ -20,6 +20,7 @@ import pytest
 from tests.broker import Broker, Caller, free_port, tool
 from tests.conftest import LARGE, Export, edgekit, edgekit_command
 from tests.daemon.manager import Manager
+from tests.daemon.mqtt.conftest import eventually
 
 pytestmark = pytest.mark.serial
 
@@ -48,17 +49,16 @@ class Served:
                 assert self.process.stderr
                 pytest.fail(f"the daemon ended with {self.process.returncode}:\n{self.process.stderr.read()}")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200 and self._hears():
+                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.1)
         pytest.fail("the daemon was not ready after a minute")
 
-    def _hears(self) -> bool:
-        """Whether it is connected to its broker, if it has one."""
-        metrics = httpx.get(f"{self.url}/metrics", timeout=1).text
-        return "edgekit_mqtt_connected" not in metrics or "edgekit_mqtt_connected 1.0" in metrics
+    def connected(self) -> bool:
+        """Whether it is connected to its broker."""
+        return "edgekit_mqtt_connected 1.0" in httpx.get(f"{self.url}/metrics", timeout=10).text
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGTERM)
@@ -82,6 +82,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 @pytest.fixture(scope="module")
 def served(cpu: Path, broker: Broker) -> Iterator[Served]:
     daemon = Served(cpu, "--mqtt", f"127.0.0.1:{broker.port}", "--device", "kitchen")
+    assert eventually(daemon.connected, 60)
     yield daemon
     log = daemon.stop()
     assert daemon.process.returncode == 0, log
