@@ -135,9 +135,12 @@ def test_answers_come_from_the_cpu_kernels_while_the_engine_is_built_and_after_i
         assert "its engine is being built" not in machine.ready()
         machine.ask()
         assert len(machine.engines()) == 1
-        while "engine" in status or status["type"] != "status":
+        # A status between the end of the build and the reason for the runner may still have the old one.
+        reasons = {"tensorrt": "its engine is being built"}
+        while reasons.get("tensorrt") == "its engine is being built":
             status = caller.next(WITHIN_S)
-        reasons = {one["runner"]: one["reason"] for one in status["rejected_runners"]}
+            if status["type"] == "status" and "engine" not in status:
+                reasons = {one["runner"]: one["reason"] for one in status["rejected_runners"]}
         assert "driver" in reasons["tensorrt"].lower() or "cuda" in reasons["tensorrt"].lower()
         said = [manager.receive()]
         while "STATUS=serving" not in said[-1] or "building" in said[-1]:

@@ -49,7 +49,7 @@ AVAILABILITY = {
 }
 COMMON = {
     "platform": TEXT,
-    "unique_id": {"type": "string", "pattern": "^edgekit_box_[a-z_]+$"},
+    "unique_id": {"type": "string", "pattern": "^edgekit_box_([a-z_]+)$"},
     "name": TEXT,
     "icon": {"type": "string", "pattern": "^mdi:[a-z-]+$"},
     "qos": {"const": 1},
