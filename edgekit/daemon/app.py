@@ -138,6 +138,7 @@ class Daemon:
             StoppedError: A signal stopped the daemon while it waited.
         """
         try:
+            self._access.start()
             self._start_http()
             self._watchdog.start()
             self._trimmer.start()
@@ -182,7 +183,6 @@ class Daemon:
 
     def _start_http(self) -> None:
         config = self._config.http
-        self._access.start()
         if not config.enabled:
             return
         self._http = http = HttpServer(

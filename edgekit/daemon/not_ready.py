@@ -1,4 +1,4 @@
-"""A model that is not loaded: what is known of it, and the refusal of requests, the same over HTTP and MQTT."""
+"""A model that is not loaded: what is known of it, and the refusal of requests (MQTT's then wait)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.daemon.mqtt import service as service_module
+from edgekit.daemon.mqtt.service import MqttService
 from edgekit.errors import EdgekitError, UnavailableError
 from edgekit.generation.engine.worker import OnEvent
 from edgekit.generation.types import ChatRequest, Delta, Failure
@@ -75,9 +76,8 @@ def test_an_answer_outlives_the_daemon_and_is_repeated_byte_by_byte(
     assert len(worker.played) == 1
 
 
-def test_an_answer_that_the_broker_did_not_take_is_sent_after_the_next_start(
-    tmp_path: Path, broker: Broker, make_service: MakeService, worker: ScriptedWorker
-) -> None:
+def leave_unsent(service: MqttService, reply_to: str, broker: Broker, worker: ScriptedWorker) -> None:
+    """Have the answer to one request end while the broker is down, stop the service, and start the broker again."""
     gate = threading.Event()
 
     def gated(playing: Playing) -> None:
@@ -85,15 +85,20 @@ def test_an_answer_that_the_broker_did_not_take_is_sent_after_the_next_start(
         speak(playing)
 
     worker.script = gated
-    service = make_service(state=tmp_path)
     with Caller(broker.port) as caller:
-        caller.publish(REQUEST, chat(id="one"), ResponseTopic="replies/a")
+        caller.publish(REQUEST, chat(id="one"), ResponseTopic=reply_to)
         assert eventually(lambda: len(worker.played) == 1)
     broker.stop()
     gate.set()
     assert eventually(lambda: service.stats().unsent == 1)
     service.stop()
     broker.start()
+
+
+def test_an_answer_that_the_broker_did_not_take_is_sent_after_the_next_start(
+    tmp_path: Path, broker: Broker, make_service: MakeService, worker: ScriptedWorker
+) -> None:
+    leave_unsent(make_service(state=tmp_path), "replies/a", broker, worker)
     with Caller(broker.port, "replies/a") as caller:
         service = make_service(state=tmp_path)
         assert caller.next()["type"] == "final"
@@ -307,22 +312,7 @@ def test_a_reply_topic_that_is_no_longer_allowed_gets_no_answer(
 def test_a_stored_reply_is_not_sent_to_a_topic_that_is_no_longer_allowed(
     tmp_path: Path, broker: Broker, make_service: MakeService, worker: ScriptedWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = threading.Event()
-
-    def gated(playing: Playing) -> None:
-        gate.wait(10)
-        speak(playing)
-
-    worker.script = gated
-    service = make_service(state=tmp_path)
-    with Caller(broker.port) as caller:
-        caller.publish(REQUEST, chat(id="one"), ResponseTopic="secret/a")
-        assert eventually(lambda: len(worker.played) == 1)
-    broker.stop()
-    gate.set()
-    assert eventually(lambda: service.stats().unsent == 1)
-    service.stop()
-    broker.start()
+    leave_unsent(make_service(state=tmp_path), "secret/a", broker, worker)
     with Caller(broker.port, "secret/#") as caller:
         service = make_service(state=tmp_path, reply_prefixes=("replies",))
         assert eventually(lambda: service.stats().unsent == 0)
